@@ -1,0 +1,323 @@
+import datetime
+
+from finetuned.v1 import base_service_pb2 as _base_service_pb2
+from finetuned.v1 import common_pb2 as _common_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Truncation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRUNCATION_UNSPECIFIED: _ClassVar[Truncation]
+    TRUNCATION_REJECT: _ClassVar[Truncation]
+    TRUNCATION_KEEP_END: _ClassVar[Truncation]
+    TRUNCATION_KEEP_START: _ClassVar[Truncation]
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_END: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+TRUNCATION_UNSPECIFIED: Truncation
+TRUNCATION_REJECT: Truncation
+TRUNCATION_KEEP_END: Truncation
+TRUNCATION_KEEP_START: Truncation
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_END: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+
+class PlainBase(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ServeAdapterRequest(_message.Message):
+    __slots__ = ("parent", "adapter", "plain_base", "inputs", "generate", "classify", "tag_tokens", "embed")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_BASE_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFY_FIELD_NUMBER: _ClassVar[int]
+    TAG_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    adapter: str
+    plain_base: PlainBase
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    generate: Generate
+    classify: Classify
+    tag_tokens: TagTokens
+    embed: Embed
+    def __init__(self, parent: _Optional[str] = ..., adapter: _Optional[str] = ..., plain_base: _Optional[_Union[PlainBase, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., classify: _Optional[_Union[Classify, _Mapping]] = ..., tag_tokens: _Optional[_Union[TagTokens, _Mapping]] = ..., embed: _Optional[_Union[Embed, _Mapping]] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("conversation", "content")
+    CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    conversation: Conversation
+    content: Content
+    def __init__(self, conversation: _Optional[_Union[Conversation, _Mapping]] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
+
+class Conversation(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]
+    def __init__(self, messages: _Optional[_Iterable[_Union[_common_pb2.Message, _Mapping]]] = ...) -> None: ...
+
+class Content(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[_common_pb2.Part]
+    def __init__(self, parts: _Optional[_Iterable[_Union[_common_pb2.Part, _Mapping]]] = ...) -> None: ...
+
+class Generate(_message.Message):
+    __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stop_token_ids", "truncation", "logprobs", "ignore_eos")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    truncation: Truncation
+    logprobs: int
+    ignore_eos: bool
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., logprobs: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
+
+class Classify(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TagTokens(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Embed(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ServeAdapterResponse(_message.Message):
+    __slots__ = ("started", "delta", "result", "done")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    delta: Delta
+    result: Result
+    done: Done
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ...) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ("served_by",)
+    SERVED_BY_FIELD_NUMBER: _ClassVar[int]
+    served_by: ServedBy
+    def __init__(self, served_by: _Optional[_Union[ServedBy, _Mapping]] = ...) -> None: ...
+
+class ServedBy(_message.Message):
+    __slots__ = ("adapter_version", "adapter_digest", "base", "base_digest", "modules", "replica")
+    ADAPTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    adapter_version: str
+    adapter_digest: str
+    base: str
+    base_digest: str
+    modules: int
+    replica: str
+    def __init__(self, adapter_version: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., base: _Optional[str] = ..., base_digest: _Optional[str] = ..., modules: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
+
+class Delta(_message.Message):
+    __slots__ = ("input", "sample", "text", "token_ids", "logprobs")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    input: int
+    sample: int
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
+    def __init__(self, input: _Optional[int] = ..., sample: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+
+class TokenLogprobs(_message.Message):
+    __slots__ = ("logprob", "top_token_ids", "top_logprobs")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    top_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("input",)
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    input: int
+    def __init__(self, input: _Optional[int] = ...) -> None: ...
+
+class Done(_message.Message):
+    __slots__ = ("outcomes", "usage", "timing")
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
+    usage: Usage
+    timing: Timing
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("finish_reason", "stop", "truncated_tokens")
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    finish_reason: FinishReason
+    stop: str
+    truncated_tokens: int
+    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop: _Optional[str] = ..., truncated_tokens: _Optional[int] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("queue", "load", "prefill", "decode")
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    queue: _duration_pb2.Duration
+    load: _duration_pb2.Duration
+    prefill: _duration_pb2.Duration
+    decode: _duration_pb2.Duration
+    def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., load: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class BatchServeAdapterRequest(_message.Message):
+    __slots__ = ("parent", "requests")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    requests: _containers.RepeatedCompositeFieldContainer[ServeAdapterRequest]
+    def __init__(self, parent: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[ServeAdapterRequest, _Mapping]]] = ...) -> None: ...
+
+class BatchServeAdapterResponse(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[BatchItem]
+    def __init__(self, items: _Optional[_Iterable[_Union[BatchItem, _Mapping]]] = ...) -> None: ...
+
+class BatchItem(_message.Message):
+    __slots__ = ("reply", "error")
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    reply: BatchReply
+    error: _common_pb2.Error
+    def __init__(self, reply: _Optional[_Union[BatchReply, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class BatchReply(_message.Message):
+    __slots__ = ("served_by", "texts", "done")
+    SERVED_BY_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    served_by: ServedBy
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    done: Done
+    def __init__(self, served_by: _Optional[_Union[ServedBy, _Mapping]] = ..., texts: _Optional[_Iterable[str]] = ..., done: _Optional[_Union[Done, _Mapping]] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("service_version", "replica", "base", "resident_base_digest", "device", "limits", "methods", "tasks", "weight_formats", "load", "memory")
+    SERVICE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FORMATS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    service_version: str
+    replica: str
+    base: _base_service_pb2.Base
+    resident_base_digest: str
+    device: str
+    limits: Limits
+    methods: _containers.RepeatedScalarFieldContainer[_common_pb2.Method]
+    tasks: _containers.RepeatedScalarFieldContainer[_common_pb2.Task]
+    weight_formats: _containers.RepeatedScalarFieldContainer[_common_pb2.WeightFormat]
+    load: EngineLoad
+    memory: _containers.RepeatedCompositeFieldContainer[MemoryUse]
+    def __init__(self, service_version: _Optional[str] = ..., replica: _Optional[str] = ..., base: _Optional[_Union[_base_service_pb2.Base, _Mapping]] = ..., resident_base_digest: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_common_pb2.Method, str]]] = ..., tasks: _Optional[_Iterable[_Union[_common_pb2.Task, str]]] = ..., weight_formats: _Optional[_Iterable[_Union[_common_pb2.WeightFormat, str]]] = ..., load: _Optional[_Union[EngineLoad, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[MemoryUse, _Mapping]]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("context_tokens", "max_running_sequences", "max_queued_sequences", "max_upload_bytes", "max_line_bytes", "max_lora_rank", "max_batch_requests")
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_LINE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    context_tokens: int
+    max_running_sequences: int
+    max_queued_sequences: int
+    max_upload_bytes: int
+    max_line_bytes: int
+    max_lora_rank: int
+    max_batch_requests: int
+    def __init__(self, context_tokens: _Optional[int] = ..., max_running_sequences: _Optional[int] = ..., max_queued_sequences: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., max_line_bytes: _Optional[int] = ..., max_lora_rank: _Optional[int] = ..., max_batch_requests: _Optional[int] = ...) -> None: ...
+
+class EngineLoad(_message.Message):
+    __slots__ = ("running_sequences", "queued_sequences", "kv_tokens_used", "kv_tokens_capacity", "adapters_on_device")
+    RUNNING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_USED_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_ON_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    running_sequences: int
+    queued_sequences: int
+    kv_tokens_used: int
+    kv_tokens_capacity: int
+    adapters_on_device: int
+    def __init__(self, running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., kv_tokens_used: _Optional[int] = ..., kv_tokens_capacity: _Optional[int] = ..., adapters_on_device: _Optional[int] = ...) -> None: ...
+
+class MemoryUse(_message.Message):
+    __slots__ = ("use", "bytes")
+    USE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    use: str
+    bytes: int
+    def __init__(self, use: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
