@@ -1,0 +1,198 @@
+"""What the RPC process and the engine process say to each other: plain frozen values, no torch.
+
+Both directions travel in batches: one pipe message carries a tuple of commands, or all events of
+one engine step (a message costs more than a token does).
+
+    commands  RPC → engine   Submit, Cancel, SetResidency, Inspect, Shutdown
+    events    engine → RPC   Ready, Started, Tokens, Failed, Answer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Residency(StrEnum):
+    """Where an adapter's weights are on this replica."""
+
+    STORED = "STORED"
+    HOST = "HOST"
+    DEVICE = "DEVICE"
+
+
+class FinishReason(StrEnum):
+    """Why the engine ended a sequence."""
+
+    END = "END"
+    """The base's end-of-sequence token."""
+    STOP = "STOP"
+    """A stop token of the request. (Stop strings are found by the RPC process, which cancels.)"""
+    LENGTH = "LENGTH"
+    """max_new_tokens or the end of the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterHandle:
+    """One adapter version as the engine needs it."""
+
+    digest: str
+    """Content digest; the engine's only key for weights and KV."""
+    directory: str
+    """Where adapter_config.json and adapter_model.safetensors lie; immutable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. Validated by the RPC process."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy (the first of equal maxima)."""
+    top_k: int = 0
+    """0 keeps all."""
+    top_p: float = 1.0
+    seed: int = 0
+    """With the same seed and the same batch-independent logits the same tokens come out."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int = 0
+    """How many of the most likely tokens to tell per position, 0 tells none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A sequence to generate. `request_id` is unique for the life of the engine process."""
+
+    request_id: int
+    prompt_token_ids: tuple[int, ...]
+    adapter: AdapterHandle | None
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop a sequence; its slot and KV are free before the next step. Unknown ids are ignored."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetResidency:
+    """Bring an adapter to a tier. STORED frees it once no running sequence uses it."""
+
+    call_id: int
+    adapter: AdapterHandle
+    residency: Residency
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Ask for a Snapshot; `verify_base` recomputes the digest of the weights in memory (slow)."""
+
+    call_id: int
+    verify_base: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Finish running sequences for at most `grace_seconds`, fail the rest, exit."""
+
+    grace_seconds: float
+
+
+Command = Submit | Cancel | SetResidency | Inspect | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The base is in memory and requests may come."""
+
+    base_digest: str
+    context_tokens: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A sequence got its place in the batch."""
+
+    request_id: int
+    modules_changed: int
+    """Modules of the base that the adapter changes for this sequence; 0 for the plain base."""
+    queue_seconds: float
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities at one position, at temperature 1, before top-k and top-p."""
+
+    logprob: float
+    top_token_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens of a sequence; with `finish` set, its last event. A stop or end token is not included."""
+
+    request_id: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: FinishReason | None = None
+    prefill_seconds: float = 0.0
+    """Set with `finish`: from the place in the batch to the first token."""
+    decode_seconds: float = 0.0
+    """Set with `finish`: from the first token to the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A sequence ended with an error (`FinetunedError.to_wire`); its last event."""
+
+    request_id: int
+    error: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterResidency:
+    """One adapter that is not merely STORED."""
+
+    digest: str
+    residency: Residency
+    pinned: bool
+    running_sequences: int
+    resident_bytes: int
+    modules: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the engine holds and does at one moment."""
+
+    running_sequences: int
+    waiting_sequences: int
+    kv_tokens_used: int
+    kv_tokens_capacity: int
+    base_bytes: int
+    kv_bytes: int
+    adapters: tuple[AdapterResidency, ...] = ()
+    base_digest: str = ""
+    """Recomputed from memory if Inspect.verify_base, else empty."""
+    counters: dict[str, float] = field(default_factory=dict[str, float])
+    """Monotonic since start: steps, prefill_tokens, decode_tokens, adapter_loads, adapter_evictions,
+    step_seconds, load_seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The reply to SetResidency or Inspect: a snapshot, or an error (`FinetunedError.to_wire`)."""
+
+    call_id: int
+    snapshot: Snapshot | None
+    error: dict[str, object] | None = None
+
+
+Event = Ready | Started | Tokens | Failed | Answer

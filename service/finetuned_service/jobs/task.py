@@ -1,0 +1,132 @@
+"""What a worker hands to the process that runs one job, and what that process reports back.
+
+The job process knows no database and no gRPC. It reads one task as JSON from a file, writes one
+report as a JSON line for everything that happens, and leaves its files in `output_directory`.
+SIGTERM asks it to write a checkpoint and exit with `EXIT_STOPPED`; it may be killed at any byte
+and is started again with the same task.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from finetuned_service.jobs.values import (
+    Checkpoint,
+    DataReport,
+    Environment,
+    Estimate,
+    EvaluationFinished,
+    EvaluationSample,
+    Fault,
+    Metric,
+    Notice,
+    Progress,
+    QuantizeReport,
+    QuantizeSpec,
+    TrainSpec,
+    Value,
+)
+
+EXIT_FINISHED = 0
+"""A `TrainFinished` or `QuantizeFinished` was reported."""
+EXIT_FAILED = 1
+"""A `Failed` was reported."""
+EXIT_STOPPED = 75
+"""Stopped on SIGTERM with its state kept; run it again to go on (EX_TEMPFAIL of sysexits.h)."""
+
+
+class TaskLimits(Value):
+    """What the process must not exceed; applied and verified by itself at start."""
+
+    threads: int
+    memory_budget_bytes: int
+    """Private memory (not the shared pages of the base) above which it stops itself."""
+    yield_to_serving: bool = True
+    """Run under SCHED_IDLE."""
+
+
+class TrainTask(Value):
+    kind: Literal["train"] = "train"
+    job_name: str
+    attempt: int
+    spec: TrainSpec
+    """Resolved: no None left in it but `promote_if` and its minimum."""
+    base_directory: str
+    base_digest: str
+    train_path: str
+    """Canonical rows, one JSON object a line."""
+    train_digest: str
+    eval_path: str = ""
+    """Canonical rows; empty takes `spec.data.holdout_fraction` of the training rows."""
+    eval_digest: str = ""
+    incumbent_directory: str = ""
+    """The adapter that `promote_if` compares with, in PEFT's layout; empty if there is none."""
+    work_directory: str
+    """Checkpoints; private to the job, kept between attempts."""
+    output_directory: str
+    """Where adapter_config.json and adapter_model.safetensors go; absent until the end."""
+    limits: TaskLimits
+
+
+class QuantizeTask(Value):
+    kind: Literal["quantize"] = "quantize"
+    job_name: str
+    attempt: int
+    spec: QuantizeSpec
+    base_directory: str
+    base_digest: str
+    text_path: str = ""
+    """Canonical rows whose texts are measured; empty takes the built-in text."""
+    work_directory: str
+    output_directory: str
+    """Where the new base's files go; absent until the end."""
+    limits: TaskLimits
+
+
+JobTask = Annotated[TrainTask | QuantizeTask, Field(discriminator="kind")]
+
+
+class Prepared(Value):
+    """The data was read and the run is about to begin."""
+
+    kind: Literal["prepared"] = "prepared"
+    environment: Environment
+    estimate: Estimate | None = None
+    data_report: DataReport | None = None
+
+
+class TrainFinished(Value):
+    """The best checkpoint lies in `output_directory`."""
+
+    kind: Literal["train_finished"] = "train_finished"
+    metrics: tuple[Metric, ...]
+    baseline_metrics: tuple[Metric, ...] = ()
+    incumbent_metrics: tuple[Metric, ...] = ()
+    samples: tuple[EvaluationSample, ...] = ()
+    stopped_early: bool = False
+
+
+class QuantizeFinished(Value):
+    """The new base lies in `output_directory`, unless the quality gate failed (`accepted`)."""
+
+    kind: Literal["quantize_finished"] = "quantize_finished"
+    report: QuantizeReport
+    accepted: bool
+
+
+class Failed(Value):
+    kind: Literal["failed"] = "failed"
+    error: dict[str, Any]
+    """`FinetunedError.to_wire`; for faults of ours an Internal."""
+    fault: Fault
+
+
+Report = Annotated[
+    Progress | Checkpoint | EvaluationFinished | Notice | Prepared | TrainFinished | QuantizeFinished | Failed,
+    Field(discriminator="kind"),
+]
+
+TASKS: TypeAdapter[TrainTask | QuantizeTask] = TypeAdapter(JobTask)
+REPORTS: TypeAdapter[Any] = TypeAdapter(Report)

@@ -1,0 +1,372 @@
+"""What jobs are made of: plain frozen values that mirror `job.proto` and are kept as JSON in the store.
+
+A spec arrives with gaps (None) and is stored resolved: every default written back, so that the
+record alone says what ran. Defaults that depend on the base or the data are chosen by
+`jobs/resolve.py`; the constant ones stand here.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Value(BaseModel):
+    """A frozen value without surprises: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobState(StrEnum):
+    VALIDATING = "VALIDATING"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def final(self) -> bool:
+        return not NEXT_STATES[self]
+
+
+NEXT_STATES: dict[JobState, frozenset[JobState]] = {
+    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.PAUSING, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}
+    ),
+    JobState.PAUSING: frozenset(
+        {JobState.PAUSED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+"""The table of legal transitions, as in job.proto."""
+
+
+class StateReason(StrEnum):
+    NONE = ""
+    USER = "USER"
+    WORKER_LOST = "WORKER_LOST"
+    DISK_FULL = "DISK_FULL"
+    SHUTDOWN = "SHUTDOWN"
+
+
+class Fault(StrEnum):
+    USER = "USER"
+    SYSTEM = "SYSTEM"
+
+
+class Method(StrEnum):
+    HEAD = "HEAD"
+    LAYERS = "LAYERS"
+    FULL = "FULL"
+    BOTTLENECK = "BOTTLENECK"
+    LORA = "LORA"
+    QLORA = "QLORA"
+    IA3 = "IA3"
+
+
+class Task(StrEnum):
+    """Hugging Face's pipeline names."""
+
+    TEXT_GENERATION = "text-generation"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"
+    FEATURE_EXTRACTION = "feature-extraction"
+    IMAGE_CLASSIFICATION = "image-classification"
+
+
+class WeightFormat(StrEnum):
+    FP32 = "FP32"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    INT8 = "INT8"
+    INT4 = "INT4"
+    NF4 = "NF4"
+    FP4 = "FP4"
+
+
+class Schedule(StrEnum):
+    CONSTANT = "CONSTANT"
+    LINEAR = "LINEAR"
+    COSINE = "COSINE"
+
+
+class LongRows(StrEnum):
+    REJECT = "REJECT"
+    TRUNCATE = "TRUNCATE"
+    DROP = "DROP"
+
+
+class Metric(Value):
+    name: str
+    value: float
+    higher_is_better: bool
+
+
+class LoraSettings(Value):
+    rank: int = Field(default=16, ge=1, le=256)
+    alpha: float | None = Field(default=None, gt=0)
+    """Resolved to twice the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ()
+    """Last parts of module names; resolved to all linear modules of the decoder's layers."""
+    rank_stabilized: bool = False
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r (LoRA), or alpha / sqrt(r) (rsLoRA); alpha must be resolved."""
+        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
+        return alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+
+class Optimization(Value):
+    epochs: float | None = Field(default=None, gt=0, le=1000)
+    """Resolved to 3 if max_steps is not set either."""
+    max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Resolved from epochs."""
+    batch_rows: int = Field(default=8, ge=1, le=1024)
+    micro_batch_rows: int | None = Field(default=None, ge=1, le=1024)
+    """Resolved to batch_rows."""
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Resolved from the base's width."""
+    schedule: Schedule = Schedule.COSINE
+    warmup_fraction: float = Field(default=0.05, ge=0, le=0.5)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    max_gradient_norm: float = Field(default=1.0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    checkpoint_interval_steps: int | None = Field(default=None, ge=1)
+    """Resolved to a tenth of the steps, at least 5."""
+
+
+class DataOptions(Value):
+    holdout_fraction: float = Field(default=0.1, ge=0, le=0.5)
+    max_row_tokens: int | None = Field(default=None, ge=8)
+    """Resolved to the smaller of 1024 and the context."""
+    long_rows: LongRows = LongRows.REJECT
+    train_on_prompt: bool = False
+
+
+class BaselineExample(Value):
+    prompt: str
+    completion: str
+
+
+class Baseline(Value):
+    """The prompt that the plain base gets in the evaluation and the adapter does not."""
+
+    instruction: str = ""
+    examples: tuple[BaselineExample, ...] = Field(default=(), max_length=16)
+
+
+class EvaluationOptions(Value):
+    evaluations: int = Field(default=4, ge=0, le=1000)
+    early_stopping_patience: int = Field(default=2, ge=0, le=1000)
+    generation_rows: int = Field(default=100, ge=0, le=100_000)
+    generation_max_tokens: int = Field(default=128, ge=1, le=4096)
+    baseline: Baseline = Baseline()
+
+
+class PromoteIf(Value):
+    alias: str
+    metric: Literal["exact_match", "loss"] = "exact_match"
+    minimum: float | None = None
+    better_than_current: bool = False
+
+
+class TrainSpec(Value):
+    kind: Literal["train"] = "train"
+    dataset: str
+    eval_dataset: str = ""
+    adapter: str
+    base: str = ""
+    task: Task = Task.TEXT_GENERATION
+    method: Literal[Method.LORA] = Method.LORA
+    lora: LoraSettings = LoraSettings()
+    optimization: Optimization = Optimization()
+    data: DataOptions = DataOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    promote_if: PromoteIf | None = None
+
+
+class QuantizeSpec(Value):
+    kind: Literal["quantize"] = "quantize"
+    base: str = ""
+    output_base_id: str
+    weight_format: Literal[WeightFormat.INT8, WeightFormat.NF4]
+    dataset: str = ""
+    max_quality_drop: float | None = Field(default=None, ge=0)
+    quantize_embeddings: bool = False
+
+
+Spec = Annotated[TrainSpec | QuantizeSpec, Field(discriminator="kind")]
+
+
+class Environment(Value):
+    """What repeatability depends on."""
+
+    base_digest: str
+    dataset_digest: str = ""
+    eval_dataset_digest: str = ""
+    service_version: str
+    torch_version: str = ""
+    instruction_set: str = ""
+    threads: int = 0
+    peft_version: str = ""
+
+
+class Estimate(Value):
+    steps: int = 0
+    tokens: int = 0
+    memory_bytes: int = 0
+    duration_seconds: float | None = None
+
+
+class DataReport(Value):
+    train_rows: int
+    eval_rows: int
+    train_tokens: int
+    supervised_tokens: int
+    mean_row_tokens: float
+    longest_row_tokens: int
+    truncated_rows: int = 0
+    dropped_rows: int = 0
+    duplicate_rows: int = 0
+    leaked_rows: int = 0
+
+
+class Progress(Value):
+    """`phase` is one of: preparing, baseline, incumbent, training, evaluating, measuring, quantizing,
+    storing."""
+
+    kind: Literal["progress"] = "progress"
+    phase: str
+    step: int = 0
+    total_steps: int = 0
+    loss: float = 0.0
+    tokens_per_second: float = 0.0
+    eta_seconds: float | None = None
+    learning_rate: float = 0.0
+    tokens: int = 0
+
+
+class Checkpoint(Value):
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    eval_loss: float | None = None
+    best: bool = False
+
+
+class EvaluationFinished(Value):
+    kind: Literal["evaluation"] = "evaluation"
+    subject: Literal["baseline", "incumbent", "adapter"]
+    step: int = 0
+    metrics: tuple[Metric, ...]
+
+
+class Notice(Value):
+    kind: Literal["notice"] = "notice"
+    severity: Literal["INFO", "WARNING"] = "INFO"
+    text: str
+
+
+class StateChanged(Value):
+    kind: Literal["state"] = "state"
+    state: JobState
+    reason: StateReason = StateReason.NONE
+    attempt: int = 1
+
+
+EventBody = Annotated[
+    Progress | Checkpoint | EvaluationFinished | Notice | StateChanged, Field(discriminator="kind")
+]
+
+
+class JobEvent(Value):
+    number: int
+    time: datetime
+    body: EventBody
+
+
+class EvaluationSample(Value):
+    prompt: str
+    expected: str
+    baseline: str = ""
+    answer: str = ""
+    correct: bool = False
+
+
+class TrainResult(Value):
+    kind: Literal["train"] = "train"
+    version: str
+    digest: str
+    promoted: bool = False
+    promotion: str = ""
+    stopped_early: bool = False
+
+
+class QuantizeReport(Value):
+    source_bytes: int
+    quantized_bytes: int
+    source_perplexity: float
+    quantized_perplexity: float
+    mean_kl_nats: float
+    top1_agreement: float
+    evaluated_tokens: int
+    quantized_modules: int
+    kept_modules: tuple[str, ...] = ()
+    source_lineage: str = ""
+
+
+class QuantizeResult(Value):
+    kind: Literal["quantize"] = "quantize"
+    base: str
+    digest: str
+    report: QuantizeReport
+
+
+Result = Annotated[TrainResult | QuantizeResult, Field(discriminator="kind")]
+
+
+class Job(Value):
+    """The durable record; `jobs/store.py` is the only writer."""
+
+    tenant: str
+    id: str
+    display_name: str = ""
+    state: JobState
+    state_reason: StateReason = StateReason.NONE
+    create_time: datetime
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    spec: Spec
+    environment: Environment | None = None
+    estimate: Estimate | None = None
+    data_report: DataReport | None = None
+    progress: Progress | None = None
+    baseline_metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    incumbent_metrics: tuple[Metric, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    attempt: int = 1
+    error: dict[str, Any] | None = None
+    """`FinetunedError.to_wire`."""
+    fault: Fault | None = None
+    result: Result | None = None
+    last_event: int = 0
+    samples: tuple[EvaluationSample, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"tenants/{self.tenant}/jobs/{self.id}" if self.id else ""
