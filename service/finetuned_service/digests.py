@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,7 @@ def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> Tenso
 
 
 @contextmanager
-def mapped_tensors(path: Path) -> Iterator[list[tuple[str, str, tuple[int, ...], memoryview]]]:
+def mapped_tensors(path: Path) -> Generator[list[tuple[str, str, tuple[int, ...], memoryview]]]:
     """The tensors of a safetensors file as read-only views of its mapped pages, while the block runs."""
     infos = read_safetensors_header(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

@@ -13,7 +13,8 @@
     │   ├── JobStateConflict     e.g. cancel of a finished job
     │   ├── RequestIdReused      the request id came before, with another body
     │   ├── AdapterIncompatible  the adapter belongs to another base
-    │   └── ResourceInUse        something still points to it
+    │   ├── ResourceInUse        something still points to it
+    │   └── StartRefused         the service cannot start with what it found
     ├── Aborted                a concurrent change won: read again, retry
     │   └── EtagMismatch
     ├── OutOfRange             events that are no longer kept
@@ -172,6 +173,10 @@ class AdapterIncompatible(FailedPrecondition):
 
 class ResourceInUse(FailedPrecondition):
     reason = "RESOURCE_IN_USE"
+
+
+class StartRefused(FailedPrecondition):
+    reason = "START_REFUSED"
 
 
 class Aborted(FinetunedError):

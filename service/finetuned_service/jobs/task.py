@@ -124,7 +124,14 @@ class Failed(Value):
 
 
 Report = Annotated[
-    Progress | Checkpoint | EvaluationFinished | Notice | Prepared | TrainFinished | QuantizeFinished | Failed,
+    Progress
+    | Checkpoint
+    | EvaluationFinished
+    | Notice
+    | Prepared
+    | TrainFinished
+    | QuantizeFinished
+    | Failed,
     Field(discriminator="kind"),
 ]
 

@@ -42,9 +42,7 @@ NEXT_STATES: dict[JobState, frozenset[JobState]] = {
     JobState.RUNNING: frozenset(
         {JobState.QUEUED, JobState.PAUSING, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}
     ),
-    JobState.PAUSING: frozenset(
-        {JobState.PAUSED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}
-    ),
+    JobState.PAUSING: frozenset({JobState.PAUSED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}),
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
     JobState.SUCCEEDED: frozenset(),
@@ -82,7 +80,7 @@ class Task(StrEnum):
 
     TEXT_GENERATION = "text-generation"
     TEXT_CLASSIFICATION = "text-classification"
-    TOKEN_CLASSIFICATION = "token-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task name, not a password
     FEATURE_EXTRACTION = "feature-extraction"
     IMAGE_CLASSIFICATION = "image-classification"
 
@@ -126,7 +124,7 @@ class LoraSettings(Value):
 
     @property
     def scaling(self) -> float:
-        """alpha / r (LoRA), or alpha / sqrt(r) (rsLoRA); alpha must be resolved."""
+        """Alpha / r (LoRA), or alpha / sqrt(r) (rsLoRA); alpha must be resolved."""
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
@@ -248,7 +246,8 @@ class DataReport(Value):
 
 class Progress(Value):
     """`phase` is one of: preparing, baseline, incumbent, training, evaluating, measuring, quantizing,
-    storing."""
+    storing.
+    """
 
     kind: Literal["progress"] = "progress"
     phase: str

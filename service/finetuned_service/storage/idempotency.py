@@ -1,0 +1,70 @@
+"""`request_id`: the same creating call twice makes one resource (https://google.aip.dev/155)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, insert, select
+
+from finetuned_service.errors import InvalidField, RequestIdReused
+from finetuned_service.storage.schema import requests
+
+KEPT_SECONDS = 24 * 3600
+MAX_REQUEST_ID_CHARACTERS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """A tenant's request id with a fingerprint of the call's body. An empty id asks for nothing."""
+
+    tenant: str
+    request_id: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, tenant: str, request_id: str, body: bytes) -> RequestKey:
+        """`body` is the deterministic serialization of the request."""
+        if len(request_id) > MAX_REQUEST_ID_CHARACTERS:
+            raise InvalidField.one(
+                "request_id", f"has {len(request_id)} characters; allowed: {MAX_REQUEST_ID_CHARACTERS}"
+            )
+        return cls(tenant, request_id, hashlib.sha256(body).hexdigest())
+
+
+def recall(connection: Connection, key: RequestKey, now: float) -> str | None:
+    """The resource that this request made before, or None.
+
+    Raises:
+        RequestIdReused: the id came within 24 hours with another body.
+    """
+    if not key.request_id:
+        return None
+    connection.execute(delete(requests).where(requests.c.create_time < now - KEPT_SECONDS))
+    row = connection.execute(
+        select(requests.c.fingerprint, requests.c.resource).where(
+            requests.c.tenant == key.tenant, requests.c.request_id == key.request_id
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.fingerprint != key.fingerprint:
+        raise RequestIdReused(
+            f"request_id {key.request_id!r} came within 24 hours with another body, which made "
+            f"{row.resource!r}; use a new id for a new request"
+        )
+    return str(row.resource)
+
+
+def remember(connection: Connection, key: RequestKey, resource: str, now: float) -> None:
+    """Record what the request made, in the transaction that makes it."""
+    if key.request_id:
+        connection.execute(
+            insert(requests).values(
+                tenant=key.tenant,
+                request_id=key.request_id,
+                fingerprint=key.fingerprint,
+                resource=resource,
+                create_time=now,
+            )
+        )

@@ -1,0 +1,127 @@
+"""The tables. Documents are JSON of pydantic values; what is searched by stands in columns of its own.
+
+`SCHEMA_VERSION` rises with every change that an older build could not read; a data directory of a
+newer version is refused at start.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+meta = Table("meta", metadata, Column("key", String(32), primary_key=True), Column("value", Text))
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("tenant", String(63), nullable=False),
+    Column("id", String(63), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("adapter", String(63), nullable=False),
+    Column("dataset_ids", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("first_event", BigInteger, nullable=False),
+    Column("last_event", BigInteger, nullable=False),
+    # The lease: who runs the job, until when, and under which epoch; a publication checks the epoch.
+    Column("lease_owner", String(128), nullable=False),
+    Column("lease_epoch", BigInteger, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Index("jobs_by_tenant", "tenant", "sequence"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", String(63), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("body", Text, nullable=False),
+    ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("id", String(63), primary_key=True),
+    Column("digest", String(80), nullable=False, index=True),
+    Column("row_kind", String(32), nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("create_time", Float, nullable=False),
+    Column("source", Text, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("id", String(63), primary_key=True),
+    Column("dataset_id", String(63), nullable=False),
+    Column("create_time", Float, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("id", String(63), primary_key=True),
+    Column("create_time", Float, nullable=False),
+    # Version numbers are never used twice, also after a deletion.
+    Column("last_version", Integer, nullable=False),
+)
+
+adapter_versions = Table(
+    "adapter_versions",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("adapter", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("digest", String(80), nullable=False, index=True),
+    Column("method", String(16), nullable=False),
+    Column("base_digest", String(80), nullable=False),
+    Column("manifest", Text, nullable=False),
+    ForeignKeyConstraint(["tenant", "adapter"], ["adapters.tenant", "adapters.id"], ondelete="CASCADE"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("adapter", String(63), primary_key=True),
+    Column("alias", String(63), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("previous_version", Integer),
+    Column("etag", Integer, nullable=False),
+    Column("update_time", Float, nullable=False),
+    ForeignKeyConstraint(
+        ["tenant", "adapter", "version"],
+        ["adapter_versions.tenant", "adapter_versions.adapter", "adapter_versions.version"],
+    ),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("request_id", String(128), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("create_time", Float, nullable=False),
+)
