@@ -20,14 +20,13 @@ from finetuned_service.jobs.values import (
     EvaluationFinished,
     EvaluationSample,
     Fault,
-    Metric,
     Notice,
     Progress,
     QuantizeReport,
     QuantizeSpec,
     TrainSpec,
-    Value,
 )
+from finetuned_service.vocabulary import Metric, Value
 
 EXIT_FINISHED = 0
 """A `TrainFinished` or `QuantizeFinished` was reported."""

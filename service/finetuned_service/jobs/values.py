@@ -11,13 +11,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Value(BaseModel):
-    """A frozen value without surprises: unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from finetuned_service.vocabulary import Method, Metric, Task, Value, WeightFormat
 
 
 class JobState(StrEnum):
@@ -65,36 +61,6 @@ class Fault(StrEnum):
     SYSTEM = "SYSTEM"
 
 
-class Method(StrEnum):
-    HEAD = "HEAD"
-    LAYERS = "LAYERS"
-    FULL = "FULL"
-    BOTTLENECK = "BOTTLENECK"
-    LORA = "LORA"
-    QLORA = "QLORA"
-    IA3 = "IA3"
-
-
-class Task(StrEnum):
-    """Hugging Face's pipeline names."""
-
-    TEXT_GENERATION = "text-generation"
-    TEXT_CLASSIFICATION = "text-classification"
-    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task name, not a password
-    FEATURE_EXTRACTION = "feature-extraction"
-    IMAGE_CLASSIFICATION = "image-classification"
-
-
-class WeightFormat(StrEnum):
-    FP32 = "FP32"
-    FP16 = "FP16"
-    BF16 = "BF16"
-    INT8 = "INT8"
-    INT4 = "INT4"
-    NF4 = "NF4"
-    FP4 = "FP4"
-
-
 class Schedule(StrEnum):
     CONSTANT = "CONSTANT"
     LINEAR = "LINEAR"
@@ -105,12 +71,6 @@ class LongRows(StrEnum):
     REJECT = "REJECT"
     TRUNCATE = "TRUNCATE"
     DROP = "DROP"
-
-
-class Metric(Value):
-    name: str
-    value: float
-    higher_is_better: bool
 
 
 class LoraSettings(Value):

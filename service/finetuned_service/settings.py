@@ -1,0 +1,133 @@
+"""All settings of the server, parsed once: flags over environment (`FINETUNED_*`) over a TOML file.
+
+The TOML file is `finetuned.toml` in the working directory, or the one that `FINETUNED_CONFIG` names.
+`finetuned serve --help` prints the sentences below.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import psutil
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-f:]+\]:\d{1,5}$")]
+
+
+class Settings(BaseSettings):
+    """Serve one base model and its adapters over gRPC, train new adapters, quantize."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FINETUNED_",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_prog_name="finetuned serve",
+        cli_implicit_flags=True,
+    )
+
+    data_dir: Path = Path("data")
+    """Directory of everything the server keeps: database, bases, adapters, datasets, jobs."""
+    database_url: str = ""
+    """SQLAlchemy URL of the store; empty means SQLite in the data directory."""
+    base: str = "smollm2-135m-instruct"
+    """The base to hold in memory: the name of one in the data directory, or of a packaged one, which is
+    converted once."""
+    listen_address: Address = "127.0.0.1:8433"
+    """Host and port of the gRPC API."""
+    health_address: Address = "127.0.0.1:8434"
+    """Host and port of grpc.health.v1, apart from the API so that load never fails a probe."""
+    metrics_address: Address = "127.0.0.1:9464"
+    """Host and port of the Prometheus metrics over HTTP."""
+    replica: str = Field(default_factory=socket.gethostname)
+    """This replica's name, as served_by and residency tell it."""
+    threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
+    """Compute threads of the engine."""
+    max_running_sequences: int = Field(default=32, ge=1, le=1024)
+    """The most sequences in one batch."""
+    max_queued_sequences: int = Field(default=256, ge=0, le=100_000)
+    """The most sequences waiting for a place; more are refused with RESOURCE_EXHAUSTED."""
+    max_prefill_tokens: int = Field(default=512, ge=16, le=65_536)
+    """Prompt tokens processed in one step beside the running sequences."""
+    kv_cache_tokens: int = Field(default=32_768, ge=256)
+    """Size of the KV cache in tokens of all sequences together; pages are touched as they are used."""
+    adapter_device_bytes: int = Field(default=GIB, ge=MIB)
+    """Memory for adapters in the serving layout; the least recently used are evicted."""
+    adapter_host_bytes: int = Field(default=GIB, ge=MIB)
+    """Memory for adapters read but not in the serving layout."""
+    max_lora_rank: int = Field(default=256, ge=1, le=1024)
+    """The largest LoRA rank accepted."""
+    max_upload_bytes: int = Field(default=256 * MIB, ge=1024)
+    """The largest upload of a dataset or an adapter."""
+    max_line_bytes: int = Field(default=MIB, ge=1024)
+    """The longest line of a dataset."""
+    import_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Directories (separated by ':') under which ImportDataset may read file:// URIs; none by default."""
+    run_jobs: bool = True
+    """Run jobs in processes beside the server; off where separate workers take them from the store."""
+    max_running_jobs: int = Field(default=1, ge=1, le=64)
+    """The most jobs at once."""
+    max_unfinished_jobs: int = Field(default=100, ge=1)
+    """The most unfinished jobs of a tenant."""
+    job_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
+    """Compute threads of a job process, which runs only when serving leaves the processors idle."""
+    job_memory_bytes: int = Field(default_factory=lambda: psutil.virtual_memory().total // 2, ge=256 * MIB)
+    """Private memory of a job process above which it stops itself; default half of the machine's."""
+    lease_seconds: float = Field(default=30.0, ge=1.0, le=3600.0)
+    """How long a job waits for a worker that has gone silent before another takes it."""
+    shutdown_grace_seconds: float = Field(default=20.0, ge=0.0, le=3600.0)
+    """Time for running requests to finish and for jobs to write a checkpoint when the server stops."""
+    verify_base: bool = True
+    """Compare the digest of the base's file with its manifest at start."""
+    log_format: Literal["console", "json"] = "console"
+    """How log lines look."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe log lines shown."""
+
+    @field_validator("import_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(Path(part) for part in value.split(":") if part)
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = Path(os.environ.get("FINETUNED_CONFIG", "finetuned.toml"))
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file))
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{(self.data_dir / 'finetuned.db').resolve()}"
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Settings:
+        """Settings from command-line flags over environment over file.
+
+        Raises:
+            SystemExit: after `--help`, or with a message for a flag that is not understood.
+            pydantic.ValidationError: for a value that is not allowed.
+        """
+        return cls(_cli_parse_args=list(arguments))  # pyright: ignore[reportCallIssue]  # pydantic-settings' own argument

@@ -1,0 +1,49 @@
+"""The words of the domain that more than one room needs, in the field's own terms."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Value(BaseModel):
+    """A frozen value without surprises: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(StrEnum):
+    HEAD = "HEAD"
+    LAYERS = "LAYERS"
+    FULL = "FULL"
+    BOTTLENECK = "BOTTLENECK"
+    LORA = "LORA"
+    QLORA = "QLORA"
+    IA3 = "IA3"
+
+
+class Task(StrEnum):
+    """Hugging Face's pipeline names."""
+
+    TEXT_GENERATION = "text-generation"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task name, not a password
+    FEATURE_EXTRACTION = "feature-extraction"
+    IMAGE_CLASSIFICATION = "image-classification"
+
+
+class WeightFormat(StrEnum):
+    FP32 = "FP32"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    INT8 = "INT8"
+    INT4 = "INT4"
+    NF4 = "NF4"
+    FP4 = "FP4"
+
+
+class Metric(Value):
+    name: str
+    value: float
+    higher_is_better: bool
