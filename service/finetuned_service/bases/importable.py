@@ -1,0 +1,123 @@
+"""Whether a directory may become a base, told from its small files before any weight is read.
+
+Torch-free. Refuses what would run code (pickles, a model class of its own) or load something else
+than it says (an adapter beside the model, weights in a format that is not ours).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from finetuned_service.digests import read_safetensors_header
+from finetuned_service.errors import InvalidAdapterFiles, InvalidField, Unimplemented
+
+MODEL_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+"""model_type → the class of transformers that serves it: decoders of plain Linear layers."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Copied as they are; everything else is left behind. generation_config.json is written by the model."""
+
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+
+
+def check_importable(source: Path) -> None:
+    """Refuse a directory that cannot become a base.
+
+    Raises:
+        InvalidField: naming what is missing or wrong, with the remedy.
+        Unimplemented: for an architecture that this build does not serve.
+    """
+    if not source.is_dir():
+        raise InvalidField.one(
+            "source", "is not a directory; expected one with config.json and safetensors weights"
+        )
+    names = {path.name for path in source.iterdir()}
+    weights = sorted(path for path in source.glob("*.safetensors") if path.name.startswith("model"))
+    if not weights:
+        pickles = sorted(name for name in names if Path(name).suffix in PICKLE_SUFFIXES)
+        found = (
+            f"its weights are pickles ({', '.join(pickles[:3])}), which can run code when they are read"
+            if pickles
+            else "it has no model*.safetensors"
+        )
+        raise InvalidField.one(
+            "source",
+            f"{found}; on a machine where you trust them, load the model with transformers and "
+            "`model.save_pretrained(directory)`, which writes safetensors",
+        )
+    if "adapter_config.json" in names:
+        raise InvalidField.one(
+            "source",
+            "it holds adapter_config.json, so it is an adapter; import it as an adapter, or merge it first",
+        )
+    _check_config(_read_json(source / "config.json"))
+    if "tokenizer.json" not in names:
+        raise InvalidField.one(
+            "source",
+            "it has no tokenizer.json (the fast tokenizer); write it with "
+            "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`",
+        )
+    for path in weights:
+        try:
+            read_safetensors_header(path)
+        except InvalidAdapterFiles as error:
+            raise InvalidField.one("source", error.message) from error
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    if "auto_map" in config:
+        raise InvalidField.one(
+            "source",
+            "config.json names Python code of its own (auto_map), which is never run; if transformers has the "
+            "architecture itself, remove auto_map from the file",
+        )
+    if config.get("quantization_config") is not None:
+        raise InvalidField.one(
+            "source",
+            "its weights are quantized already (quantization_config); import the unquantized model and "
+            "use Quantize, which measures what is lost",
+        )
+    model_type = config.get("model_type")
+    if model_type not in MODEL_CLASSES:
+        raise Unimplemented.feature(f"a base of model type {model_type!r}", ", ".join(MODEL_CLASSES))
+    expected = [MODEL_CLASSES[model_type]]
+    if config.get("architectures") != expected:
+        raise InvalidField.one(
+            "source",
+            f"config.json has architectures {config.get('architectures')!r}; a base of model type "
+            f"{model_type!r} has {expected!r}",
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InvalidField.one("source", f"it has no {path.name}") from error
+    except ValueError as error:
+        raise InvalidField.one("source", f"its {path.name} is not JSON") from error
+    if not isinstance(value, dict):
+        raise InvalidField.one("source", f"its {path.name} is not a JSON object")
+    return value
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files; a chat template inside tokenizer_config.json gets its own file too."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    settings_path = target / "tokenizer_config.json"
+    template_path = target / "chat_template.jinja"
+    if settings_path.is_file() and not template_path.exists():
+        template = _read_json(settings_path).get("chat_template")
+        if isinstance(template, str):
+            template_path.write_text(template, encoding="utf-8")
