@@ -1,0 +1,149 @@
+"""From a row to ids, with the ones that carry loss.
+
+A prompt becomes the same ids in training as in serving: rendered with the generation prompt and
+encoded as a whole. An answer is what the template writes after it, through the first end token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from finetuned_service.errors import InvalidData, InvalidField
+from finetuned_service.text.tokenizer import BaseTokenizer
+from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Row, Text
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """One example as ids; `supervised[i]` says that predicting `token_ids[i]` carries loss.
+
+    Both lists have the same length. The first id is never supervised: nothing precedes it.
+    """
+
+    token_ids: list[int]
+    supervised: list[bool]
+
+    @property
+    def supervised_tokens(self) -> int:
+        return sum(self.supervised)
+
+
+def encode_row(tokenizer: BaseTokenizer, row: Row, train_on_prompt: bool = False) -> EncodedRow:  # noqa: FBT001, FBT002 - named as in the job's settings
+    """Encode a row for training.
+
+    Prompt/completion is a user turn and an assistant turn in the base's chat template. A chat
+    supervises every assistant turn; what follows the last one is left out. A text is supervised as
+    a whole and gets an end token.
+
+    Args:
+        tokenizer: the base's.
+        row: what to learn.
+        train_on_prompt: supervise prompts too.
+
+    Raises:
+        InvalidData: nothing would be supervised, the chat template refuses the messages, or it writes
+            earlier turns differently once an answer follows: training would not see what serving sees.
+    """
+    match row:
+        case Text(text):
+            encoded = _encode_text(tokenizer, text)
+        case Chat(messages):
+            encoded = _encode_chat(tokenizer, messages)
+        case PromptCompletion(prompt, completion):
+            turns = (ChatMessage("user", prompt), ChatMessage("assistant", completion))
+            encoded = _encode_chat(tokenizer, turns)
+    if not any(encoded.supervised):
+        raise InvalidData("has no answer to learn from; add an assistant turn")
+    if train_on_prompt:
+        return EncodedRow(encoded.token_ids, _all_but_first(encoded.token_ids))
+    return encoded
+
+
+def _all_but_first(token_ids: Sequence[int]) -> list[bool]:
+    return [place > 0 for place in range(len(token_ids))]
+
+
+def _encode_text(tokenizer: BaseTokenizer, text: str) -> EncodedRow:
+    if not text:
+        raise InvalidData("has an empty text; expected at least one character")
+    token_ids = tokenizer.encode(text, add_special_tokens=True)
+    if token_ids[-1:] != [tokenizer.eos_token_id]:
+        token_ids.append(tokenizer.eos_token_id)
+    return EncodedRow(token_ids, _all_but_first(token_ids))
+
+
+def _encode_chat(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage]) -> EncodedRow:
+    token_ids: list[int] = []
+    supervised: list[bool] = []
+    end = ""
+    for between, answer in _answers(tokenizer, messages):
+        # A tokenizer cuts the text at control tokens, so the end token of the turn before stands for
+        # all that precedes it, and a long chat is encoded once.
+        context = end + between
+        context_ids = tokenizer.encode(context)
+        between_ids = context_ids[1:] if end else context_ids
+        answer_ids = _continuation(tokenizer, context, context_ids, answer)
+        token_ids += between_ids + answer_ids
+        supervised += [False] * len(between_ids) + [True] * len(answer_ids)
+        end = next(end for end in tokenizer.eos_tokens if answer.endswith(end))
+    return EncodedRow(token_ids, supervised)
+
+
+def _answers(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage]) -> Iterator[tuple[str, str]]:
+    """For each assistant turn: what stands between the answer before and this one, and this answer."""
+    done = ""
+    for place, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        _check_answer(tokenizer, message.content)
+        prompt = _render(tokenizer, messages[:place], add_generation_prompt=True)
+        whole = _render(tokenizer, messages[: place + 1], add_generation_prompt=False)
+        if not (prompt.startswith(done) and whole.startswith(prompt)):
+            raise InvalidData(
+                "cannot be trained with this base: its chat template writes earlier turns differently "
+                "once another one follows; use rows with a single answer, or text rows"
+            )
+        answer = _through_end(tokenizer, whole[len(prompt) :])
+        yield prompt[len(done) :], answer
+        done = prompt + answer
+
+
+def _check_answer(tokenizer: BaseTokenizer, content: str) -> None:
+    if not content:
+        raise InvalidData("has an empty answer; expected at least one character")
+    for end in tokenizer.eos_tokens:
+        if end in content:
+            raise InvalidData(f"has an answer with the control token {end!r} in it; it would end there")
+
+
+def _render(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage], *, add_generation_prompt: bool) -> str:
+    try:
+        return tokenizer.render(messages, add_generation_prompt=add_generation_prompt)
+    except InvalidField as error:
+        raise InvalidData(error.message) from error
+
+
+def _through_end(tokenizer: BaseTokenizer, text: str) -> str:
+    """`text` up to and with its first end token, where serving would stop."""
+    ends = [(text.find(end), end) for end in tokenizer.eos_tokens if end in text]
+    if not ends:
+        raise InvalidData(
+            "cannot be trained with this base: its chat template ends an answer with none of its end "
+            f"tokens ({', '.join(tokenizer.eos_tokens)}), so the model would never learn to stop"
+        )
+    place, end = min(ends)
+    return text[: place + len(end)]
+
+
+def _continuation(tokenizer: BaseTokenizer, context: str, context_ids: list[int], text: str) -> list[int]:
+    """The ids of `text` after a context whose ids are given, as the model would continue it.
+
+    Encoding both together keeps what a tokenizer does only at the start of an input (a leading space)
+    out of the answer. Where that would merge the last id of the context with the answer, the answer
+    is encoded on its own: at serving time the context's ids stand when the first answer token comes.
+    """
+    together = tokenizer.encode(context + text)
+    if together[: len(context_ids)] == context_ids:
+        return together[len(context_ids) :]
+    return tokenizer.encode(text)

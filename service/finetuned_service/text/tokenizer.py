@@ -1,0 +1,197 @@
+"""The tokenizer and chat template of a base, read from its directory. No torch, no transformers.
+
+Gives the ids that transformers' `AutoTokenizer` gives from the same `tokenizer.json`. As there,
+the text of a control token (`<|im_end|>`) inside a message becomes that token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from finetuned_service.errors import InvalidField
+from finetuned_service.text.template import ChatTemplate
+from finetuned_service.text.values import ChatMessage
+
+__all__ = ["BaseTokenizer", "ChatMessage"]
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The names that transformers gives to templates as variables."""
+
+
+class BaseTokenizer:
+    """Text to ids and back, and conversations to text. Immutable, safe to share between threads.
+
+    Use `load`; the constructor takes the parts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        eos_token_id: int,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._special_ids = frozenset(
+            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+        self.eos_token_id = eos_token_id
+        """The one that ends a plain text."""
+        self.eos_token_ids = eos_token_ids
+        """All that end a reply."""
+        self.eos_tokens = tuple(
+            tokenizer.decode([i], skip_special_tokens=False) for i in sorted(eos_token_ids)
+        )
+        """Their texts."""
+        state: Any = json.loads(tokenizer.to_str())["decoder"]
+        self.decoder: Mapping[str, Any] | None = state
+        """The decoder as tokenizer.json describes it; None joins tokens by spaces."""
+
+    @classmethod
+    def load(cls, directory: Path, *, clock: Callable[[], datetime] | None = None) -> BaseTokenizer:
+        """Read tokenizer.json, the chat template and the end tokens of a base.
+
+        Args:
+            directory: with tokenizer.json; chat_template.jinja, tokenizer_config.json,
+                generation_config.json and config.json are read where they exist.
+            clock: for templates that print the date; fix it where prompts must repeat exactly.
+
+        Raises:
+            InvalidField: a file is missing or broken, or no end-of-sequence token is named.
+        """
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise InvalidField.one("base", "has no tokenizer.json; convert the base with its tokenizer")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InvalidField.one("base", f"has a tokenizer.json that cannot be read: {error}") from error
+        # A file may carry the truncation of somebody's training run; cutting silently is never wanted.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        config = _read_json(directory / "tokenizer_config.json")
+        special_tokens = {
+            name: text for name in _SPECIAL_TOKENS if (text := _token_text(config.get(name))) is not None
+        }
+        ends = _eos_token_ids(tokenizer, special_tokens.get("eos_token"), directory)
+        source = _template_source(directory, config)
+        template = None
+        if source is not None:
+            template = (
+                ChatTemplate(source, special_tokens)
+                if clock is None
+                else ChatTemplate(source, special_tokens, clock=clock)
+            )
+        return cls(tokenizer, template, eos_token_id=ends[0], eos_token_ids=frozenset(ends))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids that have a text are below this; a model's embedding may be larger."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """The ids of `text`; with `add_special_tokens` as a whole input (a first bos, where the base has it)."""
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, without control tokens. Bytes that are no UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of an id; None for those that `decode` leaves out."""
+        if token_id in self._special_ids:
+            return None
+        return self._tokenizer.id_to_token(token_id)
+
+    def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool) -> str:
+        """The conversation in the base's chat template.
+
+        Raises:
+            InvalidField: the base has no template, or it refuses the messages.
+        """
+        if self._template is None:
+            raise InvalidField.one(
+                "messages", "need a chat template and the base has none; give plain content instead"
+            )
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def encode_conversation(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The prompt for the assistant's next turn.
+
+        Raises:
+            InvalidField: as `render`.
+        """
+        return self.encode(self.render(messages, add_generation_prompt=True))
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value: Any = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InvalidField.one("base", f"has a {path.name} that is not JSON") from error
+    if not isinstance(value, dict):
+        raise InvalidField.one("base", f"has a {path.name} that is not a JSON object")
+    return value
+
+
+def _token_text(value: Any) -> str | None:
+    match value:
+        case str(text) | {"content": str(text)}:
+            return text
+        case _:
+            return None
+
+
+def _template_source(directory: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, else the one in tokenizer_config.json, where "default" is meant of several."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    match config.get("chat_template"):
+        case str(source):
+            return source
+        case [*entries]:
+            named = {entry["name"]: entry["template"] for entry in entries if isinstance(entry, dict)}
+            return named.get("default")
+        case _:
+            return None
+
+
+def _eos_token_ids(tokenizer: Tokenizer, eos_token: str | None, directory: Path) -> list[int]:
+    """All end tokens that any of the base's files names, the tokenizer's own first.
+
+    A fine-tuned base often names its end of turn in one file and its end of text in another: each
+    ends a reply.
+    """
+    found: list[int] = []
+    if eos_token is not None and (token_id := tokenizer.token_to_id(eos_token)) is not None:
+        found.append(token_id)
+    for name in ("generation_config.json", "config.json"):
+        found.extend(_integers(_read_json(directory / name).get("eos_token_id")))
+    known = [token_id for token_id in dict.fromkeys(found) if tokenizer.id_to_token(token_id) is not None]
+    if not known:
+        raise InvalidField.one(
+            "base",
+            "names no end-of-sequence token that its tokenizer knows; expected eos_token in "
+            "tokenizer_config.json or eos_token_id in generation_config.json or config.json",
+        )
+    return known
+
+
+def _integers(value: Any) -> Iterable[int]:
+    values: list[Any] = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
