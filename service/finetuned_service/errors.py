@@ -14,6 +14,7 @@
     │   ├── RequestIdReused      the request id came before, with another body
     │   ├── AdapterIncompatible  the adapter belongs to another base
     │   ├── ResourceInUse        something still points to it
+    │   ├── QualityGateFailed    a quantized base lost more quality than allowed
     │   └── StartRefused         the service cannot start with what it found
     ├── Aborted                a concurrent change won: read again, retry
     │   └── EtagMismatch
@@ -173,6 +174,10 @@ class AdapterIncompatible(FailedPrecondition):
 
 class ResourceInUse(FailedPrecondition):
     reason = "RESOURCE_IN_USE"
+
+
+class QualityGateFailed(FailedPrecondition):
+    reason = "QUALITY_GATE_FAILED"
 
 
 class StartRefused(FailedPrecondition):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, and_, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
 
 from finetuned_service.errors import JobStateConflict, NotFound, OutOfRange
 from finetuned_service.jobs.values import (
@@ -69,8 +69,10 @@ def _now() -> datetime:
 class JobStore:
     """Jobs and their events. Every method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, max_events: int = 10_000) -> None:
+        """`max_events` of a job are kept; older ones are trimmed."""
         self._database = database
+        self._max_events = max_events
 
     def create(self, job: Job, request: RequestKey) -> Job:
         """Store a new QUEUED job under a fresh id, or return the one this request made before."""
@@ -204,7 +206,9 @@ class JobStore:
     def record(self, lease: Lease, change: Callable[[Job], Job], bodies: Sequence[EventBody]) -> Job:
         """Apply a change to the job's record and append its events, under the lease."""
         with self._database.begin() as connection:
-            return _append(connection, change(self._held(connection, lease)), bodies)
+            job = _append(connection, change(self._held(connection, lease)), bodies)
+            self._trim(connection, job)
+            return job
 
     def release(
         self,
@@ -279,6 +283,14 @@ class JobStore:
                 jobs.c.tenant == tenant, or_(*(jobs.c.state == state for state in UNFINISHED_STATES))
             )
             return len(connection.execute(query).all())
+
+    def _trim(self, connection: Connection, job: Job) -> None:
+        first = job.last_event - self._max_events + 1
+        if first > 1:
+            connection.execute(
+                delete(job_events).where(job_events.c.job_id == job.id, job_events.c.number < first)
+            )
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(first_event=first))
 
     def _load(self, connection: Connection, name: ResourceName) -> Job:
         document = connection.scalar(

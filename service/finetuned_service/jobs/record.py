@@ -1,0 +1,73 @@
+"""How the reports of a job process change the job's record, and which of them become events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from finetuned_service.jobs.task import Failed, Prepared, QuantizeFinished, TrainFinished
+from finetuned_service.jobs.values import (
+    Checkpoint,
+    EvaluationFinished,
+    EventBody,
+    Job,
+    Notice,
+    Progress,
+)
+
+JobReport = (
+    Progress | Checkpoint | EvaluationFinished | Notice | Prepared | TrainFinished | QuantizeFinished | Failed
+)
+"""Everything that a job process can say (`task.Report`)."""
+
+
+def apply_reports(job: Job, reports: Iterable[JobReport]) -> Job:
+    """The record after the reports; pure."""
+    for report in reports:
+        job = _apply(job, report)
+    return job
+
+
+def _apply(job: Job, report: JobReport) -> Job:
+    match report:
+        case Progress():
+            return job.model_copy(update={"progress": report})
+        case Checkpoint():
+            kept = [
+                checkpoint.model_copy(update={"best": checkpoint.best and not report.best})
+                for checkpoint in job.checkpoints
+                if checkpoint.step != report.step
+            ]
+            return job.model_copy(update={"checkpoints": (*kept, report)})
+        case EvaluationFinished(subject="baseline"):
+            return job.model_copy(update={"baseline_metrics": report.metrics})
+        case EvaluationFinished(subject="incumbent"):
+            return job.model_copy(update={"incumbent_metrics": report.metrics})
+        case Prepared():
+            changes = {
+                "environment": report.environment,
+                "estimate": report.estimate or job.estimate,
+                "data_report": report.data_report or job.data_report,
+            }
+            return job.model_copy(update=changes)
+        case TrainFinished():
+            changes = {
+                "metrics": report.metrics,
+                "baseline_metrics": report.baseline_metrics or job.baseline_metrics,
+                "incumbent_metrics": report.incumbent_metrics or job.incumbent_metrics,
+                "samples": report.samples,
+            }
+            return job.model_copy(update=changes)
+        case Failed():
+            return job.model_copy(update={"error": report.error, "fault": report.fault})
+        case EvaluationFinished() | Notice() | QuantizeFinished():
+            return job
+
+
+def events_of(reports: Sequence[JobReport]) -> list[EventBody]:
+    """The events of one batch of reports; of several progress reports in it, the last stands for all."""
+    last_progress = max((i for i, r in enumerate(reports) if isinstance(r, Progress)), default=-1)
+    return [
+        report
+        for i, report in enumerate(reports)
+        if isinstance(report, (Checkpoint, EvaluationFinished, Notice)) or i == last_progress
+    ]  # pyright: ignore[reportReturnType]  # i == last_progress implies Progress
