@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from finetuned_service.bases.manifest import MANIFEST_FILE, BaseManifest, read_manifest
@@ -33,7 +34,7 @@ class BaseCatalog:
     def list(self, tenant: str | None = None) -> list[BaseManifest]:
         """The shared bases and, if given, the tenant's own, in order of name."""
         collections = [self._collection(None)] + ([self._collection(tenant)] if tenant else [])
-        manifests = [read_manifest(path) for each in collections for path in _base_directories(each)]
+        manifests = [manifest for each in collections for manifest in _manifests(each)]
         return sorted(manifests, key=lambda manifest: manifest.name)
 
     def get(self, name: BaseName) -> BaseManifest:
@@ -78,8 +79,9 @@ class BaseCatalog:
         return root / "bases"
 
 
-def _base_directories(collection: Path) -> Iterator[Path]:
+def _manifests(collection: Path) -> Iterator[BaseManifest]:
     if collection.is_dir():
         for path in collection.iterdir():
-            if not path.name.startswith(".") and (path / MANIFEST_FILE).is_file():
-                yield path
+            if not path.name.startswith("."):
+                with suppress(NotFound):  # not a base, or deleted since its directory was seen
+                    yield read_manifest(path)

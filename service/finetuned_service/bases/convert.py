@@ -32,8 +32,8 @@ from finetuned_service.bases.manifest import (
 from finetuned_service.bases.packaged import find_gguf, packaged_base
 from finetuned_service.bases.publish import building
 from finetuned_service.errors import AlreadyExists, InvalidField
-from finetuned_service.jobs.values import WeightFormat
 from finetuned_service.names import BaseName
+from finetuned_service.vocabulary import WeightFormat
 
 Progress = Callable[[str, float], None]
 """Called with what is being done now and the fraction of the work that is behind."""

@@ -16,8 +16,8 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from finetuned_service.digests import read_safetensors_header, safetensors_digest
 from finetuned_service.errors import Internal, NotFound
-from finetuned_service.jobs.values import Value, WeightFormat
 from finetuned_service.names import BaseName
+from finetuned_service.vocabulary import Value, WeightFormat
 
 MANIFEST_FILE = "base.json"
 WEIGHTS_FILE = "model.safetensors"

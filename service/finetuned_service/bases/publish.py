@@ -9,6 +9,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from finetuned_service.storage.files import publish_directory
+
 
 @contextmanager
 def building(directory: Path) -> Generator[Path]:
@@ -18,36 +20,23 @@ def building(directory: Path) -> Generator[Path]:
     interrupted run left there is removed first. Makers in one parent directory take turns (a lock
     that dies with its process), so that a second one finds what the first has made: ask again,
     inside the block, whether there is anything left to do; a block that leaves its scratch empty
-    publishes nothing.
+    publishes nothing. Published files are read-only: other processes map them.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
     scratch = directory.parent / f".{directory.name}.partial"
+    lock = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        yield scratch
-        if any(scratch.iterdir()):
-            make_durable(scratch)
-            scratch.rename(directory)
-            os.fsync(lock)
+        try:
+            yield scratch
+            files = list(scratch.iterdir())
+            for path in files:
+                path.chmod(0o444)
+            if files:
+                publish_directory(scratch, directory)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
-
-
-def make_durable(directory: Path) -> None:
-    """Bring the files of a finished directory to the disk and make them read-only: processes map them."""
-    for path in sorted(directory.iterdir()):
-        path.chmod(0o444)
-        _fsync(path)
-    _fsync(directory)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
