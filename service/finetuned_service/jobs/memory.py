@@ -1,0 +1,116 @@
+"""What this process holds in memory, as the kernel accounts for it (Linux, proc_pid_smaps(5)).
+
+Pages of a base's file belong to the page cache: every process that maps the file shares them, and
+the kernel may drop clean ones at any time. What a job costs its machine is what only it can free.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+WATCH_INTERVAL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class FileMapping:
+    """The resident pages of one mapped file in one process; all figures in bytes."""
+
+    path: str
+    rss_bytes: int
+    shared_bytes: int
+    """Also mapped by another process."""
+    private_clean_bytes: int
+    """Mapped by this process alone, unchanged: still the page cache's."""
+    private_dirty_bytes: int
+    """Copied on write: this process's own."""
+
+    def __str__(self) -> str:
+        return (
+            f"{Path(self.path).name}: {self.rss_bytes / 1e6:.1f} MB mapped, of which "
+            f"{self.shared_bytes / 1e6:.1f} MB shared with other processes, "
+            f"{self.private_dirty_bytes / 1e6:.1f} MB copied"
+        )
+
+
+def private_memory_bytes(pid: str = "self") -> int:
+    """Memory that only this process's end would free: dirty private pages and swapped ones."""
+    fields = _fields(Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return fields.get("Private_Dirty", 0) + fields.get("Swap", 0)
+
+
+def memory_report(file_name: str = "model.safetensors", pid: str = "self") -> tuple[FileMapping, ...]:
+    """One entry for each mapped file of that name; several mappings of one file are summed."""
+    found: dict[str, dict[str, int]] = {}
+    for path, lines in _mappings(Path(f"/proc/{pid}/smaps").read_text().splitlines()):
+        if Path(path).name == file_name:
+            total = found.setdefault(path, {})
+            for field, size_bytes in _fields(lines).items():
+                total[field] = total.get(field, 0) + size_bytes
+    return tuple(
+        FileMapping(
+            path=path,
+            rss_bytes=fields["Rss"],
+            shared_bytes=fields["Shared_Clean"] + fields["Shared_Dirty"],
+            private_clean_bytes=fields["Private_Clean"],
+            private_dirty_bytes=fields["Private_Dirty"],
+        )
+        for path, fields in found.items()
+    )
+
+
+@contextmanager
+def memory_watchdog(budget_bytes: int, on_excess: Callable[[int], None]) -> Generator[None]:
+    """While the block runs, call `on_excess(private bytes)` once they are over the budget.
+
+    On CPU running out of memory is SIGKILL, never an exception: a process that wants to say why it
+    ends must look ahead. The call comes from a thread of its own and should end the process.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH_INTERVAL_SECONDS):
+            private_bytes = private_memory_bytes()
+            if private_bytes > budget_bytes:
+                on_excess(private_bytes)
+                return
+
+    thread = threading.Thread(target=watch, name="memory-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _mappings(lines: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """The path (empty for anonymous memory) and the field lines of each mapping of a smaps file."""
+    path: str | None = None
+    fields: list[str] = []
+    for line in lines:
+        # "7f1c2a000000-7f1c3a000000 rw-p 00000000 fe:00 131 /path" opens a mapping; "Rss: 4 kB" is a field.
+        if line.split(maxsplit=1)[0].endswith(":"):
+            fields.append(line)
+            continue
+        if path is not None:
+            yield path, fields
+        parts = line.split(maxsplit=5)
+        path, fields = parts[5] if len(parts) == 6 else "", []
+    if path is not None:
+        yield path, fields
+
+
+def _fields(lines: Iterable[str]) -> dict[str, int]:
+    """`Name: 12 kB` lines in bytes; others are left out."""
+    sizes: dict[str, int] = {}
+    for line in lines:
+        match line.split():
+            case [name, kilobytes, "kB"]:
+                sizes[name.removesuffix(":")] = int(kilobytes) * 1024
+            case _:
+                continue
+    return sizes
