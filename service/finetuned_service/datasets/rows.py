@@ -11,7 +11,7 @@ likeliest reason for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +55,8 @@ FIELDS: Mapping[RowKind, tuple[str, ...]] = {
 """All fields of each kind; all are required."""
 
 _MESSAGE_FIELDS = ("role", "content")
+_SHOWN_FIELDS = 8
+"""How many field names a refusal shows and compares; an object may have 100,000."""
 _SHAPES = " or ".join(f"{{{', '.join(fields)}}}" for fields in FIELDS.values())
 
 
@@ -128,9 +130,11 @@ def _kind_for(fields: Mapping[str, Any]) -> RowKind:
     if not fields:
         raise InvalidData(f"the row has no fields; expected {_SHAPES}")
 
+    found = list(fields)[:_SHOWN_FIELDS]
+
     def in_common(kind: RowKind) -> float:
         exact = sum(name in fields for name in FIELDS[kind])
-        close = sum(bool(get_close_matches(name, list(fields))) for name in FIELDS[kind])
+        close = sum(bool(_close(name, found)) for name in FIELDS[kind])
         return (exact + close / 2) / len(FIELDS[kind])
 
     best = max(FIELDS, key=in_common)
@@ -143,7 +147,7 @@ def _check_fields(fields: Mapping[str, Any], allowed: tuple[str, ...], where: st
     for name in fields:
         if name not in allowed:
             missing = [other for other in allowed if other not in fields]
-            close = get_close_matches(name, missing, n=1)
+            close = _close(name, missing)
             remedy = f"did you mean {close[0]!r}?" if close else "remove it"
             raise InvalidData(
                 f"unknown field {_shown(name)}: {where} has the fields {', '.join(allowed)}; {remedy}"
@@ -151,6 +155,10 @@ def _check_fields(fields: Mapping[str, Any], allowed: tuple[str, ...], where: st
     for name in allowed:
         if name not in fields:
             raise InvalidData(f"lacks the field {name!r}: {where} has the fields {', '.join(allowed)}")
+
+
+def _close(name: str, names: Sequence[str]) -> list[str]:
+    return get_close_matches(name, names, n=1, cutoff=0.75)
 
 
 def _string(value: object, where: str) -> str:
@@ -235,5 +243,6 @@ def _shown(text: str) -> str:
 
 
 def _names(fields: Mapping[str, Any]) -> str:
-    shown = ", ".join(_shown(name) for name in list(fields)[:8])
-    return shown if len(fields) <= 8 else f"{shown} and {len(fields) - 8} more"
+    shown = ", ".join(_shown(name) for name in list(fields)[:_SHOWN_FIELDS])
+    more = len(fields) - _SHOWN_FIELDS
+    return f"{shown} and {more} more" if more > 0 else shown
