@@ -1,0 +1,1 @@
+"""The frozen values that calls take and give; all are importable from `finetuned` itself."""

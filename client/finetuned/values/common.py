@@ -1,0 +1,66 @@
+"""Words that several resources share.
+
+Every enum has UNKNOWN: unset, or a value of a newer server that this client does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import final
+
+
+class Method(StrEnum):
+    """How the weights of an adapter are trained."""
+
+    UNKNOWN = "UNKNOWN"
+    HEAD = "HEAD"
+    LAYERS = "LAYERS"
+    FULL = "FULL"
+    BOTTLENECK = "BOTTLENECK"
+    LORA = "LORA"
+    QLORA = "QLORA"
+    IA3 = "IA3"
+
+
+class Task(StrEnum):
+    """What an adapter is for, in the pipeline names of Hugging Face."""
+
+    UNKNOWN = "unknown"
+    TEXT_GENERATION = "text-generation"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task's name, no secret
+    FEATURE_EXTRACTION = "feature-extraction"
+    IMAGE_CLASSIFICATION = "image-classification"
+
+
+class Residency(StrEnum):
+    """Where an adapter's weights are on one replica."""
+
+    UNKNOWN = "UNKNOWN"
+    STORED = "STORED"
+    HOST = "HOST"
+    DEVICE = "DEVICE"
+
+
+class WeightFormat(StrEnum):
+    """A numeric format of stored base weights."""
+
+    UNKNOWN = "UNKNOWN"
+    FP32 = "FP32"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    INT8 = "INT8"
+    INT4 = "INT4"
+    NF4 = "NF4"
+    FP4 = "FP4"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured figure."""
+
+    name: str
+    value: float
+    higher_is_better: bool

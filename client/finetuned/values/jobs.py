@@ -1,0 +1,197 @@
+"""Jobs: TrainJobs and Quantize runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import final
+
+from finetuned.errors import JobFailed, Violation
+from finetuned.values.common import Metric
+from finetuned.values.events import Checkpoint, JobState, JobStateReason, Progress
+from finetuned.values.specs import QuantizeSpec, TrainSpec
+
+
+class JobKind(StrEnum):
+    UNKNOWN = "UNKNOWN"
+    TRAIN = "TRAIN"
+    QUANTIZE = "QUANTIZE"
+
+
+class Fault(StrEnum):
+    """Whose an error is."""
+
+    UNKNOWN = "UNKNOWN"
+    USER = "USER"
+    SYSTEM = "SYSTEM"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed."""
+
+    code: int
+    """Canonical gRPC status code."""
+    reason: str
+    message: str
+    metadata: Mapping[str, str]
+    violations: tuple[Violation, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What repeatability depends on."""
+
+    base_digest: str
+    dataset_digest: str
+    eval_dataset_digest: str
+    service_version: str
+    torch_version: str
+    instruction_set: str
+    threads: int
+    peft_version: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job is expected to take."""
+
+    steps: int
+    tokens: int
+    memory_bytes: int
+    """Peak of private memory; 0 when unknown."""
+    duration_seconds: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """The data of a job."""
+
+    train_rows: int
+    eval_rows: int
+    train_tokens: int
+    supervised_tokens: int
+    """Tokens that carry loss."""
+    mean_row_tokens: float
+    longest_row_tokens: int
+    truncated_rows: int
+    dropped_rows: int
+    duplicate_rows: int
+    leaked_rows: int
+    """Held-out rows that are also trained on."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    version: str
+    """The new adapter version."""
+    digest: str
+    promoted: bool
+    promotion: str
+    """Why promote_if moved the alias or did not."""
+    stopped_early: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class QuantizeReport:
+    source_bytes: int
+    quantized_bytes: int
+    source_perplexity: float
+    quantized_perplexity: float
+    mean_kl_nats: float
+    """Mean KL divergence of the next-token distribution from the source's."""
+    top1_agreement: float
+    """How often both put the same token first, 0 to 1."""
+    evaluated_tokens: int
+    quantized_modules: int
+    kept_modules: tuple[str, ...]
+    source_lineage: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class QuantizeResult:
+    base: str
+    """The new base; empty if the quality gate failed."""
+    digest: str
+    report: QuantizeReport
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EvaluationSample:
+    """One held-out row with its answers."""
+
+    prompt: str
+    expected: str
+    baseline: str
+    answer: str
+    correct: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A TrainJob (`train` is set) or a Quantize run (`quantize` is set)."""
+
+    name: str
+    """`tenants/{tenant}/jobs/{job}`; empty for validate_only."""
+    display_name: str
+    state: JobState
+    state_reason: JobStateReason
+    create_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    train: TrainSpec | None
+    quantize: QuantizeSpec | None
+    environment: Environment | None
+    estimate: Estimate | None
+    data_report: DataReport | None
+    progress: Progress | None
+    baseline_metrics: tuple[Metric, ...]
+    """The plain base's figures on the held-out rows."""
+    metrics: tuple[Metric, ...]
+    """The best checkpoint's figures on the same rows."""
+    incumbent_metrics: tuple[Metric, ...]
+    """Those of the version that promote_if would replace."""
+    checkpoints: tuple[Checkpoint, ...]
+    attempt: int
+    error: JobError | None
+    fault: Fault
+    train_result: TrainResult | None
+    quantize_result: QuantizeResult | None
+    last_event: int
+    samples: tuple[EvaluationSample, ...]
+
+    @property
+    def kind(self) -> JobKind:
+        if self.train is not None:
+            return JobKind.TRAIN
+        return JobKind.QUANTIZE if self.quantize is not None else JobKind.UNKNOWN
+
+    def check(self) -> Job:
+        """This job, unless it ended without a result.
+
+        Raises:
+            JobFailed: it is FAILED or CANCELLED; with the reason, message and violations of its error.
+        """
+        if not self.state.final or self.state is JobState.SUCCEEDED:
+            return self
+        if self.error is None:
+            raise JobFailed(f"{self.name} is {self.state}", job=self.name, state=self.state)
+        raise JobFailed(
+            f"{self.name} is {self.state}: {self.error.message}",
+            job=self.name,
+            state=self.state,
+            reason=self.error.reason,
+            metadata=self.error.metadata,
+            violations=self.error.violations,
+        )

@@ -1,0 +1,133 @@
+"""What comes back for a request for text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import final
+
+from finetuned._names import short
+
+
+class FinishReason(StrEnum):
+    """Why a reply ended: end of sequence, a stop string or token, or its length."""
+
+    UNKNOWN = "UNKNOWN"
+    END = "END"
+    STOP = "STOP"
+    LENGTH = "LENGTH"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ServedBy:
+    """The proof of which weights answered."""
+
+    adapter_version: str
+    """Empty for the plain base, as is the digest."""
+    adapter_digest: str
+    base: str
+    base_digest: str
+    modules: int
+    """Modules of the base that the adapter changed for this request."""
+    replica: str
+
+    @property
+    def label(self) -> str:
+        """Short, for people: "redact@3", or the base's name."""
+        return short(self.adapter_version or self.base)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    logprob: float
+    """Natural logarithm of the chosen token's probability at temperature 1."""
+    top_token_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a reply: whole characters, and the tokens behind them."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    input: int
+    sample: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Timing:
+    queue_seconds: float
+    load_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one reply ended."""
+
+    finish_reason: FinishReason
+    stop: str
+    truncated_tokens: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first message of a stream."""
+
+    served_by: ServedBy
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last message of a stream."""
+
+    outcomes: tuple[Outcome, ...]
+    usage: Usage
+    timing: Timing
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ServeEvent:
+    """One message of a stream; exactly one is set (none: a kind that this client does not know)."""
+
+    started: Started | None
+    delta: Delta | None
+    done: Done | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply."""
+
+    text: str
+    served_by: ServedBy
+    finish_reason: FinishReason
+    stop: str
+    """The stop string that ended it, if one did."""
+    truncated_tokens: int
+    """Prompt tokens dropped."""
+    usage: Usage
+    timing: Timing
+    token_ids: tuple[int, ...] = ()
+    """Not told for requests of `generate_many`; nor are the logprobs."""
+    logprobs: tuple[TokenLogprobs, ...] = ()

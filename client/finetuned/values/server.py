@@ -1,0 +1,60 @@
+"""What a server holds, can do and allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from finetuned.values.bases import Base
+from finetuned.values.common import Method, Task, WeightFormat
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What requests may ask for."""
+
+    context_tokens: int
+    max_running_sequences: int
+    max_queued_sequences: int
+    max_upload_bytes: int
+    max_line_bytes: int
+    max_lora_rank: int
+    max_batch_requests: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What the engine does now."""
+
+    running_sequences: int
+    queued_sequences: int
+    kv_tokens_used: int
+    kv_tokens_capacity: int
+    adapters_on_device: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    use: str
+    """For example "base", "adapters" or "kv_cache"."""
+    bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    service_version: str
+    replica: str
+    base: Base
+    resident_base_digest: str
+    """The digest of the weights in memory; equal to `base.digest`."""
+    device: str
+    limits: Limits
+    methods: tuple[Method, ...]
+    tasks: tuple[Task, ...]
+    weight_formats: tuple[WeightFormat, ...]
+    load: EngineLoad
+    memory: tuple[MemoryUse, ...]

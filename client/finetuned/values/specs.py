@@ -1,0 +1,165 @@
+"""What a job is asked to do. None means the service's default; a job's own spec has them all written back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import final
+
+from finetuned.values.common import Task, WeightFormat
+
+
+class LearningRateSchedule(StrEnum):
+    """The shape of the learning rate after warm-up."""
+
+    UNKNOWN = "UNKNOWN"
+    CONSTANT = "CONSTANT"
+    LINEAR = "LINEAR"
+    COSINE = "COSINE"
+
+
+class LongRows(StrEnum):
+    """What happens to rows longer than `max_row_tokens`."""
+
+    UNKNOWN = "UNKNOWN"
+    REJECT = "REJECT"
+    TRUNCATE = "TRUNCATE"
+    DROP = "DROP"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Settings of LoRA (Hu et al. 2021)."""
+
+    rank: int | None = None
+    """1 to 256; default 16."""
+    alpha: float | None = None
+    """Numerator of the scaling; default twice the rank."""
+    dropout: float | None = None
+    """0 to below 1; default 0."""
+    target_modules: tuple[str, ...] = ()
+    """Names of linear modules; empty means all of the decoder's layers."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023) instead of alpha / rank."""
+    decomposed: bool = False
+    """DoRA (Liu et al. 2024)."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimization:
+    """Settings of AdamW and its schedule."""
+
+    epochs: float | None = None
+    """How often every training row is seen; default 3. Ignored if max_steps is set."""
+    max_steps: int | None = None
+    """Optimiser steps."""
+    batch_rows: int | None = None
+    """Rows in one optimiser step, 1 to 1024; default 8."""
+    micro_batch_rows: int | None = None
+    """How many of them run at once; default batch_rows."""
+    learning_rate: float | None = None
+    """The peak; the default is chosen from the base's width."""
+    schedule: LearningRateSchedule | None = None
+    """Default COSINE."""
+    warmup_fraction: float | None = None
+    """Part of the steps in which the rate rises, 0 to 0.5; default 0.05."""
+    weight_decay: float | None = None
+    """Default 0."""
+    max_gradient_norm: float | None = None
+    """Clips the gradient's global norm; default 1; 0 does not clip."""
+    seed: int | None = None
+    """Fixes the order of rows, initial weights and dropout; default 0."""
+    checkpoint_interval_steps: int | None = None
+    """The default is chosen from the number of steps."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Settings of reading rows."""
+
+    holdout_fraction: float | None = None
+    """Part of the rows kept for evaluation without an eval_dataset, 0 to 0.5; default 0.1."""
+    max_row_tokens: int | None = None
+    """The default is the smaller of 1024 and the context."""
+    long_rows: LongRows | None = None
+    """Default REJECT."""
+    train_on_prompt: bool = False
+    """Put the loss on prompts as well."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BaselineExample:
+    prompt: str
+    completion: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The prompt that the plain base gets in the evaluation and the adapter does not."""
+
+    instruction: str = ""
+    examples: tuple[BaselineExample, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOptions:
+    """Settings of evaluation and early stopping."""
+
+    evaluations: int | None = None
+    """How many times the held-out loss is measured; default 4; 0 only at the end."""
+    early_stopping_patience: int | None = None
+    """Stops after so many evaluations without a better loss; default 2; 0 never stops early."""
+    generation_rows: int | None = None
+    """Held-out rows answered for exact match; default 100; 0 measures the loss only."""
+    generation_max_tokens: int | None = None
+    """Bound of each answer; default 128."""
+    baseline: Baseline | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteIf:
+    """When the new version takes over an alias."""
+
+    alias: str
+    metric: str = ""
+    """The figure that decides: "exact_match" (the default) or "loss"."""
+    minimum: float | None = None
+    """What the figure must reach; for the loss, what it must not exceed."""
+    better_than_current: bool = False
+    """It must beat the aliased version on the same held-out rows."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    dataset: str
+    eval_dataset: str
+    """Empty: a part of the dataset was held out."""
+    adapter: str
+    base: str
+    task: Task
+    lora: Lora | None
+    optimization: Optimization | None
+    data: DataOptions | None
+    evaluation: EvaluationOptions | None
+    promote_if: PromoteIf | None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeSpec:
+    base: str
+    output_base_id: str
+    weight_format: WeightFormat
+    dataset: str
+    """Rows on which quality is measured; empty means the built-in text."""
+    max_quality_drop: float | None
+    """The largest relative rise of perplexity that passes."""
+    quantize_embeddings: bool
