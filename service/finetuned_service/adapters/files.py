@@ -1,0 +1,262 @@
+"""The files of an adapter in PEFT's layout, checked in full before anything is changed.
+
+Torch-free and without PEFT: the header of the safetensors file is parsed here, its bytes are looked at
+through the page cache, and a pickle is never read. What passes can be served: the tensors are exactly
+the pairs that the configuration names, each fits its module of the base, every number is finite.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.lora_config import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    LoraConfig,
+    is_end,
+    parse_lora_config,
+)
+from finetuned_service.digests import TensorInfo, mapped_tensors, read_safetensors_header, tensors_digest
+from finetuned_service.errors import InvalidAdapterFiles, Violation
+from finetuned_service.storage.files import write_atomically
+from finetuned_service.vocabulary import Method, Task
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "AdapterFacts", "BaseGeometry", "check_adapter", "spell_out_config"]
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_ALLOWED_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, "manifest.json", "README.md"})
+
+MAX_ADAPTER_HEADER_BYTES = 8 * 1024 * 1024
+"""A LoRA of 1,000 modules has a header of 300 kB; a larger one would only cost memory to parse."""
+
+_TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+_EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+"""For each dtype allowed: integers of its width, and its exponent bits. All of them set is NaN or
+infinity (IEEE 754), which works for bfloat16, too, that numpy does not know."""
+
+_CHUNK_ELEMENTS = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What the files of an adapter say."""
+
+    digest: str
+    """Over the tensors and the configuration with every module spelled out."""
+    method: Method
+    task: Task
+    rank: int
+    """The largest."""
+    modules: int
+    """Modules of the base that it changes."""
+    parameters: int
+    size_bytes: int
+    """Of the tensors."""
+    dtype: str
+    """F32, F16 or BF16, of all tensors."""
+    target_modules: tuple[str, ...]
+    """Last parts of the changed modules' names, sorted."""
+
+
+def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> AdapterFacts:
+    """Check an adapter's files against a base; changes nothing.
+
+    Args:
+        directory: holds adapter_config.json and adapter_model.safetensors.
+        geometry: of the base that will serve it.
+        max_rank: the largest rank that the server serves.
+
+    Raises:
+        InvalidAdapterFiles: naming up to 20 keys or tensors that are wrong, and the number of all in the
+            metadata `faults`.
+    """
+    config, infos = _read(directory)
+    modules = _check_names(config, infos, geometry, max_rank)
+    with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
+        _refuse(
+            [
+                Violation(name, "holds NaN or infinity; train again with a smaller learning rate")
+                for name, dtype, _, data in tensors
+                if not _all_finite(data, dtype)
+            ]
+        )
+        digest = tensors_digest(tensors, config.spelled_out(modules))
+    return AdapterFacts(
+        digest=digest,
+        method=Method.LORA,
+        task=Task.TEXT_GENERATION,
+        rank=max(config.rank_of(module) for module in modules),
+        modules=len(modules),
+        parameters=sum(info.shape[0] * info.shape[1] for info in infos),
+        size_bytes=sum(info.end - info.start for info in infos),
+        dtype=infos[0].dtype,
+        target_modules=tuple(sorted({module.rpartition(".")[2] for module in modules})),
+    )
+
+
+def spell_out_config(directory: Path) -> None:
+    """Rewrite a checked adapter's configuration with every module by its full name.
+
+    Patterns, paths of the trainer's machine and keys without a meaning go; the digest stays, and PEFT
+    reads the same adapter. What is stored and exported then carries nothing that nobody looked at.
+    """
+    config, infos = _read(directory)
+    modules = {found["module"] for info in infos if (found := _TENSOR_NAME.fullmatch(info.name))}
+    spelled = {
+        **config.spelled_out(modules),
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+    }
+    write_atomically(directory / CONFIG_FILE, (json.dumps(spelled, indent=2) + "\n").encode())
+
+
+def _read(directory: Path) -> tuple[LoraConfig, list[TensorInfo]]:
+    _check_entries(directory)
+    with (directory / CONFIG_FILE).open("rb") as file:
+        config = parse_lora_config(file.read(MAX_CONFIG_BYTES + 1))
+    with (directory / WEIGHTS_FILE).open("rb") as file:
+        prefix = file.read(8)
+    if len(prefix) == 8 and struct.unpack("<Q", prefix)[0] > MAX_ADAPTER_HEADER_BYTES:
+        raise InvalidAdapterFiles(
+            f"{WEIGHTS_FILE} says that its header has {struct.unpack('<Q', prefix)[0]} bytes; allowed: "
+            f"{MAX_ADAPTER_HEADER_BYTES}. Only safetensors files are accepted (a pickle is never read)"
+        )
+    return config, read_safetensors_header(directory / WEIGHTS_FILE)
+
+
+def _check_entries(directory: Path) -> None:
+    """The two files are there, they are files, and nothing else lies beside them."""
+    entries = {entry.name: entry.lstat() for entry in directory.iterdir()}
+    violations = [
+        Violation(name, "is missing; an adapter in PEFT's layout has it")
+        for name in (CONFIG_FILE, WEIGHTS_FILE)
+        if name not in entries
+    ]
+    for name, status in sorted(entries.items()):
+        if name not in _ALLOWED_FILES:
+            allowed = ", ".join(sorted(_ALLOWED_FILES))
+            violations.append(Violation(ascii(name), f"does not belong to an adapter; allowed: {allowed}"))
+        elif not stat.S_ISREG(status.st_mode):
+            violations.append(Violation(name, "is not a plain file; links are not followed"))
+    _refuse(violations)
+
+
+def _check_names(
+    config: LoraConfig, infos: list[TensorInfo], geometry: BaseGeometry, max_rank: int
+) -> list[str]:
+    """The modules that the tensors change, once names, shapes and dtypes are those expected."""
+    shapes = geometry.linear_shapes
+    found: dict[tuple[str, str], TensorInfo] = {}
+    violations = list(_unknown_targets(config, shapes))
+    for info in infos:
+        name = _TENSOR_NAME.fullmatch(info.name)
+        if name is None:
+            violations.append(
+                Violation(
+                    _shown(info.name),
+                    "is not a LoRA matrix; expected base_model.model.MODULE.lora_A.weight and lora_B",
+                )
+            )
+        elif name["module"] not in shapes:
+            violations.append(
+                Violation(
+                    _shown(info.name),
+                    "changes a module that this base does not have or cannot adapt; it adapts the linear "
+                    f"modules of its blocks: {', '.join(_last_parts(shapes))}",
+                )
+            )
+        elif config.targets(name["module"]) is False:
+            violations.append(
+                Violation(info.name, f"changes a module that target_modules of {CONFIG_FILE} does not name")
+            )
+        else:
+            found[name["module"], name["side"]] = info
+    modules = sorted({module for module, _ in found})
+    expected = modules + [m for m in shapes if config.targets(m) is True and m not in modules]
+    for module in expected:
+        violations.extend(_check_pair(config, module, found, shapes[module], max_rank))
+    dtypes = sorted({info.dtype for info in infos})
+    if len(dtypes) > 1 or not set(dtypes) <= set(_EXPONENTS):
+        violations.append(
+            Violation(WEIGHTS_FILE, f"holds {', '.join(dtypes)}; expected one of {', '.join(_EXPONENTS)}")
+        )
+    if not infos:
+        violations.append(Violation(WEIGHTS_FILE, "holds no tensors; an adapter changes at least one module"))
+    _refuse(violations)
+    return modules
+
+
+def _unknown_targets(config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[Violation]:
+    for target in config.target_modules or ():
+        if not any(is_end(target, module) for module in shapes):
+            yield Violation(
+                f"{CONFIG_FILE}: target_modules",
+                f"names {_shown(target)}, which this base does not have or cannot adapt; it adapts "
+                f"{', '.join(_last_parts(shapes))}",
+            )
+
+
+def _check_pair(
+    config: LoraConfig,
+    module: str,
+    found: Mapping[tuple[str, str], TensorInfo],
+    shape: tuple[int, int],
+    max_rank: int,
+) -> Iterator[Violation]:
+    rank = config.rank_of(module)
+    out_features, in_features = shape
+    if rank > max_rank:
+        yield Violation(f"{CONFIG_FILE}: r", f"is {rank} for {module}; allowed: 1 to {max_rank}")
+    for side, expected in (("A", (rank, in_features)), ("B", (out_features, rank))):
+        name = f"base_model.model.{module}.lora_{side}.weight"
+        info = found.get((module, side))
+        if info is None:
+            yield Violation(name, f"is missing; expected shape {list(expected)}")
+        elif info.shape != expected:
+            yield Violation(name, f"has shape {list(info.shape)[:8]}; expected {list(expected)}")
+
+
+def _last_parts(shapes: Mapping[str, tuple[int, int]]) -> list[str]:
+    return sorted({module.rpartition(".")[2] for module in shapes})
+
+
+def _all_finite(data: memoryview, dtype: str) -> bool:
+    unsigned, exponent = _EXPONENTS[dtype]
+    elements = np.frombuffer(data, dtype=unsigned)
+    mask = unsigned(exponent)
+    return not any(
+        bool(((elements[start : start + _CHUNK_ELEMENTS] & mask) == mask).any())
+        for start in range(0, elements.size, _CHUNK_ELEMENTS)
+    )
+
+
+def _shown(name: str) -> str:
+    return ascii(name if len(name) <= 120 else name[:120] + "...")
+
+
+def _refuse(violations: list[Violation]) -> None:
+    if not violations:
+        return
+    first, more = violations[0], len(violations) - 1
+    rest = f" (and {more} more faults)" if more else ""
+    raise InvalidAdapterFiles(
+        f"{first.field} {first.description}{rest}",
+        metadata={"faults": str(len(violations))},
+        violations=violations,
+    )

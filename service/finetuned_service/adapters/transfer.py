@@ -1,0 +1,142 @@
+"""Adapters in and out: files in PEFT's layout.
+
+An import is checked as a whole (names, shapes, values, base) before anything is stored.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from finetuned_service.adapters.files import BaseGeometry, check_adapter
+from finetuned_service.adapters.manifest import AdapterManifest, Lineage
+from finetuned_service.adapters.registry import AdapterRegistry, AdapterVersion
+from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload
+from finetuned_service.names import AdapterSelector
+from finetuned_service.storage.idempotency import RequestKey
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MANIFEST_FILE = "manifest.json"
+ACCEPTED_FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
+EXPORT_CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFiles:
+    """Files of an import on their way in; gone with the block that made them."""
+
+    directory: Path
+    max_bytes: int
+
+    def append(self, file_name: str, offset: int, data: bytes) -> None:
+        """Add bytes to one of the accepted files.
+
+        Raises:
+            InvalidUpload: another file name (a pickle is never read), a wrong offset, too many bytes.
+        """
+        if file_name not in ACCEPTED_FILES:
+            raise InvalidUpload(
+                f"file {file_name!r} is not part of an adapter; allowed: {', '.join(ACCEPTED_FILES)} "
+                "(weights come as safetensors; a pickle is never read)"
+            )
+        path = self.directory / file_name
+        have = path.stat().st_size if path.exists() else 0
+        if offset != have:
+            raise InvalidUpload(f"chunk of {file_name} has offset {offset}, expected {have}")
+        if have + len(data) > self.max_bytes:
+            raise InvalidUpload(f"{file_name} is larger than {self.max_bytes} bytes, the most allowed")
+        with path.open("ab") as file:
+            file.write(data)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterImports:
+    """Imports adapters for one base."""
+
+    registry: AdapterRegistry
+    geometry: BaseGeometry
+    staging_directory: Path
+    """On the file system of the registry's directory."""
+    max_rank: int
+    max_bytes: int
+
+    @contextmanager
+    def staging(self) -> Generator[StagedFiles]:
+        """A place for the files of one import."""
+        self.staging_directory.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=self.staging_directory))
+        try:
+            yield StagedFiles(directory, self.max_bytes)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def check_base(self, expected_digest: str | None) -> None:
+        """Refuse an adapter of another base before its files come.
+
+        Raises:
+            AdapterIncompatible: naming both digests.
+        """
+        if expected_digest is not None and expected_digest != self.geometry.digest:
+            raise AdapterIncompatible(
+                f"the adapter was made for the base {expected_digest}; this server holds "
+                f"{self.geometry.digest}. Import it where its base is served",
+                metadata={
+                    "adapter_base_digest": expected_digest,
+                    "server_base_digest": self.geometry.digest,
+                },
+            )
+
+    def finish(
+        self,
+        staged: StagedFiles,
+        selector: AdapterSelector,
+        expected_digest: str | None,
+        source: str,
+        request: RequestKey,
+    ) -> AdapterVersion:
+        """Check the files and store them as the adapter's next version.
+
+        Raises:
+            InvalidAdapterFiles: nothing is stored.
+        """
+        for needed in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (staged.directory / needed).exists():
+                raise InvalidAdapterFiles(
+                    f"{needed} is missing; an adapter is {CONFIG_FILE} and {WEIGHTS_FILE}"
+                )
+        # The manifest of an export describes another server's version; what holds here is measured here.
+        (staged.directory / MANIFEST_FILE).unlink(missing_ok=True)
+        facts = check_adapter(staged.directory, self.geometry, self.max_rank)
+
+        def manifest(name: str) -> AdapterManifest:
+            return AdapterManifest(
+                name=name,
+                digest=facts.digest,
+                base_digest=self.geometry.digest,
+                base_root_digest=self.geometry.root_digest,
+                base_verified=expected_digest is not None,
+                method=facts.method,
+                task=facts.task,
+                lineage=Lineage(source=source or "import"),
+                parameters=facts.parameters,
+                modules=facts.modules,
+                rank=facts.rank,
+                size_bytes=facts.size_bytes,
+                create_time=datetime.now(UTC),
+            )
+
+        return self.registry.import_version(
+            selector.tenant, selector.adapter, staged.directory, manifest, request
+        )
+
+
+def export_files(version: AdapterVersion) -> list[tuple[str, bytes]]:
+    """The files of a version: PEFT's two, and our manifest."""
+    files = [(name, (version.directory / name).read_bytes()) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return [*files, (MANIFEST_FILE, version.manifest.model_dump_json(indent=1).encode())]

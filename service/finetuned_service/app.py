@@ -1,0 +1,275 @@
+"""Settings → objects → serve: the only composition root.
+
+Start: data directory, base, store, engine, servers; SERVING once the engine has the base in memory.
+Stop (SIGTERM, SIGINT): health says so, no new calls, running ones and jobs get the grace period (jobs
+write a checkpoint and wait in the store), then the engine goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetuned_service import VERSION
+from finetuned_service.adapters.files import BaseGeometry
+from finetuned_service.adapters.registry import AdapterRegistry
+from finetuned_service.adapters.transfer import AdapterImports
+from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.bases.manifest import BaseManifest
+from finetuned_service.bases.provide import provide_base
+from finetuned_service.datasets.store import DatasetStore
+from finetuned_service.datasets.validation import DataLimits
+from finetuned_service.engine.client import EngineClient
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.messages import Snapshot
+from finetuned_service.errors import FinetunedError, StartRefused
+from finetuned_service.jobs.assignment import Assignments
+from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
+from finetuned_service.jobs.prepare import RowReporter
+from finetuned_service.jobs.publish import Publisher
+from finetuned_service.jobs.store import JobStore
+from finetuned_service.jobs.submit import Submission
+from finetuned_service.jobs.task import TaskLimits
+from finetuned_service.names import BaseName
+from finetuned_service.rpc.adapters import AdapterServicer
+from finetuned_service.rpc.bases import BaseServicer
+from finetuned_service.rpc.datasets import DatasetServicer
+from finetuned_service.rpc.health import SERVING, TRAINING, HealthServer
+from finetuned_service.rpc.server import Servicers, build_server
+from finetuned_service.rpc.serving import ServerLimits, ServingServicer
+from finetuned_service.rpc.tuning import TuningServicer
+from finetuned_service.serving.service import Serving
+from finetuned_service.settings import Settings
+from finetuned_service.storage.database import Database
+from finetuned_service.telemetry import logs
+from finetuned_service.telemetry.metrics import Metrics
+from finetuned_service.text.tokenizer import BaseTokenizer
+
+_LOG = logs.logger("server")
+_SNAPSHOT_SECONDS = 1.0
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until a signal; returns the exit code.
+
+    Raises:
+        StartRefused, FinetunedError: what was found does not allow a start.
+    """
+    logs.configure(settings.log_format, settings.log_level)
+    with _owned(settings.data_dir):
+        server = await Server.build(settings)
+        return await server.run()
+
+
+@contextmanager
+def _owned(data_dir: Path) -> Generator[None]:
+    """Hold the data directory: two servers on one SQLite directory would disturb each other's jobs."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / ".lock").open("w")
+    except OSError as error:
+        raise StartRefused(
+            f"data_dir {data_dir} cannot be written: {error.strerror}; choose another"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StartRefused(
+                f"data_dir {data_dir} is in use by another server; stop it, or choose another data_dir"
+            ) from error
+        yield
+
+
+class Server:
+    """Everything that one replica runs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        base: BaseManifest,
+        database: Database,
+        engine: EngineClient,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._base = base
+        self._database = database
+        self._engine = engine
+        self._metrics = metrics
+        self._snapshot: Snapshot | None = None
+        self._stop = asyncio.Event()
+        self._health = HealthServer(settings.health_address)
+        self._jobs = JobStore(database)
+        bases = BaseCatalog(settings.data_dir)
+        name = BaseName.parse(base.name)
+        directory = bases.path(name)
+        registry = AdapterRegistry(database, settings.data_dir / "adapters")
+        (settings.data_dir / "adapters").mkdir(exist_ok=True)
+        datasets = DatasetStore(
+            database,
+            settings.data_dir,
+            DataLimits(max_line_bytes=settings.max_line_bytes, max_bytes=settings.max_upload_bytes),
+            settings.import_roots,
+            self._jobs.uses_dataset,
+        )
+        tokenizer = BaseTokenizer.load(directory)
+        serving = Serving(
+            engine=engine,
+            registry=registry,
+            tokenizer=tokenizer,
+            base=base,
+            context_tokens=min(base.context_tokens, settings.kv_cache_tokens),
+            replica=settings.replica,
+            metrics=metrics,
+        )
+        submission = Submission(
+            store=self._jobs,
+            datasets=datasets,
+            bases=bases,
+            resident_base=name,
+            report=RowReporter(bases),
+            max_unfinished_jobs=settings.max_unfinished_jobs,
+        )
+        imports = AdapterImports(
+            registry=registry,
+            geometry=BaseGeometry.of_directory(directory),
+            staging_directory=settings.data_dir / "staging",
+            max_rank=settings.max_lora_rank,
+            max_bytes=settings.max_upload_bytes,
+        )
+        limits = ServerLimits(
+            max_running_sequences=settings.max_running_sequences,
+            max_queued_sequences=settings.max_queued_sequences,
+            max_upload_bytes=settings.max_upload_bytes,
+            max_line_bytes=settings.max_line_bytes,
+            max_lora_rank=settings.max_lora_rank,
+        )
+        servicers = Servicers(
+            tuning=TuningServicer(self._jobs, submission),
+            serving=ServingServicer(serving, limits),
+            datasets=DatasetServicer(datasets),
+            adapters=AdapterServicer(registry, serving, imports),
+            bases=BaseServicer(bases, self._jobs, base.name),
+        )
+        self._grpc, self.port = build_server(servicers, metrics, settings.listen_address)
+        self._dispatcher = Dispatcher(
+            DispatcherSettings(
+                owner=settings.replica,
+                directory=settings.data_dir / "jobs",
+                max_running=settings.max_running_jobs,
+                lease_seconds=settings.lease_seconds,
+                grace_seconds=settings.shutdown_grace_seconds,
+            ),
+            self._jobs,
+            Assignments(
+                bases=bases,
+                datasets=datasets,
+                registry=registry,
+                limits=TaskLimits(
+                    threads=settings.job_threads, memory_budget_bytes=settings.job_memory_bytes
+                ),
+            ),
+            Publisher(registry=registry, bases=bases, max_rank=settings.max_lora_rank),
+            metrics.training_tokens.inc,
+        )
+        metrics.build.info({"version": VERSION, "base": base.name, "base_digest": base.digest})
+        metrics.watch_engine(lambda: self._snapshot)
+        metrics.watch_jobs(self._jobs.counts)
+        host, _, port = settings.metrics_address.rpartition(":")
+        try:
+            self._http = metrics.serve(host, int(port))
+        except OSError as error:
+            raise StartRefused(
+                f"metrics_address {settings.metrics_address} cannot be bound; is another server running?"
+            ) from error
+
+    @classmethod
+    async def build(cls, settings: Settings) -> Server:
+        """Put everything in place; the engine reads the base meanwhile."""
+        base, directory = await asyncio.to_thread(
+            provide_base, settings.base, settings.data_dir, verify=settings.verify_base
+        )
+        database = Database(settings.resolved_database_url)
+        engine = await EngineClient.start(
+            EngineConfig(
+                base_directory=str(directory),
+                threads=settings.threads,
+                max_running_sequences=settings.max_running_sequences,
+                max_queued_sequences=settings.max_queued_sequences,
+                max_prefill_tokens=settings.max_prefill_tokens,
+                kv_capacity_tokens=settings.kv_cache_tokens,
+                device_budget_bytes=settings.adapter_device_bytes,
+                host_budget_bytes=settings.adapter_host_bytes,
+                verify_base=settings.verify_base,
+            )
+        )
+        try:
+            return cls(settings, base, database, engine, Metrics())
+        except BaseException:
+            await engine.shutdown(0.0)
+            raise
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
+        await self.start()
+        _LOG.info(
+            "serving",
+            address=self._settings.listen_address,
+            health=self._settings.health_address,
+            metrics=f"http://{self._settings.metrics_address}/metrics",
+            base=self._base.name,
+            base_digest=self._base.digest,
+        )
+        await self._stop.wait()
+        await self.stop()
+        return 0
+
+    def request_stop(self) -> None:
+        """Make `run` end; safe to call twice."""
+        self._stop.set()
+
+    async def start(self) -> None:
+        """Open the doors."""
+        self._health.start()
+        await self._grpc.start()
+        if self._settings.run_jobs:
+            self._dispatcher.start()
+            self._health.set(TRAINING, serving=True)
+        self._watcher = asyncio.create_task(self._watch_engine())
+
+    async def stop(self) -> None:
+        """Close the doors: calls and jobs first, then the engine, then the rest."""
+        grace = self._settings.shutdown_grace_seconds
+        _LOG.info("stopping", grace_seconds=grace)
+        self._health.drain()
+        calls = asyncio.create_task(self._grpc.stop(grace))
+        if self._settings.run_jobs:
+            await asyncio.to_thread(self._dispatcher.stop)
+        await calls
+        self._watcher.cancel()
+        await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._engine.shutdown(1.0)
+        await asyncio.to_thread(self._http.shutdown)
+        self._http.server_close()
+        await asyncio.to_thread(self._health.stop)
+        self._database.close()
+        _LOG.info("stopped")
+
+    async def _watch_engine(self) -> None:
+        """Keep the last snapshot for metrics, and the health of serving true."""
+        while True:
+            try:
+                self._snapshot = await self._engine.inspect()
+            except FinetunedError:
+                self._snapshot = None
+            for name in ("", SERVING):
+                self._health.set(name, serving=self._snapshot is not None)
+            await asyncio.sleep(_SNAPSHOT_SECONDS)

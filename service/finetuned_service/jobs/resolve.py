@@ -1,0 +1,183 @@
+"""Fills the gaps of a TrainSpec from the base and the data, and refuses what cannot run. No torch.
+
+A resolved spec says alone what ran: later builds with other defaults repeat it unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetuned_service.digests import read_safetensors_header
+from finetuned_service.errors import FinetunedError, InvalidField
+from finetuned_service.jobs.values import DataOptions, LoraSettings, Optimization, TrainSpec
+
+DEFAULT_EPOCHS = 3.0
+DEFAULT_MAX_ROW_TOKENS = 1024
+_CHECKPOINTS = 10
+_LEAST_CHECKPOINT_INTERVAL_STEPS = 5
+
+_LAYER_LINEAR = re.compile(r"(?:^|\.)\d+\.(?:.*\.)?([^.]+)\.weight$")
+"""A weight inside a numbered layer: `model.layers.0.self_attn.q_proj.weight`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFacts:
+    """What the defaults of a TrainSpec depend on in a base."""
+
+    hidden_size: int
+    context_tokens: int
+    linear_modules: tuple[str, ...]
+    """Last parts of the names of the linear modules in the decoder's layers, sorted."""
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> BaseFacts:
+        """Read config.json and the header of model.safetensors."""
+        config: Mapping[str, Any] = json.loads((directory / "config.json").read_bytes())
+        tensors = read_safetensors_header(directory / "model.safetensors")
+        matches = [_LAYER_LINEAR.search(tensor.name) for tensor in tensors if len(tensor.shape) == 2]
+        return cls(
+            hidden_size=int(config["hidden_size"]),
+            context_tokens=int(config["max_position_embeddings"]),
+            linear_modules=tuple(sorted({match.group(1) for match in matches if match})),
+        )
+
+
+def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> TrainSpec:
+    """The same spec with every default written back.
+
+    Args:
+        spec: as the caller wrote it; a resolved one comes back unchanged.
+        base: the base to train on.
+        train_rows: rows trained on in one epoch, at least 1 (without the held-out ones).
+
+    Raises:
+        InvalidField: the settings contradict each other, the base or the data; all violations at once.
+    """
+    resolved = spec.model_copy(
+        update={
+            "lora": _lora(spec.lora, base),
+            "optimization": _optimization(spec.optimization, base, train_rows),
+            "data": _data(spec.data, base),
+        }
+    )
+    _check(resolved, base)
+    return resolved
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """The starting point for LoRA on all linear layers of Llama-like models, to two digits.
+
+    Source: tinker-cookbook, `get_lr`: 5e-5 * 10 * (2000 / hidden size) ** 0.78.
+    """
+    return float(f"{5e-5 * 10 * (2000 / hidden_size) ** 0.78:.1e}")
+
+
+def _lora(lora: LoraSettings, base: BaseFacts) -> LoraSettings:
+    return lora.model_copy(
+        update={
+            "alpha": 2.0 * lora.rank if lora.alpha is None else lora.alpha,
+            "target_modules": tuple(sorted(set(lora.target_modules))) or base.linear_modules,
+        }
+    )
+
+
+def _optimization(wanted: Optimization, base: BaseFacts, train_rows: int) -> Optimization:
+    steps, epochs = wanted.max_steps, wanted.epochs
+    if steps is None:
+        epochs = DEFAULT_EPOCHS if epochs is None else epochs
+        steps = max(1, math.ceil(epochs * train_rows / wanted.batch_rows))
+    elif epochs is None:
+        epochs = min(1000.0, steps * wanted.batch_rows / train_rows)
+    interval = max(_LEAST_CHECKPOINT_INTERVAL_STEPS, math.ceil(steps / _CHECKPOINTS))
+    rate = default_learning_rate(base.hidden_size) if wanted.learning_rate is None else wanted.learning_rate
+    return wanted.model_copy(
+        update={
+            "epochs": epochs,
+            "max_steps": steps,
+            "micro_batch_rows": wanted.micro_batch_rows or wanted.batch_rows,
+            "learning_rate": rate,
+            "checkpoint_interval_steps": wanted.checkpoint_interval_steps or interval,
+        }
+    )
+
+
+def _data(data: DataOptions, base: BaseFacts) -> DataOptions:
+    longest = min(DEFAULT_MAX_ROW_TOKENS, base.context_tokens)
+    return data.model_copy(
+        update={"max_row_tokens": longest if data.max_row_tokens is None else data.max_row_tokens}
+    )
+
+
+def _check(spec: TrainSpec, base: BaseFacts) -> None:
+    refusals = [*_unknown_modules(spec.lora, base), *_sizes(spec, base), *_promotion(spec)]
+    if refusals:
+        violations = [violation for refusal in refusals for violation in refusal.violations]
+        raise InvalidField("; ".join(refusal.message for refusal in refusals), violations=violations)
+
+
+def _unknown_modules(lora: LoraSettings, base: BaseFacts) -> list[FinetunedError]:
+    unknown = sorted(set(lora.target_modules) - set(base.linear_modules))
+    if not unknown:
+        return []
+    return [
+        InvalidField.one(
+            "spec.lora.target_modules",
+            f"names {', '.join(map(repr, unknown))}; the base's linear modules are "
+            f"{', '.join(base.linear_modules)} (leave it empty for all of them)",
+        )
+    ]
+
+
+def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
+    refusals: list[FinetunedError] = []
+    batch_rows, micro_rows = spec.optimization.batch_rows, spec.optimization.micro_batch_rows
+    if micro_rows is not None and batch_rows % micro_rows:
+        divisors = [str(rows) for rows in range(1, batch_rows + 1) if batch_rows % rows == 0]
+        refusals.append(
+            InvalidField.one(
+                "spec.optimization.micro_batch_rows",
+                f"is {micro_rows}; it must divide batch_rows ({batch_rows}): {', '.join(divisors)}",
+            )
+        )
+    if spec.data.max_row_tokens is not None and spec.data.max_row_tokens > base.context_tokens:
+        refusals.append(
+            InvalidField.one(
+                "spec.data.max_row_tokens",
+                f"is {spec.data.max_row_tokens}; the base's context allows 8 to {base.context_tokens}",
+            )
+        )
+    if spec.evaluation.generation_max_tokens >= base.context_tokens:
+        refusals.append(
+            InvalidField.one(
+                "spec.evaluation.generation_max_tokens",
+                f"is {spec.evaluation.generation_max_tokens}; with a prompt it must fit into the base's "
+                f"context: 1 to {base.context_tokens - 1}",
+            )
+        )
+    return refusals
+
+
+def _promotion(spec: TrainSpec) -> list[FinetunedError]:
+    if spec.promote_if is None:
+        return []
+    if not spec.eval_dataset and spec.data.holdout_fraction == 0:
+        return [
+            InvalidField.one(
+                "spec.promote_if",
+                "needs held-out rows to measure; give an eval_dataset or a holdout_fraction above 0",
+            )
+        ]
+    if spec.promote_if.metric == "exact_match" and spec.evaluation.generation_rows == 0:
+        return [
+            InvalidField.one(
+                "spec.promote_if.metric",
+                "is 'exact_match', which generation_rows 0 does not measure; raise it or choose 'loss'",
+            )
+        ]
+    return []

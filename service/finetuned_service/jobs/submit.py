@@ -1,0 +1,165 @@
+"""What happens to a TrainJob or Quantize call before it is a job: everything checked, gaps filled.
+
+A refusal here leaves nothing behind; what passes is stored as QUEUED with its spec resolved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.datasets.store import Dataset, DatasetStore
+from finetuned_service.errors import (
+    AlreadyExists,
+    InvalidField,
+    NotFound,
+    QueueFull,
+    Unimplemented,
+)
+from finetuned_service.jobs.resolve import BaseFacts, resolve_train
+from finetuned_service.jobs.store import JobStore
+from finetuned_service.jobs.values import DataReport, Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
+from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
+from finetuned_service.storage.idempotency import RequestKey
+from finetuned_service.vocabulary import WeightFormat
+
+DataReporter = Callable[[TrainSpec, Path, Path | None], DataReport]
+"""Reads the rows of a resolved spec (training file, evaluation file) as the job will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Accepts jobs for one server."""
+
+    store: JobStore
+    datasets: DatasetStore
+    bases: BaseCatalog
+    resident_base: BaseName
+    report: DataReporter
+    max_unfinished_jobs: int
+
+    def train(
+        self, tenant: str, spec: TrainSpec, display_name: str, request: RequestKey, *, validate_only: bool
+    ) -> Job:
+        """Check a TrainJob and queue it, or only say what it would be.
+
+        Raises:
+            InvalidField, InvalidData: settings or rows cannot be trained on.
+            NotFound: a dataset or base does not exist.
+            QueueFull: the tenant has too many unfinished jobs.
+        """
+        made = None if validate_only else self.store.made_by(request)
+        if made is not None:
+            return made
+        adapter = AdapterSelector.parse(spec.adapter, "spec.adapter")
+        if adapter.tenant != tenant or adapter.version is not None or adapter.alias is not None:
+            raise InvalidField.one(
+                "spec.adapter",
+                f"is {spec.adapter!r}; expected 'tenants/{tenant}/adapters/{{adapter}}' without a version",
+            )
+        if spec.promote_if is not None:
+            check_id(spec.promote_if.alias, "spec.promote_if.alias")
+        rows = self._dataset(tenant, spec.dataset, "spec.dataset")
+        held_out = (
+            self._dataset(tenant, spec.eval_dataset, "spec.eval_dataset") if spec.eval_dataset else None
+        )
+        base = self._trainable_base(spec.base)
+        share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
+        resolved = resolve_train(
+            spec.model_copy(update={"base": str(base)}),
+            base=BaseFacts.of_directory(self.bases.path(base)),
+            train_rows=max(1, round(rows.rows * share)),
+        )
+        report = self.report(resolved, rows.path, held_out.path if held_out else None)
+        job = self._job(tenant, resolved, display_name).model_copy(
+            update={"data_report": report, "estimate": _estimate(resolved, report)}
+        )
+        return job if validate_only else self._queue(job, request)
+
+    def quantize(
+        self, tenant: str, spec: QuantizeSpec, display_name: str, request: RequestKey, *, validate_only: bool
+    ) -> Job:
+        """Check a Quantize run and queue it, or only say what it would be.
+
+        Raises:
+            InvalidField: settings that are not allowed.
+            NotFound: a dataset or base does not exist.
+            AlreadyExists: the output base's name is taken.
+            QueueFull: the tenant has too many unfinished jobs.
+        """
+        made = None if validate_only else self.store.made_by(request)
+        if made is not None:
+            return made
+        check_id(spec.output_base_id, "spec.output_base_id")
+        source = self._base(spec.base)
+        manifest = self.bases.get(source)
+        if manifest.weight_format not in {WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16}:
+            raise InvalidField.one(
+                "spec.base",
+                f"is {source}, {manifest.weight_format} already; quantize the base that it was made from",
+            )
+        if spec.quantize_embeddings and spec.weight_format is not WeightFormat.INT8:
+            raise InvalidField.one("spec.quantize_embeddings", "is for WEIGHT_FORMAT_INT8 only; unset it")
+        if spec.dataset:
+            self._dataset(tenant, spec.dataset, "spec.dataset")
+        self._refuse_taken(BaseName(spec.output_base_id, tenant))
+        job = self._job(tenant, spec.model_copy(update={"base": str(source)}), display_name)
+        return job if validate_only else self._queue(job, request)
+
+    def _refuse_taken(self, output: BaseName) -> None:
+        try:
+            self.bases.get(output)
+        except NotFound:
+            return
+        raise AlreadyExists(
+            f"{output} exists; bases never change: choose another output_base_id, or delete it first",
+            metadata={"resource": str(output)},
+        )
+
+    def _queue(self, job: Job, request: RequestKey) -> Job:
+        unfinished = self.store.unfinished(job.tenant)
+        if unfinished >= self.max_unfinished_jobs:
+            raise QueueFull(
+                f"{unfinished} jobs of the tenant are unfinished; allowed: {self.max_unfinished_jobs}. Wait "
+                "for one to end, or cancel one",
+                metadata={"limit": str(self.max_unfinished_jobs), "subject": f"tenants/{job.tenant}"},
+                retry_after_seconds=30.0,
+            )
+        return self.store.create(job, request)
+
+    def _job(self, tenant: str, spec: Spec, display_name: str) -> Job:
+        return Job(
+            tenant=tenant,
+            id="",
+            display_name=display_name,
+            state=JobState.QUEUED,
+            create_time=datetime.now(UTC),
+            spec=spec,
+        )
+
+    def _dataset(self, tenant: str, name: str, field: str) -> Dataset:
+        parsed = ResourceName.parse(name, "datasets", field)
+        if parsed.tenant != tenant:
+            raise NotFound.resource(name)
+        return self.datasets.get(parsed.tenant, parsed.id)
+
+    def _base(self, name: str) -> BaseName:
+        base = BaseName.parse(name, "spec.base") if name else self.resident_base
+        self.bases.get(base)
+        return base
+
+    def _trainable_base(self, name: str) -> BaseName:
+        base = self._base(name)
+        weight_format = self.bases.get(base).weight_format
+        if weight_format not in {WeightFormat.FP32, WeightFormat.BF16}:
+            raise Unimplemented.feature(f"training on a {weight_format} base", "FP32 and BF16 bases")
+        return base
+
+
+def _estimate(spec: TrainSpec, report: DataReport) -> Estimate:
+    steps = spec.optimization.max_steps or 0
+    tokens = round(steps * spec.optimization.batch_rows * report.train_tokens / max(1, report.train_rows))
+    return Estimate(steps=steps, tokens=tokens)

@@ -1,0 +1,141 @@
+"""Jobs and their events, from our values to the contract."""
+
+from __future__ import annotations
+
+from finetuned.v1 import common_pb2 as common
+from finetuned.v1 import job_pb2 as pb
+
+from finetuned_service.jobs.values import (
+    Checkpoint,
+    EvaluationFinished,
+    Job,
+    JobEvent,
+    JobState,
+    Notice,
+    Progress,
+    QuantizeResult,
+    QuantizeSpec,
+    StateChanged,
+    StateReason,
+    TrainResult,
+    TrainSpec,
+)
+from finetuned_service.rpc.convert.common import (
+    TASKS,
+    metrics_to_proto,
+    seconds_to_proto,
+    time_to_proto,
+    weight_format_to_proto,
+    wire_error_to_proto,
+)
+
+
+def job_to_proto(job: Job) -> pb.Job:
+    message = pb.Job(
+        name=job.name,
+        display_name=job.display_name,
+        state=job_state_to_proto(job.state),
+        state_reason=_reason(job.state_reason),
+        create_time=time_to_proto(job.create_time),
+        start_time=time_to_proto(job.start_time),
+        end_time=time_to_proto(job.end_time),
+        baseline_metrics=metrics_to_proto(job.baseline_metrics),
+        metrics=metrics_to_proto(job.metrics),
+        incumbent_metrics=metrics_to_proto(job.incumbent_metrics),
+        checkpoints=[_checkpoint(checkpoint) for checkpoint in job.checkpoints],
+        attempt=job.attempt,
+        error=wire_error_to_proto(job.error),
+        fault=f"FAULT_{job.fault or 'UNSPECIFIED'}",
+        last_event=job.last_event,
+        samples=[pb.EvaluationSample(**sample.model_dump()) for sample in job.samples],
+    )
+    if isinstance(job.spec, TrainSpec):
+        message.train.CopyFrom(_train_spec(job.spec))
+    else:
+        message.quantize.CopyFrom(_quantize_spec(job.spec))
+    if job.environment is not None:
+        message.environment.CopyFrom(pb.Environment(**job.environment.model_dump()))
+    if job.estimate is not None:
+        fields = job.estimate.model_dump(exclude={"duration_seconds"})
+        duration = seconds_to_proto(job.estimate.duration_seconds)
+        message.estimate.CopyFrom(pb.Estimate(**fields, duration=duration))
+    if job.data_report is not None:
+        message.data_report.CopyFrom(pb.DataReport(**job.data_report.model_dump()))
+    if job.progress is not None:
+        message.progress.CopyFrom(_progress(job.progress))
+    match job.result:
+        case TrainResult():
+            message.train_result.CopyFrom(pb.TrainResult(**job.result.model_dump(exclude={"kind"})))
+        case QuantizeResult():
+            report = pb.QuantizeReport(**job.result.report.model_dump())
+            result = pb.QuantizeResult(base=job.result.base, digest=job.result.digest, report=report)
+            message.quantize_result.CopyFrom(result)
+        case None:
+            pass
+    return message
+
+
+def job_state_to_proto(state: JobState) -> str:
+    return f"JOB_STATE_{state}"
+
+
+def event_to_proto(event: JobEvent) -> pb.JobEvent:
+    message = pb.JobEvent(number=event.number, time=time_to_proto(event.time))
+    match event.body:
+        case StateChanged() as body:
+            state = pb.StateChanged(
+                state=job_state_to_proto(body.state), reason=_reason(body.reason), attempt=body.attempt
+            )
+            message.state.CopyFrom(state)
+        case Progress() as body:
+            message.progress.CopyFrom(_progress(body))
+        case EvaluationFinished() as body:
+            metrics = metrics_to_proto(body.metrics)
+            evaluation = pb.EvaluationFinished(subject=body.subject, step=body.step, metrics=metrics)
+            message.evaluation.CopyFrom(evaluation)
+        case Checkpoint() as body:
+            message.checkpoint.CopyFrom(_checkpoint(body))
+        case Notice() as body:
+            severity = f"SEVERITY_{body.severity}"
+            message.notice.CopyFrom(pb.Notice(severity=severity, text=body.text))
+    return message
+
+
+def _reason(reason: StateReason) -> str:
+    return f"JOB_STATE_REASON_{reason or 'UNSPECIFIED'}"
+
+
+def _checkpoint(checkpoint: Checkpoint) -> pb.Checkpoint:
+    return pb.Checkpoint(step=checkpoint.step, eval_loss=checkpoint.eval_loss, best=checkpoint.best)
+
+
+def _progress(progress: Progress) -> pb.Progress:
+    fields = progress.model_dump(exclude={"kind", "eta_seconds"})
+    return pb.Progress(**fields, eta=seconds_to_proto(progress.eta_seconds))
+
+
+def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
+    optimization = spec.optimization.model_dump(exclude={"schedule"}, exclude_none=True)
+    schedule = f"LEARNING_RATE_SCHEDULE_{spec.optimization.schedule}"
+    data = spec.data.model_dump(exclude={"long_rows"}, exclude_none=True)
+    evaluation = spec.evaluation.model_dump(exclude={"baseline"})
+    return pb.TrainSpec(
+        dataset=spec.dataset,
+        eval_dataset=spec.eval_dataset,
+        adapter=spec.adapter,
+        base=spec.base,
+        task=TASKS[spec.task],
+        objective=common.OBJECTIVE_SFT,
+        lora=pb.LoraMethod(**spec.lora.model_dump(exclude_none=True)),
+        optimization=pb.Optimization(**optimization, schedule=schedule),
+        data=pb.DataOptions(**data, long_rows=f"LONG_ROWS_{spec.data.long_rows}"),
+        evaluation=pb.EvaluationOptions(
+            **evaluation, baseline=pb.Baseline(**spec.evaluation.baseline.model_dump())
+        ),
+        promote_if=pb.PromoteIf(**spec.promote_if.model_dump(exclude_none=True)) if spec.promote_if else None,
+    )
+
+
+def _quantize_spec(spec: QuantizeSpec) -> pb.QuantizeSpec:
+    fields = spec.model_dump(exclude={"kind", "weight_format"}, exclude_none=True)
+    return pb.QuantizeSpec(**fields, weight_format=weight_format_to_proto(spec.weight_format))

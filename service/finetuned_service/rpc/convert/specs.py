@@ -1,0 +1,180 @@
+"""Specs and filters of jobs, from the contract to our values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from finetuned.v1 import common_pb2 as common
+from finetuned.v1 import job_pb2 as pb
+from finetuned.v1 import tuning_service_pb2 as service
+from pydantic import ValidationError
+
+from finetuned_service.errors import InvalidField, Unimplemented, Violation
+from finetuned_service.jobs.store import JobFilter
+from finetuned_service.jobs.values import (
+    Baseline,
+    BaselineExample,
+    DataOptions,
+    EvaluationOptions,
+    JobState,
+    LongRows,
+    LoraSettings,
+    Optimization,
+    PromoteIf,
+    QuantizeSpec,
+    Schedule,
+    TrainSpec,
+)
+from finetuned_service.names import AdapterSelector
+from finetuned_service.rpc.convert.common import enum_name, given, optional
+from finetuned_service.vocabulary import Task, WeightFormat
+
+Made = TypeVar("Made")
+
+
+def _checked(path: str, make: Callable[..., Made], **values: Any) -> Made:
+    """`make(**values)`, with pydantic's refusals as violations under `path`."""
+    try:
+        return make(**values)
+    except ValidationError as error:
+        violations = [
+            Violation(".".join([path, *map(str, e["loc"])]), f"is {e['input']!r}: {e['msg'].lower()}")
+            for e in error.errors()
+        ]
+        raise InvalidField(
+            "; ".join(f"{v.field} {v.description}" for v in violations), violations=violations
+        ) from error
+
+
+def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
+    """Read a spec, with every setting checked.
+
+    Raises:
+    InvalidField: a setting is not allowed.
+    Unimplemented: a method, task or objective of later builds.
+    """
+    method = spec.WhichOneof("method") or "lora"
+    if method != "lora":
+        raise Unimplemented.feature(f"METHOD_{method.upper()}", "METHOD_LORA")
+    task = enum_name(common.Task, spec.task, "TASK_", "spec.task")
+    if task not in {"", "TEXT_GENERATION"}:
+        raise Unimplemented.feature(f"TASK_{task}", "TASK_TEXT_GENERATION")
+    objective = enum_name(common.Objective, spec.objective, "OBJECTIVE_", "spec.objective")
+    if objective not in {"", "SFT"}:
+        raise Unimplemented.feature(f"OBJECTIVE_{objective}", "OBJECTIVE_SFT")
+    if spec.continue_from:
+        raise Unimplemented.feature("continue_from", "training from the base")
+    return TrainSpec(
+        dataset=spec.dataset,
+        eval_dataset=spec.eval_dataset,
+        adapter=spec.adapter,
+        base=spec.base,
+        task=Task.TEXT_GENERATION,
+        lora=_lora(spec.lora),
+        optimization=_optimization(spec.optimization),
+        data=_data_options(spec.data),
+        evaluation=_evaluation(spec.evaluation),
+        promote_if=_promote_if(spec.promote_if) if spec.HasField("promote_if") else None,
+    )
+
+
+def _lora(lora: pb.LoraMethod) -> LoraSettings:
+    if lora.decomposed:
+        raise Unimplemented.feature("lora.decomposed", "LoRA and rank_stabilized LoRA")
+    return _checked(
+        "spec.lora",
+        LoraSettings,
+        target_modules=tuple(lora.target_modules),
+        rank_stabilized=lora.rank_stabilized,
+        **given(lora, rank="rank", alpha="alpha", dropout="dropout"),
+    )
+
+
+def _optimization(optimization: pb.Optimization) -> Optimization:
+    schedule = enum_name(
+        pb.LearningRateSchedule,
+        optimization.schedule,
+        "LEARNING_RATE_SCHEDULE_",
+        "spec.optimization.schedule",
+    )
+    names = [f.name for f in optimization.DESCRIPTOR.fields if f.name != "schedule"]
+    return _checked(
+        "spec.optimization",
+        Optimization,
+        schedule=Schedule(schedule or Schedule.COSINE),
+        **given(optimization, **{name: name for name in names}),
+    )
+
+
+def _data_options(data: pb.DataOptions) -> DataOptions:
+    long_rows = enum_name(pb.LongRows, data.long_rows, "LONG_ROWS_", "spec.data.long_rows")
+    return _checked(
+        "spec.data",
+        DataOptions,
+        long_rows=LongRows(long_rows or LongRows.REJECT),
+        train_on_prompt=data.train_on_prompt,
+        **given(data, holdout_fraction="holdout_fraction", max_row_tokens="max_row_tokens"),
+    )
+
+
+def _evaluation(evaluation: pb.EvaluationOptions) -> EvaluationOptions:
+    baseline = _checked(
+        "spec.evaluation.baseline",
+        Baseline,
+        instruction=evaluation.baseline.instruction,
+        examples=tuple(
+            BaselineExample(prompt=e.prompt, completion=e.completion) for e in evaluation.baseline.examples
+        ),
+    )
+    names = ("evaluations", "early_stopping_patience", "generation_rows", "generation_max_tokens")
+    return _checked(
+        "spec.evaluation",
+        EvaluationOptions,
+        baseline=baseline,
+        **given(evaluation, **{name: name for name in names}),
+    )
+
+
+def _promote_if(promote_if: pb.PromoteIf) -> PromoteIf:
+    return _checked(
+        "spec.promote_if",
+        PromoteIf,
+        alias=promote_if.alias,
+        metric=promote_if.metric or "exact_match",
+        minimum=optional(promote_if, "minimum"),
+        better_than_current=promote_if.better_than_current,
+    )
+
+
+def quantize_spec_from_proto(spec: pb.QuantizeSpec) -> QuantizeSpec:
+    """Read a spec, with every setting checked.
+
+    Raises:
+    InvalidField: a setting is not allowed.
+    Unimplemented: a format of later builds.
+    """
+    name = enum_name(common.WeightFormat, spec.weight_format, "WEIGHT_FORMAT_", "spec.weight_format")
+    if not name:
+        raise InvalidField.one(
+            "spec.weight_format", "is not set; allowed: WEIGHT_FORMAT_INT8, WEIGHT_FORMAT_NF4"
+        )
+    if name not in {"INT8", "NF4"}:
+        raise Unimplemented.feature(f"WEIGHT_FORMAT_{name}", "WEIGHT_FORMAT_INT8, WEIGHT_FORMAT_NF4")
+    return _checked(
+        "spec",
+        QuantizeSpec,
+        base=spec.base,
+        output_base_id=spec.output_base_id,
+        weight_format=WeightFormat(name),
+        dataset=spec.dataset,
+        max_quality_drop=optional(spec, "max_quality_drop"),
+        quantize_embeddings=spec.quantize_embeddings,
+    )
+
+
+def job_filter_from_proto(request: service.ListJobsRequest) -> JobFilter:
+    states = [enum_name(pb.JobState, state, "JOB_STATE_", "states") for state in request.states]
+    kind = enum_name(service.JobKind, request.kind, "JOB_KIND_", "kind").lower()
+    adapter = AdapterSelector.parse(request.adapter, "adapter").adapter if request.adapter else ""
+    return JobFilter(tuple(JobState(state) for state in states if state), kind, adapter)

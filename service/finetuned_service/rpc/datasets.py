@@ -1,0 +1,127 @@
+"""DatasetService: uploads and datasets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from finetuned.v1 import dataset_service_pb2 as pb
+from finetuned.v1 import dataset_service_pb2_grpc as grpc_pb
+from grpc import aio
+
+from finetuned_service.datasets.store import DatasetStore
+from finetuned_service.errors import InvalidUpload
+from finetuned_service.names import ResourceName, parse_tenant
+from finetuned_service.rpc.convert.datasets import check_format, dataset_to_proto, row_kind_from_proto
+from finetuned_service.rpc.request_key import request_key
+from finetuned_service.storage.pages import PageRequest
+
+MAX_CHUNK_BYTES = 1024 * 1024
+
+
+class DatasetServicer(grpc_pb.DatasetServiceServicer):
+    def __init__(self, store: DatasetStore) -> None:
+        self._store = store
+
+    async def UploadDataset(  # noqa: N802 - the contract's name
+        self,
+        request_iterator: AsyncIterator[pb.UploadDatasetRequest],
+        context: aio.ServicerContext[pb.UploadDatasetRequest, pb.UploadDatasetResponse],
+    ) -> pb.UploadDatasetResponse:
+        start: pb.UploadStart | None = None
+        tenant = ""
+        async for request in request_iterator:
+            step = request.WhichOneof("step")
+            if (start is None) != (step == "start"):
+                raise InvalidUpload(f"got {step or 'an empty message'}; the first message is start, once")
+            match step:
+                case "start":
+                    start = request.start
+                    tenant = parse_tenant(start.parent, "start.parent")
+                    check_format(start.format)
+                    await asyncio.to_thread(
+                        self._store.start_upload, tenant, start.upload_id, start.dataset_id
+                    )
+                case "chunk" if start is not None:
+                    await self._append(tenant, start.upload_id, request.chunk)
+                case "finish" if start is not None:
+                    return await self._finish(tenant, start, request.finish)
+                case _:
+                    raise InvalidUpload("got an empty message; allowed: start, chunk, finish")
+        raise InvalidUpload(
+            "the stream ended without finish; what came is kept: start again with the same upload_id and go "
+            "on at the offset that GetUpload tells"
+        )
+
+    async def _append(self, tenant: str, upload_id: str, chunk: pb.UploadChunk) -> None:
+        if len(chunk.data) > MAX_CHUNK_BYTES:
+            raise InvalidUpload(f"a chunk has {len(chunk.data)} bytes; allowed: {MAX_CHUNK_BYTES}")
+        await asyncio.to_thread(self._store.append, tenant, upload_id, chunk.offset, chunk.data)
+
+    async def _finish(
+        self, tenant: str, start: pb.UploadStart, finish: pb.UploadFinish
+    ) -> pb.UploadDatasetResponse:
+        dataset = await asyncio.to_thread(
+            self._store.finish,
+            tenant,
+            start.upload_id,
+            finish.size_bytes,
+            finish.sha256,
+            request_key(tenant, start),
+        )
+        return pb.UploadDatasetResponse(dataset=dataset_to_proto(dataset))
+
+    async def GetUpload(  # noqa: N802 - the contract's name
+        self,
+        request: pb.GetUploadRequest,
+        context: aio.ServicerContext[pb.GetUploadRequest, pb.GetUploadResponse],
+    ) -> pb.GetUploadResponse:
+        name = ResourceName.parse(request.name, "uploads")
+        committed, dataset_id = await asyncio.to_thread(self._store.committed_bytes, name.tenant, name.id)
+        dataset = str(ResourceName(name.tenant, "datasets", dataset_id))
+        return pb.GetUploadResponse(committed_bytes=committed, dataset=dataset)
+
+    async def ImportDataset(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ImportDatasetRequest,
+        context: aio.ServicerContext[pb.ImportDatasetRequest, pb.ImportDatasetResponse],
+    ) -> pb.ImportDatasetResponse:
+        tenant = parse_tenant(request.parent)
+        check_format(request.format)
+        dataset = await asyncio.to_thread(
+            self._store.import_file, tenant, request.dataset_id, request.uri, request_key(tenant, request)
+        )
+        return pb.ImportDatasetResponse(dataset=dataset_to_proto(dataset))
+
+    async def GetDataset(  # noqa: N802 - the contract's name
+        self,
+        request: pb.GetDatasetRequest,
+        context: aio.ServicerContext[pb.GetDatasetRequest, pb.GetDatasetResponse],
+    ) -> pb.GetDatasetResponse:
+        name = ResourceName.parse(request.name, "datasets")
+        dataset = await asyncio.to_thread(self._store.get, name.tenant, name.id)
+        return pb.GetDatasetResponse(dataset=dataset_to_proto(dataset))
+
+    async def ListDatasets(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ListDatasetsRequest,
+        context: aio.ServicerContext[pb.ListDatasetsRequest, pb.ListDatasetsResponse],
+    ) -> pb.ListDatasetsResponse:
+        page = await asyncio.to_thread(
+            self._store.list,
+            parse_tenant(request.parent),
+            PageRequest.parse(request.page_size, request.page_token),
+            row_kind_from_proto(request.row_kind),
+        )
+        return pb.ListDatasetsResponse(
+            datasets=[dataset_to_proto(dataset) for dataset in page.items], next_page_token=page.next_token
+        )
+
+    async def DeleteDataset(  # noqa: N802 - the contract's name
+        self,
+        request: pb.DeleteDatasetRequest,
+        context: aio.ServicerContext[pb.DeleteDatasetRequest, pb.DeleteDatasetResponse],
+    ) -> pb.DeleteDatasetResponse:
+        name = ResourceName.parse(request.name, "datasets")
+        await asyncio.to_thread(self._store.delete, name.tenant, name.id)
+        return pb.DeleteDatasetResponse()

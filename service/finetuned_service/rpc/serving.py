@@ -1,0 +1,140 @@
+"""ServingService: inference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from finetuned.v1 import common_pb2 as common
+from finetuned.v1 import serving_service_pb2 as pb
+from finetuned.v1 import serving_service_pb2_grpc as grpc_pb
+from grpc import aio
+
+from finetuned_service import VERSION
+from finetuned_service.errors import FinetunedError, InvalidField, Unavailable
+from finetuned_service.names import parse_tenant
+from finetuned_service.rpc.convert.bases import base_to_proto
+from finetuned_service.rpc.convert.common import error_to_proto
+from finetuned_service.rpc.convert.serving import (
+    call_from_proto,
+    done_to_proto,
+    event_to_proto,
+    served_by_to_proto,
+)
+from finetuned_service.serving.service import Serving
+from finetuned_service.serving.values import Delta, Done, ServedBy
+
+MAX_BATCH_REQUESTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What GetServerInfo tells beside the engine's own figures."""
+
+    max_running_sequences: int
+    max_queued_sequences: int
+    max_upload_bytes: int
+    max_line_bytes: int
+    max_lora_rank: int
+
+
+class ServingServicer(grpc_pb.ServingServiceServicer):
+    def __init__(self, serving: Serving, limits: ServerLimits) -> None:
+        self._serving = serving
+        self._limits = limits
+
+    async def ServeAdapter(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ServeAdapterRequest,
+        context: aio.ServicerContext[pb.ServeAdapterRequest, pb.ServeAdapterResponse],
+    ) -> AsyncIterator[pb.ServeAdapterResponse]:
+        # aclosing: when the caller goes away the sequences are cancelled at once, not at collection.
+        async with aclosing(self._serving.serve(call_from_proto(request))) as events:
+            async for event in events:
+                yield event_to_proto(event)
+
+    async def BatchServeAdapter(  # noqa: N802 - the contract's name
+        self,
+        request: pb.BatchServeAdapterRequest,
+        context: aio.ServicerContext[pb.BatchServeAdapterRequest, pb.BatchServeAdapterResponse],
+    ) -> pb.BatchServeAdapterResponse:
+        parse_tenant(request.parent)
+        if not 1 <= len(request.requests) <= MAX_BATCH_REQUESTS:
+            raise InvalidField.one(
+                "requests", f"has {len(request.requests)} items; allowed: 1 to {MAX_BATCH_REQUESTS}"
+            )
+        # A batch fills the engine but not its queue, which other callers share.
+        places = asyncio.Semaphore(self._limits.max_running_sequences)
+
+        async def answer(item: pb.ServeAdapterRequest) -> pb.BatchItem:
+            async with places:
+                try:
+                    return pb.BatchItem(reply=await self._whole_reply(item, request.parent))
+                except FinetunedError as error:
+                    return pb.BatchItem(error=error_to_proto(error))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(answer(item)) for item in request.requests]
+        return pb.BatchServeAdapterResponse(items=[task.result() for task in tasks])
+
+    async def _whole_reply(self, item: pb.ServeAdapterRequest, parent: str) -> pb.BatchReply:
+        call = call_from_proto(item, parent)
+        reply = pb.BatchReply()
+        texts = [""] * len(call.inputs)
+        async with aclosing(self._serving.serve(call)) as events:
+            async for event in events:
+                match event:
+                    case ServedBy():
+                        reply.served_by.CopyFrom(served_by_to_proto(event))
+                    case Delta():
+                        texts[event.input] += event.text
+                    case Done():
+                        reply.done.CopyFrom(done_to_proto(event))
+        reply.texts.extend(texts)
+        return reply
+
+    async def GetServerInfo(  # noqa: N802 - the contract's name
+        self,
+        request: pb.GetServerInfoRequest,
+        context: aio.ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse],
+    ) -> pb.GetServerInfoResponse:
+        serving, limits = self._serving, self._limits
+        ready = serving.engine.ready
+        if ready is None:
+            raise Unavailable("the engine is starting; try again", retry_after_seconds=1.0)
+        snapshot = await serving.engine.inspect()
+        on_device = [a for a in snapshot.adapters if a.residency == "DEVICE"]
+        memory = {
+            "base": snapshot.base_bytes,
+            "adapters": sum(adapter.resident_bytes for adapter in snapshot.adapters),
+            "kv_cache": snapshot.kv_bytes,
+        }
+        return pb.GetServerInfoResponse(
+            service_version=VERSION,
+            replica=serving.replica,
+            base=base_to_proto(serving.base, resident=True),
+            resident_base_digest=ready.base_digest,
+            device=ready.device,
+            limits=pb.Limits(
+                context_tokens=serving.context_tokens,
+                max_running_sequences=limits.max_running_sequences,
+                max_queued_sequences=limits.max_queued_sequences,
+                max_upload_bytes=limits.max_upload_bytes,
+                max_line_bytes=limits.max_line_bytes,
+                max_lora_rank=limits.max_lora_rank,
+                max_batch_requests=MAX_BATCH_REQUESTS,
+            ),
+            methods=[common.METHOD_LORA],
+            tasks=[common.TASK_TEXT_GENERATION],
+            weight_formats=[common.WEIGHT_FORMAT_INT8, common.WEIGHT_FORMAT_NF4],
+            load=pb.EngineLoad(
+                running_sequences=snapshot.running_sequences,
+                queued_sequences=snapshot.waiting_sequences,
+                kv_tokens_used=snapshot.kv_tokens_used,
+                kv_tokens_capacity=snapshot.kv_tokens_capacity,
+                adapters_on_device=len(on_device),
+            ),
+            memory=[pb.MemoryUse(use=use, bytes=size) for use, size in memory.items()],
+        )

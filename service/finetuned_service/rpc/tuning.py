@@ -1,0 +1,153 @@
+"""TuningService: jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from finetuned.v1 import tuning_service_pb2 as pb
+from finetuned.v1 import tuning_service_pb2_grpc as grpc_pb
+from grpc import aio
+
+from finetuned_service.errors import Unimplemented
+from finetuned_service.jobs.store import JobStore
+from finetuned_service.jobs.submit import Submission
+from finetuned_service.names import ResourceName, parse_tenant
+from finetuned_service.rpc.convert.jobs import event_to_proto, job_state_to_proto, job_to_proto
+from finetuned_service.rpc.convert.specs import (
+    job_filter_from_proto,
+    quantize_spec_from_proto,
+    train_spec_from_proto,
+)
+from finetuned_service.rpc.request_key import request_key
+from finetuned_service.storage.pages import PageRequest
+
+WATCH_POLL_SECONDS = 0.2
+"""Jobs may run under another process; the store is where their events meet."""
+WATCH_BATCH = 500
+
+
+class TuningServicer(grpc_pb.TuningServiceServicer):
+    def __init__(self, store: JobStore, submission: Submission) -> None:
+        self._store = store
+        self._submission = submission
+
+    async def TrainJob(  # noqa: N802 - the contract's name
+        self,
+        request: pb.TrainJobRequest,
+        context: aio.ServicerContext[pb.TrainJobRequest, pb.TrainJobResponse],
+    ) -> pb.TrainJobResponse:
+        tenant = parse_tenant(request.parent)
+        job = await asyncio.to_thread(
+            self._submission.train,
+            tenant,
+            train_spec_from_proto(request.spec),
+            request.display_name,
+            request_key(tenant, request),
+            validate_only=request.validate_only,
+        )
+        return pb.TrainJobResponse(job=job_to_proto(job))
+
+    async def Quantize(  # noqa: N802 - the contract's name
+        self,
+        request: pb.QuantizeRequest,
+        context: aio.ServicerContext[pb.QuantizeRequest, pb.QuantizeResponse],
+    ) -> pb.QuantizeResponse:
+        tenant = parse_tenant(request.parent)
+        job = await asyncio.to_thread(
+            self._submission.quantize,
+            tenant,
+            quantize_spec_from_proto(request.spec),
+            request.display_name,
+            request_key(tenant, request),
+            validate_only=request.validate_only,
+        )
+        return pb.QuantizeResponse(job=job_to_proto(job))
+
+    async def GetJob(  # noqa: N802 - the contract's name
+        self, request: pb.GetJobRequest, context: aio.ServicerContext[pb.GetJobRequest, pb.GetJobResponse]
+    ) -> pb.GetJobResponse:
+        name = ResourceName.parse(request.name, "jobs")
+        return pb.GetJobResponse(
+            job=job_to_proto(await asyncio.to_thread(self._store.get, name.tenant, name.id))
+        )
+
+    async def ListJobs(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ListJobsRequest,
+        context: aio.ServicerContext[pb.ListJobsRequest, pb.ListJobsResponse],
+    ) -> pb.ListJobsResponse:
+        page = await asyncio.to_thread(
+            self._store.list,
+            parse_tenant(request.parent),
+            job_filter_from_proto(request),
+            PageRequest.parse(request.page_size, request.page_token),
+        )
+        return pb.ListJobsResponse(
+            jobs=[job_to_proto(job) for job in page.items], next_page_token=page.next_token
+        )
+
+    async def WatchJob(  # noqa: N802 - the contract's name
+        self,
+        request: pb.WatchJobRequest,
+        context: aio.ServicerContext[pb.WatchJobRequest, pb.WatchJobResponse],
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        name = ResourceName.parse(request.name, "jobs")
+        after = request.after_event
+        while True:
+            # The state is read before the events: what it says to be final has all its events written.
+            last, state = await asyncio.to_thread(self._store.last_event, name.tenant, name.id)
+            while after < last:
+                events = await asyncio.to_thread(self._store.events, name.tenant, name.id, after, WATCH_BATCH)
+                for event in events:
+                    yield pb.WatchJobResponse(event=event_to_proto(event), state=job_state_to_proto(state))
+                after = events[-1].number if events else last
+            if state.final:
+                return
+            await asyncio.sleep(WATCH_POLL_SECONDS)
+
+    async def ListJobEvents(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ListJobEventsRequest,
+        context: aio.ServicerContext[pb.ListJobEventsRequest, pb.ListJobEventsResponse],
+    ) -> pb.ListJobEventsResponse:
+        name = ResourceName.parse(request.parent, "jobs", "parent")
+        page = await asyncio.to_thread(
+            self._store.event_page,
+            name.tenant,
+            name.id,
+            PageRequest.parse(request.page_size, request.page_token),
+        )
+        return pb.ListJobEventsResponse(
+            events=[event_to_proto(event) for event in page.items], next_page_token=page.next_token
+        )
+
+    async def CancelJob(  # noqa: N802 - the contract's name
+        self,
+        request: pb.CancelJobRequest,
+        context: aio.ServicerContext[pb.CancelJobRequest, pb.CancelJobResponse],
+    ) -> pb.CancelJobResponse:
+        name = ResourceName.parse(request.name, "jobs")
+        job = await asyncio.to_thread(self._store.cancel, name.tenant, name.id)
+        return pb.CancelJobResponse(job=job_to_proto(job))
+
+    async def PauseJob(  # noqa: N802 - the contract's name
+        self,
+        request: pb.PauseJobRequest,
+        context: aio.ServicerContext[pb.PauseJobRequest, pb.PauseJobResponse],
+    ) -> pb.PauseJobResponse:
+        raise Unimplemented.feature("PauseJob", "CancelJob")
+
+    async def ResumeJob(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ResumeJobRequest,
+        context: aio.ServicerContext[pb.ResumeJobRequest, pb.ResumeJobResponse],
+    ) -> pb.ResumeJobResponse:
+        raise Unimplemented.feature("ResumeJob", "TrainJob")
+
+    async def DeleteJob(  # noqa: N802 - the contract's name
+        self,
+        request: pb.DeleteJobRequest,
+        context: aio.ServicerContext[pb.DeleteJobRequest, pb.DeleteJobResponse],
+    ) -> pb.DeleteJobResponse:
+        raise Unimplemented.feature("DeleteJob", "CancelJob")

@@ -1,0 +1,114 @@
+"""A ServeAdapter call and what comes back, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from finetuned_service.engine.messages import FinishReason, TokenLogprobs
+from finetuned_service.names import AdapterSelector
+from finetuned_service.text.values import ChatMessage
+
+
+class Truncation(StrEnum):
+    """What happens to a prompt that does not fit."""
+
+    REJECT = "REJECT"
+    KEEP_END = "KEEP_END"
+    KEEP_START = "KEEP_START"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Goes through the base's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Taken as it stands."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """As `Generate` in the contract; None where the caller said nothing."""
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    truncation: Truncation = Truncation.REJECT
+    logprobs: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServeCall:
+    """One call: the weights, the inputs, the settings."""
+
+    tenant: str
+    adapter: AdapterSelector | None
+    """None is the plain base, asked for by name."""
+    inputs: tuple[Conversation | Content, ...]
+    generation: GenerationSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBy:
+    """The proof of which weights answered."""
+
+    adapter_version: str
+    adapter_digest: str
+    base: str
+    base_digest: str
+    modules: int
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of the reply to one input; whole characters only."""
+
+    input: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    finish: FinishReason
+    stop: str = ""
+    truncated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds."""
+
+    queue: float = 0.0
+    load: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.queue + self.load + self.prefill + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    outcomes: tuple[Outcome, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    timing: Timing
+    """Of the slowest input."""
+
+
+ServeEvent = ServedBy | Delta | Done
