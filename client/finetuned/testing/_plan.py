@@ -1,0 +1,94 @@
+"""What happens to a job of the fake server, event by event.
+
+The figures are invented but hang together: the loss falls with the steps, the plain base scores 0
+and version n of an adapter scores n / (n + 1), so that a later version beats an earlier one.
+"""
+
+from __future__ import annotations
+
+from finetuned.errors import FinetunedError
+from finetuned.testing._refusals import to_message
+from finetuned.testing._store import Happening, RunningJob, Store
+from finetuned.testing._work import quantize, train
+from finetuned.v1 import job_pb2
+
+FINAL = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
+
+
+def begin(store: Store, job: job_pb2.Job) -> RunningJob:
+    """A queued job with all that is to come."""
+    job.create_time.CopyFrom(store.now())
+    job.attempt = 1
+    work = list(train(store, job) if job.WhichOneof("spec") == "train" else quantize(store))
+    if store.job_errors:
+        work[-1] = _fail(store.job_errors.pop(0))
+    running = RunningJob(job, [], [_enter(job_pb2.JOB_STATE_QUEUED), _start(store), *work, _end(store)])
+    step(store, running)
+    return running
+
+
+def step(store: Store, running: RunningJob) -> bool:
+    """Make the next thing happen; False if nothing is left."""
+    if not running.to_come:
+        return False
+    event = job_pb2.JobEvent(number=len(running.events) + 1, time=store.now())
+    running.to_come.pop(0)(running.job, event)
+    running.job.last_event = event.number
+    running.events.append(event)
+    return True
+
+
+def cancel(store: Store, running: RunningJob) -> None:
+    def stop(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        job.state = job_pb2.JOB_STATE_CANCELLED
+        job.state_reason = job_pb2.JOB_STATE_REASON_USER
+        _end(store)(job, event)
+
+    running.to_come = [stop]
+    step(store, running)
+
+
+def _enter(state: job_pb2.JobState) -> Happening:
+    def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        job.state = state
+        _tell_state(job, event)
+
+    return happen
+
+
+def _start(store: Store) -> Happening:
+    def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        job.start_time.CopyFrom(store.now())
+        job.state = job_pb2.JOB_STATE_RUNNING
+        _tell_state(job, event)
+
+    return happen
+
+
+def _end(store: Store) -> Happening:
+    """The last event; what came before may already have decided how the job ends."""
+
+    def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        job.end_time.CopyFrom(store.now())
+        if job.state not in FINAL:
+            failed = job.HasField("error")
+            job.state = job_pb2.JOB_STATE_FAILED if failed else job_pb2.JOB_STATE_SUCCEEDED
+        _tell_state(job, event)
+
+    return happen
+
+
+def _tell_state(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+    event.state.state = job.state
+    event.state.reason = job.state_reason
+    event.state.attempt = job.attempt
+
+
+def _fail(error: FinetunedError) -> Happening:
+    def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        job.error.CopyFrom(to_message(error))
+        job.fault = job_pb2.FAULT_SYSTEM if error.reason == "INTERNAL_FAULT" else job_pb2.FAULT_USER
+        event.notice.severity = job_pb2.SEVERITY_WARNING
+        event.notice.text = error.message
+
+    return happen

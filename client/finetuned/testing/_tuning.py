@@ -1,0 +1,162 @@
+"""TuningService of the fake server. Time passes for a job when somebody looks at it.
+
+Every event that WatchJob sends and every GetJob makes one more thing happen to the job, so a test
+that watches or polls sees it run and finish, in the same steps every time, without a thread or a sleep.
+"""
+
+# ruff: noqa: N802 - the methods have the names of the RPCs
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, final
+
+import grpc
+
+from finetuned.errors import InvalidField, JobStateConflict, OutOfRange, Unimplemented
+from finetuned.testing._plan import FINAL, begin, cancel, step
+from finetuned.testing._store import BASE, RunningJob, Store, check_name, lookup, page
+from finetuned.v1 import common_pb2, job_pb2
+from finetuned.v1 import tuning_service_pb2 as pb
+from finetuned.v1.tuning_service_pb2_grpc import TuningServiceServicer
+
+_FORMATS = {common_pb2.WEIGHT_FORMAT_INT8, common_pb2.WEIGHT_FORMAT_NF4}
+
+
+@final
+class FakeTuning(TuningServiceServicer):
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def TrainJob(self, request: pb.TrainJobRequest, context: grpc.ServicerContext) -> pb.TrainJobResponse:
+        check_name(request.parent, "tenants/{}", "parent")
+        spec = request.spec
+        check_name(spec.adapter, "tenants/{}/adapters/{}", "spec.adapter")
+        method = spec.WhichOneof("method")
+        if method not in {None, "lora"}:
+            raise _unimplemented(f"METHOD_{str(method).upper()}", "METHOD_LORA")
+        if spec.lora.HasField("rank") and not 1 <= spec.lora.rank <= 256:
+            raise InvalidField.one("spec.lora.rank", f"is {spec.lora.rank}; allowed: 1 to 256")
+        with self._store.lock:
+            for name in filter(None, (spec.dataset, spec.eval_dataset)):
+                lookup(self._store.datasets, name)
+            if not spec.dataset:
+                raise InvalidField.one("spec.dataset", "is empty; expected a dataset's name")
+            lookup(self._store.bases, spec.base or BASE)
+            job = job_pb2.Job(display_name=request.display_name, train=spec)
+            return self._accept(request, job, pb.TrainJobResponse)
+
+    def Quantize(self, request: pb.QuantizeRequest, context: grpc.ServicerContext) -> pb.QuantizeResponse:
+        check_name(request.parent, "tenants/{}", "parent")
+        spec = request.spec
+        check_name(spec.output_base_id, "{}", "spec.output_base_id")
+        if spec.weight_format not in _FORMATS:
+            name = common_pb2.WeightFormat.Name(spec.weight_format)
+            raise _unimplemented(name, "WEIGHT_FORMAT_INT8, WEIGHT_FORMAT_NF4")
+        with self._store.lock:
+            lookup(self._store.bases, spec.base or BASE)
+            job = job_pb2.Job(display_name=request.display_name, quantize=spec)
+            return self._accept(request, job, pb.QuantizeResponse)
+
+    def _accept(self, request: Any, job: job_pb2.Job, answer: type[Any]) -> Any:
+        if request.validate_only:
+            job.state = job_pb2.JOB_STATE_VALIDATING
+            return answer(job=job)
+
+        def make() -> Any:
+            job.name = f"{request.parent}/jobs/job-{len(self._store.jobs) + 1}"
+            self._store.jobs[job.name] = begin(self._store, job)
+            kept = answer()
+            kept.job.CopyFrom(job)
+            return kept
+
+        return self._store.once(request.parent, request.request_id, request, make)
+
+    def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
+        with self._store.lock:
+            running = self._find(request.name)
+            answer = pb.GetJobResponse()
+            answer.job.CopyFrom(running.job)
+            step(self._store, running)
+            return answer
+
+    def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:
+        check_name(request.parent, "tenants/{}", "parent")
+        with self._store.lock:
+            found = [
+                running.job
+                for name, running in reversed(self._store.jobs.items())
+                if name.startswith(request.parent + "/") and _wanted(running.job, request)
+            ]
+            items, token = page(found, request.page_size, request.page_token)
+            return pb.ListJobsResponse(jobs=items, next_page_token=token)
+
+    def WatchJob(
+        self, request: pb.WatchJobRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchJobResponse]:
+        seen = request.after_event
+        while True:
+            with self._store.lock:
+                running = self._find(request.name)
+                if seen and seen + 1 < running.first_kept:
+                    raise OutOfRange(
+                        f"event {seen + 1} is no longer kept; the first kept is {running.first_kept}",
+                        metadata={"first_kept": str(running.first_kept)},
+                    )
+                seen = max(seen, running.first_kept - 1)
+                if seen >= len(running.events) and not step(self._store, running):
+                    return
+                event = running.events[seen]
+                state = running.job.state
+            yield pb.WatchJobResponse(event=event, state=state)
+            seen = event.number
+
+    def ListJobEvents(
+        self, request: pb.ListJobEventsRequest, context: grpc.ServicerContext
+    ) -> pb.ListJobEventsResponse:
+        with self._store.lock:
+            running = self._find(request.parent)
+            kept = running.events[running.first_kept - 1 :]
+            items, token = page(kept, request.page_size, request.page_token)
+            return pb.ListJobEventsResponse(events=items, next_page_token=token)
+
+    def CancelJob(self, request: pb.CancelJobRequest, context: grpc.ServicerContext) -> pb.CancelJobResponse:
+        with self._store.lock:
+            running = self._find(request.name)
+            if running.job.state in FINAL:
+                state = job_pb2.JobState.Name(running.job.state).removeprefix("JOB_STATE_")
+                raise JobStateConflict(
+                    f"{request.name!r} is {state}; only an unfinished job can be cancelled",
+                    metadata={"state": state},
+                )
+            cancel(self._store, running)
+            return pb.CancelJobResponse(job=running.job)
+
+    def PauseJob(self, request: pb.PauseJobRequest, context: grpc.ServicerContext) -> pb.PauseJobResponse:
+        raise _unimplemented("PauseJob", "CancelJob")
+
+    def ResumeJob(self, request: pb.ResumeJobRequest, context: grpc.ServicerContext) -> pb.ResumeJobResponse:
+        raise _unimplemented("ResumeJob", "TrainJob")
+
+    def DeleteJob(self, request: pb.DeleteJobRequest, context: grpc.ServicerContext) -> pb.DeleteJobResponse:
+        raise _unimplemented("DeleteJob", "CancelJob")
+
+    def _find(self, name: str) -> RunningJob:
+        check_name(name, "tenants/{}/jobs/{}")
+        return lookup(self._store.jobs, name)
+
+
+def _wanted(job: job_pb2.Job, request: pb.ListJobsRequest) -> bool:
+    kind = pb.JOB_KIND_TRAIN if job.WhichOneof("spec") == "train" else pb.JOB_KIND_QUANTIZE
+    return (
+        (not request.states or job.state in request.states)
+        and request.kind in {pb.JOB_KIND_UNSPECIFIED, kind}
+        and request.adapter in {"", job.train.adapter}
+    )
+
+
+def _unimplemented(feature: str, available: str) -> Unimplemented:
+    return Unimplemented(
+        f"{feature} is in the contract but not in this build; available: {available}",
+        metadata={"feature": feature},
+    )

@@ -1,0 +1,104 @@
+"""What happens to adapters, versions and aliases in the fake store; the caller holds the lock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from finetuned.errors import EtagMismatch, FailedPrecondition, NotFound
+from finetuned.testing._store import BASE_DIGEST, REPLICA, AdapterState, Store, check_name, lookup
+from finetuned.v1 import adapter_service_pb2 as pb
+from finetuned.v1 import common_pb2
+
+SELECTOR = r"tenants/{}/adapters/{}(?:/versions/([1-9][0-9]*)|/aliases/{})?"
+
+
+def adapter_of(name: str) -> str:
+    return "/".join(name.split("/")[:4])
+
+
+def add_version(
+    store: Store, adapter: str, files: Mapping[str, bytes], lineage: pb.Lineage, *, rank: int
+) -> pb.AdapterVersion:
+    """The next version; the first one gets the alias "default"."""
+    state = store.adapters.setdefault(
+        adapter, AdapterState(pb.Adapter(name=adapter, create_time=store.now()), {}, {}, {})
+    )
+    state.last_version += 1
+    number = state.last_version
+    content = hashlib.sha256(b"".join(files[name] for name in sorted(files)))
+    version = pb.AdapterVersion(
+        name=f"{adapter}/versions/{number}",
+        digest="sha256:" + content.hexdigest(),
+        base_digest=BASE_DIGEST,
+        base_root_digest=BASE_DIGEST,
+        base_verified=True,
+        compatible=True,
+        method=common_pb2.METHOD_LORA,
+        task=common_pb2.TASK_TEXT_GENERATION,
+        lineage=lineage,
+        size_bytes=sum(len(data) for data in files.values()),
+        parameters=64 * rank,
+        modules=8,
+        rank=rank,
+        create_time=store.now(),
+    )
+    version.residency.add(replica=REPLICA, residency=common_pb2.RESIDENCY_STORED)
+    state.versions[number] = version
+    state.files[number] = dict(files)
+    if "default" not in state.aliases:
+        set_alias(store, f"{adapter}/aliases/default", version.name)
+    return version
+
+
+def describe(state: AdapterState) -> pb.Adapter:
+    """The adapter with what is derived from its versions and aliases."""
+    adapter = pb.Adapter()
+    adapter.CopyFrom(state.adapter)
+    adapter.latest_version = f"{adapter.name}/versions/{max(state.versions)}" if state.versions else ""
+    adapter.version_count = len(state.versions)
+    adapter.aliases.extend(alias for _, alias in sorted(state.aliases.items()))
+    return adapter
+
+
+def resolve(store: Store, name: str, field: str = "name") -> tuple[AdapterState, int]:
+    """The adapter and the number of the version that a version, an alias or an adapter means."""
+    _, _, number, alias = check_name(name, SELECTOR, field)
+    state = lookup(store.adapters, adapter_of(name))
+    if not number:
+        aliased = state.aliases.get(alias or "default")
+        if aliased is None:
+            raise NotFound(f"{name!r} does not exist or is not yours", metadata={"resource": name})
+        number = aliased.version.rpartition("/")[2]
+    if int(number) not in state.versions:
+        raise NotFound(f"{name!r} does not exist or is not yours", metadata={"resource": name})
+    return state, int(number)
+
+
+def set_alias(store: Store, name: str, target: str, etag: str = "") -> pb.Alias:
+    """Move or make an alias.
+
+    Raises:
+        EtagMismatch: it moved since the etag was read.
+        FailedPrecondition: "previous" of an alias that has not moved.
+        NotFound: there is no such version.
+    """
+    state = lookup(store.adapters, adapter_of(name))
+    last = name.rpartition("/")[2]
+    alias = state.aliases.get(last) or pb.Alias(name=name)
+    if etag and etag != alias.etag:
+        raise EtagMismatch(f"{name!r} has changed since it was read", metadata={"current_etag": alias.etag})
+    if target == "previous":
+        if not alias.previous_version:
+            raise FailedPrecondition(f"{name!r} has not moved; there is no previous version")
+        target = alias.previous_version
+    _, number = resolve(store, target, "version")
+    moved = pb.Alias(
+        name=name,
+        version=f"{adapter_of(name)}/versions/{number}",
+        previous_version=alias.version,
+        etag=str(int(alias.etag or 0) + 1),
+        update_time=store.now(),
+    )
+    state.aliases[last] = moved
+    return moved
