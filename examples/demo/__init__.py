@@ -1,0 +1,1 @@
+"""The tour: everything the service does, on a real model, through the public client."""

@@ -1,0 +1,73 @@
+"""A real server in a process of its own, on loopback, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetuned import Client
+from finetuned.errors import FinetunedError
+
+START_SECONDS = 180.0
+"""The first start converts the packaged base; later ones take a few seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """Where the server listens."""
+
+    endpoint: str
+    metrics_url: str
+    log: Path
+    pid: int
+
+
+@contextlib.contextmanager
+def running_server(data_dir: Path) -> Iterator[RunningServer]:
+    """Start the server, wait until it serves, and stop it cleanly at the end of the block.
+
+    Raises:
+        RuntimeError: it did not start; its log says why.
+    """
+    api, health, metrics = (_free_port() for _ in range(3))
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "server.log"
+    command = [sys.executable, "-m", "finetuned_service", "serve", "--data-dir", str(data_dir)]
+    command += ["--listen-address", f"127.0.0.1:{api}", "--health-address", f"127.0.0.1:{health}"]
+    command += ["--metrics-address", f"127.0.0.1:{metrics}"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
+    try:
+        endpoint = f"127.0.0.1:{api}"
+        _wait_until_ready(process, endpoint, log)
+        yield RunningServer(endpoint, f"http://127.0.0.1:{metrics}/metrics", log, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with Client(endpoint) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with code {process.returncode}; see {log}")
+            with contextlib.suppress(FinetunedError):
+                client.within(2.0).server_info()
+                return
+            time.sleep(0.2)
+    raise RuntimeError(f"the server is not ready after {START_SECONDS:.0f} s; see {log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
