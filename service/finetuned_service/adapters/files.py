@@ -19,13 +19,8 @@ from typing import Any
 import numpy as np
 
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.lora_config import (
-    CONFIG_FILE,
-    MAX_CONFIG_BYTES,
-    LoraConfig,
-    is_end,
-    parse_lora_config,
-)
+from finetuned_service.adapters.lora_config import LoraConfig, is_end
+from finetuned_service.adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_lora_config
 from finetuned_service.digests import TensorInfo, mapped_tensors, read_safetensors_header, tensors_digest
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 from finetuned_service.storage.files import write_atomically
@@ -190,7 +185,10 @@ def _check_names(
     modules = sorted({module for module, _ in found})
     expected = modules + [m for m in shapes if config.targets(m) is True and m not in modules]
     for module in expected:
-        violations.extend(_check_pair(config, module, found, shapes[module], max_rank))
+        violations.extend(_check_pair(config, module, found, shapes[module]))
+    largest = max((config.rank_of(module) for module in expected), default=1)
+    if largest > max_rank:
+        violations.append(Violation(f"{CONFIG_FILE}: r", f"is {largest}; allowed: 1 to {max_rank}"))
     dtypes = sorted({info.dtype for info in infos})
     if len(dtypes) > 1 or not set(dtypes) <= set(_EXPONENTS):
         violations.append(
@@ -217,12 +215,9 @@ def _check_pair(
     module: str,
     found: Mapping[tuple[str, str], TensorInfo],
     shape: tuple[int, int],
-    max_rank: int,
 ) -> Iterator[Violation]:
     rank = config.rank_of(module)
     out_features, in_features = shape
-    if rank > max_rank:
-        yield Violation(f"{CONFIG_FILE}: r", f"is {rank} for {module}; allowed: 1 to {max_rank}")
     for side, expected in (("A", (rank, in_features)), ("B", (out_features, rank))):
         name = f"base_model.model.{module}.lora_{side}.weight"
         info = found.get((module, side))
