@@ -1,0 +1,31 @@
+"""What the engine process is started with; torch-free, sent to it as its first message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes and limits of one engine. Everything it holds is bounded by what stands here."""
+
+    base_directory: str
+    """config.json and model.safetensors (and base.json) of the one base it holds."""
+    threads: int = 1
+    """Compute threads of torch."""
+    max_running_sequences: int = 32
+    """Sequences in one batch."""
+    max_queued_sequences: int = 256
+    """Sequences that may wait for a place; kept by the client, which refuses more."""
+    max_prefill_tokens: int = 512
+    """Prompt tokens computed in one step beside the decoding sequences."""
+    kv_capacity_tokens: int = 32_768
+    """Tokens of all running sequences together."""
+    device_budget_bytes: int = 256 * MIB
+    """Adapters in the serving layout."""
+    host_budget_bytes: int = 256 * MIB
+    """Adapters read, checked and converted, ready to be copied into the serving layout."""
+    verify_base: bool = False
+    """Compute the digest of the weights in memory at start and refuse to start if base.json has another."""

@@ -1,0 +1,42 @@
+"""Keys and values of all running sequences, in one arena per layer.
+
+Which tokens belong to whom is the scheduler's business (`RangeAllocator`); the arena only stores.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KvArena:
+    """`[kv_heads, capacity_tokens, head_dim]` for keys and for values of each layer.
+
+    Heads come first: the tokens of a sequence are then one run of memory for each head. Pages are
+    touched as they are used, and never read before they are written.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (kv_heads, capacity_tokens, head_dim)
+        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+
+    @property
+    def size_bytes(self) -> int:
+        return 2 * sum(keys.nbytes for keys in self._keys)
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store rows `[kv_heads, T, head_dim]` at `slots [T]`; the layer's whole key and value arenas."""
+        layer_keys, layer_values = self._keys[layer], self._values[layer]
+        layer_keys.index_copy_(1, slots, keys)
+        layer_values.index_copy_(1, slots, values)
+        return layer_keys, layer_values

@@ -1,0 +1,276 @@
+"""The engine's step: commands in, one forward for all running sequences, events out.
+
+Knows no process and no pipe: `process.py` and `offline.py` feed it. Everything here belongs to one
+thread; only `deliver` may be called from others.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from finetuned_service.engine.adapter_memory import AdapterMemory, LoaderThread
+from finetuned_service.engine.batch import build_batch
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.lora_bank import LoraBanks, LoraWeights, Placement
+from finetuned_service.engine.messages import (
+    Answer,
+    Cancel,
+    Command,
+    Event,
+    Failed,
+    Inspect,
+    SetResidency,
+    Shutdown,
+    Snapshot,
+    Started,
+    Submit,
+)
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.peft_files import AdapterReader
+from finetuned_service.engine.replies import Replies, limit_tokens
+from finetuned_service.engine.residency import Loaded, ResidencyManager
+from finetuned_service.engine.scheduler import Chunk, Readiness, Scheduler
+from finetuned_service.engine.sequence import Sequence
+from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Unavailable
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """The base's digest was recomputed beside the engine."""
+
+    call_id: int
+    base_digest: str
+
+
+Delivery = Command | Loaded[LoraWeights] | _Verified
+
+
+class EngineLoop:
+    """One base, its adapters, and the sequences that run on it."""
+
+    def __init__(self, model: EngineModel, config: EngineConfig) -> None:
+        self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._model = model
+        self._calls: list[SetResidency] = []
+        self._events: list[Event] = []
+        self._stop_seconds: float | None = None
+        self._counters = dict.fromkeys(("steps", "prefill_tokens", "decode_tokens", "step_seconds"), 0.0)
+        self.banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
+        self.arena = model.make_arena(config.kv_capacity_tokens)
+        self._loader = LoaderThread(self._inbox.put)
+        memory = AdapterMemory(AdapterReader(model.sites, model.dtype), self.banks)
+        self.residency = ResidencyManager[LoraWeights, Placement](
+            memory, self._loader, config.host_budget_bytes
+        )
+        self._scheduler = Scheduler(
+            max_running=config.max_running_sequences,
+            max_prefill_tokens=config.max_prefill_tokens,
+            kv_capacity_tokens=config.kv_capacity_tokens,
+            adapters=self.residency,
+        )
+        self.kv = self._scheduler.kv
+        self._replies = Replies(model.end_token_ids, model.device)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Hand a command to the engine; the next step takes it. Any thread may call this."""
+        self._inbox.put(delivery)
+
+    @property
+    def stopped(self) -> bool:
+        """A Shutdown has come, and nothing runs any more or its time is over."""
+        if self._stop_seconds is None:
+            return False
+        busy = self._scheduler.running or self._scheduler.waiting
+        return not busy or time.monotonic() >= self._stop_seconds
+
+    def step(self) -> list[Event]:
+        """Take what was delivered, admit, compute for all that run, tell what happened.
+
+        With nothing to compute or tell it waits for the next delivery.
+        """
+        while not self._inbox.empty():
+            self._take(self._inbox.get())
+        self._admit()
+        chunks = self._scheduler.plan_step()
+        if chunks:
+            self._compute(chunks)
+        elif not self._events:
+            self._wait()
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> list[Event]:
+        """End what is left, and the loader's thread; the engine cannot be used after it."""
+        for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting.values()]:
+            self._fail(sequence, Unavailable("the engine stopped; try again", retry_after_seconds=1.0))
+        self._loader.close()
+        events, self._events = self._events, []
+        return events
+
+    def _wait(self) -> None:
+        timeout_seconds = None
+        if self._stop_seconds is not None:
+            timeout_seconds = max(0.0, self._stop_seconds - time.monotonic())
+        try:
+            self._take(self._inbox.get(timeout=timeout_seconds))
+        except queue.Empty:
+            return
+
+    def _take(self, delivery: Delivery) -> None:
+        match delivery:
+            case Submit():
+                self._submit(delivery)
+            case Cancel(request_id=request_id):
+                if (sequence := self._scheduler.find(request_id)) is not None:
+                    self._end(sequence)
+            case SetResidency():
+                self._set_residency(delivery)
+            case Inspect(call_id=call_id, verify_base=True):
+                threading.Thread(target=self._verify, args=(call_id,), daemon=True).start()
+            case Inspect(call_id=call_id):
+                self._events.append(Answer(call_id, self._snapshot()))
+            case _Verified(call_id=call_id, base_digest=base_digest):
+                self._events.append(Answer(call_id, self._snapshot(base_digest)))
+            case Shutdown(grace_seconds=grace_seconds):
+                self._stop_seconds = time.monotonic() + grace_seconds
+            case Loaded():
+                self._finish_load(delivery)
+
+    def _submit(self, submit: Submit) -> None:
+        try:
+            if self._stop_seconds is not None:
+                raise Unavailable("the engine is stopping; try again", retry_after_seconds=1.0)
+            limit = limit_tokens(submit, self._model, self.kv.capacity)
+        except FinetunedError as error:
+            self._events.append(Failed(submit.request_id, error.to_wire()))
+            return
+        sequence = Sequence(submit, limit, time.monotonic(), list(submit.prompt_token_ids))
+        self._scheduler.enqueue(sequence)
+
+    def _admit(self) -> None:
+        admission = self._scheduler.admit(time.monotonic())
+        for refusal in admission.refused:
+            self._fail(refusal.sequence, refusal.error)
+        for sequence in admission.admitted:
+            waited_seconds = sequence.admitted_seconds - sequence.arrived_seconds
+            modules = self.residency.modules_of(sequence.adapter) if sequence.adapter else 0
+            self._events.append(
+                Started(
+                    sequence.request_id,
+                    modules,
+                    queue_seconds=waited_seconds - sequence.load_seconds,
+                    load_seconds=sequence.load_seconds,
+                )
+            )
+
+    def _compute(self, chunks: list[Chunk]) -> None:
+        began = time.monotonic()
+        try:
+            batch = build_batch(chunks, self._place_of, self.arena, self._model.dtype, self._model.device)
+            logits = self._model.forward(batch, self.banks)
+            greedy = self._replies.greedy(logits) if batch.chosen else []
+        except Exception as error:  # noqa: BLE001 - the step's sequences fail, the engine goes on
+            fault = self._fault(error)
+            for chunk in chunks:
+                self._fail(chunk.sequence, fault)
+            return
+        now = time.monotonic()
+        for chunk in chunks:
+            kind = "decode_tokens" if chunk.sequence.new_tokens else "prefill_tokens"
+            self._counters[kind] += chunk.rows
+            chunk.sequence.computed_tokens += chunk.rows
+        for row, sequence in enumerate(batch.chosen):
+            try:
+                tokens = self._replies.extend(sequence, logits[row], greedy[row], now)
+            except FinetunedError as error:
+                self._fail(sequence, error)
+                continue
+            except Exception as error:  # noqa: BLE001 - a row that cannot be sampled fails alone
+                self._fail(sequence, self._fault(error))
+                continue
+            self._events.append(tokens)
+            if tokens.finish is not None:
+                self._end(sequence)
+        self._counters["steps"] += 1
+        self._counters["step_seconds"] += time.monotonic() - began
+
+    def _place_of(self, sequence: Sequence) -> Placement | None:
+        return self.residency.place_of(sequence.adapter) if sequence.adapter else None
+
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.end(sequence)
+        self._replies.forget(sequence)
+
+    def _fail(self, sequence: Sequence, error: FinetunedError) -> None:
+        self._end(sequence)
+        self._events.append(Failed(sequence.request_id, error.to_wire()))
+
+    def _fault(self, cause: Exception) -> Internal:
+        fault = Internal.opaque()
+        _log.error("engine_step_failed", exc_info=cause, **fault.metadata)
+        return fault
+
+    def _set_residency(self, call: SetResidency) -> None:
+        try:
+            readiness = self.residency.set_residency(call.adapter, call.residency, pinned=call.pinned)
+        except FinetunedError as error:
+            self._events.append(Answer(call.call_id, None, error.to_wire()))
+            return
+        self._answer(call, readiness)
+
+    def _answer(self, call: SetResidency, readiness: Readiness) -> None:
+        match readiness:
+            case Readiness.READY:
+                self._events.append(Answer(call.call_id, self._snapshot()))
+            case Readiness.LOADING:
+                self._calls.append(call)
+            case Readiness.NO_MEMORY:
+                self.residency.unpin(call.adapter)
+                error = ResourceExhausted(
+                    f"running sequences use the memory that adapter {call.adapter.digest} needs; try again",
+                    retry_after_seconds=1.0,
+                )
+                self._events.append(Answer(call.call_id, None, error.to_wire()))
+
+    def _finish_load(self, loaded: Loaded[LoraWeights]) -> None:
+        self.residency.finish(loaded)
+        calls, self._calls = self._calls, []
+        for call in calls:
+            if call.adapter.digest != loaded.digest:
+                self._calls.append(call)
+            elif loaded.error is not None:
+                self._events.append(Answer(call.call_id, None, loaded.error.to_wire()))
+            else:
+                self._set_residency(call)
+        if loaded.error is not None:
+            for sequence in list(self._scheduler.waiting.values()):
+                if sequence.adapter is not None and sequence.adapter.digest == loaded.digest:
+                    self._fail(sequence, loaded.error)
+
+    def _verify(self, call_id: int) -> None:
+        self._inbox.put(_Verified(call_id, self._model.fingerprint()))
+
+    def _snapshot(self, base_digest: str = "") -> Snapshot:
+        return Snapshot(
+            running_sequences=len(self._scheduler.running),
+            waiting_sequences=len(self._scheduler.waiting),
+            kv_tokens_used=self.kv.used,
+            kv_tokens_capacity=self.kv.capacity,
+            base_bytes=self._model.size_bytes,
+            kv_bytes=self.arena.size_bytes,
+            adapters=self.residency.snapshot(),
+            base_digest=base_digest,
+            counters={
+                **self._counters,
+                "adapter_loads": float(self.residency.loads),
+                "adapter_evictions": float(self.residency.evictions),
+                "load_seconds": self.residency.load_seconds,
+            },
+        )

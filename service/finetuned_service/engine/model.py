@@ -1,0 +1,160 @@
+"""The base in memory: one frozen Hugging Face model, its adapter sites, one forward for a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from finetuned_service.bases.manifest import WEIGHTS_FILE, canonical_config, read_config
+from finetuned_service.digests import read_safetensors_header, tensors_digest
+from finetuned_service.engine import attention
+from finetuned_service.engine.batch import StepBatch
+from finetuned_service.engine.kv_cache import KvArena
+from finetuned_service.engine.lora_bank import LoraBanks
+from finetuned_service.engine.lora_kernel import LoraKernel, LoraRows, build_kernels
+from finetuned_service.engine.sites import CurrentStep, install_sites
+from finetuned_service.errors import Unimplemented
+
+_SAFETENSORS_DTYPE: Mapping[torch.dtype, str] = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class EngineModel:
+    """Owns the base. Its weights are never written; adapters act only in `forward`, only on their rows."""
+
+    def __init__(self, module: Any, directory: Path) -> None:
+        """See `load`."""
+        self.device: torch.device = module.device
+        self.dtype: torch.dtype = module.dtype
+        self.config: Any = module.config
+        self.end_token_ids = _end_token_ids(module)
+        self._stored = _stored_parameters(module, directory)
+        self._directory = directory
+        self._module = module
+        self._current = CurrentStep()
+        self.sites = install_sites(module, self._current)
+        self._kernels: tuple[LoraRows, list[LoraKernel | None]] | None = None
+
+    @classmethod
+    def load(cls, directory: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> EngineModel:
+        """The base in `directory`, in the dtype it is stored in unless `dtype` says another.
+
+        As stored, the weights stay mapped from model.safetensors: pages shared with every process that
+        maps the same file. Another dtype is a private copy.
+
+        Raises:
+            Unimplemented: if its attention has a feature that the engine does not compute.
+        """
+        attention.register()
+        module: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype or "auto",
+            attn_implementation=attention.IMPLEMENTATION,
+            local_files_only=True,
+        )
+        _refuse_partial_attention(module.config)
+        module.to(device).eval().requires_grad_(requires_grad=False)
+        return cls(module, directory)
+
+    @property
+    def context_tokens(self) -> int:
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def vocabulary_tokens(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def size_bytes(self) -> int:
+        """All weights as stored, tied ones once."""
+        return sum(self._stored_tensor(name).nbytes for name in self._stored)
+
+    def make_arena(self, capacity_tokens: int) -> KvArena:
+        """An arena in the shape of this model's keys and values."""
+        config = self.config
+        heads = int(config.num_attention_heads)
+        return KvArena(
+            layers=int(config.num_hidden_layers),
+            kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+            capacity_tokens=capacity_tokens,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, banks: LoraBanks) -> Tensor:
+        """One step: writes the rows' keys and values, returns logits `[S, vocabulary]` in the base's dtype."""
+        self._current.after = self._kernels_for(batch.lora, banks)
+        try:
+            output = self._module(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                logits_to_keep=batch.logit_rows,
+                **{attention.ROWS_ARGUMENT: batch.attention},
+            )
+        finally:
+            self._current.after = None
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def fingerprint(self) -> str:
+        """The base's digest from the weights in memory now; reads all of them."""
+        tensors = []
+        for name in self._stored:
+            tensor = self._stored_tensor(name).detach().cpu().contiguous()
+            buffer = tensor.reshape(-1).view(torch.uint8).numpy()
+            tensors.append((name, _SAFETENSORS_DTYPE[tensor.dtype], tuple(tensor.shape), buffer))
+        return tensors_digest(tensors, canonical_config(read_config(self._directory)))
+
+    def _kernels_for(self, rows: LoraRows, banks: LoraBanks) -> list[LoraKernel | None] | None:
+        if not rows.decoding and not rows.chunks:
+            return None
+        if self._kernels is None or self._kernels[0] != rows:
+            self._kernels = (rows, build_kernels(banks, rows))
+        return self._kernels[1]
+
+    def _stored_tensor(self, name: str) -> Tensor:
+        owner, attribute = self._stored[name]
+        tensor: Tensor = getattr(owner, attribute)
+        return tensor
+
+
+def _stored_parameters(module: nn.Module, directory: Path) -> dict[str, tuple[nn.Module, str]]:
+    """For each tensor of the file, the module that owns it and the attribute it is in.
+
+    Taken before the sites are installed, since the file's names are those of the bare model.
+    """
+    stored: dict[str, tuple[nn.Module, str]] = {}
+    for info in read_safetensors_header(directory / WEIGHTS_FILE):
+        owner, _, attribute = info.name.rpartition(".")
+        stored[info.name] = (module.get_submodule(owner), attribute)
+    return stored
+
+
+def _end_token_ids(module: Any) -> frozenset[int]:
+    """The base's own end-of-sequence tokens: generation_config.json's, else config.json's."""
+    ids = module.generation_config.eos_token_id
+    if ids is None:
+        ids = module.config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list) else [ids])
+
+
+def _refuse_partial_attention(config: Any) -> None:
+    """Full attention in every layer is what `attention.py` computes."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    if kinds or (window is not None and window < config.max_position_embeddings):
+        found = ", ".join(sorted(kinds)) or f"a sliding window of {window} tokens"
+        raise Unimplemented.feature(f"a base with {found}", "bases with full attention in every layer")

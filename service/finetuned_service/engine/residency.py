@@ -1,0 +1,330 @@
+"""Which adapters are in memory, in which tier, and who must go for whom. No torch, no threads of its own.
+
+Two bounded caches: HOST (read, checked, converted) and DEVICE (the serving layout). An adapter in
+DEVICE usually keeps its HOST copy, so that eviction is a release of rows and a return is a copy.
+Loads run on a loader beside the engine; what a load will write to is reserved before it begins, so
+nothing that runs ever waits for it or sees it half done. Each change is planned first (who must be
+evicted, does it then fit) and then committed in one go.
+
+Least recently used goes first; never what is held by a running sequence, pinned, or being loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from finetuned_service.engine.messages import AdapterHandle, AdapterResidency, Residency
+from finetuned_service.engine.scheduler import Readiness
+from finetuned_service.errors import FinetunedError, ResourceExhausted
+
+
+class Weights(Protocol):
+    """An adapter in HOST form."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def modules(self) -> int: ...
+
+
+class Place(Protocol):
+    """Room in the serving layout."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+
+W = TypeVar("W", bound=Weights)
+W_contra = TypeVar("W_contra", bound=Weights, contravariant=True)
+P = TypeVar("P", bound=Place)
+
+
+class Memory(Protocol[W, P]):
+    """Where adapters are read from and placed. `read` and `fill` run on the loader, the rest on the engine."""
+
+    def size_bytes(self, handle: AdapterHandle) -> int:
+        """HOST memory it needs at most; FinetunedError if its files cannot be reached."""
+        ...
+
+    def read(self, handle: AdapterHandle) -> W:
+        """The adapter in HOST form; FinetunedError if it cannot be applied in full."""
+        ...
+
+    def fits(self, weights: W) -> bool:
+        """Whether it would fit if nothing else were there."""
+        ...
+
+    def plan(self, weights: W, victims: Sequence[P]) -> Sequence[P] | None:
+        """The first of `victims` that must be vacated to place `weights`; None if even all are too few."""
+        ...
+
+    def place(self, weights: W) -> P:
+        """Reserve room that `plan` found."""
+        ...
+
+    def fill(self, place: P, weights: W) -> None:
+        """Write the weights into their room."""
+        ...
+
+    def vacate(self, place: P) -> None:
+        """Free the room."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded(Generic[W]):
+    """What the loader did: it read an adapter (`weights`), filled its room (neither), or failed (`error`)."""
+
+    digest: str
+    seconds: float
+    weights: W | None = None
+    error: FinetunedError | None = None
+
+
+class Loader(Protocol[W_contra]):
+    """Runs one piece of work after another beside the engine; each ends in a `Loaded` for `finish`."""
+
+    def begin(self, digest: str, work: Callable[[], W_contra | None]) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[W, P]):
+    handle: AdapterHandle
+    host_bytes: int = 0
+    weights: W | None = None
+    modules: int = 0
+    place: P | None = None
+    filled: bool = False
+    loading: bool = False
+    holds: int = 0
+    pinned: Residency = Residency.STORED
+    falls_to: Residency = Residency.DEVICE
+    """Where it goes, once, as soon as nobody holds it."""
+    used: int = 0
+
+    @property
+    def on_device(self) -> bool:
+        return self.place is not None and self.filled
+
+    @property
+    def tier(self) -> Residency:
+        if self.on_device:
+            return Residency.DEVICE
+        return Residency.STORED if self.weights is None else Residency.HOST
+
+
+class ResidencyManager(Generic[W, P]):
+    """Owns the tiers; all methods belong to the engine's thread. It is the scheduler's AdapterGate."""
+
+    def __init__(self, memory: Memory[W, P], loader: Loader[W], host_budget_bytes: int) -> None:
+        self._memory = memory
+        self._loader = loader
+        self._host_budget_bytes = host_budget_bytes
+        self._entries: dict[str, _Entry[W, P]] = {}
+        self._clock = 0
+        self.loads = 0
+        self.evictions = 0
+        self.load_seconds = 0.0
+
+    def try_hold(self, handle: AdapterHandle) -> Readiness:
+        """See `AdapterGate`."""
+        readiness = self.advance(handle, Residency.DEVICE)
+        if readiness is Readiness.READY:
+            self._entries[handle.digest].holds += 1
+        return readiness
+
+    def release(self, handle: AdapterHandle) -> None:
+        """See `AdapterGate`."""
+        entry = self._entries[handle.digest]
+        entry.holds -= 1
+        self._settle(entry)
+
+    def place_of(self, handle: AdapterHandle) -> P:
+        """Where a held adapter lies."""
+        place = self._entries[handle.digest].place
+        assert place is not None, "the adapter is not held"
+        return place
+
+    def modules_of(self, handle: AdapterHandle) -> int:
+        """How many modules of the base a held adapter changes."""
+        return self._entries[handle.digest].modules
+
+    def advance(self, handle: AdapterHandle, tier: Residency) -> Readiness:
+        """Bring an adapter one step nearer to HOST or DEVICE, if it is not there and there is room.
+
+        Raises:
+            ResourceExhausted: if it would not fit even in empty memory.
+            FinetunedError: if its files cannot be reached.
+        """
+        entry = self._entries.setdefault(handle.digest, _Entry(handle))
+        self._clock += 1
+        entry.used = self._clock
+        if entry.on_device and tier is Residency.DEVICE:
+            return Readiness.READY
+        if entry.loading:
+            return Readiness.LOADING
+        if entry.weights is not None and tier is Residency.HOST:
+            return Readiness.READY
+        try:
+            if entry.weights is None:
+                readiness = self._begin_read(entry)
+            else:
+                readiness = self._begin_fill(entry, entry.weights)
+            if readiness is Readiness.NO_MEMORY and not any(
+                e.holds or e.loading for e in self._entries.values()
+            ):
+                raise ResourceExhausted(
+                    f"pinned adapters leave no memory for adapter {handle.digest}; unpin one or raise the budget",
+                    metadata={"adapter_digest": handle.digest},
+                )
+            return readiness
+        finally:
+            self._drop_if_idle(entry)
+
+    def set_residency(self, handle: AdapterHandle, tier: Residency, *, pinned: bool) -> Readiness:
+        """Bring an adapter up or down to `tier`; downwards it waits for its running sequences.
+
+        Raises:
+            FinetunedError: as `advance`; then nothing is pinned.
+        """
+        if tier is Residency.STORED and handle.digest not in self._entries:
+            return Readiness.READY
+        entry = self._entries.setdefault(handle.digest, _Entry(handle))
+        entry.pinned = tier if pinned else Residency.STORED
+        entry.falls_to = tier
+        try:
+            readiness = Readiness.READY if tier is Residency.STORED else self.advance(handle, tier)
+        except FinetunedError:
+            self.unpin(handle)
+            raise
+        self._settle(entry)
+        return readiness
+
+    def unpin(self, handle: AdapterHandle) -> None:
+        if (entry := self._entries.get(handle.digest)) is not None:
+            entry.pinned = Residency.STORED
+            self._drop_if_idle(entry)
+
+    def finish(self, loaded: Loaded[W]) -> None:
+        """Take over what the loader did. After a failure the adapter is as if it had never been asked for."""
+        entry = self._entries[loaded.digest]
+        entry.loading = False
+        self.load_seconds += loaded.seconds
+        if loaded.error is not None:
+            if entry.place is not None and not entry.filled:
+                self._memory.vacate(entry.place)
+                entry.place = None
+            entry.pinned = Residency.STORED
+            self._forget_weights(entry)
+        elif loaded.weights is not None:
+            entry.weights = loaded.weights
+            entry.host_bytes = loaded.weights.size_bytes
+            entry.modules = loaded.weights.modules
+        else:
+            entry.filled = True
+            self.loads += 1
+        self._settle(entry)
+
+    def snapshot(self) -> tuple[AdapterResidency, ...]:
+        """All adapters that are in memory."""
+        return tuple(
+            AdapterResidency(
+                digest=digest,
+                residency=entry.tier,
+                pinned=entry.pinned is not Residency.STORED,
+                running_sequences=entry.holds,
+                resident_bytes=entry.host_bytes + (entry.place.size_bytes if entry.place else 0),
+                modules=entry.modules,
+            )
+            for digest, entry in self._entries.items()
+            if entry.tier is not Residency.STORED
+        )
+
+    def _begin_read(self, entry: _Entry[W, P]) -> Readiness:
+        needed_bytes = self._memory.size_bytes(entry.handle)
+        if needed_bytes > self._host_budget_bytes:
+            raise ResourceExhausted(
+                f"adapter {entry.handle.digest} needs {needed_bytes} bytes of host memory; the budget for "
+                f"all adapters is {self._host_budget_bytes}. Raise the budget or use a smaller rank",
+                metadata={"adapter_digest": entry.handle.digest},
+            )
+        free_bytes = self._host_budget_bytes - sum(e.host_bytes for e in self._entries.values())
+        victims: list[_Entry[W, P]] = []
+        for candidate in self._by_age(self._may_leave_host):
+            if free_bytes >= needed_bytes:
+                break
+            victims.append(candidate)
+            free_bytes += candidate.host_bytes
+        if free_bytes < needed_bytes:
+            return Readiness.NO_MEMORY
+        for victim in victims:
+            self._forget_weights(victim)
+            self._drop_if_idle(victim)
+        entry.host_bytes = needed_bytes
+        entry.loading = True
+        self._loader.begin(entry.handle.digest, lambda: self._memory.read(entry.handle))
+        return Readiness.LOADING
+
+    def _begin_fill(self, entry: _Entry[W, P], weights: W) -> Readiness:
+        if not self._memory.fits(weights):
+            raise ResourceExhausted(
+                f"adapter {entry.handle.digest} does not fit into the serving layout even alone. "
+                "Raise the budget for adapters on the device or use a smaller rank",
+                metadata={"adapter_digest": entry.handle.digest},
+            )
+        candidates = self._by_age(self._may_leave_device)
+        victims = self._memory.plan(weights, [e.place for e in candidates if e.place is not None])
+        if victims is None:
+            return Readiness.NO_MEMORY
+        for victim in candidates[: len(victims)]:
+            self._leave_device(victim)
+            self._drop_if_idle(victim)
+        place = entry.place = self._memory.place(weights)
+        entry.loading = True
+
+        def fill() -> None:
+            self._memory.fill(place, weights)
+
+        self._loader.begin(entry.handle.digest, fill)
+        return Readiness.LOADING
+
+    def _by_age(self, eligible: Callable[[_Entry[W, P]], bool]) -> list[_Entry[W, P]]:
+        return sorted(filter(eligible, self._entries.values()), key=lambda entry: entry.used)
+
+    def _may_leave_host(self, entry: _Entry[W, P]) -> bool:
+        wanted = entry.pinned is Residency.HOST or (entry.pinned is Residency.DEVICE and not entry.on_device)
+        return entry.weights is not None and not entry.loading and not wanted
+
+    def _may_leave_device(self, entry: _Entry[W, P]) -> bool:
+        return (
+            entry.on_device and not entry.loading and not entry.holds and entry.pinned is not Residency.DEVICE
+        )
+
+    def _leave_device(self, entry: _Entry[W, P]) -> None:
+        if entry.place is not None:
+            self._memory.vacate(entry.place)
+            entry.place = None
+            entry.filled = False
+            self.evictions += 1
+
+    def _forget_weights(self, entry: _Entry[W, P]) -> None:
+        entry.weights = None
+        entry.host_bytes = 0
+
+    def _settle(self, entry: _Entry[W, P]) -> None:
+        """Let the adapter fall to where `set_residency` wants it, once nothing keeps it up."""
+        if entry.holds or entry.loading:
+            return
+        if entry.falls_to is not Residency.DEVICE:
+            self._leave_device(entry)
+        if entry.falls_to is Residency.STORED:
+            self._forget_weights(entry)
+        entry.falls_to = Residency.DEVICE
+        self._drop_if_idle(entry)
+
+    def _drop_if_idle(self, entry: _Entry[W, P]) -> None:
+        idle = not (entry.holds or entry.loading or entry.weights is not None or entry.place is not None)
+        if idle and entry.pinned is Residency.STORED:
+            self._entries.pop(entry.handle.digest, None)

@@ -1,0 +1,167 @@
+"""Who runs in the next step: admission and the shape of the batch. Pure logic, no torch.
+
+First come, first served, with two exceptions that keep the batch full: a request whose adapter is
+being loaded lets all others pass, and one for whose adapter there is no memory (all of it in use by
+running sequences) may be overtaken `MAX_OVERTAKES` times; then nobody passes it until it has its place.
+Each sequence holds its whole KV range from admission to its end, so that nothing that runs is ever
+preempted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from finetuned_service.engine.allocator import RangeAllocator
+from finetuned_service.engine.messages import AdapterHandle
+from finetuned_service.engine.sequence import Phase, Sequence
+from finetuned_service.errors import FinetunedError
+
+MAX_OVERTAKES = 64
+
+
+class Readiness(Enum):
+    """The answer to an attempt to hold an adapter."""
+
+    READY = auto()
+    """Held and in the serving layout."""
+    LOADING = auto()
+    """On its way; ask again."""
+    NO_MEMORY = auto()
+    """It would fit, but what is there is in use."""
+
+
+class AdapterGate(Protocol):
+    """What the scheduler needs of `residency.py`."""
+
+    def try_hold(self, handle: AdapterHandle) -> Readiness:
+        """Hold the adapter if it is ready; else begin to make it so, if there is memory for it.
+
+        Raises:
+            FinetunedError: if it can never be applied.
+        """
+        ...
+
+    def release(self, handle: AdapterHandle) -> None:
+        """Undo one `try_hold` that was READY."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`rows` tokens of a sequence, from `sequence.computed_tokens` on, for the next forward."""
+
+    sequence: Sequence
+    rows: int
+
+    @property
+    def completes(self) -> bool:
+        """Its last row is the newest token: its logits choose the next one."""
+        return self.rows == self.sequence.pending_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A waiting sequence that ended instead of being admitted."""
+
+    sequence: Sequence
+    error: FinetunedError
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What one pass over the queue decided."""
+
+    admitted: tuple[Sequence, ...]
+    refused: tuple[Refusal, ...]
+
+
+class Scheduler:
+    """Owns the queue, the running set and the KV ranges."""
+
+    def __init__(
+        self, *, max_running: int, max_prefill_tokens: int, kv_capacity_tokens: int, adapters: AdapterGate
+    ) -> None:
+        self._max_running = max_running
+        self._max_prefill_tokens = max_prefill_tokens
+        self._adapters = adapters
+        self.kv = RangeAllocator(kv_capacity_tokens)
+        self.waiting: dict[int, Sequence] = {}
+        self.running: dict[int, Sequence] = {}
+
+    def enqueue(self, sequence: Sequence) -> None:
+        self.waiting[sequence.request_id] = sequence
+
+    def find(self, request_id: int) -> Sequence | None:
+        return self.running.get(request_id) or self.waiting.get(request_id)
+
+    def end(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, with all that it holds."""
+        self.waiting.pop(sequence.request_id, None)
+        self.running.pop(sequence.request_id, None)
+        if sequence.kv is not None:
+            self.kv.free(sequence.kv)
+            sequence.kv = None
+        if sequence.holds_adapter and sequence.adapter is not None:
+            self._adapters.release(sequence.adapter)
+            sequence.holds_adapter = False
+        sequence.phase = Phase.ENDED
+
+    def admit(self, now_seconds: float) -> Admission:
+        """Move waiting sequences that have a slot, KV and their adapter into the running set."""
+        admitted: list[Sequence] = []
+        refused: list[Refusal] = []
+        passed_over: list[Sequence] = []
+        for sequence in list(self.waiting.values()):
+            if len(self.running) == self._max_running or not self.kv.can_allocate(sequence.limit_tokens):
+                break
+            try:
+                readiness = self._hold_adapter(sequence)
+            except FinetunedError as error:
+                self.end(sequence)
+                refused.append(Refusal(sequence, error))
+                continue
+            if readiness is Readiness.READY:
+                self._start(sequence, now_seconds)
+                admitted.append(sequence)
+                for earlier in passed_over:
+                    earlier.overtaken += 1
+                continue
+            if sequence.load_began_seconds is None:
+                sequence.load_began_seconds = now_seconds
+            if readiness is Readiness.NO_MEMORY:
+                if sequence.overtaken >= MAX_OVERTAKES:
+                    break
+                passed_over.append(sequence)
+        return Admission(tuple(admitted), tuple(refused))
+
+    def plan_step(self) -> list[Chunk]:
+        """One row for each decoding sequence, then prompt chunks in order of admission, within the budget."""
+        decoding: list[Chunk] = []
+        prefill: list[Chunk] = []
+        budget_tokens = self._max_prefill_tokens
+        for sequence in self.running.values():
+            if sequence.new_tokens:
+                decoding.append(Chunk(sequence, 1))
+            elif budget_tokens:
+                rows = min(sequence.pending_tokens, budget_tokens)
+                prefill.append(Chunk(sequence, rows))
+                budget_tokens -= rows
+        return decoding + prefill
+
+    def _hold_adapter(self, sequence: Sequence) -> Readiness:
+        if sequence.adapter is None:
+            return Readiness.READY
+        readiness = self._adapters.try_hold(sequence.adapter)
+        sequence.holds_adapter = readiness is Readiness.READY
+        return readiness
+
+    def _start(self, sequence: Sequence, now_seconds: float) -> None:
+        sequence.kv = self.kv.allocate(sequence.limit_tokens)
+        sequence.admitted_seconds = now_seconds
+        if sequence.load_began_seconds is not None:
+            sequence.load_seconds = now_seconds - sequence.load_began_seconds
+        sequence.phase = Phase.RUNNING
+        del self.waiting[sequence.request_id]
+        self.running[sequence.request_id] = sequence

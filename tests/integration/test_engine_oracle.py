@@ -1,0 +1,172 @@
+"""The engine's numbers against PEFT's and transformers' own, float32, alone and in mixed batches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.messages import FinishReason, Sampling, Submit
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.offline import OfflineEngine
+from tiny_models import (
+    ALL_PROJECTIONS,
+    load_peft,
+    oracle_logits,
+    oracle_tokens,
+    random_prompt,
+    save_tiny_adapter,
+    save_tiny_base,
+)
+
+NEW_TOKENS = 12
+CONFIG = EngineConfig(
+    base_directory="",
+    max_running_sequences=16,
+    max_prefill_tokens=512,
+    kv_capacity_tokens=4096,
+    device_budget_bytes=4 * 1024 * 1024,
+    host_budget_bytes=16 * 1024 * 1024,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def model(base):
+    return EngineModel.load(base)
+
+
+@pytest.fixture(scope="module")
+def adapters(base, tmp_path_factory):
+    """Of every shape the engine knows: ranks, targets, patterns, rsLoRA. None is the plain base."""
+    root = tmp_path_factory.mktemp("adapters")
+    shapes = [
+        {"rank": 4},
+        {"rank": 16, "alpha": 16.0},
+        {"rank": 1, "target_modules": ("q_proj", "v_proj")},
+        {"rank": 7, "target_modules": ("down_proj",), "use_rslora": True},
+        {
+            "rank": 3,
+            "rank_pattern": {"q_proj": 9, "layers.1.mlp.up_proj": 2},
+            "alpha_pattern": {"k_proj": 1.0},
+        },
+    ]
+    saved = [save_tiny_adapter(root / str(i), base, seed=i, **shape) for i, shape in enumerate(shapes)]
+    return [None, *saved]
+
+
+@pytest.fixture(scope="module")
+def oracle(base, adapters):
+    """Greedy replies of PEFT by (index of adapter, prompt), each computed alone and once."""
+    models = [load_peft(base, adapter) for adapter in adapters]
+    known = {}
+
+    def reply(index, prompt, new_tokens=NEW_TOKENS):
+        key = (index, prompt, new_tokens)
+        if key not in known:
+            known[key] = oracle_tokens(models[index], prompt, new_tokens)
+        return known[key]
+
+    reply.models = models
+    return reply
+
+
+def submit(request_id, prompt, adapter, new_tokens=NEW_TOKENS):
+    handle = adapter.handle if adapter else None
+    return Submit(request_id, prompt, handle, Sampling(max_new_tokens=new_tokens, ignore_eos=True))
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_logits_equal_pefts(model, adapters, oracle, index):
+    prompt = random_prompt(1, 40)
+    handle = adapters[index].handle if adapters[index] else None
+    with OfflineEngine(model, CONFIG) as engine:
+        actual = engine.logits(prompt, handle)
+    torch.testing.assert_close(oracle_logits(oracle.models[index], prompt), actual, atol=2e-4, rtol=2e-4)
+
+
+def test_adapters_change_the_logits_clearly(oracle):
+    prompt = random_prompt(1, 40)
+    plain = oracle_logits(oracle.models[0], prompt)
+    for changed in oracle.models[1:]:
+        assert (oracle_logits(changed, prompt) - plain).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("max_prefill_tokens", [1, 7, 16, 512])
+def test_prompt_chunks_see_all_that_came_before(model, adapters, oracle, max_prefill_tokens):
+    prompt = random_prompt(2, 50)
+    config = dataclasses.replace(CONFIG, max_prefill_tokens=max_prefill_tokens)
+    with OfflineEngine(model, config) as engine:
+        actual = engine.logits(prompt, adapters[1].handle)
+    torch.testing.assert_close(oracle_logits(oracle.models[1], prompt), actual, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_reply_alone_is_pefts(model, adapters, oracle, index):
+    prompt = random_prompt(3, 20)
+    with OfflineEngine(model, CONFIG) as engine:
+        (completion,) = engine.generate([submit(1, prompt, adapters[index])])
+    assert oracle(index, prompt) == completion.token_ids
+    assert FinishReason.LENGTH is completion.finish
+
+
+@pytest.mark.parametrize("max_prefill_tokens", [16, 512])
+def test_replies_of_a_mixed_batch_are_those_of_each_alone(model, adapters, oracle, max_prefill_tokens):
+    prompts = [random_prompt(10 + i, 5 + 4 * i) for i in range(12)]
+    requests = [submit(i, prompt, adapters[i % 6]) for i, prompt in enumerate(prompts)]
+    with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=max_prefill_tokens)) as engine:
+        completions = engine.generate(requests)
+    assert [oracle(i % 6, p) for i, p in enumerate(prompts)] == [c.token_ids for c in completions]
+
+
+def test_modules_changed_counts_the_sites_of_the_adapter(model, adapters):
+    prompt = random_prompt(3, 20)
+    with OfflineEngine(model, CONFIG) as engine:
+        completions = engine.generate([submit(i, prompt, adapter) for i, adapter in enumerate(adapters)])
+    assert [c.modules_changed for c in completions] == [0, 14, 14, 4, 2, 14]
+    assert len(ALL_PROJECTIONS) == 7
+
+
+def test_more_requests_than_slots_all_come_out_right(model, adapters, oracle):
+    prompts = [random_prompt(30 + i, 3 + i) for i in range(10)]
+    requests = [submit(i, p, adapters[i % 6], new_tokens=2 + i) for i, p in enumerate(prompts)]
+    with OfflineEngine(model, dataclasses.replace(CONFIG, max_running_sequences=3)) as engine:
+        completions = engine.generate(requests)
+    expected = [oracle(i % 6, p)[: 2 + i] for i, p in enumerate(prompts)]
+    assert expected == [c.token_ids for c in completions]
+
+
+def test_adapters_take_turns_in_a_layout_too_small_for_all(model, adapters, oracle):
+    prompts = [random_prompt(50 + i, 9) for i in range(12)]
+    requests = [submit(i, p, adapters[i % 6]) for i, p in enumerate(prompts)]
+    rank_bytes = 2 * (48 * 6 + 48 + 16 + 16 + 48 + 48 + 80 * 3) * 4
+    with OfflineEngine(model, dataclasses.replace(CONFIG, device_budget_bytes=20 * rank_bytes)) as engine:
+        completions = engine.generate(requests)
+        counters = engine.inspect().counters
+    assert [oracle(i % 6, p) for i, p in enumerate(prompts)] == [c.token_ids for c in completions]
+    assert counters["adapter_evictions"] > 0
+
+
+def test_scores_are_the_log_probabilities_of_the_oracle(model, adapters, oracle):
+    rows = [random_prompt(70 + i, 10 + i) for i in range(3)]
+    with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=4)) as engine:
+        actual = engine.score(rows, adapters[2].handle)
+    for row, scores in zip(rows, actual, strict=True):
+        logprobs = oracle_logits(oracle.models[2], row).log_softmax(-1)
+        expected = logprobs[:-1].gather(1, torch.tensor(row[1:])[:, None])[:, 0]
+        torch.testing.assert_close(expected, scores, atol=2e-4, rtol=2e-4)
+
+
+def test_the_base_is_the_same_before_and_after_everything(base, model, adapters):
+    from finetuned_service.bases.manifest import compute_digest
+
+    before = model.fingerprint()
+    with OfflineEngine(model, dataclasses.replace(CONFIG, device_budget_bytes=200_000)) as engine:
+        engine.generate([submit(i, random_prompt(i, 9), adapters[i % 6]) for i in range(12)])
+        assert before == engine.inspect(verify_base=True).base_digest
+    assert compute_digest(base) == before
