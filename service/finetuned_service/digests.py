@@ -81,7 +81,7 @@ def read_safetensors_header(path: Path) -> list[TensorInfo]:
         raw = file.read(header_bytes)
     try:
         header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidAdapterFiles(
             f"{path.name} has a header that is not the JSON of the safetensors format"
         ) from error

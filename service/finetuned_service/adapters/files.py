@@ -158,7 +158,7 @@ def _check_names(
     """The modules that the tensors change, once names, shapes and dtypes are those expected."""
     shapes = geometry.linear_shapes
     found: dict[tuple[str, str], TensorInfo] = {}
-    violations = list(_unknown_targets(config, shapes))
+    violations = [*_wrong_as_a_whole(infos), *_unknown_targets(config, shapes)]
     for info in infos:
         name = _TENSOR_NAME.fullmatch(info.name)
         if name is None:
@@ -189,15 +189,16 @@ def _check_names(
     largest = max((config.rank_of(module) for module in expected), default=1)
     if largest > max_rank:
         violations.append(Violation(f"{CONFIG_FILE}: r", f"is {largest}; allowed: 1 to {max_rank}"))
-    dtypes = sorted({info.dtype for info in infos})
-    if len(dtypes) > 1 or not set(dtypes) <= set(_EXPONENTS):
-        violations.append(
-            Violation(WEIGHTS_FILE, f"holds {', '.join(dtypes)}; expected one of {', '.join(_EXPONENTS)}")
-        )
-    if not infos:
-        violations.append(Violation(WEIGHTS_FILE, "holds no tensors; an adapter changes at least one module"))
     _refuse(violations)
     return modules
+
+
+def _wrong_as_a_whole(infos: list[TensorInfo]) -> Iterator[Violation]:
+    dtypes = sorted({info.dtype for info in infos})
+    if not infos:
+        yield Violation(WEIGHTS_FILE, "holds no tensors; an adapter changes at least one module")
+    elif len(dtypes) > 1 or dtypes[0] not in _EXPONENTS:
+        yield Violation(WEIGHTS_FILE, f"holds {', '.join(dtypes)}; expected one of {', '.join(_EXPONENTS)}")
 
 
 def _unknown_targets(config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[Violation]:
