@@ -1,4 +1,4 @@
-"""Faults on demand: the next calls of an RPC fail, before or after some messages."""
+"""Faults on demand: the next calls of an RPC fail, before, between or after their messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import grpc
+from google.protobuf.message import Message
 
 from finetuned.errors import FinetunedError, Unauthenticated
 from finetuned.testing._refusals import abort
@@ -18,31 +19,34 @@ from finetuned.testing._refusals import abort
 class Fault:
     error: FinetunedError
     times: int
-    after_messages: int
     broken: bool
+    """Without details, as a lost connection."""
+    after_messages: int = 0
+    after_answer: bool = False
+    """The call is carried out, and fails instead of answering."""
 
 
 @final
 @dataclass(slots=True)
 class Faults:
-    """The faults still to come, and how often each RPC was called."""
+    """The faults still to come, and the requests that came."""
 
     _planned: dict[str, list[Fault]] = field(default_factory=dict[str, list[Fault]])
-    _calls: dict[str, int] = field(default_factory=dict[str, int])
+    _requests: dict[str, list[list[Message]]] = field(default_factory=dict[str, list[list[Message]]])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, rpc: str, fault: Fault) -> None:
         with self._lock:
             self._planned.setdefault(rpc, []).append(fault)
 
-    def calls(self, rpc: str) -> int:
+    def requests(self, rpc: str) -> list[list[Message]]:
         with self._lock:
-            return self._calls.get(rpc, 0)
+            return [list(messages) for messages in self._requests.get(rpc, [])]
 
-    def take(self, rpc: str) -> Fault | None:
-        """Counts a call; the fault that it is to suffer."""
+    def take(self, rpc: str, messages: list[Message]) -> Fault | None:
+        """The fault that a call is to suffer; its request messages are kept as they come in."""
         with self._lock:
-            self._calls[rpc] = self._calls.get(rpc, 0) + 1
+            self._requests.setdefault(rpc, []).append(messages)
             queue = self._planned.get(rpc, [])
             if not queue:
                 return None
@@ -70,51 +74,50 @@ class Gate(grpc.ServerInterceptor):
         if handler is None:
             return None
         rpc = handler_call_details.method.rpartition("/")[2]
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._streaming(rpc, handler.unary_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(
-                self._receiving(rpc, handler.stream_unary),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._answering(rpc, handler.unary_unary),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        codec = handler.request_deserializer, handler.response_serializer
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(self._streaming(rpc, handler.unary_stream), *codec)
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(self._receiving(rpc, handler.stream_unary), *codec)
+        assert handler.unary_unary is not None
+        return grpc.unary_unary_rpc_method_handler(self._answering(rpc, handler.unary_unary), *codec)
 
-    def _open(self, rpc: str, context: grpc.ServicerContext) -> Fault | None:
+    def _open(self, rpc: str, context: grpc.ServicerContext, messages: list[Message]) -> Fault | None:
         if self._api_key is not None:
             sent = dict(context.invocation_metadata()).get("authorization")
             if sent != f"Bearer {self._api_key}":
                 abort(context, Unauthenticated("the API key is missing or wrong; set FINETUNED_API_KEY"))
-        fault = self._faults.take(rpc)
-        if fault is not None and fault.after_messages == 0:
+        fault = self._faults.take(rpc, messages)
+        if fault is not None and not fault.after_messages and not fault.after_answer:
             abort(context, fault.error, broken=fault.broken)
         return fault
 
-    def _answering(self, rpc: str, answer: Callable[..., Any] | None) -> Callable[..., Any]:
-        assert answer is not None
-
-        def behave(request: Any, context: grpc.ServicerContext) -> Any:
-            self._open(rpc, context)
-            try:
-                return answer(request, context)
-            except FinetunedError as error:
-                abort(context, error)
+    def _answering(self, rpc: str, answer: Callable[..., Any]) -> Callable[..., Any]:
+        def behave(request: Message, context: grpc.ServicerContext) -> Any:
+            fault = self._open(rpc, context, [request])
+            return _answer(lambda: answer(request, context), context, fault)
 
         return behave
 
-    def _streaming(self, rpc: str, answer: Callable[..., Any] | None) -> Callable[..., Any]:
-        assert answer is not None
+    def _receiving(self, rpc: str, answer: Callable[..., Any]) -> Callable[..., Any]:
+        def behave(requests: Iterator[Message], context: grpc.ServicerContext) -> Any:
+            messages: list[Message] = []
+            fault = self._open(rpc, context, messages)
 
-        def behave(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            fault = self._open(rpc, context)
+            def until_fault() -> Iterator[Message]:
+                for message in requests:
+                    messages.append(message)
+                    yield message
+                    if fault is not None and len(messages) == fault.after_messages:
+                        abort(context, fault.error, broken=fault.broken)
+
+            return _answer(lambda: answer(until_fault(), context), context, fault)
+
+        return behave
+
+    def _streaming(self, rpc: str, answer: Callable[..., Any]) -> Callable[..., Any]:
+        def behave(request: Message, context: grpc.ServicerContext) -> Iterator[Any]:
+            fault = self._open(rpc, context, [request])
             try:
                 for number, message in enumerate(answer(request, context), start=1):
                     yield message
@@ -125,21 +128,12 @@ class Gate(grpc.ServerInterceptor):
 
         return behave
 
-    def _receiving(self, rpc: str, answer: Callable[..., Any] | None) -> Callable[..., Any]:
-        assert answer is not None
 
-        def behave(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            fault = self._open(rpc, context)
-
-            def until_fault() -> Iterator[Any]:
-                for number, message in enumerate(requests, start=1):
-                    yield message
-                    if fault is not None and number == fault.after_messages:
-                        abort(context, fault.error, broken=fault.broken)
-
-            try:
-                return answer(until_fault(), context)
-            except FinetunedError as error:
-                abort(context, error)
-
-        return behave
+def _answer(answer: Callable[[], Any], context: grpc.ServicerContext, fault: Fault | None) -> Any:
+    try:
+        found = answer()
+    except FinetunedError as error:
+        abort(context, error)
+    if fault is not None and fault.after_answer:
+        abort(context, fault.error, broken=fault.broken)
+    return found

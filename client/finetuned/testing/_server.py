@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import final
 
 import grpc
+from google.protobuf.message import Message
 
 from finetuned.errors import FinetunedError, Unavailable
 from finetuned.testing._adapters import FakeAdapters
@@ -83,8 +84,12 @@ class FakeServer:
             times: how many calls fail.
             after_messages: in a stream, how many messages pass first.
         """
-        broken = Unavailable("the connection broke")
-        self._faults.plan(rpc, Fault(error or broken, times, after_messages, broken=error is None))
+        fault = Fault(error or _broken(), times, broken=error is None, after_messages=after_messages)
+        self._faults.plan(rpc, fault)
+
+    def lose_answer(self, rpc: str, *, times: int = 1) -> None:
+        """Let the next calls of an RPC be carried out, and the connection break before the answer."""
+        self._faults.plan(rpc, Fault(_broken(), times, broken=True, after_answer=True))
 
     def fail_next_job(self, error: FinetunedError) -> None:
         """Let the next job that is started end FAILED with this error."""
@@ -98,8 +103,12 @@ class FakeServer:
             lookup(self._store.jobs, job).first_kept = first_kept
 
     def calls(self, rpc: str) -> int:
-        """How often an RPC was called, with the failed calls."""
-        return self._faults.calls(rpc)
+        """How often an RPC was called, with the calls that failed."""
+        return len(self._faults.requests(rpc))
+
+    def requests(self, rpc: str) -> list[list[Message]]:
+        """The messages of every call of an RPC, as they came."""
+        return self._faults.requests(rpc)
 
     def __enter__(self) -> FakeServer:
         self._server.start()
@@ -109,3 +118,7 @@ class FakeServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.stop(None).wait()
+
+
+def _broken() -> Unavailable:
+    return Unavailable("the connection broke")

@@ -104,8 +104,9 @@ class FakeTuning(TuningServiceServicer):
                         metadata={"first_kept": str(running.first_kept)},
                     )
                 seen = max(seen, running.first_kept - 1)
-                if seen >= len(running.events) and not step(self._store, running):
-                    return
+                while seen >= len(running.events):
+                    if not step(self._store, running):
+                        return
                 event = running.events[seen]
                 state = running.job.state
             yield pb.WatchJobResponse(event=event, state=state)

@@ -1,0 +1,336 @@
+"""Jobs of both clients against the fake server: start, watch, wait, cancel, list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from both_clients import RETRIES, open_client, write_rows
+from finetuned import (
+    Baseline,
+    BaselineExample,
+    DataOptions,
+    Deadlines,
+    EvaluationOptions,
+    JobEvent,
+    JobKind,
+    JobState,
+    LearningRateSchedule,
+    LongRows,
+    Lora,
+    Optimization,
+    PromoteIf,
+    RetryPolicy,
+    WeightFormat,
+)
+from finetuned.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidData,
+    InvalidField,
+    JobFailed,
+    JobStateConflict,
+    NotFound,
+    OutOfRange,
+    RequestIdReused,
+    Unavailable,
+    Unimplemented,
+    Violation,
+)
+from finetuned.testing import FakeServer
+
+EVENTS = 10
+"""Of a TrainJob of the fake server: queued, running, baseline, 4 steps, checkpoint, adapter, succeeded."""
+
+
+@pytest.fixture(autouse=True)
+def _rows(fake_server: FakeServer, tmp_path: Path) -> None:
+    with open_client("sync", fake_server.endpoint) as client:
+        client.datasets.upload(write_rows(tmp_path / "rows.jsonl"))
+
+
+def numbers(events: list[JobEvent]) -> list[int]:
+    return [event.number for event in events]
+
+
+def test_train_sends_every_setting(client: Any, fake_server: FakeServer) -> None:
+    lora = Lora(
+        rank=4, alpha=8.0, dropout=0.1, target_modules=("q_proj",), rank_stabilized=True, decomposed=True
+    )
+    optimization = Optimization(
+        epochs=1.5,
+        max_steps=2,
+        batch_rows=3,
+        micro_batch_rows=1,
+        learning_rate=1e-3,
+        schedule=LearningRateSchedule.LINEAR,
+        warmup_fraction=0.1,
+        weight_decay=0.01,
+        max_gradient_norm=0.0,
+        seed=7,
+        checkpoint_interval_steps=5,
+    )
+    data = DataOptions(holdout_fraction=0.2, max_row_tokens=64, long_rows=LongRows.DROP, train_on_prompt=True)
+    evaluation = EvaluationOptions(
+        evaluations=0,
+        early_stopping_patience=3,
+        generation_rows=5,
+        generation_max_tokens=6,
+        baseline=Baseline(instruction="Do.", examples=(BaselineExample("a", "b"),)),
+    )
+    promote_if = PromoteIf(alias="prod", metric="loss", minimum=0.5, better_than_current=True)
+    job = client.train(
+        dataset="rows",
+        adapter="mine",
+        eval_dataset="rows",
+        base="fake",
+        lora=lora,
+        optimization=optimization,
+        data=data,
+        evaluation=evaluation,
+        promote_if=promote_if,
+        display_name="my job",
+    )
+    assert job.state is JobState.QUEUED
+    assert job.kind is JobKind.TRAIN
+    assert job.display_name == "my job"
+    spec = job.train
+    assert spec is not None
+    assert spec.dataset == spec.eval_dataset == "tenants/a/datasets/rows"
+    assert spec.adapter == "tenants/a/adapters/mine"
+    assert spec.base == "bases/fake"
+    # The fake server gives back what it was sent.
+    assert (spec.lora, spec.optimization, spec.data, spec.evaluation, spec.promote_if) == (
+        lora,
+        optimization,
+        data,
+        evaluation,
+        promote_if,
+    )
+
+
+def test_settings_that_are_not_given_are_not_sent(client: Any, fake_server: FakeServer) -> None:
+    client.train(dataset="rows", adapter="mine")
+    [[request]] = fake_server.requests("TrainJob")
+    assert list(request.spec.optimization.ListFields()) == []
+    assert list(request.spec.evaluation.ListFields()) == []
+    assert request.request_id
+
+
+def test_validate_only_gives_a_job_without_a_name(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine", validate_only=True)
+    assert job.name == ""
+    assert list(client.jobs.list()) == []
+
+
+def test_watch_tells_every_event_once(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    events = list(client.jobs.watch(job.name))
+    assert numbers(events) == list(range(1, EVENTS + 1))
+    assert events[-1].final
+    assert [event.progress.loss for event in events if event.progress] == [2.0, 1.0, 2 / 3, 0.5]
+    assert [event.evaluation.subject for event in events if event.evaluation] == ["baseline", "adapter"]
+    assert numbers(client.jobs.watch(job.name, after_event=8)) == [9, 10]
+    assert numbers(client.jobs.watch(job.name, after_event=EVENTS)) == []
+    assert list(client.jobs.events(job.name, page_size=3)) == events
+
+
+def test_watch_reconnects_from_the_last_event(client: Any, fake_server: FakeServer) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    fake_server.fail("WatchJob", times=3, after_messages=2)
+    fake_server.fail("WatchJob", Unavailable("restarting", retry_after_seconds=0.001), times=2)
+    assert numbers(client.jobs.watch(job.name)) == list(range(1, EVENTS + 1))
+    cursors = [request.after_event for [request] in fake_server.requests("WatchJob")]
+    assert cursors == [0, 2, 4, 6, 6, 6]
+
+
+def test_watch_outlasts_more_failures_than_a_single_call_would(client: Any, fake_server: FakeServer) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    fake_server.fail("WatchJob", times=RETRIES.attempts + 1)
+    assert numbers(client.jobs.watch(job.name)) == list(range(1, EVENTS + 1))
+
+
+def test_watch_gives_up_on_a_server_that_stays_away(client: Any, fake_server: FakeServer) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    fake_server.fail("WatchJob", times=10_000)
+    with pytest.raises(Unavailable):
+        list(client.within(0.05).jobs.watch(job.name))
+
+
+def test_watch_has_a_bound_if_asked_for(client: Any, fake_server: FakeServer) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    fake_server.fail("WatchJob", DeadlineExceeded("over"), times=10_000)
+    with pytest.raises(DeadlineExceeded):
+        list(client.jobs.watch(job.name, timeout_seconds=0.05))
+
+
+def test_a_quiet_connection_is_opened_again(client: Any, fake_server: FakeServer) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    fake_server.fail("WatchJob", DeadlineExceeded("nothing happened"), times=2, after_messages=4)
+    assert numbers(client.jobs.watch(job.name)) == list(range(1, EVENTS + 1))
+
+
+def test_watch_says_that_events_were_trimmed_and_wait_goes_on(client: Any, fake_server: FakeServer) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    assert len(list(client.jobs.watch(job.name))) == EVENTS
+    fake_server.trim_events(job.name, 6)
+    with pytest.raises(OutOfRange) as refused:
+        list(client.jobs.watch(job.name, after_event=2))
+    assert refused.value.metadata == {"first_kept": "6"}
+    assert numbers(client.jobs.watch(job.name)) == [6, 7, 8, 9, 10]
+
+    other = client.train(dataset="rows", adapter="mine")
+    seen: list[JobEvent] = []
+
+    def trim(event: JobEvent) -> None:
+        seen.append(event)
+        if event.number == 2:  # what follows is lost while the connection is
+            fake_server.trim_events(other.name, 5)
+
+    fake_server.fail("WatchJob", after_messages=2)
+    assert client.jobs.wait(other.name, on_event=trim).state is JobState.SUCCEEDED
+    assert numbers(seen) == [1, 2, 5, 6, 7, 8, 9, 10]
+
+
+def test_wait_gives_the_finished_job(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine", promote_if=PromoteIf(alias="prod", minimum=0.4))
+    done = client.jobs.wait(job.name).check()
+    assert done.state is JobState.SUCCEEDED
+    assert {metric.name: metric.value for metric in done.metrics} == {"exact_match": 0.5, "loss": 1.5}
+    assert {metric.name: metric.value for metric in done.baseline_metrics} == {
+        "exact_match": 0.0,
+        "loss": 2.0,
+    }
+    assert done.train_result is not None
+    assert done.train_result.version == "tenants/a/adapters/mine/versions/1"
+    assert done.train_result.promoted
+    assert client.adapters.alias("mine@prod").version == done.train_result.version
+
+
+def test_promotion_only_of_what_is_good_enough(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine", promote_if=PromoteIf(alias="prod", minimum=0.9))
+    done = client.jobs.wait(job.name).check()
+    assert not done.train_result.promoted
+    with pytest.raises(NotFound):
+        client.adapters.alias("mine@prod")
+
+
+def test_wait_with_a_bound(client: Any, fake_server: FakeServer) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    fake_server.fail("WatchJob", DeadlineExceeded("over"), times=10_000)
+    with pytest.raises(DeadlineExceeded):
+        client.jobs.wait(job.name, timeout_seconds=0.05)
+
+
+def test_a_failed_job_says_why(client: Any, fake_server: FakeServer) -> None:
+    fake_server.fail_next_job(
+        InvalidData("2 rows are too long", violations=[Violation("line 3", "has 900 tokens; allowed: 512")])
+    )
+    job = client.jobs.wait(client.train(dataset="rows", adapter="mine").name)
+    assert job.state is JobState.FAILED
+    with pytest.raises(JobFailed) as failed:
+        job.check()
+    assert failed.value.job == job.name
+    assert failed.value.state == "FAILED"
+    assert failed.value.reason == "INVALID_DATA"
+    assert failed.value.violations == (Violation("line 3", "has 900 tokens; allowed: 512"),)
+    assert "2 rows are too long" in failed.value.message
+
+
+def test_cancel(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    cancelled = client.jobs.cancel(job.name)
+    assert cancelled.state is JobState.CANCELLED
+    assert cancelled.state_reason == "USER"
+    with pytest.raises(JobFailed) as failed:
+        cancelled.check()
+    assert failed.value.state == "CANCELLED"
+    with pytest.raises(JobStateConflict) as refused:
+        client.jobs.cancel(job.name)
+    assert refused.value.metadata == {"state": "CANCELLED"}
+
+
+def test_list_filters(client: Any) -> None:
+    first = client.train(dataset="rows", adapter="mine")
+    client.jobs.wait(first.name)
+    second = client.train(dataset="rows", adapter="other")
+    third = client.quantize("int8", "small")
+
+    def names(**options: Any) -> list[str]:
+        return [job.name for job in client.jobs.list(**options)]
+
+    assert names() == [third.name, second.name, first.name]
+    assert names(page_size=1) == [third.name, second.name, first.name]
+    assert names(states=[JobState.SUCCEEDED]) == [first.name]
+    assert names(kind=JobKind.QUANTIZE) == [third.name]
+    assert names(adapter="other") == [second.name]
+
+
+def test_quantize(client: Any) -> None:
+    job = client.quantize(WeightFormat.NF4, "small", max_quality_drop=0.1, dataset="rows", base="fake")
+    assert job.kind is JobKind.QUANTIZE
+    done = client.jobs.wait(job.name).check()
+    assert done.quantize.weight_format is WeightFormat.NF4
+    assert done.quantize.max_quality_drop == 0.1
+    assert done.quantize_result.base == "bases/small"
+    assert done.quantize_result.report.quantized_bytes * 4 == done.quantize_result.report.source_bytes
+    assert client.bases.get("small").weight_format is WeightFormat.NF4
+
+
+def test_quantize_behind_its_gate_fails_with_the_report(client: Any) -> None:
+    job = client.jobs.wait(client.quantize("nf4", "small", max_quality_drop=0.01).name)
+    assert job.state is JobState.FAILED
+    assert job.quantize_result.base == ""
+    assert job.quantize_result.report.quantized_perplexity > 10
+    with pytest.raises(NotFound):
+        client.bases.get("small")
+
+
+def test_quantize_to_what_is_not_there(client: Any, fake_server: FakeServer) -> None:
+    with pytest.raises(ValueError, match="INT3"):
+        client.quantize("int3", "small")
+    assert fake_server.calls("Quantize") == 0
+    with pytest.raises(Unimplemented) as refused:
+        client.quantize("fp4", "small")
+    assert refused.value.metadata == {"feature": "WEIGHT_FORMAT_FP4"}
+
+
+def test_refusals_of_train(client: Any) -> None:
+    with pytest.raises(NotFound):
+        client.train(dataset="none", adapter="mine")
+    with pytest.raises(InvalidField) as refused:
+        client.train(dataset="rows", adapter="mine", lora=Lora(rank=300))
+    assert refused.value.violations == (Violation("spec.lora.rank", "is 300; allowed: 1 to 256"),)
+
+
+def test_a_repeated_request_id_is_the_same_call(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine", request_id="once")
+    assert client.train(dataset="rows", adapter="mine", request_id="once").name == job.name
+    with pytest.raises(RequestIdReused):
+        client.train(dataset="rows", adapter="other", request_id="once")
+
+
+def test_a_job_whose_answer_was_lost_is_not_started_twice(client: Any, fake_server: FakeServer) -> None:
+    fake_server.lose_answer("TrainJob")
+    job = client.train(dataset="rows", adapter="mine")
+    assert fake_server.calls("TrainJob") == 2
+    assert [item.name for item in client.jobs.list()] == [job.name]
+
+
+def test_deadlines_and_retries_are_settable(fake_server: FakeServer) -> None:
+    once = RetryPolicy(attempts=1)
+    with open_client("sync", fake_server.endpoint, retry=once, deadlines=Deadlines(read_seconds=3)) as client:
+        fake_server.fail("GetJob")
+        with pytest.raises(Unavailable):
+            client.jobs.get("none")
+        assert fake_server.calls("GetJob") == 1
+        assert client.transport.deadlines.read_seconds == 3
+
+
+def test_internal_faults_are_not_repeated(client: Any, fake_server: FakeServer) -> None:
+    fake_server.fail("TrainJob", Internal("internal fault 1f", metadata={"fault_id": "1f"}))
+    with pytest.raises(Internal) as failed:
+        client.train(dataset="rows", adapter="mine")
+    assert failed.value.metadata == {"fault_id": "1f"}
+    assert fake_server.calls("TrainJob") == 1
