@@ -99,7 +99,7 @@ class Server:
         self._settings = settings
         self._base = base
         self._database = database
-        self._engine = engine
+        self.engine = engine
         self._metrics = metrics
         self._snapshot: Snapshot | None = None
         self._stop = asyncio.Event()
@@ -188,6 +188,14 @@ class Server:
                 f"metrics_address {settings.metrics_address} cannot be bound; is another server running?"
             ) from error
 
+    @property
+    def health_port(self) -> int:
+        return self._health.port
+
+    @property
+    def metrics_port(self) -> int:
+        return self._http.server_port
+
     @classmethod
     async def build(cls, settings: Settings) -> Server:
         """Put everything in place; the engine reads the base meanwhile."""
@@ -256,7 +264,7 @@ class Server:
         await calls
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
-        await self._engine.shutdown(1.0)
+        await self.engine.shutdown(1.0)
         await asyncio.to_thread(self._http.shutdown)
         self._http.server_close()
         await asyncio.to_thread(self._health.stop)
@@ -267,7 +275,7 @@ class Server:
         """Keep the last snapshot for metrics, and the health of serving true."""
         while True:
             try:
-                self._snapshot = await self._engine.inspect()
+                self._snapshot = await self.engine.inspect()
             except FinetunedError:
                 self._snapshot = None
             for name in ("", SERVING):

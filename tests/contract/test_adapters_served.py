@@ -1,0 +1,221 @@
+"""Adapters through a real server, with PEFT as the oracle: in, served, mixed, out."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from finetuned import Client, RawText, Reply, Residency
+from finetuned.errors import AdapterIncompatible, EtagMismatch, InvalidAdapterFiles, NotFound, ResourceInUse
+from finetuned_service.text.tokenizer import BaseTokenizer
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_models import load_plain, oracle_logits, oracle_tokens, save_tiny_adapter
+from tiny_server import TinyServer
+
+NEW_TOKENS = 12
+PROMPT = RawText("what's the weather like in Paris today?")
+
+
+def make_adapter(server: TinyServer, directory: Path, seed: int, rank: int = 4) -> Path:
+    return save_tiny_adapter(directory, server.base_directory, seed=seed, rank=rank).directory
+
+
+def imported(client: Client, server: TinyServer, directory: Path, name: str, seed: int, rank: int = 4) -> str:
+    """A PEFT-made adapter in the registry; returns the version's name."""
+    made = make_adapter(server, directory, seed, rank)
+    digest = client.server_info().base.digest
+    return client.adapters.import_directory(made, name, expected_base_digest=digest).name
+
+
+def ask(client: Client, adapter: str | None) -> Reply:
+    return client.generate(
+        PROMPT,
+        adapter=adapter,
+        plain_base=adapter is None,
+        max_tokens=NEW_TOKENS,
+        ignore_eos=True,
+        logprobs=3,
+    )
+
+
+def check_against_oracle(reply: Reply, model: object, prompt: list[int]) -> None:
+    """Greedy tokens equal, and log-probabilities within float32 rounding."""
+    assert list(reply.token_ids) == oracle_tokens(model, prompt, NEW_TOKENS)
+    logits = oracle_logits(model, [*prompt, *reply.token_ids])
+    expected = torch.log_softmax(logits, dim=-1)
+    for place, (token, told) in enumerate(zip(reply.token_ids, reply.logprobs, strict=True)):
+        row = expected[len(prompt) - 1 + place]
+        assert math.isclose(told.logprob, float(row[token]), abs_tol=2e-4)
+        assert told.top_token_ids == tuple(row.topk(3).indices.tolist())
+
+
+@pytest.fixture(scope="module")
+def prompt_ids(server: TinyServer) -> list[int]:
+    return BaseTokenizer.load(server.base_directory).encode(PROMPT.text, add_special_tokens=True)
+
+
+def test_peft_adapter_is_served_as_peft_serves_it(
+    client: Client, server: TinyServer, tmp_path: Path, prompt_ids: list[int]
+) -> None:
+    version = imported(client, server, tmp_path / "a", "oracle", seed=1)
+    reply = ask(client, "oracle")
+    assert reply.served_by.adapter_version == version
+    assert reply.served_by.modules == 14
+    assert reply.served_by.base_digest == client.server_info().base.digest
+    model = PeftModel.from_pretrained(load_plain(server.base_directory), str(tmp_path / "a")).eval()
+    check_against_oracle(reply, model, prompt_ids)
+    check_against_oracle(ask(client, None), load_plain(server.base_directory), prompt_ids)
+
+
+def test_mixed_batch_gives_each_what_it_gets_alone(
+    client: Client, server: TinyServer, tmp_path: Path, prompt_ids: list[int]
+) -> None:
+    names = ["mixed-a", "mixed-b", "mixed-c"]
+    for seed, name in enumerate(names):
+        imported(client, server, tmp_path / name, name, seed=10 + seed, rank=2 + 3 * seed)
+    asked: list[str | None] = [*names, None]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        replies = list(pool.map(lambda name: ask(client, name), asked))
+    for name, reply in zip(asked, replies, strict=True):
+        base = load_plain(server.base_directory)
+        model = base if name is None else PeftModel.from_pretrained(base, str(tmp_path / name)).eval()
+        check_against_oracle(reply, model, prompt_ids)
+    assert len({reply.text for reply in replies}) == len(replies)
+
+
+def test_export_loads_in_peft_and_imports_again(
+    client: Client, server: TinyServer, tmp_path: Path, prompt_ids: list[int]
+) -> None:
+    imported(client, server, tmp_path / "in", "travels", seed=3)
+    exported = client.adapters.export("travels", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    }
+    check_against_oracle(ask(client, "travels"), load_peft_directory(server, tmp_path / "out"), prompt_ids)
+    (tmp_path / "out" / "manifest.json").unlink()
+    again = client.adapters.import_directory(
+        tmp_path / "out", "travels-again", expected_base_digest=client.server_info().base.digest
+    )
+    assert again.digest == client.adapters.version("travels").digest
+    assert exported.version.endswith("/versions/1")
+
+
+def load_peft_directory(server: TinyServer, directory: Path) -> object:
+    return PeftModel.from_pretrained(load_plain(server.base_directory), str(directory)).eval()
+
+
+def test_version_2_is_not_live_before_its_alias_moves(
+    client: Client, server: TinyServer, tmp_path: Path
+) -> None:
+    first = imported(client, server, tmp_path / "1", "moves", seed=4)
+    before = ask(client, "moves").text
+    second = imported(client, server, tmp_path / "2", "moves", seed=5)
+    assert ask(client, "moves").served_by.adapter_version == first
+    alias = client.adapters.alias("moves@default")
+    client.adapters.set_alias("moves@default", "moves@2", etag=alias.etag)
+    after = ask(client, "moves")
+    assert (after.served_by.adapter_version, after.text != before) == (second, True)
+    with pytest.raises(EtagMismatch):
+        client.adapters.set_alias("moves@default", "moves@1", etag=alias.etag)
+    client.adapters.rollback("moves@default")
+    assert ask(client, "moves").text == before
+    assert ask(client, "moves@2").text == after.text
+    with pytest.raises(ResourceInUse):
+        client.adapters.delete_version("moves@1")
+    client.adapters.delete_version("moves@2")
+    with pytest.raises(NotFound):
+        ask(client, "moves@2")
+
+
+def test_residency_is_asked_for_and_told(client: Client, server: TinyServer, tmp_path: Path) -> None:
+    imported(client, server, tmp_path / "r", "resident", seed=6)
+    assert client.adapters.version("resident").residency[0].residency is Residency.STORED
+    loaded = client.adapters.load("resident", pin=True).residency[0]
+    assert (loaded.residency, loaded.pinned, loaded.replica) == (Residency.DEVICE, True, "test")
+    assert loaded.resident_bytes > 0
+    assert client.adapters.unload("resident").residency[0].residency is Residency.STORED
+
+
+def test_unload_while_a_request_runs_lets_it_finish(
+    client: Client, server: TinyServer, tmp_path: Path
+) -> None:
+    imported(client, server, tmp_path / "u", "unloaded", seed=7)
+    alone = client.generate(PROMPT, adapter="unloaded", max_tokens=60, ignore_eos=True)
+    with client.stream(PROMPT, adapter="unloaded", max_tokens=60, ignore_eos=True) as stream:
+        next(stream)
+        client.adapters.unload("unloaded")
+        assert stream.finish().text == alone.text
+
+
+class TestRefusedImports:
+    """Nothing is stored, whatever is wrong with the files."""
+
+    @pytest.fixture
+    def made(self, server: TinyServer, tmp_path: Path) -> Path:
+        return make_adapter(server, tmp_path / "made", seed=8)
+
+    def refuse(self, client: Client, made: Path, error: type[Exception] = InvalidAdapterFiles) -> str:
+        digest = client.server_info().base.digest
+        with pytest.raises(error) as caught:
+            client.adapters.import_directory(made, "refused", expected_base_digest=digest)
+        with pytest.raises(NotFound):
+            client.adapters.get("refused")
+        return str(caught.value)
+
+    def change(self, made: Path, change: object) -> None:
+        path = made / "adapter_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)  # type: ignore[operator]
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    def test_wrong_shape(self, client: Client, made: Path) -> None:
+        def cut(tensors: dict[str, torch.Tensor]) -> None:
+            name = next(iter(tensors))
+            tensors[name] = tensors[name][:, :-1].clone()
+
+        self.change(made, cut)
+        self.refuse(client, made)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_not_finite(self, client: Client, made: Path, value: float) -> None:
+        self.change(made, lambda tensors: next(iter(tensors.values())).view(-1)[3:4].fill_(value))
+        self.refuse(client, made)
+
+    def test_missing_tensor(self, client: Client, made: Path) -> None:
+        self.change(made, lambda tensors: tensors.pop(next(iter(tensors))))
+        self.refuse(client, made)
+
+    def test_extra_tensor(self, client: Client, made: Path) -> None:
+        self.change(made, lambda tensors: tensors.update(surprise=torch.zeros(2)))
+        assert "surprise" in self.refuse(client, made)
+
+    def test_header_that_lies(self, client: Client, made: Path) -> None:
+        path = made / "adapter_model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[:8] = (len(data) * 2).to_bytes(8, "little")
+        path.write_bytes(bytes(data))
+        self.refuse(client, made)
+
+    def test_pickle(self, client: Client, made: Path) -> None:
+        torch.save({"x": torch.zeros(2)}, made / "adapter_model.safetensors")
+        assert "pickle" in self.refuse(client, made)
+
+    def test_another_base(self, client: Client, made: Path) -> None:
+        other = "sha256:" + "0" * 64
+        with pytest.raises(AdapterIncompatible) as caught:
+            client.adapters.import_directory(made, "refused", expected_base_digest=other)
+        assert caught.value.metadata["adapter_base_digest"] == other
+
+    def test_unverified_base_is_accepted_and_recorded(
+        self, client: Client, made: Path, tmp_path: Path
+    ) -> None:
+        copy = shutil.copytree(made, tmp_path / "copy")
+        version = client.adapters.import_directory(copy, "unverified", accept_unverified_base=True)
+        assert version.base_verified is False

@@ -1,0 +1,169 @@
+"""TrainJobs and Quantize through a real server: processes, restarts, kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from finetuned import (
+    Client,
+    EvaluationOptions,
+    Job,
+    JobState,
+    Lora,
+    Optimization,
+    PromoteIf,
+)
+from finetuned.errors import JobStateConflict
+from tiny_server import TinyServer, make_data_directory, running
+
+WAIT_SECONDS = 180.0
+
+
+def start(client: Client, dataset: str, adapter: str, *, steps: int = 6, **settings: object) -> Job:
+    return client.train(
+        dataset=dataset,
+        adapter=adapter,
+        lora=Lora(rank=4),
+        optimization=Optimization(max_steps=steps, batch_rows=4, checkpoint_interval_steps=2),
+        evaluation=EvaluationOptions(evaluations=2, generation_rows=2, generation_max_tokens=4),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def finished(client: Client, job: Job) -> Job:
+    return client.jobs.wait(job.name, timeout_seconds=WAIT_SECONDS)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.05)
+
+
+def test_train_serve_repeat(client: Client, tmp_rows: Path) -> None:
+    client.datasets.upload(tmp_rows, "repeat")
+    job = finished(client, start(client, "repeat", "repeat")).check()
+    assert job.train_result is not None
+    assert job.train_result.version.endswith("/adapters/repeat/versions/1")
+    assert {m.name for m in job.metrics} >= {"loss", "exact_match"}
+    assert {m.name for m in job.baseline_metrics} >= {"loss", "exact_match"}
+    assert job.environment is not None
+    assert job.environment.base_digest == client.server_info().base.digest
+    served = client.generate("say 3", adapter="repeat", max_tokens=4).served_by
+    assert (served.adapter_version, served.adapter_digest) == (
+        job.train_result.version,
+        job.train_result.digest,
+    )
+    events = list(client.jobs.events(job.name))
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert [e.state.state for e in events if e.state] == ["QUEUED", "RUNNING", "SUCCEEDED"]
+    assert any(event.evaluation for event in events)
+    with pytest.raises(JobStateConflict) as caught:
+        client.jobs.cancel(job.name)
+    assert caught.value.metadata["state"] == "SUCCEEDED"
+
+    again = finished(client, start(client, "repeat", "repeat")).check()
+    assert again.train_result is not None
+    assert again.train_result.digest == job.train_result.digest
+    assert again.train_result.version.endswith("/versions/2")
+
+
+def test_alias_moves_only_for_a_better_score(client: Client, tmp_rows: Path) -> None:
+    client.datasets.upload(tmp_rows, "promoted")
+    first = finished(client, start(client, "promoted", "promoted", steps=4)).check()
+    better = PromoteIf(alias="default", metric="loss", better_than_current=True)
+    same = finished(client, start(client, "promoted", "promoted", steps=4, promote_if=better)).check()
+    assert same.train_result is not None
+    assert same.train_result.promoted is False
+    assert "not moved" in same.train_result.promotion
+    longer = finished(client, start(client, "promoted", "promoted", steps=30, promote_if=better)).check()
+    assert longer.train_result is not None
+    assert longer.train_result.promoted is True
+    assert client.adapters.alias("promoted@default").version == longer.train_result.version
+    assert first.train_result is not None
+    assert client.adapters.alias("promoted@default").previous_version == first.train_result.version
+
+
+def test_cancel_while_running(client: Client, tmp_rows: Path) -> None:
+    client.datasets.upload(tmp_rows, "cancelled")
+    job = start(client, "cancelled", "cancelled", steps=100_000)
+    eventually(lambda: (p := client.jobs.get(job.name).progress) is not None and p.step > 0)
+    client.jobs.cancel(job.name)
+    done = finished(client, job)
+    assert done.state is JobState.CANCELLED
+    assert [version.name for version in _versions(client, "cancelled")] == []
+
+
+def _versions(client: Client, adapter: str) -> list[object]:
+    from finetuned.errors import NotFound
+
+    try:
+        return list(client.adapters.versions(adapter))
+    except NotFound:
+        return []
+
+
+def test_killed_process_goes_on_from_its_checkpoint(
+    client: Client, server: TinyServer, tmp_rows: Path
+) -> None:
+    client.datasets.upload(tmp_rows, "killed")
+    whole = finished(client, start(client, "killed", "killed-not", steps=40)).check()
+    job = start(client, "killed", "killed", steps=40)
+    eventually(lambda: len(client.jobs.get(job.name).checkpoints) > 0)
+    os.kill(_job_process(job), signal.SIGKILL)
+    done = finished(client, job).check()
+    assert done.attempt == 2
+    assert done.train_result is not None
+    assert whole.train_result is not None
+    assert done.train_result.digest == whole.train_result.digest
+    assert client.generate("say 3", plain_base=True, max_tokens=2).text is not None
+
+
+def _job_process(job: Job) -> int:
+    """The process whose command line names the job's task."""
+    job_id = job.name.rsplit("/", 1)[-1]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"/{job_id}/task.json".encode() in command:
+                return int(entry.name)
+    raise AssertionError("no process runs the job")
+
+
+def test_restarted_server_goes_on_with_a_running_job(tmp_path: Path, tmp_rows: Path) -> None:
+    make_data_directory(tmp_path)
+    with running(tmp_path / "data") as server, Client(server.endpoint) as client:
+        client.datasets.upload(tmp_rows, "rows")
+        job = start(client, "rows", "restarted", steps=60)
+        eventually(lambda: len(client.jobs.get(job.name).checkpoints) > 0)
+        before = client.jobs.get(job.name).last_event
+    with running(tmp_path / "data") as server, Client(server.endpoint) as client:
+        done = finished(client, job).check()
+        events = list(client.jobs.events(job.name))
+        states = [event.state.state for event in events if event.state]
+        assert states[:3] == ["QUEUED", "RUNNING", "QUEUED"]
+        assert done.last_event > before
+        assert [event.number for event in events] == list(range(1, len(events) + 1))
+        assert client.generate("say 3", adapter="restarted", max_tokens=2).served_by.modules == 14
+
+
+def test_quantize_makes_a_base_with_a_report(client: Client) -> None:
+    job = finished(client, client.quantize("INT8", "tiny-int8")).check()
+    assert job.quantize_result is not None
+    report = job.quantize_result.report
+    assert report.quantized_bytes < report.source_bytes
+    assert report.quantized_perplexity > 0
+    names = {base.name: base for base in client.bases.list()}
+    assert names[job.quantize_result.base].weight_format == "INT8"
+    assert names["bases/tiny"].resident is True
+    client.bases.delete(job.quantize_result.base)
+    assert job.quantize_result.base not in {base.name for base in client.bases.list()}
