@@ -11,7 +11,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := client service tests examples benchmarks
 
-.PHONY: help install demo serve test lint types proto proto-check unit floor readme bench clean
+.PHONY: help install demo serve test lint types proto proto-check unit floor bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -31,7 +31,7 @@ demo: install ## Train, hot-swap and quantize on a real model, from start to end
 serve: install ## Run the server for use, on loopback
 	$(BIN)/finetuned serve --data-dir $(DATA_DIR)
 
-test: install lint types proto-check unit floor readme ## Check everything
+test: install lint types proto-check unit floor ## Check everything
 
 lint: install ## Style, and the lint of the contract
 	$(BIN)/ruff check $(SOURCES)
@@ -67,10 +67,7 @@ proto-check: .venv-proto/installed ## Generating again must give no difference
 	touch $@
 
 floor: .venv-floor/installed ## The client's tests on the oldest libraries it allows, without torch
-	.venv-floor/bin/pytest tests/client
-
-readme: install ## The README's commands exist and its claims have their figures
-	$(BIN)/python -m tests.readme.check
+	.venv-floor/bin/pytest tests/unit/test_client*.py tests/unit/test_cli*.py tests/contract/test_fake*.py
 
 bench: install ## Measure, beside peers in the same run
 	$(BIN)/python -m benchmarks.serving

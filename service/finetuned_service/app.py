@@ -34,6 +34,7 @@ from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
 from finetuned_service.jobs.task import TaskLimits
+from finetuned_service.metrics import Metrics
 from finetuned_service.names import BaseName
 from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.rpc.bases import BaseServicer
@@ -46,7 +47,6 @@ from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
 from finetuned_service.telemetry import logs
-from finetuned_service.telemetry.metrics import Metrics
 from finetuned_service.text.tokenizer import BaseTokenizer
 
 _LOG = logs.logger("server")

@@ -16,9 +16,9 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from finetuned_service.errors import FinetunedError, Internal
+from finetuned_service.metrics import Metrics
 from finetuned_service.rpc.status import status_of
 from finetuned_service.telemetry.logs import logger
-from finetuned_service.telemetry.metrics import Metrics
 
 _LOG = logger("rpc")
 Handler = grpc.RpcMethodHandler[Any, Any]

@@ -21,13 +21,13 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from finetuned_service.errors import StartRefused
+from finetuned_service.metrics import Metrics
 from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.rpc.bases import BaseServicer
 from finetuned_service.rpc.datasets import DatasetServicer
 from finetuned_service.rpc.interceptor import Boundary
 from finetuned_service.rpc.serving import ServingServicer
 from finetuned_service.rpc.tuning import TuningServicer
-from finetuned_service.telemetry.metrics import Metrics
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _OPTIONS: Sequence[tuple[str, int]] = (

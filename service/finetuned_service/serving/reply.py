@@ -8,8 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from finetuned_service.engine.messages import FinishReason, Started, Tokens
+from finetuned_service.metrics import Metrics
 from finetuned_service.serving.values import Delta, Outcome, Timing
-from finetuned_service.telemetry.metrics import Metrics
 from finetuned_service.text.stream import TextStream
 
 

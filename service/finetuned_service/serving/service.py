@@ -16,6 +16,7 @@ from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.messages import AdapterHandle, Started
 from finetuned_service.errors import AdapterIncompatible, Internal
+from finetuned_service.metrics import Metrics
 from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, sampling_for
 from finetuned_service.serving.reply import Reply
 from finetuned_service.serving.values import (
@@ -29,7 +30,6 @@ from finetuned_service.serving.values import (
     ServeEvent,
     Timing,
 )
-from finetuned_service.telemetry.metrics import Metrics
 from finetuned_service.text.stream import TextStream
 from finetuned_service.text.tokenizer import BaseTokenizer
 

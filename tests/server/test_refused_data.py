@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from contract.refusals import Refusal, refusal_of
 from finetuned.v1 import dataset_service_pb2 as pb
 from finetuned.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from server.refusals import Refusal, refusal_of
 from tiny_server import TinyServer
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from contract.refusals import refusal_of
 from finetuned import Client
 from finetuned.v1 import (
     adapter_service_pb2,
@@ -20,6 +19,7 @@ from finetuned.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from finetuned.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceStub
+from server.refusals import refusal_of
 
 TENANT = "tenants/default"
 
