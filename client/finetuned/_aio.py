@@ -1,6 +1,6 @@
 """Runs calls over an asyncio channel; `_transport.py` is its blocking twin.
 
-The two differ in nothing but `await`: what to send, to repeat, to wait for and to give up is decided
+The two differ in little but `await`: what to send, to repeat, to wait for and to give up is decided
 in `_calls/`, `_retry.py` and `_resume.py`.
 """
 
@@ -20,7 +20,7 @@ from finetuned._channel import OPTIONS, credentials, metadata, serialize
 from finetuned._names import Names
 from finetuned._resume import StreamProgress
 from finetuned._retry import Attempts, Deadlines, RetryPolicy
-from finetuned._transport import error_of
+from finetuned._transport import error_of, open_channel
 from finetuned.errors import NotFound
 from finetuned.settings import Settings
 
@@ -32,20 +32,34 @@ T = TypeVar("T")
 class LazyChannel:
     """A channel that is opened by its first call, because it belongs to the event loop of that call."""
 
-    target: str
+    settings: Settings
     tls: grpc.ChannelCredentials | None
     _opened: grpc.aio.Channel | None = None
+    _for_sending: grpc.Channel | None = None
 
     def get(self) -> grpc.aio.Channel:
         if self._opened is None:
-            options = list(OPTIONS)
+            target, options = self.settings.target, list(OPTIONS)
             if self.tls is None:
-                self._opened = grpc.aio.insecure_channel(self.target, options=options)
+                self._opened = grpc.aio.insecure_channel(target, options=options)
             else:
-                self._opened = grpc.aio.secure_channel(self.target, self.tls, options=options)
+                self._opened = grpc.aio.secure_channel(target, self.tls, options=options)
         return self._opened
 
+    def for_sending(self) -> grpc.Channel:
+        """For streams of requests.
+
+        When a server ends such a call early, grpc.aio reports the failed write (INTERNAL, "Internal error
+        from Core") and loses the server's own status with the line or the offset at fault. The blocking
+        stack keeps it, and reads the file outside the event loop besides.
+        """
+        if self._for_sending is None:
+            self._for_sending = open_channel(self.settings)
+        return self._for_sending
+
     async def close(self) -> None:
+        if self._for_sending is not None:
+            self._for_sending.close()
         if self._opened is not None:
             await self._opened.close(None)
 
@@ -61,7 +75,7 @@ class AsyncTransport:
 
     @classmethod
     def open(cls, settings: Settings, deadlines: Deadlines, retry: RetryPolicy) -> AsyncTransport:
-        channel = LazyChannel(settings.target, credentials(settings))
+        channel = LazyChannel(settings, credentials(settings))
         return cls(channel, Names(settings.tenant), metadata(settings), deadlines, retry)
 
     async def call(self, call: Call[T]) -> T:
@@ -103,12 +117,16 @@ class AsyncTransport:
 
     async def send(self, call: SendCall[T]) -> T:
         attempts = Attempts(self.retry, self.deadlines.seconds(Kind.TRANSFER))
-        rpc = self.channel.get().stream_unary(call.method.path, serialize, call.method.response.FromString)
+        rpc = self.channel.for_sending().stream_unary(
+            call.method.path, serialize, call.method.response.FromString
+        )
         offset = 0
         while True:
             try:
-                answer = await rpc(
-                    call.messages(offset), timeout=attempts.remaining_seconds(), metadata=self.metadata
+                answer = await _result(
+                    rpc.future(
+                        call.messages(offset), timeout=attempts.remaining_seconds(), metadata=self.metadata
+                    )
                 )
             except grpc.RpcError as failed:
                 await asyncio.sleep(attempts.delay_seconds(error_of(failed)))
@@ -126,3 +144,16 @@ class AsyncTransport:
 
     def within(self, seconds: float) -> AsyncTransport:
         return dataclasses.replace(self, deadlines=Deadlines.of(seconds))
+
+
+async def _result(running: grpc.Future[T]) -> T:
+    """The result of a call of the blocking stack; cancelling the task cancels the call."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    running.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    try:
+        await done.wait()
+    except asyncio.CancelledError:
+        running.cancel()
+        raise
+    return running.result()

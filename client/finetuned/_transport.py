@@ -27,6 +27,13 @@ def error_of(failed: grpc.RpcError) -> FinetunedError:
     return from_call(cast("FailedCall", cast("object", failed)))
 
 
+def open_channel(settings: Settings) -> grpc.Channel:
+    tls = credentials(settings)
+    if tls is None:
+        return grpc.insecure_channel(settings.target, options=OPTIONS)
+    return grpc.secure_channel(settings.target, tls, options=OPTIONS)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Transport:
@@ -38,12 +45,7 @@ class Transport:
 
     @classmethod
     def open(cls, settings: Settings, deadlines: Deadlines, retry: RetryPolicy) -> Transport:
-        tls = credentials(settings)
-        if tls is None:
-            channel = grpc.insecure_channel(settings.target, options=OPTIONS)
-        else:
-            channel = grpc.secure_channel(settings.target, tls, options=OPTIONS)
-        return cls(channel, Names(settings.tenant), metadata(settings), deadlines, retry)
+        return cls(open_channel(settings), Names(settings.tenant), metadata(settings), deadlines, retry)
 
     def call(self, call: Call[T]) -> T:
         attempts = Attempts.of_call(call, self.retry, self.deadlines)
