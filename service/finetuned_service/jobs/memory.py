@@ -23,23 +23,26 @@ class FileMapping:
     rss_bytes: int
     shared_bytes: int
     """Also mapped by another process."""
-    private_clean_bytes: int
-    """Mapped by this process alone, unchanged: still the page cache's."""
-    private_dirty_bytes: int
-    """Copied on write: this process's own."""
+    private_bytes: int
+    """Mapped by this process alone: the page cache's, or copied."""
+    copied_bytes: int
+    """Written to by this process, and so its own copies; zero for weights that are only read."""
 
     def __str__(self) -> str:
         return (
             f"{Path(self.path).name}: {self.rss_bytes / 1e6:.1f} MB mapped, of which "
             f"{self.shared_bytes / 1e6:.1f} MB shared with other processes, "
-            f"{self.private_dirty_bytes / 1e6:.1f} MB copied"
+            f"{self.copied_bytes / 1e6:.1f} MB copied"
         )
 
 
 def private_memory_bytes(pid: str = "self") -> int:
-    """Memory that only this process's end would free: dirty private pages and swapped ones."""
+    """Memory that only this process can free: anonymous pages, and those of them that are swapped out.
+
+    Not Private_Dirty: that also counts pages of a file just written that nobody else has mapped.
+    """
     fields = _fields(Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
-    return fields.get("Private_Dirty", 0) + fields.get("Swap", 0)
+    return fields["Anonymous"] + fields["Swap"]
 
 
 def memory_report(file_name: str = "model.safetensors", pid: str = "self") -> tuple[FileMapping, ...]:
@@ -55,8 +58,8 @@ def memory_report(file_name: str = "model.safetensors", pid: str = "self") -> tu
             path=path,
             rss_bytes=fields["Rss"],
             shared_bytes=fields["Shared_Clean"] + fields["Shared_Dirty"],
-            private_clean_bytes=fields["Private_Clean"],
-            private_dirty_bytes=fields["Private_Dirty"],
+            private_bytes=fields["Private_Clean"] + fields["Private_Dirty"],
+            copied_bytes=fields["Anonymous"],
         )
         for path, fields in found.items()
     )

@@ -5,15 +5,12 @@ A resolved spec says alone what ran: later builds with other defaults repeat it 
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from finetuned_service.digests import read_safetensors_header
+from finetuned_service.adapters.geometry import linear_shapes
+from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.values import DataOptions, LoraSettings, Optimization, TrainSpec
 
@@ -21,9 +18,6 @@ DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_ROW_TOKENS = 1024
 _CHECKPOINTS = 10
 _LEAST_CHECKPOINT_INTERVAL_STEPS = 5
-
-_LAYER_LINEAR = re.compile(r"(?:^|\.)\d+\.(?:.*\.)?([^.]+)\.weight$")
-"""A weight inside a numbered layer: `model.layers.0.self_attn.q_proj.weight`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +32,12 @@ class BaseFacts:
     @classmethod
     def of_directory(cls, directory: Path) -> BaseFacts:
         """Read config.json and the header of model.safetensors."""
-        config: Mapping[str, Any] = json.loads((directory / "config.json").read_bytes())
-        tensors = read_safetensors_header(directory / "model.safetensors")
-        matches = [_LAYER_LINEAR.search(tensor.name) for tensor in tensors if len(tensor.shape) == 2]
+        config = read_config(directory)
+        modules = linear_shapes(directory / WEIGHTS_FILE)
         return cls(
             hidden_size=int(config["hidden_size"]),
             context_tokens=int(config["max_position_embeddings"]),
-            linear_modules=tuple(sorted({match.group(1) for match in matches if match})),
+            linear_modules=tuple(sorted({name.rpartition(".")[2] for name in modules})),
         )
 
 

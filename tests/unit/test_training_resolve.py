@@ -1,0 +1,118 @@
+"""Defaults written back into a TrainSpec, and settings that contradict the base, the data or each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.resolve import BaseFacts, default_learning_rate, resolve_train
+from finetuned_service.jobs.values import TrainSpec
+from safetensors.numpy import save_file
+
+BASE = BaseFacts(hidden_size=576, context_tokens=8192, linear_modules=("down_proj", "k_proj", "q_proj"))
+
+
+def resolve(train_rows: int = 300, base: BaseFacts = BASE, **parts: object) -> TrainSpec:
+    spec = TrainSpec.model_validate({"dataset": "tenants/t/datasets/d", "adapter": "a", **parts})
+    return resolve_train(spec, base=base, train_rows=train_rows)
+
+
+def fields(raised: pytest.ExceptionInfo[InvalidField]) -> list[str]:
+    return [violation.field for violation in raised.value.violations]
+
+
+def test_every_default_is_written_back():
+    spec = resolve()
+    assert spec.lora.alpha == 32.0
+    assert spec.lora.target_modules == ("down_proj", "k_proj", "q_proj")
+    assert spec.optimization.epochs == 3.0
+    assert spec.optimization.max_steps == 113
+    assert spec.optimization.micro_batch_rows == 8
+    assert spec.optimization.learning_rate == 1.3e-3
+    assert spec.optimization.checkpoint_interval_steps == 12
+    assert spec.data.max_row_tokens == 1024
+
+
+def test_a_resolved_spec_stays_as_it_is():
+    assert resolve_train(resolve(), base=BASE, train_rows=7) == resolve()
+
+
+def test_steps_decide_where_both_are_given():
+    spec = resolve(optimization={"max_steps": 60, "epochs": 1.0, "batch_rows": 10})
+    assert (spec.optimization.max_steps, spec.optimization.epochs) == (60, 1.0)
+    assert resolve(optimization={"max_steps": 60, "batch_rows": 10}).optimization.epochs == 2.0
+
+
+def test_a_run_has_at_least_one_step_and_checkpoints_are_not_too_close():
+    spec = resolve(train_rows=1, optimization={"epochs": 0.5})
+    assert (spec.optimization.max_steps, spec.optimization.checkpoint_interval_steps) == (1, 5)
+
+
+def test_rows_fit_a_short_context():
+    base = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj",))
+    assert resolve(base=base).data.max_row_tokens == 256
+
+
+def test_the_learning_rate_falls_with_the_width():
+    assert default_learning_rate(2000) == 5e-4
+    assert default_learning_rate(576) == 1.3e-3
+    assert default_learning_rate(4096) == 2.9e-4
+
+
+def test_unknown_modules_are_named_beside_the_known():
+    with pytest.raises(
+        InvalidField, match="'c_attn', 'lm_head'; the base's linear modules are down_proj"
+    ) as e:
+        resolve(lora={"target_modules": ["lm_head", "q_proj", "c_attn"]})
+    assert fields(e) == ["spec.lora.target_modules"]
+
+
+@pytest.mark.parametrize("rows", [3, 16])
+def test_micro_batches_must_divide_the_batch(rows):
+    with pytest.raises(InvalidField, match=rf"is {rows}; it must divide batch_rows \(8\): 1, 2, 4, 8") as e:
+        resolve(optimization={"micro_batch_rows": rows})
+    assert fields(e) == ["spec.optimization.micro_batch_rows"]
+
+
+def test_all_violations_come_at_once():
+    with pytest.raises(InvalidField) as e:
+        resolve(
+            lora={"target_modules": ["nope"]},
+            data={"max_row_tokens": 9000, "holdout_fraction": 0.0},
+            promote_if={"alias": "default"},
+            base=BaseFacts(hidden_size=576, context_tokens=64, linear_modules=("q_proj",)),
+        )
+    assert fields(e) == [
+        "spec.lora.target_modules",
+        "spec.data.max_row_tokens",
+        "spec.evaluation.generation_max_tokens",
+        "spec.promote_if",
+    ]
+
+
+def test_promotion_by_answers_needs_answers():
+    with pytest.raises(InvalidField) as e:
+        resolve(evaluation={"generation_rows": 0}, promote_if={"alias": "default"})
+    assert fields(e) == ["spec.promote_if.metric"]
+    by_loss = resolve(evaluation={"generation_rows": 0}, promote_if={"alias": "default", "metric": "loss"})
+    assert by_loss.promote_if is not None
+
+
+def test_facts_are_read_from_a_base(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8, "max_position_embeddings": 32}))
+    matrix, vector = np.zeros((4, 8), np.float32), np.zeros(8, np.float32)
+    save_file(
+        {
+            "model.embed_tokens.weight": matrix,
+            "model.layers.0.self_attn.q_proj.weight": matrix,
+            "model.layers.11.mlp.up_proj.weight": matrix,
+            "model.layers.0.input_layernorm.weight": vector,
+            "model.layers.0.self_attn.q_proj.bias": vector,
+            "lm_head.weight": matrix,
+        },
+        tmp_path / "model.safetensors",
+    )
+    assert BaseFacts.of_directory(tmp_path) == BaseFacts(8, 32, ("q_proj", "up_proj"))
