@@ -47,3 +47,22 @@ class Metric(Value):
     name: str
     value: float
     higher_is_better: bool
+
+
+class DataReport(Value):
+    """What a job will see of its data, counted before it starts."""
+
+    train_rows: int
+    eval_rows: int
+    train_tokens: int
+    """In one pass over the training rows."""
+    supervised_tokens: int
+    """Those of them that carry loss."""
+    mean_row_tokens: float
+    longest_row_tokens: int
+    truncated_rows: int = 0
+    dropped_rows: int = 0
+    duplicate_rows: int = 0
+    """Training rows that repeat an earlier one."""
+    leaked_rows: int = 0
+    """Held-out rows that are also trained on."""

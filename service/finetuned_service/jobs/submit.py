@@ -21,10 +21,10 @@ from finetuned_service.errors import (
 )
 from finetuned_service.jobs.resolve import BaseFacts, resolve_train
 from finetuned_service.jobs.store import JobStore
-from finetuned_service.jobs.values import DataReport, Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
+from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
 from finetuned_service.storage.idempotency import RequestKey
-from finetuned_service.vocabulary import WeightFormat
+from finetuned_service.vocabulary import DataReport, WeightFormat
 
 DataReporter = Callable[[TrainSpec, Path, Path | None], DataReport]
 """Reads the rows of a resolved spec (training file, evaluation file) as the job will."""

@@ -14,7 +14,6 @@ from pydantic import Field, TypeAdapter
 
 from finetuned_service.jobs.values import (
     Checkpoint,
-    DataReport,
     Environment,
     Estimate,
     EvaluationFinished,
@@ -26,7 +25,7 @@ from finetuned_service.jobs.values import (
     QuantizeSpec,
     TrainSpec,
 )
-from finetuned_service.vocabulary import Metric, Value
+from finetuned_service.vocabulary import DataReport, Metric, Value
 
 EXIT_FINISHED = 0
 """A `TrainFinished` or `QuantizeFinished` was reported."""

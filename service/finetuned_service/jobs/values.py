@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetuned_service.vocabulary import Method, Metric, Task, Value, WeightFormat
+from finetuned_service.vocabulary import DataReport, Method, Metric, Task, Value, WeightFormat
 
 
 class JobState(StrEnum):
@@ -189,19 +189,6 @@ class Estimate(Value):
     tokens: int = 0
     memory_bytes: int = 0
     duration_seconds: float | None = None
-
-
-class DataReport(Value):
-    train_rows: int
-    eval_rows: int
-    train_tokens: int
-    supervised_tokens: int
-    mean_row_tokens: float
-    longest_row_tokens: int
-    truncated_rows: int = 0
-    dropped_rows: int = 0
-    duplicate_rows: int = 0
-    leaked_rows: int = 0
 
 
 class Progress(Value):
