@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Value(BaseModel):
-    """A frozen value without surprises: unknown keys are errors."""
+    """A frozen value without surprises: unknown keys are errors, and every number comes back from JSON as it
+    was, the NaN of a training run that diverged as well.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Method(StrEnum):

@@ -7,62 +7,116 @@ start instead of failing half-way when two of them want to upgrade a read.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, insert, select
+from sqlalchemy import Connection, create_engine, event, insert, inspect, select
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from finetuned_service.errors import StartRefused
+from finetuned_service.errors import FinetunedError, ResourceExhausted, StartRefused, Unavailable
 from finetuned_service.storage import schema
 
-_BUSY_TIMEOUT_SECONDS = 30
+BUSY_TIMEOUT_SECONDS = 30.0
+"""How long a transaction waits for another writer of a SQLite file."""
+_RETRY_AFTER_SECONDS = 1.0
+_PASSING_SQLITE_CODES = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+)
+"""Primary result codes (https://www.sqlite.org/rescode.html) of what may work when tried again."""
 
 
 class Database:
-    """Transactions on the store. Safe to use from many threads and processes."""
+    """Transactions on the store. Safe to use from many threads and processes.
 
-    def __init__(self, url: str) -> None:
-        self._sqlite = make_url(url).get_backend_name() == "sqlite"
-        connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_SECONDS} if self._sqlite else {}
+    Every transaction can raise Unavailable (the store does not answer now; nothing was written) and
+    ResourceExhausted (its disk is full).
+    """
+
+    def __init__(self, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
+        sqlite = make_url(url).get_backend_name() == "sqlite"
+        connect_args: dict[str, Any] = {"timeout": busy_timeout_seconds} if sqlite else {}
         self._engine = create_engine(url, connect_args=connect_args)
-        if self._sqlite:
+        if sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
-        self._create_or_check()
+        self._check_version()
+        with self.begin() as connection:
+            _create_missing(connection)
 
     @contextmanager
     def begin(self) -> Generator[Connection]:
         """A writing transaction: committed at the end of the block, rolled back on an exception."""
-        with self._engine.connect() as connection:
+        with _refusing(), self._engine.connect() as connection:
             writing = connection.execution_options(finetuned_writes=True)
             with writing.begin():
                 yield writing
 
     @contextmanager
     def read(self) -> Generator[Connection]:
-        """A consistent view; nothing may be written through it."""
-        with self._engine.connect() as connection, connection.begin():
+        """A consistent view; SQLite refuses to write through it."""
+        with _refusing(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _create_or_check(self) -> None:
-        with self.begin() as connection:
-            schema.metadata.create_all(connection)
-            found = connection.scalar(
-                select(schema.meta.c.value).where(schema.meta.c.key == "schema_version")
+    def _check_version(self) -> None:
+        """Refuse what a newer build has written, before anything is changed."""
+        with self.read() as connection:
+            if not inspect(connection).has_table(schema.meta.name):
+                return
+            found = _version(connection)
+        if found is not None and found > schema.SCHEMA_VERSION:
+            raise StartRefused(
+                f"the store has schema version {found}; this build reads up to {schema.SCHEMA_VERSION}. "
+                "Run the newer build, or restore a backup made before it"
             )
-            if found is None:
-                values = {"key": "schema_version", "value": str(schema.SCHEMA_VERSION)}
-                connection.execute(insert(schema.meta).values(values))
-            elif int(found) > schema.SCHEMA_VERSION:
-                raise StartRefused(
-                    f"the data directory has schema version {found}; this build reads up to "
-                    f"{schema.SCHEMA_VERSION}. Run the newer build, or restore a backup made before it"
-                )
+
+
+def _version(connection: Connection) -> int | None:
+    found = connection.scalar(select(schema.meta.c.value).where(schema.meta.c.key == "schema_version"))
+    return None if found is None else int(found)
+
+
+def _create_missing(connection: Connection) -> None:
+    schema.metadata.create_all(connection)
+    if _version(connection) is None:
+        values = {"key": "schema_version", "value": str(schema.SCHEMA_VERSION)}
+        connection.execute(insert(schema.meta).values(values))
+
+
+@contextmanager
+def _refusing() -> Generator[None]:
+    """Failures of the store itself in the words of the house; faults of ours go through as they are."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def _refusal(error: DBAPIError | PoolTimeout) -> FinetunedError | None:
+    unavailable = Unavailable(
+        "the store does not answer; nothing was written. Try again", retry_after_seconds=_RETRY_AFTER_SECONDS
+    )
+    if isinstance(error, PoolTimeout):
+        return unavailable
+    if isinstance(error.orig, sqlite3.Error):
+        # The low byte is the primary code; extended codes carry the detail above it.
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return ResourceExhausted(
+                "the disk of the store is full; nothing was written. Free space on the server",
+                metadata={"subject": "server"},
+            )
+        return unavailable if code in _PASSING_SQLITE_CODES else None
+    return unavailable if error.connection_invalidated else None
 
 
 def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
@@ -76,4 +130,5 @@ def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("finetuned_writes", False)
+    connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

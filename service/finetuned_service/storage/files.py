@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 
@@ -22,14 +23,27 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def sync_files(directory: Path) -> None:
+    """Make a flat directory durable: the bytes of its files, and their names.
+
+    Of gigabytes this takes a while; do it before a transaction, not inside one.
+    """
+    for file in directory.iterdir():
+        sync_file(file)
+    sync_directory(directory)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a reader or a crash sees the old bytes or the new, never a mixture."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
@@ -44,12 +58,23 @@ def publish_file(temporary: Path, final: Path) -> None:
 
 
 def publish_directory(temporary: Path, final: Path) -> None:
-    """Move a finished directory (flat) to its immutable place; if it is taken, the content is the same."""
+    """Move a finished flat directory to its immutable place; if it is taken, the content is the same.
+
+    May be repeated: what an earlier try has moved is found in its place.
+    """
     if final.exists():
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         return
-    for file in temporary.iterdir():
-        sync_file(file)
-    sync_directory(temporary)
+    sync_files(temporary)
     temporary.rename(final)
     sync_directory(final.parent)
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a published directory; whoever looks, also after a crash, sees all of it or nothing."""
+    doomed = directory.with_name(f".{directory.name}.deleted-{uuid.uuid4().hex[:8]}")
+    try:
+        directory.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)

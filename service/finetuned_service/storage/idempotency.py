@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, select
 
-from finetuned_service.errors import InvalidField, RequestIdReused
+from finetuned_service.errors import InvalidField, NotFound, RequestIdReused
 from finetuned_service.storage.schema import requests
 
 KEPT_SECONDS = 24 * 3600
@@ -35,15 +35,22 @@ class RequestKey:
 def recall(connection: Connection, key: RequestKey, now: float) -> str | None:
     """The resource that this request made before, or None.
 
+    Args:
+        connection: a transaction; reading is enough, but only in the transaction that would also
+            `remember` does the answer None last.
+        key: the request.
+        now: seconds since the epoch.
+
     Raises:
         RequestIdReused: the id came within 24 hours with another body.
     """
     if not key.request_id:
         return None
-    connection.execute(delete(requests).where(requests.c.create_time < now - KEPT_SECONDS))
     row = connection.execute(
         select(requests.c.fingerprint, requests.c.resource).where(
-            requests.c.tenant == key.tenant, requests.c.request_id == key.request_id
+            requests.c.tenant == key.tenant,
+            requests.c.request_id == key.request_id,
+            requests.c.create_time >= now - KEPT_SECONDS,
         )
     ).one_or_none()
     if row is None:
@@ -57,14 +64,24 @@ def recall(connection: Connection, key: RequestKey, now: float) -> str | None:
 
 
 def remember(connection: Connection, key: RequestKey, resource: str, now: float) -> None:
-    """Record what the request made, in the transaction that makes it."""
-    if key.request_id:
-        connection.execute(
-            insert(requests).values(
-                tenant=key.tenant,
-                request_id=key.request_id,
-                fingerprint=key.fingerprint,
-                resource=resource,
-                create_time=now,
-            )
+    """Record what the request made, in the transaction that makes it; what is older than 24 hours goes."""
+    if not key.request_id:
+        return
+    connection.execute(delete(requests).where(requests.c.create_time < now - KEPT_SECONDS))
+    connection.execute(
+        insert(requests).values(
+            tenant=key.tenant,
+            request_id=key.request_id,
+            fingerprint=key.fingerprint,
+            resource=resource,
+            create_time=now,
         )
+    )
+
+
+def deleted_since(resource: str) -> NotFound:
+    """The refusal of a repeated request whose resource is gone: repeating it must not bring it back."""
+    return NotFound(
+        f"this request_id made {resource!r}, which has been deleted since; use a new id to make another",
+        metadata={"resource": resource},
+    )

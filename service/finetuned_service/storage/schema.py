@@ -83,7 +83,7 @@ adapters = Table(
     Column("tenant", String(63), primary_key=True),
     Column("id", String(63), primary_key=True),
     Column("create_time", Float, nullable=False),
-    # Version numbers are never used twice, also after a deletion.
+    # Version numbers are never used twice: the row of a deleted adapter stays, without versions.
     Column("last_version", Integer, nullable=False),
 )
 
@@ -123,5 +123,5 @@ requests = Table(
     Column("request_id", String(128), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
     Column("resource", Text, nullable=False),
-    Column("create_time", Float, nullable=False),
+    Column("create_time", Float, nullable=False, index=True),
 )

@@ -1,0 +1,74 @@
+"""Pages: every item once, and tokens that were never handed out are refused."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from finetuned_service.errors import InvalidField
+from finetuned_service.storage.pages import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, PageRequest, page_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def token(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode()
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, DEFAULT_PAGE_SIZE), (1, 1), (MAX_PAGE_SIZE, MAX_PAGE_SIZE)])
+def test_sizes(asked, given):
+    assert PageRequest.parse(asked, "") == PageRequest(given, "")
+
+
+@pytest.mark.parametrize("size", [-1, MAX_PAGE_SIZE + 1])
+def test_a_size_out_of_range_names_the_limits(size):
+    with pytest.raises(InvalidField) as refusal:
+        PageRequest.parse(size, "")
+    assert refusal.value.message == f"page_size: is {size}; allowed: 0 (meaning 50) to 1000"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["!!!!", "a", "abc", "é", " ", token("UPPER"), token("a b"), token("\0"), token("\n"), token("é")],
+)
+def test_tokens_that_were_never_handed_out_are_refused(garbage):
+    with pytest.raises(InvalidField) as refusal:
+        PageRequest.parse(1, garbage)
+    assert [violation.field for violation in refusal.value.violations] == ["page_token"]
+
+
+@given(st.text(max_size=30))
+def test_any_token_is_parsed_or_refused(text):
+    try:
+        request = PageRequest.parse(1, text)
+    except InvalidField:
+        return
+    assert text == token(request.after)
+
+
+@pytest.mark.parametrize("key", ["x", "1x", "9" * 19, "tenants/acme"])
+def test_a_token_of_another_list_is_no_number(key):
+    request = PageRequest.parse(1, token(key))
+    with pytest.raises(InvalidField):
+        request.after_number(default=0)
+
+
+def test_numbers_fit_a_database_integer():
+    assert PageRequest.parse(1, token("9" * 18)).after_number(default=0) < 2**63
+    assert PageRequest(1, "").after_number(default=7) == 7
+
+
+@given(st.sets(st.integers(0, 999), max_size=30), st.integers(1, 10))
+def test_following_the_tokens_gives_every_item_once(numbers, size):
+    ids = sorted(f"id-{number:03}" for number in numbers)
+    seen: list[str] = []
+    request = PageRequest.parse(size, "")
+    while True:
+        rest = [(i, i) for i in ids if i > request.after]
+        page = page_of(rest[: size + 1], size)
+        seen += page.items
+        if not page.next_token:
+            break
+        assert len(page.items) == size
+        request = PageRequest.parse(size, page.next_token)
+    assert seen == ids
