@@ -29,7 +29,6 @@ from finetuned_service.engine.messages import Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
-from finetuned_service.jobs.prepare import RowReporter
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
@@ -48,6 +47,7 @@ from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
 from finetuned_service.telemetry import logs
 from finetuned_service.text.tokenizer import BaseTokenizer
+from finetuned_service.training.preview import RowPreview
 
 _LOG = logs.logger("server")
 _SNAPSHOT_SECONDS = 1.0
@@ -132,7 +132,7 @@ class Server:
             datasets=datasets,
             bases=bases,
             resident_base=name,
-            report=RowReporter(bases),
+            report=RowPreview(bases),
             max_unfinished_jobs=settings.max_unfinished_jobs,
         )
         imports = AdapterImports(

@@ -1,0 +1,29 @@
+"""What a TrainJob will find in its rows, told before it starts. Torch-free: the RPC process asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.names import BaseName
+from finetuned_service.text.tokenizer import BaseTokenizer
+from finetuned_service.training.data import read_job_data
+from finetuned_service.vocabulary import DataReport
+
+
+@dataclass(frozen=True, slots=True)
+class RowPreview:
+    """Reads the rows of a resolved spec exactly as the job process will (`jobs/submit.py`)."""
+
+    bases: BaseCatalog
+
+    def __call__(self, spec: TrainSpec, train_path: Path, eval_path: Path | None) -> DataReport:
+        """The data report.
+
+        Raises:
+            InvalidData: rows that cannot be trained on, by line.
+        """
+        tokenizer = BaseTokenizer.load(self.bases.path(BaseName.parse(spec.base)))
+        return read_job_data(spec, tokenizer, train_path, eval_path).report
