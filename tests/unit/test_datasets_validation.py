@@ -134,6 +134,18 @@ def test_twenty_bad_lines_are_listed_and_all_are_counted(target: Path) -> None:
     assert error.metadata == {"invalid_rows": "50"}
 
 
+def test_a_hopeless_file_is_not_read_to_its_end(target: Path) -> None:
+    error = refused(b"nonsense\n" * 10_001 + GOOD, target)
+    assert error.message.startswith("at least 10000 lines are not usable; the first 20 are listed; ")
+    assert error.metadata == {"invalid_rows": "10000"}
+
+
+def test_a_file_of_empty_lines_is_not_read_to_its_end(target: Path) -> None:
+    error = refused(b"\n" * 5 + GOOD, target, DataLimits(max_rows=2))
+    assert error.message == "the file has more than 4 lines, which is the limit. Split it"
+    assert validate(b"\n" * 3 + GOOD, target, DataLimits(max_rows=2)).rows == 1
+
+
 def test_a_line_of_20_mb_is_refused_without_being_held_in_memory(target: Path) -> None:
     source = target.parent.parent / "upload"
     with source.open("wb") as file:

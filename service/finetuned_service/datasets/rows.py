@@ -11,9 +11,10 @@ likeliest reason for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -54,9 +55,12 @@ FIELDS: Mapping[RowKind, tuple[str, ...]] = {
 }
 """All fields of each kind; all are required."""
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _MESSAGE_FIELDS = ("role", "content")
 _SHOWN_FIELDS = 8
 """How many field names a refusal shows and compares; an object may have 100,000."""
+_SHOWN_CHARACTERS = 40
+"""And how much of each; one may have a million characters."""
 _SHAPES = " or ".join(f"{{{', '.join(fields)}}}" for fields in FIELDS.values())
 
 
@@ -102,7 +106,7 @@ def to_json(row: Row) -> str:
             value = {"text": text}
         case _:
             assert_never(row)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _CANONICAL.encode(value)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -127,10 +131,12 @@ def _object(value: object, where: str) -> Mapping[str, Any]:
 
 def _kind_for(fields: Mapping[str, Any]) -> RowKind:
     """The kind that has most in common with the fields found, misspelt ones included."""
+    for kind, names in FIELDS.items():
+        if set(fields) == set(names):
+            return kind
     if not fields:
         raise InvalidData(f"the row has no fields; expected {_SHAPES}")
-
-    found = list(fields)[:_SHOWN_FIELDS]
+    found = tuple(name[:_SHOWN_CHARACTERS] for name in list(fields)[:_SHOWN_FIELDS])
 
     def in_common(kind: RowKind) -> float:
         exact = sum(name in fields for name in FIELDS[kind])
@@ -146,8 +152,8 @@ def _kind_for(fields: Mapping[str, Any]) -> RowKind:
 def _check_fields(fields: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
     for name in fields:
         if name not in allowed:
-            missing = [other for other in allowed if other not in fields]
-            close = _close(name, missing)
+            missing = tuple(other for other in allowed if other not in fields)
+            close = _close(name[:_SHOWN_CHARACTERS], missing)
             remedy = f"did you mean {close[0]!r}?" if close else "remove it"
             raise InvalidData(
                 f"unknown field {_shown(name)}: {where} has the fields {', '.join(allowed)}; {remedy}"
@@ -157,7 +163,9 @@ def _check_fields(fields: Mapping[str, Any], allowed: tuple[str, ...], where: st
             raise InvalidData(f"lacks the field {name!r}: {where} has the fields {', '.join(allowed)}")
 
 
-def _close(name: str, names: Sequence[str]) -> list[str]:
+@lru_cache(maxsize=1024)
+def _close(name: str, names: tuple[str, ...]) -> list[str]:
+    """At most one of the names that `name` may have been meant to be. A misspelt file misspells every row."""
     return get_close_matches(name, names, n=1, cutoff=0.75)
 
 
@@ -239,7 +247,7 @@ def _type_name(value: object) -> str:
 
 def _shown(text: str) -> str:
     """A name as found, safe to print: escaped, and cut where nobody would read on."""
-    return repr(text if len(text) <= 40 else text[:40] + "...")
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
 
 
 def _names(fields: Mapping[str, Any]) -> str:

@@ -22,6 +22,9 @@ from finetuned_service.storage.files import sync_directory, sync_file
 
 _SKIP_BYTES = 64 * 1024
 
+MAX_COUNTED_FAULTS = 10_000
+"""After so many bad lines the rest of the file is not read."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataLimits:
@@ -86,17 +89,25 @@ class _Findings:
     count: int = 0
 
     def add(self, number: int, description: str) -> None:
+        """Note a bad line.
+
+        Raises:
+            InvalidData: there are so many that reading on is a waste.
+        """
         self.count += 1
         if len(self.violations) < FinetunedError.MAX_VIOLATIONS:
             self.violations.append(Violation(f"line {number}", description))
+        if self.count == MAX_COUNTED_FAULTS:
+            raise self.refusal()
 
     def refusal(self) -> InvalidData:
         shown = len(self.violations)
         first = self.violations[0]
         more = f"; the first {shown} are listed" if self.count > shown else ""
         lines = "line is" if self.count == 1 else "lines are"
+        at_least = "at least " if self.count == MAX_COUNTED_FAULTS else ""
         return InvalidData(
-            f"{self.count} {lines} not usable{more}; nothing was stored. {first.field}: {first.description}",
+            f"{at_least}{self.count} {lines} not usable{more}; nothing was stored. {first.field}: {first.description}",
             metadata={"invalid_rows": str(self.count)},
             violations=self.violations,
         )
@@ -108,6 +119,8 @@ def _copy_rows(lines: BinaryIO, canonical: BinaryIO, limits: DataLimits) -> Data
     rows = size_bytes = first_number = 0
     row_kind: RowKind | None = None
     for number, line in _lines(lines, limits.max_line_bytes):
+        if number > 2 * limits.max_rows:
+            raise _too_many("lines", 2 * limits.max_rows)
         try:
             row = _row(line, limits.max_line_bytes)
         except InvalidData as error:
@@ -126,10 +139,7 @@ def _copy_rows(lines: BinaryIO, canonical: BinaryIO, limits: DataLimits) -> Data
             continue
         rows += 1
         if rows > limits.max_rows:
-            raise InvalidData(
-                f"the file has more than {limits.max_rows} rows, which is the limit. Split it",
-                metadata={"max_rows": str(limits.max_rows)},
-            )
+            raise _too_many("rows", limits.max_rows)
         spelled = to_json(row).encode() + b"\n"
         digest.update(spelled)
         size_bytes += canonical.write(spelled)
@@ -140,6 +150,13 @@ def _copy_rows(lines: BinaryIO, canonical: BinaryIO, limits: DataLimits) -> Data
             "the file holds no rows; expected one JSON object a line", metadata={"invalid_rows": "0"}
         )
     return DatasetFacts(row_kind, rows, size_bytes, f"sha256:{digest.hexdigest()}")
+
+
+def _too_many(what: str, limit: int) -> InvalidData:
+    return InvalidData(
+        f"the file has more than {limit} {what}, which is the limit. Split it",
+        metadata={f"max_{what}": str(limit)},
+    )
 
 
 def _lines(lines: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes | None]]:
@@ -183,7 +200,7 @@ def _row(line: bytes | None, max_line_bytes: int) -> Row | None:
 
 def _decode(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return _STRICT.decode(text)
     except json.JSONDecodeError as error:
         raise InvalidData(f"is not JSON: {error.msg} at character {error.pos + 1}") from None
     except RecursionError:
@@ -203,3 +220,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise InvalidData(f"holds {name}, which is not JSON; rows hold strings")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
