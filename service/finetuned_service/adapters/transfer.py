@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetuned_service.adapters.files import BaseGeometry, check_adapter
+from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_out_config
 from finetuned_service.adapters.manifest import AdapterManifest, Lineage
 from finetuned_service.adapters.registry import AdapterRegistry, AdapterVersion
 from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload
@@ -113,6 +113,7 @@ class AdapterImports:
         # The manifest of an export describes another server's version; what holds here is measured here.
         (staged.directory / MANIFEST_FILE).unlink(missing_ok=True)
         facts = check_adapter(staged.directory, self.geometry, self.max_rank)
+        spell_out_config(staged.directory)
 
         def manifest(name: str) -> AdapterManifest:
             return AdapterManifest(

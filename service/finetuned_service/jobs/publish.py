@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from finetuned_service.adapters.files import AdapterFacts, BaseGeometry, check_adapter
+from finetuned_service.adapters.files import AdapterFacts, BaseGeometry, check_adapter, spell_out_config
 from finetuned_service.adapters.manifest import AdapterManifest, Lineage
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
@@ -50,6 +50,7 @@ class Publisher:
         """
         geometry = BaseGeometry.of_directory(base_directory)
         facts = check_adapter(output, geometry, self.max_rank)
+        spell_out_config(output)
         selector = AdapterSelector.parse(spec.adapter, "adapter")
 
         def record(connection: Connection, current: Job) -> Job:
