@@ -150,7 +150,11 @@ async def _result(running: grpc.Future[T]) -> T:
     """The result of a call of the blocking stack; cancelling the task cancels the call."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
-    running.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+
+    def wake(_: grpc.Future[T]) -> None:
+        loop.call_soon_threadsafe(done.set)
+
+    running.add_done_callback(wake)
     try:
         await done.wait()
     except asyncio.CancelledError:

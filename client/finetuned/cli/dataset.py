@@ -1,0 +1,111 @@
+"""`finetuned dataset`: upload, import, list, get, delete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from finetuned import Dataset, RowKind, UploadProgress
+from finetuned._names import short
+from finetuned.cli.output import err, print_facts, print_json, print_table, size
+from finetuned.cli.session import AsJson, Yes, connect
+
+app = typer.Typer(help="Datasets: validated, immutable examples.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The dataset's name.")]
+
+
+def _show(dataset: Dataset, *, as_json: bool) -> None:
+    if as_json:
+        print_json(dataset)
+        return
+    print_facts(
+        short(dataset.name),
+        {
+            "rows": dataset.rows,
+            "kind": dataset.row_kind,
+            "size": size(dataset.size_bytes),
+            "source": dataset.source,
+            "digest": dataset.digest,
+            "created": dataset.create_time,
+        },
+    )
+
+
+@app.command()
+def upload(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file of JSON lines.")],
+    *,
+    dataset_id: Annotated[
+        str | None, typer.Option("--id", help="The dataset's name.", show_default="from the file's name")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a file; it is validated, and refused with the lines at fault if rows are not usable."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with connect(context) as client, Progress(*columns, console=err(), disable=as_json) as bar:
+        task = bar.add_task(path.name, total=path.stat().st_size)
+
+        def advance(progress: UploadProgress) -> None:
+            bar.update(task, completed=progress.sent_bytes)
+
+        dataset = client.datasets.upload(path, dataset_id, progress=advance)
+    _show(dataset, as_json=as_json)
+    if not as_json:
+        err().print(f"[dim]Next: finetuned train --dataset {short(dataset.name)} --adapter NAME[/dim]")
+
+
+@app.command("import")
+def import_uri(
+    context: typer.Context,
+    uri: Annotated[str, typer.Argument(help="`file:///...` under one of the server's import roots.")],
+    dataset_id: Name,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Make a dataset from a file that the server can read."""
+    with connect(context) as client:
+        _show(client.datasets.import_uri(uri, dataset_id), as_json=as_json)
+
+
+@app.command("list")
+def list_all(
+    context: typer.Context,
+    *,
+    kind: Annotated[
+        RowKind, typer.Option(help="Only this kind of rows.", show_default="all")
+    ] = RowKind.UNKNOWN,
+    as_json: AsJson = False,
+) -> None:
+    """List the datasets."""
+    with connect(context) as client:
+        found = list(client.datasets.list(row_kind=kind))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        "Datasets",
+        ["name", "rows", "kind", "size", "created"],
+        [[short(one.name), one.rows, one.row_kind, size(one.size_bytes), one.create_time] for one in found],
+        empty="No datasets yet. Next: finetuned dataset upload rows.jsonl",
+    )
+
+
+@app.command()
+def get(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Show one dataset."""
+    with connect(context) as client:
+        _show(client.datasets.get(name), as_json=as_json)
+
+
+@app.command()
+def delete(context: typer.Context, name: Name, *, yes: Yes = False) -> None:
+    """Delete a dataset that no unfinished job uses."""
+    if not yes:
+        typer.confirm(f"Delete the dataset {name}?", abort=True, err=True)
+    with connect(context) as client:
+        client.datasets.delete(name)
+    err().print(f"deleted {name}")

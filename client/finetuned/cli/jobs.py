@@ -1,0 +1,148 @@
+"""`finetuned jobs`: list, get, watch, events, cancel; and how commands that start jobs follow them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from finetuned import Client, Job, JobEvent, JobKind, JobState
+from finetuned._names import short
+from finetuned.cli.exit_codes import ExitCode
+from finetuned.cli.output import cell, err, print_json, print_table
+from finetuned.cli.progress import JobDisplay
+from finetuned.cli.report import say_next, show_job
+from finetuned.cli.session import AsJson, connect
+
+app = typer.Typer(help="Jobs: TrainJobs and Quantize runs.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The job's name.")]
+
+
+def follow(client: Client, job: Job, *, as_json: bool, detach: bool) -> None:
+    """Watch a job that was just started, unless told to let it go.
+
+    Raises:
+        JobFailed: it ended without a result.
+    """
+    if detach or not job.name:
+        if as_json:
+            print_json(job)
+        else:
+            show_job(job)
+            if job.name:
+                err().print(f"[dim]Next: finetuned jobs watch {short(job.name)}[/dim]")
+    else:
+        watch_job(client, job.name, as_json=as_json)
+
+
+def watch_job(client: Client, name: str, *, as_json: bool) -> None:
+    """Show a job until it is over, then its result; as JSON lines `{"event"}` and a last `{"job"}`."""
+    try:
+        if as_json:
+            job = client.jobs.wait(name, on_event=_print_event)
+            print_json({"job": job}, line=True)
+        else:
+            with JobDisplay() as display:
+                job = client.jobs.wait(name, on_event=display.job(short(name)))
+            show_job(job)
+    except KeyboardInterrupt:
+        err().print(f"the job goes on; see `finetuned jobs watch {short(name)}`, or `jobs cancel`")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    job.check()
+    if not as_json:
+        say_next(job)
+
+
+def _print_event(event: JobEvent) -> None:
+    print_json({"event": event}, line=True)
+
+
+@app.command("list")
+def list_all(
+    context: typer.Context,
+    *,
+    state: Annotated[
+        list[JobState] | None, typer.Option(help="Only these states.", show_default="all")
+    ] = None,
+    kind: Annotated[JobKind, typer.Option(help="Only this kind.", show_default="all")] = JobKind.UNKNOWN,
+    adapter: Annotated[str | None, typer.Option(help="Only TrainJobs for this adapter.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the jobs, newest first."""
+    with connect(context) as client:
+        found = list(client.jobs.list(states=state or (), kind=kind, adapter=adapter))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        "Jobs",
+        ["name", "kind", "state", "makes", "step", "created"],
+        [
+            [short(job.name), job.kind.lower(), job.state.lower(), _makes(job), _step(job), job.create_time]
+            for job in found
+        ],
+        empty="No jobs yet. Next: finetuned train --dataset NAME --adapter NAME",
+    )
+
+
+def _makes(job: Job) -> str:
+    if job.train is not None:
+        return short(job.train_result.version if job.train_result else job.train.adapter)
+    return job.quantize.output_base_id if job.quantize else ""
+
+
+def _step(job: Job) -> str:
+    return f"{job.progress.step}/{job.progress.total_steps}" if job.progress else ""
+
+
+@app.command()
+def get(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Show one job."""
+    with connect(context) as client:
+        job = client.jobs.get(name)
+    if as_json:
+        print_json(job)
+    else:
+        show_job(job)
+
+
+@app.command()
+def watch(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Watch a job until it is over; exits with 6 if it did not succeed."""
+    with connect(context) as client:
+        watch_job(client, name, as_json=as_json)
+
+
+@app.command()
+def events(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Show what has happened to a job so far; as JSON lines with --json."""
+    with connect(context) as client:
+        found = list(client.jobs.events(name))
+    if as_json:
+        for event in found:
+            print_json(event, line=True)
+        return
+    rows = [[event.number, event.time, type(event.body).__name__, _words(event)] for event in found]
+    print_table(f"Events of {short(name)}", ["number", "time", "kind", ""], rows)
+
+
+def _words(event: JobEvent) -> str:
+    body = event.body
+    if body is None:
+        return ""
+    return ", ".join(
+        f"{field} {cell(value)}"
+        for field in body.__dataclass_fields__
+        if isinstance(value := getattr(body, field), (str, int, float)) and value not in {0, ""}
+    )
+
+
+@app.command()
+def cancel(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Stop a job."""
+    with connect(context) as client:
+        job = client.jobs.cancel(name)
+    if as_json:
+        print_json(job)
+    else:
+        err().print(f"{short(job.name)} is {job.state.lower()}")

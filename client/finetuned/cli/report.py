@@ -1,0 +1,90 @@
+"""A job in words and tables: as it was accepted, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetuned import Job, JobKind, Metric, QuantizeReport
+from finetuned._names import short
+from finetuned.cli.output import Cell, err, print_facts, print_table, size
+
+
+def show_job(job: Job) -> None:
+    """The facts of a job, and its figures if it has any."""
+    report, estimate = job.data_report, job.estimate
+    print_facts(
+        short(job.name) or "(checked only)",
+        {
+            "name": job.display_name,
+            "kind": job.kind.lower(),
+            "state": f"{job.state.lower()}{f' ({job.state_reason.lower()})' if job.state_reason != 'UNKNOWN' else ''}",
+            "adapter": short(job.train.adapter) if job.train else None,
+            "dataset": short(job.train.dataset) if job.train else None,
+            "to": job.quantize.weight_format if job.quantize else None,
+            "created": job.create_time,
+            "ended": job.end_time,
+            "attempt": job.attempt if job.attempt > 1 else None,
+            "rows": f"{report.train_rows} to train on, {report.eval_rows} held out" if report else None,
+            "tokens a pass": f"{report.train_tokens} ({report.supervised_tokens} supervised)"
+            if report
+            else None,
+            "repeated rows": report.duplicate_rows or None if report else None,
+            "leaked rows": report.leaked_rows or None if report else None,
+            "estimate": f"{estimate.steps} steps, {estimate.tokens} tokens" if estimate else None,
+            "error": job.error.message if job.error else None,
+            "version": short(job.train_result.version) if job.train_result else None,
+            "promotion": job.train_result.promotion if job.train_result else None,
+            "base": job.quantize_result.base if job.quantize_result else None,
+        },
+    )
+    show_metrics(job)
+    if job.quantize_result is not None:
+        show_quantize_report(job.quantize_result.report)
+
+
+def show_metrics(job: Job) -> None:
+    """The adapter's figures beside those of the plain base, on the same held-out rows."""
+    subjects = {
+        "plain base": job.baseline_metrics,
+        "current version": job.incumbent_metrics,
+        "this version": job.metrics,
+    }
+    known = {subject: found for subject, found in subjects.items() if found}
+    if known:
+        names = list(dict.fromkeys(metric.name for found in known.values() for metric in found))
+        rows = [[name, *(_figure(found, name) for found in known.values())] for name in names]
+        print_table("On the held-out rows", ["metric", *known], rows)
+
+
+def _figure(found: Sequence[Metric], name: str) -> Cell:
+    return next((metric.value for metric in found if metric.name == name), None)
+
+
+def show_quantize_report(report: QuantizeReport) -> None:
+    print_table(
+        "Measured",
+        ["", "source", "result"],
+        [
+            ["weights", size(report.source_bytes), size(report.quantized_bytes)],
+            ["perplexity", report.source_perplexity, report.quantized_perplexity],
+        ],
+    )
+    print_facts(
+        "",
+        {
+            "mean KL divergence": f"{report.mean_kl_nats:.4g} nats",
+            "same first token": f"{report.top1_agreement:.1%}",
+            "measured on": f"{report.evaluated_tokens} tokens",
+            "modules": report.quantized_modules,
+            "kept as they were": ", ".join(report.kept_modules),
+            "the source": report.source_lineage,
+        },
+    )
+
+
+def say_next(job: Job) -> None:
+    """What to type when a job has succeeded."""
+    if job.kind is JobKind.TRAIN and job.train_result is not None:
+        err().print(f"[dim]Next: finetuned chat --adapter {short(job.train_result.version)}[/dim]")
+    elif job.quantize_result is not None:
+        err().print(f"[dim]Next: finetuned serve --base {short(job.quantize_result.base)}[/dim]")

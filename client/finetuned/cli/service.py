@@ -1,0 +1,49 @@
+"""`finetuned serve` and `finetuned base`: commands of the service itself, passed on as they are."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TypedDict
+
+import typer
+
+from finetuned.cli.exit_codes import ExitCode
+from finetuned.cli.output import err
+
+MISSING = """This needs the service, and only the client is installed. Install it with
+
+    pip install 'finetuned-service[service]'
+
+A server that runs elsewhere is used with FINETUNED_ENDPOINT=host:port; `finetuned info` tells about it."""
+NEEDED = ("finetuned_service", "torch", "sqlalchemy", "structlog", "transformers")
+"""The service itself comes with every install; what it stands on, with the extra only."""
+
+
+class _PassAll(TypedDict):
+    context_settings: dict[str, bool]
+    add_help_option: bool
+
+
+PASS_ALL: _PassAll = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "add_help_option": False,
+}
+
+
+def serve(context: typer.Context) -> None:
+    """Run the server here; `finetuned serve --help` explains each setting."""
+    _delegate("serve", context)
+
+
+def base(context: typer.Context) -> None:
+    """Add a base model to a data directory of this machine, or list what is there."""
+    _delegate("base", context)
+
+
+def _delegate(command: str, context: typer.Context) -> None:
+    if any(importlib.util.find_spec(name) is None for name in NEEDED):
+        err().print(MISSING, markup=False)
+        raise typer.Exit(ExitCode.OTHER)
+    service = importlib.import_module("finetuned_service.__main__")
+    raise typer.Exit(service.main([command, *context.args]))

@@ -1,0 +1,148 @@
+"""`finetuned train`: start a TrainJob and watch it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finetuned import (
+    Baseline,
+    BaselineExample,
+    DataOptions,
+    EvaluationOptions,
+    LearningRateSchedule,
+    LongRows,
+    Lora,
+    Optimization,
+    PromoteIf,
+)
+from finetuned.cli.jobs import follow
+from finetuned.cli.session import AsJson, Detach, connect
+
+LORA, STEPS, DATA, EVALUATION, PROMOTION = "LoRA", "Optimization", "Data", "Evaluation", "Promotion"
+
+
+def _option(panel: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+
+
+def train(
+    context: typer.Context,
+    *,
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="The rows to learn from.")],
+    adapter: Annotated[
+        str, typer.Option("--adapter", "-a", help="The adapter; this makes its next version.")
+    ],
+    eval_dataset: Annotated[str | None, _option(DATA, "Held-out rows; else a part of the dataset.")] = None,
+    holdout_fraction: Annotated[float | None, _option(DATA, "Part held out without them; 0.1.")] = None,
+    max_row_tokens: Annotated[int | None, _option(DATA, "The longest row; 1024 or the context.")] = None,
+    long_rows: Annotated[LongRows | None, _option(DATA, "What happens to longer ones; REJECT.")] = None,
+    train_on_prompt: Annotated[bool, _option(DATA, "Learn the prompts too.", "--train-on-prompt")] = False,
+    rank: Annotated[int | None, _option(LORA, "Rank of each update, 1 to 256; 16.")] = None,
+    alpha: Annotated[float | None, _option(LORA, "Numerator of the scaling; twice the rank.")] = None,
+    dropout: Annotated[float | None, _option(LORA, "Dropout before the update; 0.")] = None,
+    target_module: Annotated[list[str] | None, _option(LORA, "Only these modules (repeatable).")] = None,
+    rank_stabilized: Annotated[bool, _option(LORA, "rsLoRA scaling.", "--rank-stabilized")] = False,
+    epochs: Annotated[float | None, _option(STEPS, "Passes over the rows; 3.")] = None,
+    max_steps: Annotated[int | None, _option(STEPS, "Optimiser steps, instead of epochs.")] = None,
+    batch_rows: Annotated[int | None, _option(STEPS, "Rows in a step; 8.")] = None,
+    micro_batch_rows: Annotated[int | None, _option(STEPS, "How many run at once; all.")] = None,
+    learning_rate: Annotated[float | None, _option(STEPS, "The peak; chosen from the base.")] = None,
+    schedule: Annotated[LearningRateSchedule | None, _option(STEPS, "After warm-up; COSINE.")] = None,
+    warmup_fraction: Annotated[float | None, _option(STEPS, "Part in which the rate rises; 0.05.")] = None,
+    weight_decay: Annotated[float | None, _option(STEPS, "AdamW's; 0.")] = None,
+    seed: Annotated[int | None, _option(STEPS, "Order of rows, weights, dropout; 0.")] = None,
+    evaluations: Annotated[int | None, _option(EVALUATION, "Held-out losses on the way; 4.")] = None,
+    patience: Annotated[int | None, _option(EVALUATION, "Of early stopping; 2; 0 never stops.")] = None,
+    generation_rows: Annotated[int | None, _option(EVALUATION, "Rows answered for exact match; 100.")] = None,
+    generation_max_tokens: Annotated[int | None, _option(EVALUATION, "Bound of each answer; 128.")] = None,
+    baseline: Annotated[
+        Path | None,
+        _option(EVALUATION, 'JSON with the plain base\'s "instruction" and "examples" (prompt, completion).'),
+    ] = None,
+    promote: Annotated[str | None, _option(PROMOTION, "The alias that moves to this version if ...")] = None,
+    promote_metric: Annotated[str, _option(PROMOTION, "... this figure; exact_match.")] = "",
+    promote_minimum: Annotated[float | None, _option(PROMOTION, "... reaches this, and")] = None,
+    promote_if_better: Annotated[
+        bool, _option(PROMOTION, "... beats the aliased version's.", "--promote-if-better")
+    ] = False,
+    display_name: Annotated[str, typer.Option("--name", help="Your own name for the job.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check; show the data and estimate.")
+    ] = False,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter, and watch it; what is not given is chosen by the service.
+
+    Ctrl-C stops watching, not the job. Exits with 6 if the job did not succeed.
+    """
+    with connect(context) as client:
+        job = client.train(
+            dataset=dataset,
+            adapter=adapter,
+            eval_dataset=eval_dataset,
+            lora=Lora(
+                rank=rank,
+                alpha=alpha,
+                dropout=dropout,
+                target_modules=tuple(target_module or ()),
+                rank_stabilized=rank_stabilized,
+            ),
+            optimization=Optimization(
+                epochs=epochs,
+                max_steps=max_steps,
+                batch_rows=batch_rows,
+                micro_batch_rows=micro_batch_rows,
+                learning_rate=learning_rate,
+                schedule=schedule,
+                warmup_fraction=warmup_fraction,
+                weight_decay=weight_decay,
+                seed=seed,
+            ),
+            data=DataOptions(
+                holdout_fraction=holdout_fraction,
+                max_row_tokens=max_row_tokens,
+                long_rows=long_rows,
+                train_on_prompt=train_on_prompt,
+            ),
+            evaluation=EvaluationOptions(
+                evaluations=evaluations,
+                early_stopping_patience=patience,
+                generation_rows=generation_rows,
+                generation_max_tokens=generation_max_tokens,
+                baseline=read_baseline(baseline) if baseline else None,
+            ),
+            promote_if=_promotion(promote, promote_metric, promote_minimum, promote_if_better),
+            display_name=display_name,
+            validate_only=dry_run,
+        )
+        follow(client, job, as_json=as_json, detach=detach)
+
+
+def _promotion(alias: str | None, metric: str, minimum: float | None, better: bool) -> PromoteIf | None:  # noqa: FBT001 - private
+    if alias is None:
+        if metric or minimum is not None or better:
+            raise typer.BadParameter("names no alias; add --promote ALIAS", param_hint="--promote-...")
+        return None
+    return PromoteIf(alias=alias, metric=metric, minimum=minimum, better_than_current=better)
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The baseline in a JSON file with `instruction` and `examples`; other keys are left alone.
+
+    Raises:
+        typer.BadParameter: the file does not hold one.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        examples = [BaselineExample(item["prompt"], item["completion"]) for item in found.get("examples", [])]
+        return Baseline(instruction=found.get("instruction", ""), examples=tuple(examples))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise typer.BadParameter(
+            f'{path} holds no {{"instruction": "...", "examples": [{{"prompt", "completion"}}]}}',
+            param_hint="--baseline",
+        ) from None
