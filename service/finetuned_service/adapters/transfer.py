@@ -15,7 +15,8 @@ from pathlib import Path
 
 from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_out_config
 from finetuned_service.adapters.manifest import AdapterManifest, Lineage
-from finetuned_service.adapters.registry import AdapterRegistry, AdapterVersion
+from finetuned_service.adapters.registry import AdapterRegistry
+from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload
 from finetuned_service.names import AdapterSelector
 from finetuned_service.storage.idempotency import RequestKey

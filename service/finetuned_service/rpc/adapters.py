@@ -10,8 +10,10 @@ from finetuned.v1 import adapter_service_pb2_grpc as grpc_pb
 from finetuned.v1 import common_pb2 as common
 from grpc import aio
 
-from finetuned_service.adapters.registry import AdapterRegistry, AdapterVersion, Alias
+from finetuned_service.adapters.aliases import Alias
+from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.transfer import EXPORT_CHUNK_BYTES, AdapterImports, export_files
+from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.engine.messages import AdapterResidency, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, InvalidField, InvalidUpload
 from finetuned_service.names import AdapterSelector, parse_tenant

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from finetuned_service.adapters.registry import AdapterRegistry, AdapterVersion
+from finetuned_service.adapters.registry import AdapterRegistry
+from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.messages import AdapterHandle, Started

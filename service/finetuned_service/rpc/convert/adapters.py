@@ -5,7 +5,8 @@ from __future__ import annotations
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import common_pb2 as common
 
-from finetuned_service.adapters.registry import Adapter, AdapterVersion, Alias
+from finetuned_service.adapters.aliases import Alias
+from finetuned_service.adapters.versions import Adapter, AdapterVersion
 from finetuned_service.engine.messages import AdapterResidency
 from finetuned_service.rpc.convert.common import TASKS, method_to_proto, metrics_to_proto, time_to_proto
 

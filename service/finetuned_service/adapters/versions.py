@@ -1,0 +1,126 @@
+"""Adapters and their versions as rows, read and numbered in the caller's transaction."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, and_, exists, func, insert, select, update
+
+from finetuned_service.adapters.aliases import DEFAULT_ALIAS, Alias, find_alias, list_aliases
+from finetuned_service.adapters.manifest import AdapterManifest
+from finetuned_service.errors import NotFound
+from finetuned_service.names import AdapterSelector
+from finetuned_service.storage.schema import adapter_versions, adapters
+
+HAS_VERSIONS = exists().where(
+    adapter_versions.c.tenant == adapters.c.tenant, adapter_versions.c.adapter == adapters.c.id
+)
+"""What tells an adapter from the row that a deleted one leaves, which keeps its numbers from coming again."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One version with the place of its weights."""
+
+    tenant: str
+    adapter: str
+    version: int
+    manifest: AdapterManifest
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter has at least one version and the alias `default`."""
+
+    tenant: str
+    adapter: str
+    create_time: datetime
+    latest_version: int
+    version_count: int
+    aliases: tuple[Alias, ...]
+
+    @property
+    def name(self) -> str:
+        return f"tenants/{self.tenant}/adapters/{self.adapter}"
+
+
+def load_adapter(connection: Connection, tenant: str, adapter: str) -> Adapter:
+    """The adapter of that name.
+
+    Raises:
+        NotFound: if there is none.
+    """
+    row = connection.execute(
+        select(
+            adapters.c.create_time,
+            func.count(adapter_versions.c.version).label("version_count"),
+            func.max(adapter_versions.c.version).label("latest"),
+        )
+        .select_from(adapters.join(adapter_versions))
+        .where(adapters.c.tenant == tenant, adapters.c.id == adapter)
+        .group_by(adapters.c.create_time)
+    ).one_or_none()
+    if row is None:
+        raise NotFound.resource(f"tenants/{tenant}/adapters/{adapter}")
+    found = tuple(list_aliases(connection, tenant, adapter))
+    created = datetime.fromtimestamp(row.create_time, UTC)
+    return Adapter(tenant, adapter, created, row.latest, row.version_count, found)
+
+
+def weights_directory(directory: Path, digest: str) -> Path:
+    """Where the weights of that digest lie."""
+    return directory / digest.removeprefix("sha256:")
+
+
+def placed(
+    tenant: str, adapter: str, number: int, manifest: AdapterManifest, directory: Path
+) -> AdapterVersion:
+    """A version whose weights lie under their digest in `directory`."""
+    return AdapterVersion(tenant, adapter, number, manifest, weights_directory(directory, manifest.digest))
+
+
+def find_version(connection: Connection, selector: AdapterSelector, directory: Path) -> AdapterVersion | None:
+    """The version that a selector means at this moment, or None."""
+    tenant, adapter, number = selector.tenant, selector.adapter, selector.version
+    if number is None:
+        alias = find_alias(connection, tenant, adapter, selector.alias or DEFAULT_ALIAS)
+        if alias is None:
+            return None
+        number = alias.version
+    found = connection.scalar(
+        select(adapter_versions.c.manifest).where(
+            adapter_versions.c.tenant == tenant,
+            adapter_versions.c.adapter == adapter,
+            adapter_versions.c.version == number,
+        )
+    )
+    if found is None:
+        return None
+    return placed(tenant, adapter, number, AdapterManifest.model_validate_json(found), directory)
+
+
+def take_number(connection: Connection, tenant: str, adapter: str) -> int:
+    """The adapter's next version number, taken for good; the adapter's row is made if it is not there."""
+    own_row = and_(adapters.c.tenant == tenant, adapters.c.id == adapter)
+    row = connection.execute(
+        select(adapters.c.last_version, HAS_VERSIONS.label("alive")).where(own_row).with_for_update()
+    ).one_or_none()
+    now = time.time()
+    if row is None:
+        values = {"tenant": tenant, "id": adapter, "create_time": now, "last_version": 1}
+        connection.execute(insert(adapters).values(values))
+        return 1
+    number = int(row.last_version) + 1
+    changes: dict[str, object] = {"last_version": number}
+    if not row.alive:
+        changes["create_time"] = now
+    connection.execute(update(adapters).where(own_row).values(changes))
+    return number
