@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports huggingface_hub, which reads it once: a test that asks a hub must fail.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The same examples at each run, and no deadline: how long one takes depends on who else uses the machine.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
