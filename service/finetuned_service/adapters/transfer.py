@@ -5,19 +5,21 @@ An import is checked as a whole (names, shapes, values, base) before anything is
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_out_config
 from finetuned_service.adapters.manifest import AdapterManifest, Lineage
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.versions import AdapterVersion
-from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload
+from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload, NotFound
 from finetuned_service.names import AdapterSelector
 from finetuned_service.storage.idempotency import RequestKey
 
@@ -104,8 +106,9 @@ class AdapterImports:
         """Check the files and store them as the adapter's next version.
 
         Raises:
-            InvalidAdapterFiles: nothing is stored.
+            AdapterIncompatible, InvalidAdapterFiles: nothing is stored.
         """
+        self.check_base(expected_digest)
         for needed in (CONFIG_FILE, WEIGHTS_FILE):
             if not (staged.directory / needed).exists():
                 raise InvalidAdapterFiles(
@@ -138,7 +141,33 @@ class AdapterImports:
         )
 
 
-def export_files(version: AdapterVersion) -> list[tuple[str, bytes]]:
-    """The files of a version: PEFT's two, and our manifest."""
-    files = [(name, (version.directory / name).read_bytes()) for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    return [*files, (MANIFEST_FILE, version.manifest.model_dump_json(indent=1).encode())]
+@dataclass(frozen=True, slots=True)
+class FileChunk:
+    """A piece of one file of an adapter."""
+
+    file_name: str
+    offset: int
+    data: bytes
+
+
+def export_chunks(version: AdapterVersion) -> Iterator[FileChunk]:
+    """The files of a version, PEFT's two and our manifest, piece by piece.
+
+    All are open before the first piece comes: a deletion meanwhile does not cut the export short.
+
+    Raises:
+        NotFound: the version has just been deleted.
+    """
+    manifest = io.BytesIO(version.manifest.model_dump_json(indent=1).encode())
+    with ExitStack() as opened:
+        files: list[tuple[str, BinaryIO]] = []
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            try:
+                files.append((name, opened.enter_context((version.directory / name).open("rb"))))
+            except FileNotFoundError as error:
+                raise NotFound.resource(version.name) from error
+        for name, file in [*files, (MANIFEST_FILE, manifest)]:
+            offset = 0
+            while data := file.read(EXPORT_CHUNK_BYTES):
+                yield FileChunk(name, offset, data)
+                offset += len(data)

@@ -12,7 +12,7 @@ from grpc import aio
 
 from finetuned_service.adapters.aliases import Alias
 from finetuned_service.adapters.registry import AdapterRegistry
-from finetuned_service.adapters.transfer import EXPORT_CHUNK_BYTES, AdapterImports, export_files
+from finetuned_service.adapters.transfer import AdapterImports, export_chunks
 from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.engine.messages import AdapterResidency, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, InvalidField, InvalidUpload
@@ -137,11 +137,10 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.ExportAdapterRequest, pb.ExportAdapterResponse],
     ) -> AsyncIterator[pb.ExportAdapterResponse]:
         version = await asyncio.to_thread(self._registry.resolve, AdapterSelector.parse(request.name))
-        for file_name, data in await asyncio.to_thread(export_files, version):
-            for offset in range(0, len(data), EXPORT_CHUNK_BYTES):
-                part = data[offset : offset + EXPORT_CHUNK_BYTES]
-                chunk = pb.AdapterFileChunk(file_name=file_name, offset=offset, data=part)
-                yield pb.ExportAdapterResponse(version=version.name, chunk=chunk)
+        chunks = export_chunks(version)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            part = pb.AdapterFileChunk(file_name=chunk.file_name, offset=chunk.offset, data=chunk.data)
+            yield pb.ExportAdapterResponse(version=version.name, chunk=part)
 
     async def LoadAdapter(  # noqa: N802 - the contract's name
         self,
