@@ -6,6 +6,8 @@ the kernel may drop clean ones at any time. What a job costs its machine is what
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -63,6 +65,12 @@ def memory_report(file_name: str = "model.safetensors", pid: str = "self") -> tu
         )
         for path, fields in found.items()
     )
+
+
+def free_unused_memory() -> None:
+    """Give back to the kernel what the allocator keeps after a part of a job that needed much."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

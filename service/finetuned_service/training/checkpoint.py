@@ -1,0 +1,139 @@
+"""Everything that a killed process needs to go on exactly where it was, in directories that appear whole.
+
+    checkpoints/step-00000040/state.json         how far the run is, and what it found
+    checkpoints/step-00000040/tensors.safetensors  parameters, moments of AdamW, state of torch's generator
+
+The order of rows needs no state: it follows from the seed and the step. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetuned_service.jobs.values import Environment
+from finetuned_service.storage.files import publish_directory
+from finetuned_service.training.model import AdaptedModel
+from finetuned_service.vocabulary import Value
+
+KEPT_CHECKPOINTS = 2
+"""The newest ones; the best is kept besides."""
+
+_GENERATOR = "generator"
+_PARAMETER = "parameter."
+_MOMENT = "optimizer."
+
+
+class Evaluation(Value):
+    """The held-out loss after a step, in nats per supervised token."""
+
+    step: int
+    loss: float
+
+
+class RunState(Value):
+    """How far a run is. A new one is made at every step."""
+
+    task_digest: str
+    """Of the resolved spec and the data; a checkpoint of another task is never resumed."""
+    environment: Environment
+    """In which the last step ran; in another one the run goes on, but not to the last digit."""
+    step: int = 0
+    """Finished optimizer steps."""
+    tokens: int = 0
+    """Trained on so far, repetitions counted."""
+    evaluations: tuple[Evaluation, ...] = ()
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The lowest held-out loss; the earliest of equals."""
+        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+
+    @property
+    def evaluations_since_best(self) -> int:
+        return 0 if self.best is None else len(self.evaluations) - 1 - self.evaluations.index(self.best)
+
+
+class CheckpointStore:
+    """The checkpoints of one run in a directory that only this run writes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(".*"):
+            shutil.rmtree(leftover)
+
+    def save(self, state: RunState, model: AdaptedModel, optimizer: torch.optim.Optimizer) -> None:
+        """Write the state after `state.step`, then drop checkpoints that are no longer needed."""
+        temporary = self._directory / f".step-{state.step:08}"
+        temporary.mkdir()
+        save_file(dict(_tensors(model, optimizer)), temporary / "tensors.safetensors")
+        (temporary / "state.json").write_text(state.model_dump_json())
+        publish_directory(temporary, self._path(state.step))
+        self._drop_old(state)
+
+    def latest(self, task_digest: str) -> RunState | None:
+        """The newest state of this task, if there is one; what another one left behind is dropped."""
+        newest = max(self._directory.glob("step-*"), default=None)
+        if newest is None:
+            return None
+        state = RunState.model_validate_json((newest / "state.json").read_bytes())
+        if state.task_digest == task_digest:
+            return state
+        for path in self._directory.glob("step-*"):
+            self._drop(path)
+        return None
+
+    def restore(self, step: int, model: AdaptedModel, optimizer: torch.optim.Optimizer) -> None:
+        """Put parameters, moments and torch's generator back as they were after `step`."""
+        tensors = load_file(self._path(step) / "tensors.safetensors")
+        self._put(tensors, model)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(_MOMENT):
+                _, index, key = name.split(".")
+                moments.setdefault(int(index), {})[key] = tensor
+        groups: Any = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        torch.set_rng_state(tensors[_GENERATOR])
+
+    def restore_parameters(self, step: int, model: AdaptedModel) -> None:
+        """Only the parameters, for evaluating and storing a result."""
+        self._put(load_file(self._path(step) / "tensors.safetensors"), model)
+
+    @staticmethod
+    def _put(tensors: dict[str, Tensor], model: AdaptedModel) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(tensors[_PARAMETER + name])
+
+    def _drop_old(self, state: RunState) -> None:
+        paths = sorted(self._directory.glob("step-*"))
+        best = self._path(state.best.step) if state.best else None
+        for path in paths[:-KEPT_CHECKPOINTS]:
+            if path != best:
+                self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        # Out of sight first: a process killed half-way leaves no half of a checkpoint to be found.
+        hidden = path.rename(path.with_name(f".{path.name}"))
+        shutil.rmtree(hidden)
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step:08}"
+
+
+def _tensors(model: AdaptedModel, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield _PARAMETER + name, parameter.detach()
+    states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    for index, moments in states.items():
+        for key, tensor in moments.items():
+            yield f"{_MOMENT}{index}.{key}", tensor
+    yield _GENERATOR, torch.get_rng_state()

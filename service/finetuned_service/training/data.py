@@ -1,0 +1,142 @@
+"""From dataset files to ids: rows that are too long, and the ones that are held out.
+
+Torch-free, so that a submitted job can be checked and reported on exactly as it will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetuned_service.datasets.holdout import split
+from finetuned_service.datasets.report import data_report
+from finetuned_service.datasets.rows import read_rows
+from finetuned_service.errors import FinetunedError, InvalidData, Violation
+from finetuned_service.jobs.values import DataOptions, LongRows, TrainSpec
+from finetuned_service.text.supervision import EncodedRow, encode_row
+from finetuned_service.text.tokenizer import BaseTokenizer
+from finetuned_service.text.values import Row
+from finetuned_service.vocabulary import DataReport
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row with its ids."""
+
+    row: Row
+    encoded: EncodedRow
+
+
+@dataclass(frozen=True, slots=True)
+class JobData:
+    """What a job trains on and what it holds out, both in the order of their files."""
+
+    train: tuple[Example, ...]
+    heldout: tuple[Example, ...]
+    report: DataReport
+
+
+def read_job_data(
+    spec: TrainSpec, tokenizer: BaseTokenizer, train_path: Path, eval_path: Path | None
+) -> JobData:
+    """Read, encode and split the rows of a resolved spec.
+
+    Args:
+        spec: resolved.
+        tokenizer: of the base.
+        train_path: canonical rows.
+        eval_path: canonical rows to hold out; None takes `holdout_fraction` of the training rows.
+
+    Raises:
+        InvalidData: rows that cannot be trained on, by line, or none to train on.
+    """
+    encoding = _Encoding(tokenizer, spec.data)
+    train = encoding.examples(read_rows(train_path), "line")
+    heldout: list[Example] = []
+    if eval_path is not None:
+        heldout = encoding.examples(read_rows(eval_path), "eval_dataset line")
+    encoding.refuse_violations()
+    if not train:
+        raise InvalidData(
+            f"all {encoding.dropped} rows are longer than max_row_tokens ({spec.data.max_row_tokens}) and "
+            "long_rows leaves them out; raise max_row_tokens or shorten the rows"
+        )
+    if eval_path is None:
+        rows = [example.row for example in train]
+        kept, taken = split(rows, spec.data.holdout_fraction, spec.optimization.seed)
+        train, heldout = [train[index] for index in kept], [train[index] for index in taken]
+    report = data_report(
+        [example.encoded for example in train],
+        [example.encoded for example in heldout],
+        truncated_rows=encoding.truncated,
+        dropped_rows=encoding.dropped,
+    )
+    return JobData(tuple(train), tuple(heldout), report)
+
+
+class _Encoding:
+    """Encodes rows with resolved options and remembers what is wrong with them."""
+
+    def __init__(self, tokenizer: BaseTokenizer, options: DataOptions) -> None:
+        if options.max_row_tokens is None:
+            raise ValueError("max_row_tokens is not resolved")
+        self._tokenizer, self._options, self._limit = tokenizer, options, options.max_row_tokens
+        self._violations: list[Violation] = []
+        self._invalid_rows = 0
+        self.truncated = self.dropped = 0
+
+    def examples(self, rows: Iterable[Row], where: str) -> list[Example]:
+        """The rows that can be used; `where` names their file in violations."""
+        found = (self._example(row, f"{where} {number}") for number, row in enumerate(rows, start=1))
+        return [example for example in found if example is not None]
+
+    def refuse_violations(self) -> None:
+        """Raise InvalidData for all of them: the first 20, and how many there are."""
+        if not self._invalid_rows:
+            return
+        first = f"{self._violations[0].field} {self._violations[0].description}"
+        raise InvalidData(
+            first
+            if self._invalid_rows == 1
+            else f"{self._invalid_rows} rows cannot be used; the first: {first}",
+            violations=self._violations,
+            metadata={"invalid_rows": str(self._invalid_rows)},
+        )
+
+    def _refuse(self, where: str, description: str) -> None:
+        self._invalid_rows += 1
+        if len(self._violations) < FinetunedError.MAX_VIOLATIONS:
+            self._violations.append(Violation(where, description))
+
+    def _example(self, row: Row, where: str) -> Example | None:
+        try:
+            encoded = encode_row(self._tokenizer, row, self._options.train_on_prompt)
+        except InvalidData as error:
+            self._refuse(where, error.message)
+            return None
+        if len(encoded.token_ids) <= self._limit:
+            return Example(row, encoded)
+        if self._options.long_rows is LongRows.REJECT:
+            self._refuse(where, _too_long(len(encoded.token_ids), self._limit))
+            return None
+        shortened = _shortened(encoded, self._limit, self._options.long_rows)
+        if shortened is None:
+            self.dropped += 1
+            return None
+        self.truncated += 1
+        return Example(row, shortened)
+
+
+def _shortened(row: EncodedRow, limit: int, long_rows: LongRows) -> EncodedRow | None:
+    """The row without its end; None where it is left out: nothing to learn would remain."""
+    if long_rows is not LongRows.TRUNCATE or not any(row.supervised[:limit]):
+        return None
+    return EncodedRow(row.token_ids[:limit], row.supervised[:limit])
+
+
+def _too_long(found_tokens: int, limit: int) -> str:
+    return (
+        f"has {found_tokens} tokens; max_row_tokens allows {limit}. Shorten it, raise max_row_tokens, or "
+        "choose long_rows TRUNCATE or DROP"
+    )

@@ -1,0 +1,203 @@
+"""Held-out rows answered and scored by the engine that serves: the plain base, an incumbent, the adapter.
+
+What counts is what users will get, so nothing here computes with the training model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.messages import AdapterHandle, Failed, Sampling, Submit, Tokens
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.offline import OfflineEngine
+from finetuned_service.errors import from_wire
+from finetuned_service.jobs.memory import free_unused_memory
+from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.values import Baseline, EvaluationOptions, Notice, Progress
+from finetuned_service.storage.files import write_atomically
+from finetuned_service.text.supervision import EncodedRow
+from finetuned_service.text.tokenizer import BaseTokenizer
+from finetuned_service.text.values import Row
+from finetuned_service.training.questions import Question, encode_prompt, encode_scored, matches
+from finetuned_service.vocabulary import Metric, Value
+
+Subject = Literal["baseline", "incumbent", "adapter"]
+_KV_TOKENS = 32_768
+"""Enough for 32 sequences of 1,000 tokens; longer ones wait for each other."""
+
+
+_SPARE_ANSWER_TOKENS = 16
+
+
+class Stopped(Exception):
+    """The process was asked to stop; the evaluation starts again with the next attempt."""
+
+
+class Evaluated(Value):
+    """What one subject did on the held-out rows."""
+
+    subject: Subject
+    metrics: tuple[Metric, ...]
+    answers: tuple[str, ...] = ()
+    """For the questions in their order; empty strings where none could be generated."""
+    seconds: float = 0.0
+
+
+class _Kept(Value):
+    key: str
+    evaluated: Evaluated
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Evaluates on one set of held-out rows, on one base.
+
+    `scored_rows` are measured as a whole, `asked` are answered greedily.
+    """
+
+    tokenizer: BaseTokenizer
+    base_directory: Path
+    threads: int
+    options: EvaluationOptions
+    scored_rows: Sequence[Row]
+    asked: Sequence[Question]
+    report: ReportFunction
+    stop: StopFlag
+
+    def evaluate_once(
+        self, subject: Subject, adapter: AdapterHandle | None, kept: Path, task_digest: str
+    ) -> Evaluated:
+        """As `evaluate`, but what an earlier attempt at the task found is read from the file `kept`."""
+        key = f"{task_digest} {adapter.digest if adapter else 'plain base'}"
+        if kept.exists():
+            found = _Kept.model_validate_json(kept.read_bytes())
+            if found.key == key:
+                return found.evaluated
+        evaluated = self.evaluate(subject, adapter)
+        write_atomically(kept, _Kept(key=key, evaluated=evaluated).model_dump_json().encode())
+        return evaluated
+
+    def evaluate(self, subject: Subject, adapter: AdapterHandle | None = None) -> Evaluated:
+        """The loss per supervised token and the share of exact answers.
+
+        Args:
+            subject: the baseline gets its instruction and examples with every row, the others nothing.
+            adapter: None for the plain base.
+
+        Raises:
+            Stopped: the process was asked to stop.
+        """
+        started = time.perf_counter()
+        baseline = self.options.baseline if subject == "baseline" else Baseline()
+        rows = [encode_scored(self.tokenizer, row, baseline) for row in self.scored_rows]
+        prompts = [encode_prompt(self.tokenizer, question, baseline) for question in self.asked]
+        answers, loss = self._measure(subject, adapter, prompts, rows)
+        free_unused_memory()
+        metrics = [] if loss is None else [Metric(name="loss", value=loss, higher_is_better=False)]
+        if answers:
+            pairs = zip(answers, self.asked, strict=True)
+            exact = sum(matches(answer, question.expected) for answer, question in pairs)
+            metrics.append(Metric(name="exact_match", value=exact / len(answers), higher_is_better=True))
+        seconds = time.perf_counter() - started
+        return Evaluated(subject=subject, metrics=tuple(metrics), answers=tuple(answers), seconds=seconds)
+
+    def _measure(
+        self,
+        subject: Subject,
+        adapter: AdapterHandle | None,
+        prompts: Sequence[list[int]],
+        rows: Sequence[EncodedRow],
+    ) -> tuple[list[str], float | None]:
+        """Answers to the prompts and the loss of the rows, from an engine that lives no longer than this."""
+        model = EngineModel.load(self.base_directory)
+        self._tell_left_out(subject, rows, model.context_tokens)
+        kv_tokens = max(_KV_TOKENS, model.context_tokens)
+        config = EngineConfig(str(self.base_directory), threads=self.threads, kv_capacity_tokens=kv_tokens)
+        with OfflineEngine(model, config) as engine:
+            run = _Run(self, engine, subject, adapter, len(rows) + len(prompts))
+            return run.answer(prompts, model.context_tokens), run.score(rows, model.context_tokens)
+
+    def _tell_left_out(self, subject: Subject, rows: Sequence[EncodedRow], context_tokens: int) -> None:
+        left_out = sum(len(row.token_ids) > context_tokens for row in rows)
+        if left_out:
+            text = (
+                f"{left_out} of {len(rows)} held-out rows with the prompt of the {subject} are longer than the "
+                f"context of {context_tokens} tokens: they are not in its loss. Show fewer or shorter examples"
+            )
+            self.report(Notice(severity="WARNING", text=text))
+
+
+class _Run:
+    """One subject on one engine, with its progress."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        engine: OfflineEngine,
+        subject: Subject,
+        adapter: AdapterHandle | None,
+        total: int,
+    ) -> None:
+        self._evaluator, self._engine, self._adapter = evaluator, engine, adapter
+        self._phase = "evaluating" if subject == "adapter" else subject
+        self._total, self._done, self._started = total, 0, time.perf_counter()
+
+    def answer(self, prompts: Sequence[list[int]], context_tokens: int) -> list[str]:
+        """Greedy answers, all prompts in one continuous batch."""
+        self._tell(None)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        running: set[int] = set()
+        for index, prompt in enumerate(prompts):
+            room = min(self._longest_answer(index), context_tokens - len(prompt))
+            if room > 0:
+                running.add(index)
+                self._engine.deliver(Submit(index, tuple(prompt), self._adapter, Sampling(room)))
+        self._finish(len(prompts) - len(running))
+        while running:
+            ended: set[int] = set()
+            for event in self._engine.step():
+                if isinstance(event, Failed):
+                    raise from_wire(event.error)
+                if isinstance(event, Tokens):
+                    tokens[event.request_id].extend(event.token_ids)
+                    if event.finish is not None:
+                        ended.add(event.request_id)
+            running -= ended
+            self._finish(len(ended))
+        return [self._evaluator.tokenizer.decode(ids) for ids in tokens]
+
+    def _longest_answer(self, index: int) -> int:
+        """An answer twice as long as the expected one cannot equal it, so it is not written to its end."""
+        expected = self._evaluator.tokenizer.encode(self._evaluator.asked[index].expected)
+        return min(self._evaluator.options.generation_max_tokens, 2 * len(expected) + _SPARE_ANSWER_TOKENS)
+
+    def score(self, rows: Sequence[EncodedRow], context_tokens: int) -> float | None:
+        """Mean of -log p over the supervised tokens, in nats; None if no row fits the context."""
+        total, supervised = 0.0, 0
+        for row in rows:
+            if len(row.token_ids) <= context_tokens:
+                (log_probabilities,) = self._engine.score([row.token_ids], self._adapter)
+                marked = [place - 1 for place, flag in enumerate(row.supervised) if flag]
+                total -= float(log_probabilities[marked].double().sum())
+                supervised += len(marked)
+            self._finish(1)
+        return total / supervised if supervised else None
+
+    def _finish(self, rows: int) -> None:
+        if self._evaluator.stop.is_set():
+            raise Stopped
+        if not rows:
+            return
+        self._done += rows
+        seconds_a_row = (time.perf_counter() - self._started) / self._done
+        self._tell(seconds_a_row * (self._total - self._done))
+
+    def _tell(self, eta_seconds: float | None) -> None:
+        self._evaluator.report(
+            Progress(phase=self._phase, step=self._done, total_steps=self._total, eta_seconds=eta_seconds)
+        )

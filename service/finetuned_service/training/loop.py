@@ -1,0 +1,201 @@
+"""The training loop: optimizer steps, held-out loss, checkpoints, early stopping, until done or told to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import torch
+
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice, Optimization, Progress
+from finetuned_service.text.supervision import EncodedRow
+from finetuned_service.training.checkpoint import CheckpointStore, Evaluation, RunState
+from finetuned_service.training.model import AdaptedModel
+from finetuned_service.training.order import RowOrder, slices
+from finetuned_service.training.packing import pack
+from finetuned_service.training.schedule import Plan
+from finetuned_service.vocabulary import Metric
+
+EVALUATION_ROWS = 16
+"""Held-out rows in one forward pass."""
+_SPEED_STEPS = 10
+"""Over how many of the last steps the speed is told."""
+
+
+class Ended(Enum):
+    FINISHED = auto()
+    EARLY = auto()
+    """The held-out loss got no better for as many evaluations as the patience allows."""
+    STOPPED = auto()
+    """Told to stop; its checkpoint is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished optimizer step."""
+
+    loss: float
+    """Mean over the batch's supervised tokens, in nats, before the step."""
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
+class Trainer:
+    """One run. `run` goes on from `state`; the model and the optimizer must be as it says.
+
+    Args:
+        model: what is trained.
+        settings: resolved.
+        plan: made from the same settings.
+        patience: evaluations without a better loss before the run ends early; 0 for never.
+        train_rows: at least one.
+        heldout_rows: none leaves out evaluation; the last checkpoint is then the result.
+        checkpoints: where the run's state is kept.
+        report: takes Progress, Checkpoint, EvaluationFinished and Notice.
+        stop: asks the run to end after the current step.
+        state: where to begin.
+        seconds_afterwards: what the job will do after the last step, for the expected time.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        settings: Optimization,
+        plan: Plan,
+        *,
+        patience: int,
+        train_rows: Sequence[EncodedRow],
+        heldout_rows: Sequence[EncodedRow],
+        checkpoints: CheckpointStore,
+        report: ReportFunction,
+        stop: StopFlag,
+        state: RunState,
+        seconds_afterwards: float = 0.0,
+    ) -> None:
+        self.model, self.settings, self.plan, self.patience = model, settings, plan, patience
+        self.train_rows, self.heldout_rows = train_rows, heldout_rows
+        self.checkpoints, self.report, self.stop, self.state = checkpoints, report, stop, state
+        self.parameters = [parameter for _, parameter in model.named_parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=settings.weight_decay, fused=True)
+        self._order = RowOrder(len(train_rows), settings.batch_rows, settings.seed)
+        self._last_steps: deque[Step] = deque(maxlen=_SPEED_STEPS)
+        self._seconds_afterwards = seconds_afterwards
+        self._evaluation_seconds = 0.0
+        if state.step:
+            checkpoints.restore(state.step, model, self.optimizer)
+
+    def run(self) -> Ended:
+        while self.state.step < self.plan.total_steps and not self._out_of_patience():
+            if self.stop.is_set():
+                self._keep()
+                return Ended.STOPPED
+            step = self._step()
+            self._tell(step)
+            if self.heldout_rows and self.plan.evaluates_after(self.state.step):
+                self._evaluate(step.loss)
+            if self.plan.keeps_after(self.state.step):
+                self._keep()
+        return Ended.EARLY if self.state.step < self.plan.total_steps else Ended.FINISHED
+
+    def _step(self) -> Step:
+        """One AdamW step on the mean loss of the supervised tokens of the whole batch."""
+        started = time.perf_counter()
+        rows = [self.train_rows[index] for index in self._order.rows_of_step(self.state.step)]
+        scale = 1.0 / sum(row.supervised_tokens for row in rows)
+        rate = self.plan.learning_rate(self.state.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = 0.0
+        # Rows of like length together: only attention pads.
+        rows.sort(key=lambda row: len(row.token_ids))
+        for micro_batch in slices(rows, self.settings.micro_batch_rows or len(rows)):
+            part = self.model.loss(pack(micro_batch), scale)
+            part.backward()
+            loss += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm or math.inf)
+        self._refuse_divergence(loss, norm.item(), rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        tokens = sum(len(row.token_ids) for row in rows)
+        self.state = self.state.model_copy(
+            update={"step": self.state.step + 1, "tokens": self.state.tokens + tokens}
+        )
+        return Step(loss, rate, tokens, time.perf_counter() - started)
+
+    def _refuse_divergence(self, loss: float, gradient_norm: float, rate: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            raise InvalidField.one(
+                "spec.optimization.learning_rate",
+                f"is {self.plan.peak_learning_rate:g}; at step {self.state.step + 1}, with {rate:g}, the loss "
+                f"was {loss:g} and the gradient's norm {gradient_norm:g}. Choose a lower one",
+            )
+
+    def _evaluate(self, training_loss: float) -> None:
+        started = time.perf_counter()
+        step, best = self.state.step, self.state.best
+        loss = heldout_loss(self.model, self.heldout_rows)
+        evaluations = (*self.state.evaluations, Evaluation(step=step, loss=loss))
+        self.state = self.state.model_copy(update={"evaluations": evaluations})
+        self._evaluation_seconds = time.perf_counter() - started
+        metric = Metric(name="loss", value=loss, higher_is_better=False)
+        self.report(EvaluationFinished(subject="adapter", step=step, metrics=(metric,)))
+        if best is not None and loss > best.loss and self.state.evaluations_since_best == 1:
+            text = (
+                f"the held-out loss rose from {best.loss:.4f} at step {best.step} to {loss:.4f} at step {step} "
+                f"(training loss {training_loss:.4f}): the adapter begins to overfit. The best checkpoint is "
+                "kept; more data or fewer epochs would help"
+            )
+            self.report(Notice(severity="WARNING", text=text))
+
+    def _keep(self) -> None:
+        self.checkpoints.save(self.state, self.model, self.optimizer)
+        last, best = self.state.evaluations[-1:], self.state.best
+        evaluated = bool(last) and last[0].step == self.state.step
+        self.report(
+            Checkpoint(
+                step=self.state.step,
+                eval_loss=last[0].loss if evaluated else None,
+                best=evaluated and last[0] == best,
+            )
+        )
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.patience <= self.state.evaluations_since_best
+
+    def _tell(self, step: Step) -> None:
+        self._last_steps.append(step)
+        seconds = sum(step.seconds for step in self._last_steps)
+        steps_left = self.plan.total_steps - self.state.step
+        evaluations_left = sum(after >= self.state.step for after in self.plan.evaluation_steps)
+        self.report(
+            Progress(
+                phase="training",
+                step=self.state.step,
+                total_steps=self.plan.total_steps,
+                loss=step.loss,
+                tokens_per_second=sum(step.tokens for step in self._last_steps) / seconds,
+                eta_seconds=steps_left * seconds / len(self._last_steps)
+                + evaluations_left * self._evaluation_seconds
+                + self._seconds_afterwards,
+                learning_rate=step.learning_rate,
+                tokens=self.state.tokens,
+            )
+        )
+
+
+@torch.no_grad()
+def heldout_loss(model: AdaptedModel, rows: Sequence[EncodedRow]) -> float:
+    """Mean loss of all supervised tokens of the rows, in nats; at least one row."""
+    scale = 1.0 / sum(row.supervised_tokens for row in rows)
+    by_length = sorted(rows, key=lambda row: len(row.token_ids))
+    model.train(mode=False)
+    loss = sum(model.loss(pack(part), scale).item() for part in slices(by_length, EVALUATION_ROWS))
+    model.train(mode=True)
+    return loss

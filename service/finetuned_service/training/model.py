@@ -1,0 +1,100 @@
+"""The base with LoRA on its linear modules.
+
+The base's weights stay where they are: `from_pretrained` in the stored dtype keeps every tensor in the
+mapping of model.safetensors, whose pages the server and all jobs share. A cast would be a private copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.training import attention
+from finetuned_service.training.lora import LoraLinear
+from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.packing import PackedRows
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedModel:
+    """A frozen causal LM whose only trainable parameters are those of its LoRA modules."""
+
+    decoder: nn.Module
+    head: Tensor
+    """[vocabulary, hidden]: the frozen weight that makes logits."""
+    lora: Mapping[str, LoraLinear]
+    """By the name of the linear module each replaces, in the model's order."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trainable parameters, always in the same order."""
+        for name, module in self.lora.items():
+            yield f"{name}.lora_a", module.lora_a
+            yield f"{name}.lora_b", module.lora_b
+
+    def loss(self, rows: PackedRows, scale: float) -> Tensor:
+        """`scale` times the summed loss of the supervised tokens, in nats; a scalar."""
+        out = self.decoder(
+            input_ids=rows.token_ids, position_ids=rows.position_ids, use_cache=False, layout=rows.layout
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return supervised_cross_entropy(
+            hidden.index_select(0, rows.predicting), self.head, rows.targets, scale
+        )
+
+    def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
+        """Dropout of the updates on or off; the base has none that trains."""
+        for module in self.lora.values():
+            module.train(mode)
+
+
+def load_model(directory: Path, settings: LoraSettings, seed: int) -> AdaptedModel:
+    """Map a base and put LoRA on the modules that resolved settings name.
+
+    Args:
+        directory: a base's.
+        settings: resolved; each target is the last part of the name of linear modules in the layers.
+        seed: of the initial values of A.
+    """
+    attention.register()
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(directory),
+        dtype="auto",
+        attn_implementation=attention.IMPLEMENTATION,
+        local_files_only=True,
+        use_safetensors=True,
+    )
+    return adapt(model, settings, seed)
+
+
+def adapt(model: Any, settings: LoraSettings, seed: int) -> AdaptedModel:
+    """Freeze a transformers causal LM and replace its target modules; see `load_model`.
+
+    The model must use `attention.IMPLEMENTATION`.
+    """
+    model.requires_grad_(requires_grad=False)
+    model.eval()
+    torch.manual_seed(seed)
+    layers: nn.Module = model.get_decoder().layers
+    inside = {id(module) for module in layers.modules()}
+    targets = [
+        (name, module)
+        for name, module in model.named_modules()
+        if id(module) in inside
+        and isinstance(module, nn.Linear)
+        and name.rpartition(".")[2] in settings.target_modules
+    ]
+    lora: dict[str, LoraLinear] = {}
+    for name, linear in targets:
+        parent, _, attribute = name.rpartition(".")
+        lora[name] = LoraLinear(
+            linear, rank=settings.rank, scaling=settings.scaling, dropout=settings.dropout
+        )
+        setattr(model.get_submodule(parent), attribute, lora[name])
+    return AdaptedModel(model.get_decoder(), model.get_output_embeddings().weight, lora)

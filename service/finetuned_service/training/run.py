@@ -1,0 +1,229 @@
+"""One TrainJob from its task to its result: data, baseline, training, evaluation, adapter.
+
+Every part leaves its outcome in the work directory before the next begins, so a process that is
+killed anywhere and started again with the same task repeats only what it had not finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from finetuned_service._version import VERSION
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.memory import memory_report, private_memory_bytes
+from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
+from finetuned_service.jobs.values import (
+    Environment,
+    Estimate,
+    EvaluationFinished,
+    EvaluationSample,
+    Notice,
+    Progress,
+    TrainSpec,
+)
+from finetuned_service.storage.files import publish_directory
+from finetuned_service.text.tokenizer import BaseTokenizer
+from finetuned_service.training.adapter import adapter_handle, write_adapter
+from finetuned_service.training.checkpoint import CheckpointStore, RunState
+from finetuned_service.training.data import JobData, read_job_data
+from finetuned_service.training.evaluate import Evaluated, Evaluator, Stopped, Subject
+from finetuned_service.training.loop import Ended, Trainer
+from finetuned_service.training.model import load_model
+from finetuned_service.training.questions import Question, matches, questions
+from finetuned_service.training.schedule import Plan
+
+MAX_SAMPLES = 100
+"""Held-out rows that the result shows with their answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What all parts of one job need."""
+
+    task: TrainTask
+    tokenizer: BaseTokenizer
+    data: JobData
+    asked: list[Question]
+    environment: Environment
+    report: ReportFunction
+    stop: StopFlag
+
+    @property
+    def spec(self) -> TrainSpec:
+        return self.task.spec
+
+    @property
+    def work_directory(self) -> Path:
+        return Path(self.task.work_directory)
+
+    @property
+    def adapter_directory(self) -> Path:
+        """Where the result lies until it is published."""
+        return self.work_directory / "adapter"
+
+    @property
+    def digest(self) -> str:
+        """What the checkpoints and evaluations in the work directory belong to."""
+        task = self.task
+        parts = (self.spec.model_dump_json(), task.base_digest, task.train_digest, task.eval_digest)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
+    """Do the job; returns an exit code of `jobs/task.py`.
+
+    Raises:
+        FinetunedError: the data or the settings cannot be trained on.
+    """
+    torch.set_num_threads(task.limits.threads)
+    transformers_logging.disable_progress_bar()
+    job = _prepare(task, report, stop)
+    try:
+        baseline = _evaluate(job, "baseline")
+        incumbent = (
+            _evaluate(job, "incumbent", Path(task.incumbent_directory)) if task.incumbent_directory else None
+        )
+        ended, state = _train(job, seconds_afterwards=baseline.seconds if baseline else 0.0)
+        if ended is Ended.STOPPED:
+            return EXIT_STOPPED
+        adapter = _evaluate(job, "adapter", job.adapter_directory, state.best.step if state.best else 0)
+    except Stopped:
+        return EXIT_STOPPED
+    report(Progress(phase="storing"))
+    publish_directory(job.adapter_directory, Path(task.output_directory))
+    report(
+        TrainFinished(
+            metrics=adapter.metrics if adapter else (),
+            baseline_metrics=baseline.metrics if baseline else (),
+            incumbent_metrics=incumbent.metrics if incumbent else (),
+            samples=_samples(job, baseline, adapter),
+            stopped_early=ended is Ended.EARLY,
+        )
+    )
+    return EXIT_FINISHED
+
+
+def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
+    report(Progress(phase="preparing"))
+    tokenizer = BaseTokenizer.load(Path(task.base_directory))
+    eval_path = Path(task.eval_path) if task.eval_path else None
+    data = read_job_data(task.spec, tokenizer, Path(task.train_path), eval_path)
+    if task.spec.promote_if is not None and not data.heldout:
+        raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
+    environment = Environment(
+        base_digest=task.base_digest,
+        dataset_digest=task.train_digest,
+        eval_dataset_digest=task.eval_digest,
+        service_version=VERSION,
+        torch_version=torch.__version__,
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+    )
+    steps = task.spec.optimization.max_steps or 0
+    tokens = round(steps * task.spec.optimization.batch_rows * data.report.mean_row_tokens)
+    report(
+        Prepared(
+            environment=environment, estimate=Estimate(steps=steps, tokens=tokens), data_report=data.report
+        )
+    )
+    asked = questions([example.row for example in data.heldout], task.spec.evaluation.generation_rows)
+    return _Job(task, tokenizer, data, asked, environment, report, stop)
+
+
+def _evaluate(job: _Job, subject: Subject, directory: Path | None = None, step: int = 0) -> Evaluated | None:
+    """What `subject` does on the held-out rows, from the work directory if it is known; None without rows."""
+    if not job.data.heldout:
+        return None
+    base_directory = Path(job.task.base_directory)
+    adapter = adapter_handle(directory, base_directory) if directory else None
+    evaluator = Evaluator(
+        tokenizer=job.tokenizer,
+        base_directory=base_directory,
+        threads=job.task.limits.threads,
+        options=job.spec.evaluation,
+        scored_rows=[example.row for example in job.data.heldout],
+        asked=job.asked,
+        report=job.report,
+        stop=job.stop,
+    )
+    evaluated = evaluator.evaluate_once(subject, adapter, job.work_directory / f"{subject}.json", job.digest)
+    job.report(EvaluationFinished(subject=subject, step=step, metrics=evaluated.metrics))
+    return evaluated
+
+
+def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
+    """Train to the end or until told to stop; at the end the adapter lies in its directory."""
+    optimization, evaluation = job.spec.optimization, job.spec.evaluation
+    checkpoints = CheckpointStore(job.work_directory / "checkpoints")
+    model = load_model(Path(job.task.base_directory), job.spec.lora, optimization.seed)
+    trainer = Trainer(
+        model,
+        optimization,
+        Plan.of(optimization, evaluation),
+        patience=evaluation.early_stopping_patience,
+        train_rows=[example.encoded for example in job.data.train],
+        heldout_rows=[example.encoded for example in job.data.heldout],
+        checkpoints=checkpoints,
+        report=job.report,
+        stop=job.stop,
+        state=_begin(job, checkpoints.latest(job.digest)),
+        seconds_afterwards=seconds_afterwards,
+    )
+    ended = trainer.run()
+    _tell_memory(job)
+    if ended is not Ended.STOPPED:
+        best = trainer.state.best
+        checkpoints.restore_parameters(best.step if best else trainer.state.step, model)
+        shutil.rmtree(job.adapter_directory, ignore_errors=True)
+        job.adapter_directory.mkdir()
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        write_adapter(job.adapter_directory, parameters, job.spec.lora, job.spec.base, model.head.dtype)
+    return ended, trainer.state
+
+
+def _begin(job: _Job, kept: RunState | None) -> RunState:
+    """The state to go on from, told to the user where it is not the beginning."""
+    if kept is None:
+        return RunState(task_digest=job.digest, environment=job.environment)
+    text = f"goes on from the checkpoint after step {kept.step}"
+    if kept.environment == job.environment:
+        job.report(Notice(text=text))
+    else:
+        text += (
+            "; torch, instruction set, threads or service differ from those it was written with, so the "
+            "result will not equal an uninterrupted run's to the last digit"
+        )
+        job.report(Notice(severity="WARNING", text=text))
+    return kept.model_copy(update={"environment": job.environment})
+
+
+def _tell_memory(job: _Job) -> None:
+    weights = str(Path(job.task.base_directory).resolve() / "model.safetensors")
+    shared = "; ".join(str(mapping) for mapping in memory_report() if mapping.path == weights)
+    private = f"{private_memory_bytes() / 1e6:,.0f} MB of memory of its own"
+    job.report(Notice(text=f"memory after training: {private}; {shared or 'the base is not mapped'}"))
+
+
+def _samples(
+    job: _Job, baseline: Evaluated | None, adapter: Evaluated | None
+) -> tuple[EvaluationSample, ...]:
+    if baseline is None or adapter is None:
+        return ()
+    answers = zip(job.asked, baseline.answers, adapter.answers, strict=True)
+    return tuple(
+        EvaluationSample(
+            prompt=question.prompt,
+            expected=question.expected,
+            baseline=plain,
+            answer=answer,
+            correct=matches(answer, question.expected),
+        )
+        for question, plain, answer in list(answers)[:MAX_SAMPLES]
+    )
