@@ -40,7 +40,7 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
                     tenant = parse_tenant(start.parent, "start.parent")
                     check_format(start.format)
                     await asyncio.to_thread(
-                        self._store.start_upload, tenant, start.upload_id, start.dataset_id
+                        self._store.uploads.start, tenant, start.upload_id, start.dataset_id
                     )
                 case "chunk" if start is not None:
                     await self._append(tenant, start.upload_id, request.chunk)
@@ -56,7 +56,7 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
     async def _append(self, tenant: str, upload_id: str, chunk: pb.UploadChunk) -> None:
         if len(chunk.data) > MAX_CHUNK_BYTES:
             raise InvalidUpload(f"a chunk has {len(chunk.data)} bytes; allowed: {MAX_CHUNK_BYTES}")
-        await asyncio.to_thread(self._store.append, tenant, upload_id, chunk.offset, chunk.data)
+        await asyncio.to_thread(self._store.uploads.append, tenant, upload_id, chunk.offset, chunk.data)
 
     async def _finish(
         self, tenant: str, start: pb.UploadStart, finish: pb.UploadFinish
@@ -77,7 +77,9 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         context: aio.ServicerContext[pb.GetUploadRequest, pb.GetUploadResponse],
     ) -> pb.GetUploadResponse:
         name = ResourceName.parse(request.name, "uploads")
-        committed, dataset_id = await asyncio.to_thread(self._store.committed_bytes, name.tenant, name.id)
+        committed, dataset_id = await asyncio.to_thread(
+            self._store.uploads.committed_bytes, name.tenant, name.id
+        )
         dataset = str(ResourceName(name.tenant, "datasets", dataset_id))
         return pb.GetUploadResponse(committed_bytes=committed, dataset=dataset)
 

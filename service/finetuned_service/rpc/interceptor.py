@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeAlias
 
 import grpc
 from grpc import aio
@@ -21,7 +22,7 @@ from finetuned_service.rpc.status import status_of
 from finetuned_service.telemetry.logs import logger
 
 _LOG = logger("rpc")
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _UNOBSERVED = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -55,60 +56,45 @@ class Boundary(aio.ServerInterceptor):
 
     def _unary(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            started = self._begin()
-            code = "OK"
-            try:
+            async with self._observed(name, context):
                 return await behaviour(request, context)
-            except BaseException as error:
-                code = await self._end_with(error, name, context)
-                raise
-            finally:
-                self._end(name, code, started)
 
         return call
 
     def _stream(
-        self, name: str, behaviour: Callable[..., AsyncIterator[Any]]
+        self, name: str, behaviour: Callable[..., AsyncGenerator[Any]]
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            started = self._begin()
-            code = "OK"
-            try:
-                async for response in behaviour(request, context):
+            # aclosing: when the caller goes away, what the call holds is freed now, not at collection.
+            async with self._observed(name, context), aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
                     yield response
-            except BaseException as error:
-                code = await self._end_with(error, name, context)
-                raise
-            finally:
-                self._end(name, code, started)
 
         return call
 
-    def _begin(self) -> float:
+    @asynccontextmanager
+    async def _observed(self, name: str, context: aio.ServicerContext[Any, Any]) -> AsyncGenerator[None]:
+        """Count one call, and abort it with the status of what it raises."""
         self._metrics.rpcs_running.inc()
-        return time.perf_counter()
-
-    def _end(self, name: str, code: str, started: float) -> None:
-        self._metrics.rpcs_running.dec()
-        self._metrics.rpcs.labels(name, code).inc()
-        self._metrics.rpc_seconds.labels(name).observe(time.perf_counter() - started)
-
-    async def _end_with(self, error: BaseException, name: str, context: aio.ServicerContext[Any, Any]) -> str:
-        """Abort the call with the error's status, unless the caller is gone; returns the code's name."""
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            return "CANCELLED"
-        if not isinstance(error, FinetunedError):
-            opaque = Internal.opaque()
-            _LOG.error("rpc_fault", method=name, exc_info=error, **opaque.metadata)
-            error = opaque
-        status: Any = rpc_status.to_status(status_of(error))
-        await _abort(context, status)
-        return error.status
+        started, code = time.perf_counter(), "OK"
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
+        except Exception as error:  # noqa: BLE001 - the border: whatever it is, the caller gets a status
+            refusal = error if isinstance(error, FinetunedError) else _fault(name, error)
+            code = refusal.status
+            status: Any = rpc_status.to_status(status_of(refusal))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        finally:
+            self._metrics.rpcs_running.dec()
+            self._metrics.rpcs.labels(name, code).inc()
+            self._metrics.rpc_seconds.labels(name).observe(time.perf_counter() - started)
 
 
-async def _abort(context: aio.ServicerContext[Any, Any], status: Any) -> None:
-    try:
-        await context.abort(status.code, status.details, status.trailing_metadata)
-    except aio.AbortError:
-        # abort() always raises; the call is over all the same and the first error goes on up.
-        return
+def _fault(name: str, error: Exception) -> FinetunedError:
+    """What the caller learns of a fault of ours: an id, under which the log has the cause."""
+    opaque = Internal.opaque()
+    _LOG.error("rpc_fault", method=name, exc_info=error, **opaque.metadata)
+    return opaque
