@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 import grpc
-from google.protobuf import any_pb2, message
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from finetuned.errors import FinetunedError, Violation, error_class
@@ -21,7 +22,7 @@ DOMAIN = "finetuned.v1"
 DETAILS_KEY = "grpc-status-details-bin"
 
 _CODES = {int(code.value[0]): code for code in grpc.StatusCode}
-_Detail = TypeVar("_Detail", bound=message.Message)
+_Detail = TypeVar("_Detail", bound=Message)
 
 
 class FailedCall(Protocol):
@@ -47,7 +48,7 @@ def _status(call: FailedCall) -> status_pb2.Status:
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
                 return status_pb2.Status.FromString(value)
-            except message.DecodeError:
+            except DecodeError:
                 break
     return status_pb2.Status()
 
@@ -65,8 +66,11 @@ def from_call(call: FailedCall) -> FinetunedError:
         [Violation(v.field, v.description) for v in bad_request.field_violations] if bad_request else []
     )
     violations += [Violation(v.subject, v.description) for v in quota.violations] if quota else []
+    message = call.details() or f"the call ended with {call.code().name}"
+    if info is None and call.code() is grpc.StatusCode.UNAVAILABLE:
+        message = f"the service cannot be reached: {message}"
     return error_class(call.code(), reason)(
-        call.details() or f"the call ended with {call.code().name}",
+        message,
         reason=reason,
         metadata=dict(info.metadata) if info is not None else {},
         violations=violations,

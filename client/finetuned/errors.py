@@ -13,7 +13,9 @@
     │   ├── JobStateConflict     e.g. cancel of a finished job
     │   ├── RequestIdReused      the request id came before, with another body
     │   ├── AdapterIncompatible  the adapter belongs to another base
-    │   └── ResourceInUse        something still points to it
+    │   ├── ResourceInUse        something still points to it
+    │   ├── QualityGateFailed    a quantized base lost more quality than allowed; in a job's error
+    │   └── StartRefused         the service could not start; told at its start, never by a call
     ├── Aborted                a concurrent change won: read again, retry
     │   └── EtagMismatch
     ├── OutOfRange             events that are no longer kept
@@ -144,6 +146,14 @@ class AdapterIncompatible(FailedPrecondition):
 
 class ResourceInUse(FailedPrecondition):
     reason = "RESOURCE_IN_USE"
+
+
+class QualityGateFailed(FailedPrecondition):
+    reason = "QUALITY_GATE_FAILED"
+
+
+class StartRefused(FailedPrecondition):
+    reason = "START_REFUSED"
 
 
 class Aborted(FinetunedError):

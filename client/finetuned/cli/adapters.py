@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -154,13 +154,15 @@ def load(
     context: typer.Context,
     name: Like,
     *,
-    residency: Annotated[Residency, typer.Option(help="HOST or DEVICE.")] = Residency.DEVICE,
+    residency: Annotated[
+        Literal["HOST", "DEVICE"], typer.Option(case_sensitive=False, help="How near to the next request.")
+    ] = "DEVICE",
     pin: Annotated[bool, typer.Option("--pin", help="Keep the weights until unload.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a version's weights to memory before the first request needs them."""
     with connect(context) as client:
-        _show(client.adapters.load(name, residency=residency, pin=pin), as_json=as_json)
+        _show(client.adapters.load(name, residency=Residency(residency), pin=pin), as_json=as_json)
 
 
 @app.command()

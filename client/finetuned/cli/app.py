@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from finetuned.cli import adapters, chat, dataset, info, jobs, metrics, predict, quantize, service, train
 from finetuned.cli.exit_codes import MEANING, ExitCode, exit_code
-from finetuned.cli.output import err, error_json
+from finetuned.cli.output import err, error_json, json_text
 from finetuned.cli.session import JSON_KEY, Session
 from finetuned.errors import FinetunedError
 
@@ -23,14 +23,14 @@ EPILOG = "\n\n".join(
         '2. finetuned dataset upload rows.jsonl   [dim](lines of {"prompt": "...", "completion": "..."})[/dim]',
         "3. finetuned train --dataset rows --adapter mine",
         "4. finetuned chat --adapter mine   [dim](or --plain-base, to compare)[/dim]",
-        "[bold]Exit codes[/bold]",
-        *(f"{code.value}: {meaning}" for code, meaning in MEANING.items()),
+        "[bold]Exit codes:[/bold] "
+        + "; ".join(f"{code.value} {meaning}" for code, meaning in MEANING.items()),
     ]
 )
 HINTS = {
     ExitCode.NOT_FOUND: "What exists: finetuned adapters list, dataset list, jobs list",
-    ExitCode.UNAVAILABLE: "Is a server running? Start one with `finetuned serve`, or set FINETUNED_ENDPOINT",
-    ExitCode.NOT_ALLOWED: "Set FINETUNED_API_KEY",
+    ExitCode.UNAVAILABLE: "`finetuned serve` starts a server here; FINETUNED_ENDPOINT names one elsewhere",
+    ExitCode.NOT_ALLOWED: "FINETUNED_API_KEY is where the key is read from",
 }
 
 
@@ -50,21 +50,20 @@ class Commands(TyperGroup):
             # A broken pipe is not ours to tell about: `finetuned jobs list | head` is no failure.
             if isinstance(error, BrokenPipeError):
                 raise
-            err().print(f"[red]error:[/red] {escape(str(error))}")
+            err().print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
             raise typer.Exit(ExitCode.OTHER) from None
 
 
 def _tell(error: FinetunedError, *, as_json: bool) -> None:
-    console = err()
     if as_json:
-        console.print_json(data=error_json(error))
+        err().print(json_text(error_json(error)), markup=False, soft_wrap=True)
         return
-    console.print(f"[red]error:[/red] {escape(error.message)}")
-    for violation in error.violations:
-        console.print(f"  [bold]{escape(violation.field)}[/bold]: {escape(violation.description)}")
+    lines = [f"[red]error:[/red] {escape(error.message)}"]
+    lines += [f"  [bold]{escape(item.field)}[/bold]: {escape(item.description)}" for item in error.violations]
     hint = HINTS.get(exit_code(error))
-    if hint is not None:
-        console.print(f"[dim]{hint}[/dim]")
+    lines += [f"[dim]{hint}[/dim]"] if hint is not None else []
+    for line in lines:
+        err().print(line, soft_wrap=True)
 
 
 app = typer.Typer(

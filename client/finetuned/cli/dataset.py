@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -46,7 +46,7 @@ def upload(
 ) -> None:
     """Upload a file; it is validated, and refused with the lines at fault if rows are not usable."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with connect(context) as client, Progress(*columns, console=err(), disable=as_json) as bar:
+    with connect(context) as client, Progress(*columns, console=err(), disable=not err().is_terminal) as bar:
         task = bar.add_task(path.name, total=path.stat().st_size)
 
         def advance(progress: UploadProgress) -> None:
@@ -76,13 +76,14 @@ def list_all(
     context: typer.Context,
     *,
     kind: Annotated[
-        RowKind, typer.Option(help="Only this kind of rows.", show_default="all")
-    ] = RowKind.UNKNOWN,
+        Literal["PROMPT_COMPLETION", "CHAT", "TEXT"] | None,
+        typer.Option(case_sensitive=False, help="Only this kind of rows.", show_default="all"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the datasets."""
     with connect(context) as client:
-        found = list(client.datasets.list(row_kind=kind))
+        found = list(client.datasets.list(row_kind=RowKind(kind) if kind else RowKind.UNKNOWN))
     if as_json:
         print_json(found)
         return

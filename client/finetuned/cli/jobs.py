@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -62,15 +62,20 @@ def list_all(
     context: typer.Context,
     *,
     state: Annotated[
-        list[JobState] | None, typer.Option(help="Only these states.", show_default="all")
+        list[JobState] | None,
+        typer.Option(case_sensitive=False, help="Only these states.", show_default="all"),
     ] = None,
-    kind: Annotated[JobKind, typer.Option(help="Only this kind.", show_default="all")] = JobKind.UNKNOWN,
+    kind: Annotated[
+        Literal["TRAIN", "QUANTIZE"] | None,
+        typer.Option(case_sensitive=False, help="Only this kind.", show_default="all"),
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="Only TrainJobs for this adapter.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the jobs, newest first."""
     with connect(context) as client:
-        found = list(client.jobs.list(states=state or (), kind=kind, adapter=adapter))
+        chosen = JobKind(kind) if kind else JobKind.UNKNOWN
+        found = list(client.jobs.list(states=state or (), kind=chosen, adapter=adapter))
     if as_json:
         print_json(found)
         return
@@ -133,7 +138,7 @@ def _words(event: JobEvent) -> str:
     return ", ".join(
         f"{field} {cell(value)}"
         for field in body.__dataclass_fields__
-        if isinstance(value := getattr(body, field), (str, int, float)) and value not in {0, ""}
+        if isinstance(value := getattr(body, field), (str, int, float)) and value not in {0, "", "UNKNOWN"}
     )
 
 

@@ -85,9 +85,11 @@ def fetch(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - checked above
             return str(answer.read().decode("utf-8"))
-    except (urllib.error.URLError, TimeoutError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise Unavailable(f"{url} does not answer ({reason}); set FINETUNED_METRICS_URL") from None
+    except urllib.error.HTTPError as error:
+        error.close()  # it is the answer, too, and holds the connection
+        raise Unavailable(f"{url} answers {error.code}; is it the page in FINETUNED_METRICS_URL?") from None
+    except OSError as error:
+        raise Unavailable(f"{url} does not answer ({error}); set FINETUNED_METRICS_URL") from None
 
 
 def _all_rows(samples: Sequence[Sample]) -> Iterator[Sequence[Cell]]:

@@ -98,6 +98,8 @@ def print_table(
 def print_facts(title: str, facts: Mapping[str, Cell]) -> None:
     """Names and values, one a line; what is empty is left out."""
     table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a digest cut short is of no use
     for name, value in facts.items():
         if value not in {None, ""}:
             table.add_row(f"[bold]{name}[/bold]", cell(value))

@@ -117,7 +117,7 @@ def _target(output: Path | None) -> Generator[TextIO]:
 def _answer_rows(client: Client, rows: Sequence[Row], lines: TextIO, batch: int) -> None:
     refused = right = 0
     columns = TextColumn("rows"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=err(), disable=lines.isatty()) as bar:
+    with Progress(*columns, console=err(), disable=lines.isatty() or not err().is_terminal) as bar:
         task = bar.add_task("rows", total=len(rows))
         for start in range(0, len(rows), batch):
             some = rows[start : start + batch]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from finetuned import WeightFormat
 from finetuned.cli.jobs import follow
 from finetuned.cli.session import AsJson, Detach, connect
 
@@ -14,7 +13,8 @@ from finetuned.cli.session import AsJson, Detach, connect
 def quantize(
     context: typer.Context,
     weight_format: Annotated[
-        WeightFormat, typer.Argument(case_sensitive=False, help="The target; `finetuned info` lists them.")
+        Literal["FP32", "FP16", "BF16", "INT8", "INT4", "NF4", "FP4"],
+        typer.Argument(case_sensitive=False, help="The target; `finetuned info` lists them."),
     ],
     output: Annotated[str, typer.Argument(help="The new base's name.")],
     *,

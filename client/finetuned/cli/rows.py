@@ -72,7 +72,8 @@ def _row(
         raise typer.BadParameter(
             f'line {number} holds no {{"prompt": "..."}} and no {{"messages": [...]}}', param_hint="--file"
         )
-    check_model(whom, plain_base=plain_base and "adapter" not in fields)
+    if "adapter" not in fields:  # a row's own null asks for the plain base
+        check_model(whom, plain_base=plain_base)
     request = GenerateRequest(prompt_of(fields, system), adapter=whom, plain_base=whom is None, **sampling)
     return Row(number, request, str(expected) if expected is not None else None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ LORA, STEPS, DATA, EVALUATION, PROMOTION = "LoRA", "Optimization", "Data", "Eval
 
 
 def _option(panel: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, case_sensitive=False)
 
 
 def train(
@@ -39,7 +39,9 @@ def train(
     eval_dataset: Annotated[str | None, _option(DATA, "Held-out rows; else a part of the dataset.")] = None,
     holdout_fraction: Annotated[float | None, _option(DATA, "Part held out without them; 0.1.")] = None,
     max_row_tokens: Annotated[int | None, _option(DATA, "The longest row; 1024 or the context.")] = None,
-    long_rows: Annotated[LongRows | None, _option(DATA, "What happens to longer ones; REJECT.")] = None,
+    long_rows: Annotated[
+        Literal["REJECT", "TRUNCATE", "DROP"] | None, _option(DATA, "What happens to longer ones; REJECT.")
+    ] = None,
     train_on_prompt: Annotated[bool, _option(DATA, "Learn the prompts too.", "--train-on-prompt")] = False,
     rank: Annotated[int | None, _option(LORA, "Rank of each update, 1 to 256; 16.")] = None,
     alpha: Annotated[float | None, _option(LORA, "Numerator of the scaling; twice the rank.")] = None,
@@ -51,7 +53,9 @@ def train(
     batch_rows: Annotated[int | None, _option(STEPS, "Rows in a step; 8.")] = None,
     micro_batch_rows: Annotated[int | None, _option(STEPS, "How many run at once; all.")] = None,
     learning_rate: Annotated[float | None, _option(STEPS, "The peak; chosen from the base.")] = None,
-    schedule: Annotated[LearningRateSchedule | None, _option(STEPS, "After warm-up; COSINE.")] = None,
+    schedule: Annotated[
+        Literal["CONSTANT", "LINEAR", "COSINE"] | None, _option(STEPS, "After warm-up; COSINE.")
+    ] = None,
     warmup_fraction: Annotated[float | None, _option(STEPS, "Part in which the rate rises; 0.05.")] = None,
     weight_decay: Annotated[float | None, _option(STEPS, "AdamW's; 0.")] = None,
     seed: Annotated[int | None, _option(STEPS, "Order of rows, weights, dropout; 0.")] = None,
@@ -98,7 +102,7 @@ def train(
                 batch_rows=batch_rows,
                 micro_batch_rows=micro_batch_rows,
                 learning_rate=learning_rate,
-                schedule=schedule,
+                schedule=LearningRateSchedule(schedule) if schedule else None,
                 warmup_fraction=warmup_fraction,
                 weight_decay=weight_decay,
                 seed=seed,
@@ -106,7 +110,7 @@ def train(
             data=DataOptions(
                 holdout_fraction=holdout_fraction,
                 max_row_tokens=max_row_tokens,
-                long_rows=long_rows,
+                long_rows=LongRows(long_rows) if long_rows else None,
                 train_on_prompt=train_on_prompt,
             ),
             evaluation=EvaluationOptions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from finetuned.errors import FailedPrecondition
+from finetuned.errors import QualityGateFailed
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import BASE, Happening, Store
 from finetuned.testing._versions import add_version, set_alias
@@ -23,14 +23,14 @@ def train(store: Store, job: job_pb2.Job) -> Iterator[Happening]:
     steps = job.train.optimization.max_steps or STEPS
     yield _baseline
     for number in range(1, steps + 1):
-        yield _step("training", number, steps)
+        yield _step(number, steps)
     yield _checkpoint(steps)
     yield lambda job, event: _publish(store, job, event)
 
 
 def quantize(store: Store) -> Iterator[Happening]:
     """A Quantize run: one measurement, then the new base."""
-    yield _step("quantizing", 1, 1)
+    yield _measure
     yield lambda job, event: _store_base(store, job, event)
 
 
@@ -49,10 +49,15 @@ def _baseline(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
     event.evaluation.metrics.extend(job.baseline_metrics)
 
 
-def _step(phase: str, number: int, total: int) -> Happening:
+def _measure(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+    job.progress.CopyFrom(job_pb2.Progress(phase="measuring", step=1, total_steps=1))
+    event.progress.CopyFrom(job.progress)
+
+
+def _step(number: int, total: int) -> Happening:
     def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         progress = job_pb2.Progress(
-            phase=phase,
+            phase="training",
             step=number,
             total_steps=total,
             loss=2.0 / number,
@@ -134,8 +139,9 @@ def _store_base(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None
     event.notice.severity = job_pb2.SEVERITY_INFO
     event.notice.text = f"perplexity {report.source_perplexity:.2f} -> {report.quantized_perplexity:.2f}"
     if spec.HasField("max_quality_drop") and rise > spec.max_quality_drop:
-        refusal = FailedPrecondition(
-            f"perplexity rises by {rise:.1%}; max_quality_drop allows {spec.max_quality_drop:.1%}"
+        refusal = QualityGateFailed(
+            f"perplexity rises by {rise:.1%}; max_quality_drop allows {spec.max_quality_drop:.1%}",
+            metadata={"perplexity_rise": str(rise), "max_quality_drop": str(spec.max_quality_drop)},
         )
         job.error.CopyFrom(to_message(refusal))
         job.fault = job_pb2.FAULT_USER
