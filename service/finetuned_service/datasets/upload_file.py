@@ -1,0 +1,91 @@
+"""The file of an upload in progress: it only grows, and one at a time writes or reads it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from finetuned_service.errors import InvalidUpload, NotFound
+from finetuned_service.names import ResourceName
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFile:
+    """Where the bytes of one upload are kept until it is finished."""
+
+    name: ResourceName
+    path: Path
+
+    def begin(self) -> None:
+        """An empty file, whatever a crash has left there."""
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_bytes(b"")
+
+    def resume(self) -> None:
+        """The file as it is."""
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.touch()
+
+    def size_bytes(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError as error:
+            raise NotFound.resource(str(self.name)) from error
+
+    def append(self, offset: int, data: bytes, max_bytes: int) -> int:
+        """Add a chunk that begins at the end; returns the new size.
+
+        Raises:
+            InvalidUpload: for another offset (a repeated chunk, a gap), or more than `max_bytes`.
+            NotFound: the upload is finished.
+        """
+        with self.held() as file:
+            committed = file.seek(0, os.SEEK_END)
+            if offset != committed:
+                raise InvalidUpload(
+                    f"chunk offset is {offset}, expected {committed}: chunks come once and in order; go on at "
+                    "the committed bytes that GetUpload tells",
+                    metadata={"committed_bytes": str(committed)},
+                )
+            if committed + len(data) > max_bytes:
+                raise InvalidUpload(
+                    f"the upload would have {committed + len(data)} bytes; allowed: {max_bytes}",
+                    metadata={"max_bytes": str(max_bytes)},
+                )
+            try:
+                file.write(data)
+                file.flush()
+            except OSError:
+                os.truncate(self.path, committed)
+                raise
+            return committed + len(data)
+
+    def sha256(self) -> bytes:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    @contextmanager
+    def held(self) -> Generator[BinaryIO]:
+        """Keep others from writing and finishing: a client that reconnects meets its own old stream.
+
+        Raises:
+            NotFound: the upload is finished, perhaps while this one waited.
+        """
+        try:
+            file = self.path.open("r+b")
+        except FileNotFoundError as error:
+            raise NotFound.resource(str(self.name)) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink == 0:
+                raise NotFound.resource(str(self.name))
+            yield file
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

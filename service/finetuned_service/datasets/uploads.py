@@ -1,0 +1,101 @@
+"""Uploads in progress: which dataset each becomes, and the bytes that have come."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from sqlalchemy import Connection, delete, insert, select
+
+from finetuned_service.datasets.upload_file import UploadFile
+from finetuned_service.errors import InvalidUpload, NotFound
+from finetuned_service.names import ResourceName, check_id
+from finetuned_service.storage.database import Database
+from finetuned_service.storage.schema import uploads
+
+KEPT_SECONDS = 7 * 24 * 3600
+"""How long an upload waits for its end; an abandoned one is dropped when the next one starts."""
+
+
+class Uploads:
+    """Uploads over the database and `directory`.
+
+    Args:
+        database: where their names live.
+        directory: where their bytes lie, by tenant.
+        max_bytes: the largest upload.
+    """
+
+    def __init__(self, database: Database, directory: Path, max_bytes: int) -> None:
+        self._database = database
+        self._directory = directory
+        self._max_bytes = max_bytes
+
+    def start(self, tenant: str, upload_id: str, dataset_id: str) -> int:
+        """Open an upload or continue one; returns the committed bytes."""
+        check_id(upload_id, "start.upload_id")
+        check_id(dataset_id, "start.dataset_id")
+        now = time.time()
+        file = self.file(tenant, upload_id)
+        with self._database.begin() as connection:
+            self._drop_abandoned(connection, now)
+            found = _dataset_id(connection, tenant, upload_id)
+            if found is None:
+                values = {"tenant": tenant, "id": upload_id, "dataset_id": dataset_id, "create_time": now}
+                connection.execute(insert(uploads).values(values))
+                file.begin()
+            elif found != dataset_id:
+                raise InvalidUpload(
+                    f"upload {upload_id!r} was started for the dataset {found!r}, not {dataset_id!r}; "
+                    "use a new upload id"
+                )
+            else:
+                file.resume()
+            return file.size_bytes()
+
+    def committed_bytes(self, tenant: str, upload_id: str) -> tuple[int, str]:
+        """How many bytes of an upload are kept, and the id of the dataset it becomes.
+
+        Raises:
+            NotFound: there is no such upload, or it is finished.
+        """
+        with self._database.read() as connection:
+            dataset_id = _dataset_id(connection, tenant, upload_id)
+        file = self.file(tenant, upload_id)
+        if dataset_id is None:
+            raise NotFound.resource(str(file.name))
+        return file.size_bytes(), dataset_id
+
+    def append(self, tenant: str, upload_id: str, offset: int, data: bytes) -> int:
+        """Add a chunk that begins at the committed bytes; returns the new committed bytes.
+
+        Raises:
+            InvalidUpload: for another offset (a repeated chunk, a gap), or more bytes than allowed.
+            NotFound: there is no such upload, or it is finished.
+        """
+        return self.file(tenant, upload_id).append(offset, data, self._max_bytes)
+
+    def drop(self, tenant: str, upload_id: str) -> None:
+        """Forget an upload and its bytes."""
+        with self._database.begin() as connection:
+            self._drop(connection, tenant, upload_id)
+
+    def file(self, tenant: str, upload_id: str) -> UploadFile:
+        """Where its bytes lie, whether it exists or not."""
+        return UploadFile(ResourceName(tenant, "uploads", upload_id), self._directory / tenant / upload_id)
+
+    def _drop_abandoned(self, connection: Connection, now: float) -> None:
+        old = select(uploads.c.tenant, uploads.c.id).where(uploads.c.create_time < now - KEPT_SECONDS)
+        for row in connection.execute(old).all():
+            self._drop(connection, row.tenant, row.id)
+
+    def _drop(self, connection: Connection, tenant: str, upload_id: str) -> None:
+        connection.execute(delete(uploads).where(uploads.c.tenant == tenant, uploads.c.id == upload_id))
+        # Inside the transaction: one that starts under the same id waits, and then begins a new file.
+        self.file(tenant, upload_id).remove()
+
+
+def _dataset_id(connection: Connection, tenant: str, upload_id: str) -> str | None:
+    return connection.scalar(
+        select(uploads.c.dataset_id).where(uploads.c.tenant == tenant, uploads.c.id == upload_id)
+    )
