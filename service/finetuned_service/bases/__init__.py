@@ -1,4 +1,4 @@
-"""The store of base models: manifests, digests, the catalog, and how bases get in.
+"""The store of base models: manifests, digests, the catalog, how bases get in and how they load.
 
-Only `bases.convert` imports torch; everything else here may be used by the RPC process.
+`convert`, `load` and `int8` import torch; everything else here may be used by the RPC process.
 """

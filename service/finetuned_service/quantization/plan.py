@@ -1,0 +1,61 @@
+"""Which modules of a base change format. Decided from the model class alone, before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.values import QuantizeSpec
+from finetuned_service.vocabulary import WeightFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Module names, in the order of the model. Norms and biases are never candidates."""
+
+    quantized: tuple[str, ...]
+    kept: tuple[str, ...]
+    """Linear and embedding modules that stay in the source's format."""
+    stored: tuple[str, ...]
+    """Those of `quantized` that own their weight; a tied output layer has the embeddings'."""
+
+
+def plan_quantization(directory: Path, spec: QuantizeSpec) -> Plan:
+    """Linear layers of the decoder always; embeddings and the output layer if asked for.
+
+    The output layer goes with the embeddings, tied to them or not: it is as large, and the last thing
+    between the model and its answer.
+
+    Args:
+        directory: the source base.
+        spec: what to make of it.
+
+    Raises:
+        InvalidField: if embeddings are asked for in a format that has none.
+    """
+    if spec.quantize_embeddings and spec.weight_format is not WeightFormat.INT8:
+        raise InvalidField.one(
+            "quantize_embeddings",
+            f"is set with weight_format {spec.weight_format}; embeddings can be INT8 only: unset it, or "
+            "choose INT8",
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, local_files_only=True))
+    output_layer = model.get_output_embeddings()
+    quantized: list[str] = []
+    kept: list[str] = []
+    stored: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            is_embedding = isinstance(module, nn.Embedding) or module is output_layer
+            if is_embedding and not spec.quantize_embeddings:
+                kept.append(name)
+            else:
+                quantized.append(name)
+                stored.setdefault(id(module.weight), name)
+    return Plan(tuple(quantized), tuple(kept), tuple(stored.values()))
