@@ -214,6 +214,8 @@ class Server:
                 device_budget_bytes=settings.adapter_device_bytes,
                 host_budget_bytes=settings.adapter_host_bytes,
                 verify_base=settings.verify_base,
+                log_format=settings.log_format,
+                log_level=settings.log_level,
             )
         )
         try:
