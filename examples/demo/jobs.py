@@ -17,7 +17,7 @@ from finetuned import (
     Optimization,
     PromoteIf,
 )
-from finetuned.cli.progress import watch
+from finetuned.cli.progress import JobDisplay
 from finetuned.errors import NotFound
 from rich.console import Console
 
@@ -72,7 +72,7 @@ def train(
         evaluation=EvaluationOptions(baseline=example.baseline, generation_max_tokens=64),
         promote_if=promote_if,
     )
-    return watch(client, job.name, console=console).check()
+    return watch(client, job, example.adapter, console)
 
 
 def quantize(client: Client, weight_format: str, base_id: str, console: Console) -> Job:
@@ -80,4 +80,14 @@ def quantize(client: Client, weight_format: str, base_id: str, console: Console)
     for done in client.jobs.list(states=[JobState.SUCCEEDED], kind=JobKind.QUANTIZE):
         if done.quantize is not None and done.quantize.output_base_id == base_id:
             return done
-    return watch(client, client.quantize(weight_format, base_id).name, console=console).check()
+    return watch(client, client.quantize(weight_format, base_id), base_id, console)
+
+
+def watch(client: Client, job: Job, label: str, console: Console) -> Job:
+    """Show a job's events until it has ended well.
+
+    Raises:
+        JobFailed: it did not.
+    """
+    with JobDisplay(console) as display:
+        return client.jobs.wait(job.name, on_event=display.job(label)).check()
