@@ -28,9 +28,6 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-# PEFT 0.21 still asks transformers by the old name whether it checkpoints activations.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,

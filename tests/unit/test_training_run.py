@@ -1,0 +1,306 @@
+"""Whole TrainJobs on a tiny base: results, repetition, stopping at any point, overfitting, what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from finetuned_service.adapters.files import check_adapter
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
+from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice, Progress
+from finetuned_service.text.supervision import encode_row
+from finetuned_service.text.tokenizer import BaseTokenizer
+from finetuned_service.text.values import PromptCompletion
+from finetuned_service.training.run import run
+from finetuned_service.vocabulary import Value
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_models import load_plain
+from training_tasks import Reports, counting_rows, make_base, make_task
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def finish(task: TrainTask) -> Reports:
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    return reports
+
+
+def digest(task: TrainTask) -> str:
+    geometry = BaseGeometry.of_directory(Path(task.base_directory))
+    return check_adapter(Path(task.output_directory), geometry, max_rank=64).digest
+
+
+HELDOUT = counting_rows(24, 30)
+BASELINE = {
+    "instruction": "Spell the number digit by digit.",
+    "examples": [{"prompt": "say 7", "completion": "seven"}],
+}
+
+
+def test_a_job_reports_every_part_and_leaves_an_adapter(tmp_path, base):
+    task = make_task(
+        tmp_path,
+        base,
+        heldout=HELDOUT,
+        evaluation={"evaluations": 2, "generation_rows": 4, "generation_max_tokens": 8, "baseline": BASELINE},
+    )
+    reports = finish(task)
+    (prepared,) = reports.of(Prepared)
+    assert prepared.data_report is not None
+    assert (prepared.data_report.train_rows, prepared.data_report.eval_rows) == (24, 6)
+    assert prepared.environment.torch_version == torch.__version__
+    steps = [report for report in reports.of(Progress) if report.phase == "training"]
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step.eta_seconds is not None for step in steps] == [True] * 6
+    assert steps[-1].tokens == prepared.data_report.train_tokens
+    phases = list(dict.fromkeys(report.phase for report in reports.of(Progress)))
+    assert phases == ["preparing", "baseline", "training", "evaluating", "storing"]
+    evaluations = [(e.subject, e.step) for e in reports.of(EvaluationFinished)]
+    assert evaluations == [("baseline", 0), ("adapter", 3), ("adapter", 6), ("adapter", 6)]
+    assert [checkpoint.step for checkpoint in reports.of(Checkpoint)] == [3, 5, 6]
+    (finished,) = reports.of(TrainFinished)
+    assert finished is reports.all[-1]
+    assert {metric.name for metric in finished.metrics} == {"loss", "exact_match"}
+    assert {metric.name for metric in finished.baseline_metrics} == {"loss", "exact_match"}
+    assert len(finished.samples) == 4
+    adapter = Path(task.output_directory)
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert (
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "bases/tiny"
+    )
+
+
+def test_a_learnable_task_is_learnt_and_told_apart_from_the_baseline(tmp_path, base):
+    rows = counting_rows(0, 10)
+    task = make_task(
+        tmp_path,
+        base,
+        train=rows,
+        heldout=rows,
+        optimization={"max_steps": 60, "batch_rows": 10, "learning_rate": 1e-2},
+    )
+    (finished,) = finish(task).of(TrainFinished)
+    metrics = {metric.name: metric.value for metric in finished.metrics}
+    assert metrics["exact_match"] == 1.0
+    assert {metric.name: metric.value for metric in finished.baseline_metrics}["exact_match"] == 0.0
+    assert [(s.answer, s.correct) for s in finished.samples] == [(row["completion"], True) for row in rows]
+
+
+def test_loss_and_logits_are_those_of_plain_peft_on_the_exported_adapter(tmp_path, base):
+    task = make_task(tmp_path, base, heldout=HELDOUT, evaluation={"generation_rows": 0})
+    (finished,) = finish(task).of(TrainFinished)
+    peft = PeftModel.from_pretrained(load_plain(base), task.output_directory).eval()
+    tokenizer = BaseTokenizer.load(base)
+    losses = []
+    for row in HELDOUT:
+        encoded = encode_row(tokenizer, PromptCompletion(**row))
+        with torch.no_grad():
+            logits = peft(input_ids=torch.tensor([encoded.token_ids])).logits[0].log_softmax(-1)
+        losses += [
+            -logits[place - 1, token].item()
+            for place, token in enumerate(encoded.token_ids)
+            if encoded.supervised[place]
+        ]
+    assert finished.metrics[0].value == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_job_twice_gives_the_same_digest_and_another_seed_another(tmp_path, dtype):
+    base = make_base(tmp_path / "base", dtype=dtype)
+    lora = {"rank": 4, "dropout": 0.1}
+    settings = {"max_steps": 4, "batch_rows": 4, "learning_rate": 1e-2}
+    tasks = [
+        make_task(
+            tmp_path / name,
+            base,
+            lora=lora,
+            optimization={**settings, "seed": seed},
+            data={"holdout_fraction": 0},
+        )
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    ]
+    for task in tasks:
+        finish(task)
+    first, again, other = map(digest, tasks)
+    assert first == again != other
+    tensors = load_file(Path(tasks[0].output_directory) / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+
+
+def test_micro_batches_train_the_same(tmp_path, base):
+    losses = []
+    for rows in (4, 1):
+        settings = {"max_steps": 3, "batch_rows": 4, "learning_rate": 1e-2, "micro_batch_rows": rows}
+        task = make_task(tmp_path / str(rows), base, optimization=settings, data={"holdout_fraction": 0})
+        losses.append([p.loss for p in finish(task).of(Progress) if p.phase == "training"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@dataclass(slots=True)
+class StopAfter:
+    """Reports and stop flag in one: set once `steps` training steps were reported, or a phase began."""
+
+    steps: int = 10**9
+    phase: str = ""
+    reports: Reports = field(default_factory=Reports)
+
+    def __call__(self, report: Value) -> None:
+        self.reports(report)
+
+    def is_set(self) -> bool:
+        progress = self.reports.of(Progress)
+        return any(p.phase == self.phase for p in progress) or (
+            sum(p.phase == "training" for p in progress) >= self.steps
+        )
+
+
+DROPOUT_TASK = {
+    "heldout": HELDOUT,
+    "lora": {"rank": 4, "dropout": 0.2},
+    "evaluation": {"evaluations": 3, "generation_rows": 2, "generation_max_tokens": 4},
+}
+
+
+def test_a_run_stopped_again_and_again_ends_as_one_that_never_was(tmp_path, base):
+    uninterrupted = make_task(tmp_path / "whole", base, **DROPOUT_TASK)
+    expected = finish(uninterrupted)
+    task = make_task(tmp_path / "stopped", base, **DROPOUT_TASK)
+    for stop in (
+        StopAfter(phase="baseline"),
+        StopAfter(2),
+        StopAfter(1),
+        StopAfter(1),
+        StopAfter(phase="evaluating"),
+    ):
+        assert run(task, stop, stop) == EXIT_STOPPED
+        assert not Path(task.output_directory).exists()
+    reports = finish(task)
+    assert digest(task) == digest(uninterrupted)
+    assert reports.of(TrainFinished) == expected.of(TrainFinished)
+    assert [p.phase for p in reports.of(Progress) if p.phase in {"baseline", "training"}] == []
+    assert any("goes on from the checkpoint after step 6" in notice.text for notice in reports.of(Notice))
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path, base):
+    settings = {"max_steps": 12, "batch_rows": 4, "learning_rate": 5e-3, "checkpoint_interval_steps": 1}
+    task = make_task(
+        tmp_path,
+        base,
+        heldout=HELDOUT,
+        optimization=settings,
+        evaluation={"generation_rows": 0, "evaluations": 6, "early_stopping_patience": 0},
+    )
+    reports = finish(task)
+    best = [checkpoint.step for checkpoint in reports.of(Checkpoint) if checkpoint.best][-1]
+    kept = sorted(
+        int(path.name.removeprefix("step-")) for path in Path(task.work_directory, "checkpoints").iterdir()
+    )
+    assert kept == sorted({best, 11, 12})
+
+
+def test_checkpoints_of_another_task_are_not_resumed(tmp_path, base):
+    first = make_task(tmp_path, base, data={"holdout_fraction": 0})
+    stop = StopAfter(2)
+    assert run(first, stop, stop) == EXIT_STOPPED
+    other = first.model_copy(update={"train_digest": "sha256:" + "9" * 64})
+    steps = [p.step for p in finish(other).of(Progress) if p.phase == "training"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_overfitting_is_told_and_the_best_checkpoint_wins(tmp_path, base):
+    """Held-out answers that contradict the training rows: the loss on them can only rise in the end."""
+    train = counting_rows(0, 8)
+    heldout = [{"prompt": row["prompt"], "completion": row["completion"][::-1]} for row in train]
+    task = make_task(
+        tmp_path,
+        base,
+        train=train,
+        heldout=heldout,
+        optimization={"max_steps": 60, "batch_rows": 8, "learning_rate": 2e-2, "schedule": "CONSTANT"},
+        evaluation={"evaluations": 30, "early_stopping_patience": 3, "generation_rows": 0},
+    )
+    reports = finish(task)
+    (finished,) = reports.of(TrainFinished)
+    losses = {
+        e.step: e.metrics[0].value for e in reports.of(EvaluationFinished)[:-1] if e.subject == "adapter"
+    }
+    best = min(losses, key=losses.__getitem__)
+    assert finished.stopped_early
+    assert max(losses) < task.spec.optimization.max_steps
+    assert list(losses)[-1] == list(losses)[list(losses).index(best) + 3]
+    assert finished.metrics[0].value == pytest.approx(losses[best], rel=1e-3)
+    warnings = [notice.text for notice in reports.of(Notice) if notice.severity == "WARNING"]
+    assert f" at step {best} to " in warnings[-1]
+    assert "overfit" in warnings[-1]
+
+
+def test_without_held_out_rows_the_last_step_is_the_result(tmp_path, base):
+    task = make_task(tmp_path, base, data={"holdout_fraction": 0})
+    reports = finish(task)
+    (finished,) = reports.of(TrainFinished)
+    assert finished == TrainFinished(metrics=())
+    assert reports.of(EvaluationFinished) == []
+
+
+def test_an_incumbent_is_measured_on_the_same_rows(tmp_path, base):
+    first = make_task(tmp_path / "first", base, heldout=HELDOUT, evaluation={"generation_rows": 0})
+    (measured,) = finish(first).of(TrainFinished)
+    second = make_task(
+        tmp_path / "second",
+        base,
+        heldout=HELDOUT,
+        incumbent=Path(first.output_directory),
+        evaluation={"generation_rows": 0},
+        promote_if={"alias": "default", "metric": "loss", "better_than_current": True},
+    )
+    (compared,) = finish(second).of(TrainFinished)
+    assert compared.incumbent_metrics == measured.metrics
+
+
+def test_divergence_is_the_users_fault_and_names_the_learning_rate(tmp_path, base):
+    task = make_task(
+        tmp_path,
+        base,
+        data={"holdout_fraction": 0},
+        optimization={"max_steps": 5, "batch_rows": 4, "max_gradient_norm": 0},
+    )
+    # A rate beyond what the contract allows: it overflows whatever the rows are.
+    optimization = task.spec.optimization.model_copy(update={"learning_rate": 1e38})
+    wild = task.model_copy(update={"spec": task.spec.model_copy(update={"optimization": optimization})})
+    with pytest.raises(InvalidField, match=r"spec.optimization.learning_rate: is 1e\+38; at step \d+"):
+        run(wild, Reports(), threading.Event())
+
+
+def test_promotion_without_held_out_rows_is_refused(tmp_path, base):
+    promote = {"alias": "default", "metric": "loss"}
+    long_row = {"prompt": "x", "completion": "one " * 200}
+    task = make_task(
+        tmp_path,
+        base,
+        heldout=[long_row],
+        data={"long_rows": "DROP", "max_row_tokens": 64},
+        promote_if=promote,
+    )
+    with pytest.raises(InvalidField, match="needs held-out rows to measure, and none are left"):
+        run(task, Reports(), threading.Event())
