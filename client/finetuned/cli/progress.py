@@ -56,13 +56,15 @@ class JobDisplay:
         return _JobBar(self._bars, self._console, label).show
 
     def __enter__(self) -> JobDisplay:
-        self._bars.start()
+        if self._console.is_terminal:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
 
 @final
