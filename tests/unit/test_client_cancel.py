@@ -44,21 +44,20 @@ class HeldServer:
         self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
     def _serve(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        context.add_callback(self.cancelled.set)  # a cancelled generator is not resumed after its yield
         started = serving_service_pb2.Started()
         yield serving_service_pb2.ServeAdapterResponse(started=started)
         self._hold(context)
 
     def _receive(self, requests: Iterator[Any], context: grpc.ServicerContext) -> NoReturn:
+        context.add_callback(self.cancelled.set)
         for _ in requests:
             pass
         self._hold(context)
 
     def _hold(self, context: grpc.ServicerContext) -> NoReturn:
-        ended = threading.Event()
-        if context.add_callback(ended.set):
-            self.reached.set()
-            ended.wait(WAIT_SECONDS)
-        self.cancelled.set()
+        self.reached.set()
+        self.cancelled.wait(WAIT_SECONDS)
         context.abort(grpc.StatusCode.CANCELLED, "the client went away")
 
     def __enter__(self) -> Self:
