@@ -7,7 +7,6 @@ zero, so that it changes what the base says.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finetuned_service.adapters.files import BaseGeometry, check_adapter
+from finetuned_service.adapters.geometry import linear_shapes
 from finetuned_service.engine.messages import AdapterHandle
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -132,8 +133,10 @@ def save_tiny_adapter(
             if "lora_" in name:
                 parameter.normal_(0.0, spread, generator=generator)
     model.save_pretrained(str(directory))
-    content = (directory / "adapter_model.safetensors").read_bytes()
-    return TinyAdapter(directory, f"sha256:{hashlib.sha256(content).hexdigest()}")
+    (directory / "README.md").unlink(missing_ok=True)
+    shapes = linear_shapes(base_directory / "model.safetensors")
+    facts = check_adapter(directory, BaseGeometry("", "", shapes), max_rank=1024)
+    return TinyAdapter(directory, facts.digest)
 
 
 def load_peft(base_directory: Path, adapter: TinyAdapter | None) -> Any:

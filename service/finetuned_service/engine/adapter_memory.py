@@ -64,12 +64,13 @@ class LoaderThread:
 
     def _run(self, digest: str, work: Callable[[], LoraWeights | None]) -> None:
         began = time.monotonic()
+        weights: LoraWeights | None = None
+        error: FinetunedError | None = None
         try:
-            loaded = Loaded(digest, 0.0, weights=work())
-        except FinetunedError as error:
-            loaded = Loaded[LoraWeights](digest, 0.0, error=error)
+            weights = work()
+        except FinetunedError as refusal:
+            error = refusal
         except Exception:  # noqa: BLE001 - whatever a load raises ends that load, not the loader
-            fault = Internal.opaque()
-            _log.exception("adapter_load_failed", adapter_digest=digest, **fault.metadata)
-            loaded = Loaded[LoraWeights](digest, 0.0, error=fault)
-        self._deliver(Loaded(digest, time.monotonic() - began, weights=loaded.weights, error=loaded.error))
+            error = Internal.opaque()
+            _log.exception("adapter_load_failed", adapter_digest=digest, **error.metadata)
+        self._deliver(Loaded(digest, time.monotonic() - began, weights=weights, error=error))

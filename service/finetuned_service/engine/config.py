@@ -29,3 +29,7 @@ class EngineConfig:
     """Adapters read, checked and converted, ready to be copied into the serving layout."""
     verify_base: bool = False
     """Compute the digest of the weights in memory at start and refuse to start if base.json has another."""
+    log_format: str = "console"
+    """`console` or `json`, as in the settings."""
+    log_level: str = "info"
+    """The least severe log lines shown."""

@@ -4,7 +4,7 @@ Both directions travel in batches: one pipe message carries a tuple of commands,
 one engine step (a message costs more than a token does).
 
     commands  RPC → engine   Submit, Cancel, SetResidency, Inspect, Shutdown
-    events    engine → RPC   Ready, Started, Tokens, Failed, Answer
+    events    engine → RPC   Ready or StartFailed, then Started, Tokens, Failed, Answer
 """
 
 from __future__ import annotations
@@ -115,6 +115,13 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The engine cannot serve its base (`FinetunedError.to_wire`); the process ends."""
+
+    error: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A sequence got its place in the batch."""
 
@@ -195,4 +202,4 @@ class Answer:
     error: dict[str, object] | None = None
 
 
-Event = Ready | Started | Tokens | Failed | Answer
+Event = Ready | StartFailed | Started | Tokens | Failed | Answer

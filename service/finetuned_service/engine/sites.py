@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
-import torch
 from torch import Tensor, nn
 
 
@@ -72,6 +71,14 @@ class SiteTable:
     names: tuple[str, ...]
     kinds: tuple[SiteKind, ...]
 
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Site name to (out_features, in_features)."""
+        return {
+            self.names[site]: (kind.out_features, kind.in_features)
+            for kind in self.kinds
+            for site in kind.sites
+        }
+
     def locate(self) -> dict[str, tuple[int, int]]:
         """Site name to (index of its kind, its place among the kind's sites)."""
         return {
@@ -105,12 +112,3 @@ def install_sites(model: Any, current: CurrentStep) -> SiteTable:
         for (last, in_features, out_features), sites in members.items()
     )
     return SiteTable(tuple(name for name, _ in found), kinds)
-
-
-def linear_shapes(table: SiteTable) -> dict[str, torch.Size]:
-    """Site name to its weight's `(out_features, in_features)`."""
-    return {
-        table.names[site]: torch.Size((kind.out_features, kind.in_features))
-        for kind in table.kinds
-        for site in kind.sites
-    }

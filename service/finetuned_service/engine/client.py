@@ -1,0 +1,283 @@
+"""The engine as the RPC process sees it: requests in, streams of events out. asyncio, torch-free.
+
+One EngineClient owns one engine process. If the process dies, what was pending fails with Unavailable
+and the process is started again, with the residency that callers had set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Self
+
+import structlog
+
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.launch import EngineProcess
+from finetuned_service.engine.messages import (
+    AdapterHandle,
+    Answer,
+    Cancel,
+    Command,
+    Event,
+    Failed,
+    Inspect,
+    Ready,
+    Residency,
+    Sampling,
+    SetResidency,
+    Shutdown,
+    Snapshot,
+    Started,
+    StartFailed,
+    Submit,
+    Tokens,
+)
+from finetuned_service.engine.stream import EngineStream
+from finetuned_service.errors import FinetunedError, Internal, QueueFull, Unavailable, from_wire
+
+_log = structlog.get_logger()
+
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+_STABLE_SECONDS = 60.0
+"""An engine that lived so long did not die of its start: the pauses begin again."""
+_KILL_AFTER_SECONDS = 5.0
+
+
+class EngineClient:
+    """Talks to one engine process; all methods belong to one event loop."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """See `start`."""
+        self._config = config
+        self._engine: EngineProcess | None = None
+        self._ready: Ready | None = None
+        self._closing = False
+        self._pause_seconds = 0.0
+        self._ids = itertools.count(1)
+        self._streams: dict[int, EngineStream] = {}
+        self._calls: dict[int, asyncio.Future[Snapshot]] = {}
+        self._desired: dict[str, SetResidency] = {}
+        self._outbox: list[Command] = []
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> Self:
+        """Start the process and wait until its base is in memory.
+
+        Raises:
+            FinetunedError: why the engine cannot serve this base.
+        """
+        client = cls(config)
+        try:
+            await client._launch()
+        except BaseException:
+            client._closing = True
+            await client._reap(0.0)
+            raise
+        client._supervisor = asyncio.create_task(client._supervise())
+        return client
+
+    @property
+    def ready(self) -> Ready | None:
+        """What the engine said when it was ready; None while there is none."""
+        return self._ready
+
+    @property
+    def alive(self) -> bool:
+        """Requests can be submitted now."""
+        return self._ready is not None and not self._closing
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the engine process, None while there is none."""
+        return None if self._engine is None else self._engine.process.pid
+
+    def submit(
+        self, prompt_token_ids: Sequence[int], adapter: AdapterHandle | None, sampling: Sampling
+    ) -> EngineStream:
+        """Queue a request at once. Leave the stream with `aclose` (or `async with`): it cancels what runs.
+
+        Raises:
+            QueueFull: if as many requests as the engine takes are on their way.
+            Unavailable: while there is no engine.
+        """
+        self._check_alive()
+        most = self._config.max_running_sequences + self._config.max_queued_sequences
+        if len(self._streams) >= most:
+            raise QueueFull(
+                f"{most} requests are running or queued, the most this server takes; try again",
+                metadata={"limit": str(most)},
+                retry_after_seconds=1.0,
+            )
+        request_id = next(self._ids)
+        stream = EngineStream(request_id, self._leave)
+        self._streams[request_id] = stream
+        self._send(Submit(request_id, tuple(prompt_token_ids), adapter, sampling))
+        return stream
+
+    async def set_residency(
+        self, adapter: AdapterHandle, residency: Residency, *, pinned: bool = False
+    ) -> Snapshot:
+        """Bring an adapter to a tier and answer when it is there; kept over a restart of the engine.
+
+        Raises:
+            FinetunedError: if the adapter cannot be loaded, or there is no memory or no engine.
+        """
+        call = SetResidency(next(self._ids), adapter, residency, pinned)
+        snapshot = await self._call(call)
+        if residency is Residency.STORED:
+            self._desired.pop(adapter.digest, None)
+        else:
+            self._desired[adapter.digest] = call
+        return snapshot
+
+    async def inspect(self, *, verify_base: bool = False) -> Snapshot:
+        """What the engine holds now.
+
+        Raises:
+            Unavailable: while there is no engine.
+        """
+        return await self._call(Inspect(next(self._ids), verify_base=verify_base))
+
+    async def shutdown(self, grace_seconds: float) -> None:
+        """Let running requests finish for `grace_seconds`, fail the rest, end the process."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._engine is not None and self._ready is not None:
+            self._outbox.append(Shutdown(grace_seconds))
+            self._flush()
+        if self._supervisor is not None:
+            _, late = await asyncio.wait({self._supervisor}, timeout=grace_seconds + _KILL_AFTER_SECONDS)
+            if late:
+                self._supervisor.cancel()
+        await self._reap(0.0)
+        self._fail_pending(
+            Unavailable("the server is stopping; try again elsewhere", retry_after_seconds=1.0)
+        )
+
+    async def _launch(self) -> None:
+        self._engine = await EngineProcess.start(self._config)
+        try:
+            (first,) = await self._engine.receive()
+        except EOFError:
+            status = await self._reap(_KILL_AFTER_SECONDS)
+            raise Internal(f"the engine process ended with status {status} before it was ready") from None
+        match first:
+            case Ready():
+                self._ready = first
+            case StartFailed(error=error):
+                await self._reap(_KILL_AFTER_SECONDS)
+                raise from_wire(error)
+            case _:
+                raise Internal(f"the engine began with {type(first).__name__} instead of Ready")
+
+    async def _supervise(self) -> None:
+        """Take in what the engine says; when it dies, start it again, with growing pauses."""
+        while True:
+            began = time.monotonic()
+            await self._take_in()
+            self._ready = None
+            status = await self._reap(_KILL_AFTER_SECONDS)
+            if self._closing:
+                return
+            if time.monotonic() - began > _STABLE_SECONDS:
+                self._pause_seconds = 0.0
+            self._lengthen_pause()
+            _log.error("engine_died", status=status, restart_seconds=self._pause_seconds)
+            self._fail_pending(self._unavailable())
+            while not await self._restart():
+                self._lengthen_pause()
+
+    async def _restart(self) -> bool:
+        await asyncio.sleep(self._pause_seconds)
+        try:
+            await self._launch()
+        except FinetunedError as error:
+            _log.error("engine_restart_failed", reason=error.reason, message=error.message)
+            return False
+        for call in self._desired.values():
+            self._send(call)
+        return True
+
+    async def _take_in(self) -> None:
+        engine = self._engine
+        while engine is not None:
+            try:
+                events = await engine.receive()
+            except EOFError:
+                return
+            for event in events:
+                self._dispatch(event)
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Started() | Tokens() | Failed():
+                stream = self._streams.get(event.request_id)
+                if stream is not None and stream.feed(event):
+                    del self._streams[event.request_id]
+            case Answer(call_id=call_id, snapshot=snapshot, error=error):
+                future = self._calls.pop(call_id, None)
+                if future is None or future.done():
+                    return
+                if snapshot is not None:
+                    future.set_result(snapshot)
+                elif error is not None:
+                    future.set_exception(from_wire(error))
+            case _:
+                _log.error("engine_event_unexpected", kind=type(event).__name__)
+
+    async def _call(self, command: SetResidency | Inspect) -> Snapshot:
+        self._check_alive()
+        future: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
+        self._calls[command.call_id] = future
+        self._send(command)
+        try:
+            return await future
+        finally:
+            self._calls.pop(command.call_id, None)
+
+    def _leave(self, request_id: int) -> None:
+        if self._streams.pop(request_id, None) is not None and self._ready is not None:
+            self._send(Cancel(request_id))
+
+    def _send(self, command: Command) -> None:
+        """With all else that is sent in this turn of the event loop, as one message."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(command)
+
+    def _flush(self) -> None:
+        commands, self._outbox = self._outbox, []
+        if commands and self._engine is not None and self._ready is not None:
+            self._engine.send(commands)
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise self._unavailable()
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(
+            "the engine is restarting; try again", retry_after_seconds=max(self._pause_seconds, 1.0)
+        )
+
+    def _lengthen_pause(self) -> None:
+        self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+
+    def _fail_pending(self, error: Unavailable) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.feed(Failed(stream.request_id, error.to_wire()))
+        calls, self._calls = self._calls, {}
+        for future in calls.values():
+            if not future.done():
+                future.set_exception(from_wire(error.to_wire()))
+
+    async def _reap(self, timeout_seconds: float) -> int | None:
+        engine, self._engine = self._engine, None
+        self._ready = None
+        return None if engine is None else await engine.wait(timeout_seconds)

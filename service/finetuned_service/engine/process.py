@@ -1,0 +1,99 @@
+"""The engine process: one thread computes, one reads commands; events go out once a step.
+
+Apart from gRPC because compiled code holds the GIL for whole steps. Its life is tied to its parent's:
+it dies when the socket closes, and with the parent even if it is stuck in a step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+import transformers
+
+from finetuned_service.bases.manifest import read_manifest
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.loop import EngineLoop
+from finetuned_service.engine.messages import Event, Ready, StartFailed
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.wire import encode, receive
+from finetuned_service.errors import FinetunedError, Internal
+from finetuned_service.telemetry import logs
+
+_log = structlog.get_logger()
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+def main(descriptor: int) -> int:
+    """Serve the parent over the socket `descriptor` until it says Shutdown or is gone."""
+    _become_engine()
+    connection = socket.socket(fileno=descriptor)
+    config: EngineConfig = receive(connection)
+    logs.configure(config.log_format, config.log_level)
+    torch.set_num_threads(config.threads)
+    transformers.logging.disable_progress_bar()
+    try:
+        loop, ready = _start(config)
+    except FinetunedError as error:
+        _send(connection, [StartFailed(error.to_wire())])
+        return 1
+    except Exception:  # noqa: BLE001 - the parent must learn of whatever it was
+        fault = Internal.opaque()
+        _log.exception("engine_start_failed", **fault.metadata)
+        _send(connection, [StartFailed(fault.to_wire())])
+        return 1
+    _send(connection, [ready])
+    _log.info("engine_ready", base_digest=ready.base_digest, threads=config.threads)
+    threading.Thread(target=_read_commands, args=(connection, loop), name="commands", daemon=True).start()
+    while not loop.stopped:
+        _send(connection, loop.step())
+    _send(connection, loop.close())
+    return 0
+
+
+def _start(config: EngineConfig) -> tuple[EngineLoop, Ready]:
+    directory = Path(config.base_directory)
+    manifest = read_manifest(directory)
+    model = EngineModel.load(directory)
+    if config.verify_base and (found := model.fingerprint()) != manifest.digest:
+        raise Internal(
+            f"the weights of {manifest.name} have the digest {found}, its manifest says {manifest.digest}; "
+            "restore the base's files, or delete the base and make it again"
+        )
+    return EngineLoop(model, config), Ready(manifest.digest, model.context_tokens, model.device.type)
+
+
+def _read_commands(connection: socket.socket, loop: EngineLoop) -> None:
+    try:
+        while True:
+            for command in receive(connection):
+                loop.deliver(command)
+    except EOFError:
+        # Nobody is left to answer to. Nothing here needs cleaning up, and a step may be running.
+        os._exit(0)
+
+
+def _send(connection: socket.socket, events: Sequence[Event]) -> None:
+    if events:
+        try:
+            connection.sendall(encode(tuple(events)))
+        except ConnectionError:
+            os._exit(0)
+
+
+def _become_engine() -> None:
+    """A name of its own, no Ctrl-C (the parent decides about the end), no life after the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NAME, b"finetuned-eng", 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

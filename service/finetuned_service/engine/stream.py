@@ -1,0 +1,62 @@
+"""One request's events on their way from the engine to whoever reads them. asyncio, torch-free."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from finetuned_service.engine.messages import Failed, Started, Tokens
+from finetuned_service.errors import from_wire
+
+
+class EngineStream:
+    """An asynchronous iterator over Started and Tokens; its last has `finish` set.
+
+    Iterating raises the FinetunedError with which a request ends, and Unavailable if the engine dies.
+    Leaving early (`aclose`, `async with`, or a cancelled `__anext__`) cancels the request.
+    """
+
+    def __init__(self, request_id: int, leave: Callable[[int], None]) -> None:
+        """Made by EngineClient. `leave` is told the id when the reader goes before the end."""
+        self.request_id = request_id
+        self._leave = leave
+        self._events: asyncio.Queue[Started | Tokens | Failed] = asyncio.Queue()
+        self._over = False
+
+    def feed(self, event: Started | Tokens | Failed) -> bool:
+        """The client's side: one more event. True if it is the last."""
+        self._events.put_nowait(event)
+        return isinstance(event, Failed) or (isinstance(event, Tokens) and event.finish is not None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Started | Tokens:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        if isinstance(event, Failed):
+            self._over = True
+            raise from_wire(event.error)
+        self._over = isinstance(event, Tokens) and event.finish is not None
+        return event
+
+    async def aclose(self) -> None:
+        """Cancel the request if it has not ended; harmless to repeat."""
+        if not self._over:
+            self._over = True
+            self._leave(self.request_id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
