@@ -240,6 +240,7 @@ REFUSALS = {
     "missing tensor": (missing_tensor, InvalidField, r"lacks tensors \(1: model\.norm\.weight\)"),
     "extra tensor": (extra_tensor, InvalidField, r"unknown tensors \(1: model\.extra\)"),
     "wrong shapes": (lambda d: edit_config(d, intermediate_size=32), InvalidField, "cannot load"),
+    "impossible sizes": (lambda d: edit_config(d, num_attention_heads=3), InvalidField, "cannot load"),
     "NaN": (not_finite, InvalidField, "'model.norm.weight' holds NaN"),
 }
 

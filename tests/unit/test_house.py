@@ -36,7 +36,7 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate"}
 HEAVY_ROOMS = {"engine", "training", "quantization"}
-HEAVY_MODULES = {"bases/convert.py"}
+HEAVY_MODULES = {"bases/convert.py", "bases/int8.py", "bases/load.py"}
 
 
 def modules(root: Path) -> Iterator[tuple[str, ast.Module]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
@@ -183,7 +184,7 @@ def _load_whole(source: Path) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, StrictDataclassError) as error:
         raise InvalidField.one(
             "source", f"transformers cannot load the weights into the class that config.json names: {error}"
         ) from error

@@ -45,9 +45,9 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantize_chunk(weight: Tensor) -> tuple[Tensor, Tensor]:
-    exact = weight.abs().amax(dim=1).float() / LEVELS
+    exact = weight.abs().amax(dim=1).double() / LEVELS
     scale = exact.to(weight.dtype)
-    scale = torch.where(scale.float() < exact, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
+    scale = torch.where(scale.double() < exact, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # a row of zeros
     values = (weight.float() / scale.float()[:, None]).round_()
     return values.to(torch.int8), scale

@@ -41,7 +41,8 @@ def load_base(
             on CPUs with AVX512-BF16. The rewritten ones are private copies, faster for a few rows and
             slower for many (one layer of SmolLM2-135M, milliseconds of one thread: 1 row 0.08 against
             0.61, 32 rows 0.8 against 0.7, 512 rows 11 against 1.6), and a training-mode forward through
-            them silently loses most of the gradient. Only for a model that serves and does nothing else.
+            them silently loses most of the gradient; weights that are no multiple of 32 by 64 fail. Only for a
+            model that serves and does nothing else.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(
         directory,

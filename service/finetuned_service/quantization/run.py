@@ -56,9 +56,7 @@ def run(task: QuantizeTask, report: ReportFunction, stop: StopFlag) -> int:
     try:
         with building(output) as scratch:
             encoding = Phase("quantizing", len(plan.stored), report, stop)
-            derived = store_quantized(
-                source, scratch, plan, task.spec.weight_format, name, lambda _done: encoding.advance()
-            )
+            derived = store_quantized(source, scratch, plan, task.spec.weight_format, name, encoding.advance)
             measuring = Phase("measuring", len(windows), report, stop)
             comparison = compare(load_base(source), load_base(scratch), windows, measuring.advance)
             measured = _report(manifest, derived, plan, comparison)

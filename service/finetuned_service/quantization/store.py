@@ -34,7 +34,7 @@ def store_quantized(
     plan: Plan,
     weight_format: WeightFormat,
     name: BaseName,
-    on_module: Callable[[int], None],
+    on_module: Callable[[], None],
 ) -> BaseManifest:
     """Write the quantized base into the empty directory `target`; nothing of it depends on chance.
 
@@ -44,7 +44,7 @@ def store_quantized(
         plan: which modules change format.
         weight_format: one of `FORMATS`.
         name: of the new base.
-        on_module: called after each module with the number encoded so far; may raise to stop.
+        on_module: called after each weight that was encoded; may raise to stop.
     """
     manifest = BaseManifest.model_validate_json((source / MANIFEST_FILE).read_bytes())
     chosen = FORMATS[weight_format]
@@ -71,13 +71,12 @@ def store_quantized(
 
 
 def _encode_all(
-    source: Path, target: Path, plan: Plan, chosen: Format, on_module: Callable[[int], None]
+    source: Path, target: Path, plan: Plan, chosen: Format, on_module: Callable[[], None]
 ) -> torch.dtype:
     """Write model.safetensors; returns the dtype of what was encoded."""
     encoded_weights = {f"{name}.weight": name for name in plan.stored}
     tensors: dict[str, torch.Tensor] = {}
     dtype = torch.get_default_dtype()
-    done = 0
     with safe_open(source / WEIGHTS_FILE, framework="pt") as file:
         for key in sorted(file.keys()):
             tensor: torch.Tensor = file.get_tensor(key)
@@ -87,7 +86,6 @@ def _encode_all(
             dtype = tensor.dtype
             for part, encoded in chosen.encode(tensor).items():
                 tensors[f"{encoded_weights[key]}.{part}"] = encoded
-            done += 1
-            on_module(done)
+            on_module()
         save_file(tensors, target / WEIGHTS_FILE, {"format": "pt"})
     return dtype
