@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, final
 
 from finetuned._calls.call import Call, Kind
-from finetuned.errors import FinetunedError, ResourceExhausted, Unavailable
+from finetuned.errors import DeadlineExceeded, FinetunedError, ResourceExhausted, Unavailable
 
 
 @final
@@ -83,6 +83,7 @@ class Attempts:
     patient: bool = False
     """Goes on until the deadline instead of counting."""
     _failures: int = 0
+    _reason: FinetunedError | None = None
     _started: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -106,7 +107,10 @@ class Attempts:
         Raises:
             FinetunedError: `error` itself, if there is to be no further attempt.
         """
+        if isinstance(error, DeadlineExceeded) and self.patient and self._reason is not None:
+            raise self._reason  # why it took so long says more than that it did
         self._failures += 1
+        self._reason = error
         delay = max(self._backoff_seconds(), error.retry_after_seconds or 0.0)
         counted_out = not self.patient and self._failures >= self.policy.attempts
         if counted_out or delay >= self.remaining_seconds() or not self._worth_repeating(error):

@@ -215,7 +215,7 @@ def test_wait_until_ready_outlasts_a_starting_server(client: Any, fake_server: F
     assert client.wait_until_ready().device == "cpu"
     fake_server.fail("GetServerInfo", starting, times=10_000)
     with pytest.raises(Unavailable, match="starting"):
-        client.wait_until_ready(0.05)
+        client.wait_until_ready(0.3)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -53,6 +53,17 @@ def test_patience_counts_time_only() -> None:
         attempts.delay_seconds(BROKEN)
 
 
+def test_patience_that_ends_says_what_it_waited_for() -> None:
+    over = DeadlineExceeded("over")
+    attempts = Attempts(POLICY, HOUR, patient=True)
+    attempts.delay_seconds(REFUSED)
+    with pytest.raises(Unavailable) as raised:
+        attempts.delay_seconds(over)
+    assert raised.value is REFUSED
+    with pytest.raises(DeadlineExceeded):
+        Attempts(POLICY, HOUR, patient=True).delay_seconds(over)
+
+
 def test_the_service_says_when() -> None:
     later = ResourceExhausted("full", retry_after_seconds=20.0, from_service=True)
     assert Attempts(POLICY, HOUR).delay_seconds(later) == 20.0
