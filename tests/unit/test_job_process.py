@@ -227,6 +227,14 @@ def test_too_much_memory_is_a_report_not_a_kill(tmp_path):
     assert str(failed.error["message"]).endswith("allowed: 200 MB. Lower it")
 
 
+def test_a_tensor_larger_than_the_machine_is_the_users_fault(tmp_path):
+    done = run_python(job("import torch; torch.empty(2**50)"), write_task(tmp_path))
+    failed = reports_of(done)[-1]
+    assert done.returncode == EXIT_FAILED
+    assert isinstance(failed, Failed)
+    assert (failed.fault, failed.error["reason"]) == (Fault.USER, "QUOTA_EXCEEDED")
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"kind": "train"}'])
 def test_a_task_that_cannot_be_read_is_an_exit_code_of_its_own(tmp_path, content):
     (tmp_path / "task.json").write_bytes(content)
