@@ -30,8 +30,14 @@ def show(*events: JobEvent, terminal: bool = False) -> str:
 
 def test_without_a_terminal_a_tenth_is_a_line() -> None:
     told = show(*(progress(step, 200) for step in range(1, 201))).splitlines()
-    assert len(told) == 10
-    assert told[0] == "redact [1]  training 20/200  loss 1.2500  300 tokens/s  ETA 1:23"
+    assert len(told) == 11
+    assert told[1] == "redact [1]  training 20/200  loss 1.2500  300 tokens/s  ETA 1:23"
+
+
+def test_a_phase_without_steps_is_told_once() -> None:
+    storing = Progress("storing", 0, 0, 0.0, 0.0, None, 0.0, 0)
+    told = show(JobEvent(1, None, progress=storing), JobEvent(2, None, progress=storing))
+    assert told == "redact [1]  storing\n"
 
 
 def test_on_a_terminal_there_is_a_bar() -> None:

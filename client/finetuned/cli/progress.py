@@ -74,7 +74,7 @@ class _JobBar:
         self._console = console
         self._label = escape(label)
         self._task: TaskID = bars.add_task(self._label, total=None, phase="", figures="")
-        self._told_tenths = 0
+        self._told = ("", 0)
 
     def show(self, event: JobEvent) -> None:
         match event.body:
@@ -106,9 +106,11 @@ class _JobBar:
             figures=figures,
         )
         tenths = PLAIN_LINES * progress.step // max(progress.total_steps, 1)
-        if not self._console.is_terminal and tenths != self._told_tenths:
-            self._told_tenths = tenths
-            self._say(f"{progress.phase} {progress.step}/{progress.total_steps}  {figures}")
+        told = progress.phase, tenths
+        if not self._console.is_terminal and told != self._told:
+            self._told = told
+            steps = f" {progress.step}/{progress.total_steps}" if progress.total_steps else ""
+            self._say(f"{progress.phase}{steps}{'  ' if figures else ''}{figures}")
 
     def _figures(self, progress: JobProgress) -> str:
         parts = [
@@ -119,4 +121,5 @@ class _JobBar:
         return "  ".join(part for part in parts if part)
 
     def _say(self, text: str) -> None:
-        self._console.print(f"[dim]{self._label}[/dim]  {text}")
+        # One line each in a log; a terminal may wrap them.
+        self._console.print(f"[dim]{self._label}[/dim]  {text}", soft_wrap=not self._console.is_terminal)
