@@ -33,10 +33,15 @@ def make_quantize_task(base: Path, directory: Path, **settings: Any) -> Quantize
     Args:
         base: directory of the source.
         directory: the job's own.
-        settings: of the spec; `text_path` and `memory_budget_bytes` of the task.
+        settings: of the spec; `text_path` of the task; `memory_budget_bytes` and `yield_to_serving` of
+            its limits.
     """
     text_path = settings.pop("text_path", "")
-    memory_budget_bytes = settings.pop("memory_budget_bytes", 4_000_000_000)
+    limits = TaskLimits(
+        threads=1,
+        memory_budget_bytes=settings.pop("memory_budget_bytes", 4_000_000_000),
+        yield_to_serving=settings.pop("yield_to_serving", True),
+    )
     return QuantizeTask(
         job_name="tenants/acme/jobs/j1",
         attempt=1,
@@ -46,5 +51,5 @@ def make_quantize_task(base: Path, directory: Path, **settings: Any) -> Quantize
         text_path=str(text_path),
         work_directory=str(directory / "work"),
         output_directory=str(directory / "output"),
-        limits=TaskLimits(threads=1, memory_budget_bytes=memory_budget_bytes),
+        limits=limits,
     )
