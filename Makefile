@@ -63,7 +63,7 @@ proto-check: .venv-proto/installed ## Generating again must give no difference
 # The light client alone, on the oldest libraries it allows.
 .venv-floor/installed: pyproject.toml tests/floor.txt
 	$(PYTHON) -m venv .venv-floor
-	.venv-floor/bin/pip --disable-pip-version-check --quiet install --constraint tests/floor.txt --editable . pytest pytest-asyncio
+	.venv-floor/bin/pip --disable-pip-version-check --quiet install --constraint tests/floor.txt --editable . pytest pytest-asyncio hypothesis
 	touch $@
 
 floor: .venv-floor/installed ## The client's tests on the oldest libraries it allows, without torch

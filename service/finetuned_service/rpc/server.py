@@ -29,7 +29,7 @@ from finetuned_service.rpc.interceptor import Boundary
 from finetuned_service.rpc.serving import ServingServicer
 from finetuned_service.rpc.tuning import TuningServicer
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
