@@ -7,11 +7,13 @@ import torch
 from finetuned_service.training import attention
 from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.norm import FrozenRmsNorm, replace_norms
 from finetuned_service.training.packing import RowLayout
 from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -146,3 +148,26 @@ def test_loss_without_gradient_keeps_none():
     hidden, head = random(5, 4).detach(), random(11, 4).detach()
     loss = supervised_cross_entropy(hidden, head, torch.arange(5), 1.0)
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_equals_transformers(dtype):
+    theirs = LlamaRMSNorm(16, eps=1e-3).to(dtype).requires_grad_(requires_grad=False)
+    nn.init.normal_(theirs.weight)
+    ours = FrozenRmsNorm(theirs.weight, theirs.variance_epsilon)
+    x = random(2, 5, 16, dtype=dtype)
+    twin = x.detach().clone().requires_grad_()
+    weights = torch.randn(2, 5, 16, dtype=dtype)
+    (ours(x) * weights).sum().backward()
+    (theirs(twin) * weights).sum().backward()
+    assert torch.equal(ours(x), theirs(twin))
+    torch.testing.assert_close(x.grad, twin.grad)
+
+
+def test_only_known_norms_are_replaced():
+    model = nn.ModuleDict(
+        {"known": LlamaRMSNorm(4), "other": nn.RMSNorm(4), "in": nn.Sequential(LlamaRMSNorm(4))}
+    )
+    replace_norms(model)
+    kinds = [type(module).__name__ for module in model.modules() if not list(module.children())]
+    assert kinds == ["FrozenRmsNorm", "RMSNorm", "FrozenRmsNorm"]

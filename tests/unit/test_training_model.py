@@ -10,8 +10,8 @@ from finetuned_service.jobs.memory import memory_report
 from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
-from finetuned_service.training.data import slices
 from finetuned_service.training.model import AdaptedModel, adapt, load_model
+from finetuned_service.training.order import slices
 from finetuned_service.training.packing import pack
 from peft import LoraConfig, get_peft_model
 from tiny_models import ALL_PROJECTIONS, VOCABULARY, save_tiny_base

@@ -1,15 +1,19 @@
 """Runs one TrainJob in a process of its own: `python -m finetuned_service.training TASK.json`.
 
     run.py          the whole job: data, baseline, training, evaluation, result
-    data.py         rows to ids, long rows, the order in which rows are seen
+    data.py         rows to ids, long rows, held-out rows
+    preview.py      the same reading for a job that is being submitted
+    order.py        which rows each step takes
     packing.py      rows of a step as one packed sequence
     model.py        the base, mapped from its file, with LoRA on its linear modules
     lora.py         one linear module with its low-rank update, forward and backward
+    norm.py         RMS norm with a frozen weight
     attention.py    attention within each row of a packed sequence
     loss.py         cross-entropy of supervised tokens only, without all logits in memory
     schedule.py     learning rates, and when to evaluate and to write a checkpoint
     loop.py         the training loop
     checkpoint.py   what a killed process needs to go on exactly
+    questions.py    held-out rows as questions, with and without the baseline's prompt
     evaluate.py     answers of the base and the adapter to held-out rows, by the serving engine
     adapter.py      the result in PEFT's layout
 

@@ -19,6 +19,7 @@ from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.training import attention
 from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.norm import replace_norms
 from finetuned_service.training.packing import PackedRows
 
 
@@ -80,6 +81,7 @@ def adapt(model: Any, settings: LoraSettings, seed: int) -> AdaptedModel:
     """
     model.requires_grad_(requires_grad=False)
     model.eval()
+    replace_norms(model)
     torch.manual_seed(seed)
     layers: nn.Module = model.get_decoder().layers
     inside = {id(module) for module in layers.modules()}
