@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from finetuned_service.bases.int8 import Int8Embedding, Int8Linear, dequantize_rows
-from finetuned_service.bases.load import load_base
-from finetuned_service.bases.manifest import read_manifest
+from finetuned_service.bases.load import load_base, stored_tensors
+from finetuned_service.bases.manifest import canonical_config, read_config, read_manifest
+from finetuned_service.digests import read_safetensors_header, tensors_digest
 from finetuned_service.jobs.values import QuantizeSpec
 from finetuned_service.names import BaseName
 from finetuned_service.quantization.plan import plan_quantization
@@ -169,6 +170,28 @@ def test_eval_forwards_leave_4bit_weights_as_stored_and_gradients_whole(tied, tm
         if "proj" in name:
             assert torch.equal(module.weight.data, stored[f"{name}.weight"]), name
     assert torch.equal(gradient(), before)
+
+
+@pytest.mark.parametrize("weight_format", ["", "INT8", "NF4"])
+def test_the_digest_of_what_is_in_memory_is_the_bases_own(tied, tmp_path, weight_format):
+    base = quantize(tied, tmp_path / "small", weight_format) if weight_format else tied
+    model = load_base(base)
+    readers = stored_tensors(model, base)
+    logits(model)
+    model.model.layers[0].mlp.up_proj = nn.Sequential(model.model.layers[0].mlp.up_proj)  # as sites do
+    tensors = {name: read() for name, read in readers.items()}
+    header = read_safetensors_header(base / "model.safetensors")
+    entries = [
+        (
+            i.name,
+            i.dtype,
+            i.shape,
+            tensors[i.name].detach().contiguous().reshape(-1).view(torch.uint8).numpy(),
+        )
+        for i in header
+    ]
+    digest = tensors_digest(entries, canonical_config(read_config(base)))
+    assert digest == read_manifest(base).digest
 
 
 def test_unquantized_bases_load_as_transformers_loads_them(tied):

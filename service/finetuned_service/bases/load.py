@@ -6,19 +6,21 @@ Importing this module also teaches transformers the `quant_method` of INT8 bases
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear
-from finetuned_service.bases.manifest import read_config
+from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
+from finetuned_service.digests import read_safetensors_header
 
 
 def load_base(
@@ -64,6 +66,33 @@ def _keep_as_stored(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False  # its only switch for repacking
+
+
+def stored_tensors(model: nn.Module, directory: Path) -> dict[str, Callable[[], Tensor]]:
+    """For each tensor of model.safetensors, how to read it from memory: what a digest of the resident
+    base is taken over.
+
+    Ask before modules are wrapped, since the file's names are those of the bare model; the readers keep
+    working afterwards. With `repack_nf4` the values are no longer the file's.
+
+    Args:
+        model: from `load_base`, in the dtype it is stored in.
+        directory: where it was loaded from.
+    """
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for info in read_safetensors_header(directory / WEIGHTS_FILE):
+        module, packed, part = info.name.partition(".weight.")
+        if packed:  # bitsandbytes keeps a 4-bit weight's scales in an object beside it
+            readers[info.name] = partial(_packed_part, model.get_submodule(module), part)
+        else:
+            module, _, attribute = info.name.rpartition(".")
+            readers[info.name] = partial(getattr, model.get_submodule(module), attribute)
+    return readers
+
+
+def _packed_part(linear: Any, part: str) -> Tensor:
+    parts: dict[str, Tensor] = linear.weight.quant_state.as_dict(packed=True)
+    return parts[part]
 
 
 class Int8Config(QuantizationConfigMixin):
