@@ -30,6 +30,7 @@ from finetuned_service.errors import FinetunedError, StartRefused
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
 from finetuned_service.jobs.publish import Publisher
+from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
 from finetuned_service.jobs.task import TaskLimits
@@ -165,7 +166,7 @@ class Server:
                 lease_seconds=settings.lease_seconds,
                 grace_seconds=settings.shutdown_grace_seconds,
             ),
-            self._jobs,
+            JobQueue(database),
             Assignments(
                 bases=bases,
                 datasets=datasets,

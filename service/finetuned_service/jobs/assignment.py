@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,24 +23,16 @@ class Assignments:
     registry: AdapterRegistry
     limits: TaskLimits
 
-    def base_directory(self, base: str) -> Path:
-        """Where a base lies.
-
-        Raises:
-            NotFound: if it has been deleted.
-        """
-        name = BaseName.parse(base, "base")
-        self.bases.get(name)
-        return self.bases.path(name)
-
     def task_for(self, job: Job, directory: Path) -> TrainTask | QuantizeTask:
         """The task of one attempt; `directory` is the job's own.
+
+        The work of earlier attempts is kept, what they may have left as output is not.
 
         Raises:
             NotFound: something that the job needs has been deleted.
         """
-        work = directory / "work"
-        work.mkdir(parents=True, exist_ok=True)
+        (directory / "work").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(directory / "output", ignore_errors=True)
         if isinstance(job.spec, TrainSpec):
             return self._train(job, job.spec, directory)
         return self._quantize(job, job.spec, directory)
@@ -47,41 +40,46 @@ class Assignments:
     def _train(self, job: Job, spec: TrainSpec, directory: Path) -> TrainTask:
         rows = self._dataset(spec.dataset)
         held_out = self._dataset(spec.eval_dataset) if spec.eval_dataset else None
+        base = BaseName.parse(spec.base, "base")
+        base_digest = self.bases.get(base).digest
         return TrainTask(
             job_name=job.name,
             attempt=job.attempt,
             spec=spec,
-            base_directory=str(self.base_directory(spec.base)),
-            base_digest=self.bases.get(BaseName.parse(spec.base)).digest,
+            base_directory=str(self.bases.path(base)),
+            base_digest=base_digest,
             train_path=str(rows.path),
             train_digest=rows.digest,
             eval_path=str(held_out.path) if held_out else "",
             eval_digest=held_out.digest if held_out else "",
-            incumbent_directory=self._incumbent(job, spec),
+            incumbent_directory=self._incumbent(job, spec, base_digest),
             work_directory=str(directory / "work"),
             output_directory=str(directory / "output"),
             limits=self.limits,
         )
 
     def _quantize(self, job: Job, spec: QuantizeSpec, directory: Path) -> QuantizeTask:
+        base = BaseName.parse(spec.base, "base")
         return QuantizeTask(
             job_name=job.name,
             attempt=job.attempt,
             spec=spec,
-            base_directory=str(self.base_directory(spec.base)),
-            base_digest=self.bases.get(BaseName.parse(spec.base)).digest,
+            base_directory=str(self.bases.path(base)),
+            base_digest=self.bases.get(base).digest,
             text_path=str(self._dataset(spec.dataset).path) if spec.dataset else "",
             work_directory=str(directory / "work"),
             output_directory=str(directory / "output"),
             limits=self.limits,
         )
 
-    def _incumbent(self, job: Job, spec: TrainSpec) -> str:
+    def _incumbent(self, job: Job, spec: TrainSpec, base_digest: str) -> str:
+        """Where the version lies that `promote_if` compares with; "" if there is none for this base."""
         if spec.promote_if is None:
             return ""
         adapter = AdapterSelector.parse(spec.adapter, "adapter").adapter
         current = self.registry.current(job.tenant, adapter, spec.promote_if.alias)
-        return str(current.directory) if current else ""
+        fits = current is not None and current.manifest.base_digest == base_digest
+        return str(current.directory) if current is not None and fits else ""
 
     def _dataset(self, name: str) -> Dataset:
         parsed = ResourceName.parse(name, "datasets", "dataset")

@@ -17,19 +17,13 @@ from finetuned_service.adapters.files import AdapterFacts, BaseGeometry, check_a
 from finetuned_service.adapters.manifest import AdapterManifest, Lineage
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
-from finetuned_service.bases.manifest import read_manifest, write_manifest
-from finetuned_service.jobs.task import QuantizeFinished, TrainFinished
-from finetuned_service.jobs.values import (
-    Job,
-    PromoteIf,
-    QuantizeResult,
-    QuantizeSpec,
-    TrainResult,
-    TrainSpec,
-)
+from finetuned_service.bases.manifest import MANIFEST_FILE, BaseManifest, read_manifest
+from finetuned_service.errors import AlreadyExists, NotFound
+from finetuned_service.jobs.promotion import decide
+from finetuned_service.jobs.task import QuantizeFinished, QuantizeTask, TrainFinished, TrainTask
+from finetuned_service.jobs.values import Job, QuantizeResult, TrainResult, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName
-from finetuned_service.storage.files import publish_directory
-from finetuned_service.vocabulary import Metric
+from finetuned_service.storage.files import publish_directory, sync_files, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +34,40 @@ class Publisher:
     bases: BaseCatalog
     max_rank: int
 
-    def train(
-        self, job: Job, spec: TrainSpec, finished: TrainFinished, output: Path, base_directory: Path
-    ) -> Callable[[Connection, Job], Job]:
+    def train(self, job: Job, task: TrainTask, finished: TrainFinished) -> Callable[[Connection, Job], Job]:
         """Check the files now; the returned step records everything in the caller's transaction.
 
         Raises:
             InvalidAdapterFiles: if the job process wrote what an import would refuse.
         """
-        geometry = BaseGeometry.of_directory(base_directory)
+        output = Path(task.output_directory)
+        geometry = BaseGeometry.of_directory(Path(task.base_directory))
         facts = check_adapter(output, geometry, self.max_rank)
         spell_out_config(output)
-        selector = AdapterSelector.parse(spec.adapter, "adapter")
+        # Here and not inside the transaction, which others wait for.
+        sync_files(output)
+        adapter, wanted = AdapterSelector.parse(task.spec.adapter, "adapter").adapter, task.spec.promote_if
 
         def record(connection: Connection, current: Job) -> Job:
+            # Read before the version is added: the first one becomes `default` by itself.
+            incumbent = (
+                self.registry.current_in(connection, job.tenant, adapter, wanted.alias) if wanted else None
+            )
             version = self.registry.add_version(
                 connection,
                 job.tenant,
-                selector.adapter,
+                adapter,
                 output,
-                lambda name: _manifest(name, current, spec, finished, facts, geometry),
+                lambda name: _manifest(name, current, task.spec, finished, facts, geometry),
             )
-            promoted, why = _decide(spec.promote_if, finished)
-            if promoted and spec.promote_if is not None:
-                self.registry.promote(
-                    connection, job.tenant, selector.adapter, spec.promote_if.alias, version.version
-                )
+            promotion = decide(wanted, task, finished, incumbent)
+            if wanted and promotion.moves:
+                self.registry.promote(connection, job.tenant, adapter, wanted.alias, version.version)
             result = TrainResult(
                 version=version.name,
                 digest=facts.digest,
-                promoted=promoted,
-                promotion=why,
+                promoted=promotion.moves,
+                promotion=promotion.why,
                 stopped_early=finished.stopped_early,
             )
             return current.model_copy(update={"result": result})
@@ -78,24 +75,54 @@ class Publisher:
         return record
 
     def quantize(
-        self, job: Job, spec: QuantizeSpec, finished: QuantizeFinished, output: Path
+        self, job: Job, task: QuantizeTask, finished: QuantizeFinished
     ) -> Callable[[Connection, Job], Job]:
-        """The new base belongs to the job's tenant; one that the gate refused is not kept."""
-        name = BaseName(spec.output_base_id, job.tenant)
+        """The new base belongs to the job's tenant; one that the gate refused is not kept.
+
+        Raises:
+            AlreadyExists: by the returned step too; another base has taken the name meanwhile.
+        """
+        output, name = Path(task.output_directory), BaseName(task.spec.output_base_id, job.tenant)
         if not finished.accepted:
             result = QuantizeResult(base="", digest="", report=finished.report)
             return lambda _connection, current: current.model_copy(update={"result": result})
-        manifest = read_manifest(output).model_copy(update={"name": str(name)})
-        write_manifest(output, manifest)
+        manifest = self._named(output, name)
+        result = QuantizeResult(base=str(name), digest=manifest.digest, report=finished.report)
 
         def record(_connection: Connection, current: Job) -> Job:
+            self._refuse_other(name, manifest.digest)
             final = self.bases.path(name)
             final.parent.mkdir(parents=True, exist_ok=True)
             publish_directory(output, final)
-            result = QuantizeResult(base=str(name), digest=manifest.digest, report=finished.report)
             return current.model_copy(update={"result": result})
 
         return record
+
+    def _named(self, output: Path, name: BaseName) -> BaseManifest:
+        """The manifest of the new base, under its name; found in its place if a try before this one,
+        whose record was lost, has moved it there.
+        """
+        if not output.exists():
+            return self.bases.get(name)
+        manifest = read_manifest(output)
+        if manifest.name != str(name):
+            manifest = manifest.model_copy(update={"name": str(name)})
+            # Replaced, not written to: the job process has made its files read-only.
+            write_atomically(output / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+        sync_files(output)
+        return manifest
+
+    def _refuse_other(self, name: BaseName, digest: str) -> None:
+        try:
+            found = self.bases.get(name)
+        except NotFound:
+            return
+        if found.digest != digest:
+            raise AlreadyExists(
+                f"{name} was made by somebody else while the job ran; bases never change: choose another "
+                "output_base_id",
+                metadata={"resource": str(name)},
+            )
 
 
 def _manifest(
@@ -125,28 +152,3 @@ def _manifest(
         size_bytes=facts.size_bytes,
         create_time=datetime.now(UTC),
     )
-
-
-def _decide(wanted: PromoteIf | None, finished: TrainFinished) -> tuple[bool, str]:
-    """Whether `promote_if` moves the alias, and the sentence that says why."""
-    if wanted is None:
-        return False, ""
-    new = _metric(finished.metrics, wanted.metric)
-    if new is None:
-        return False, f"not moved: {wanted.metric} was not measured"
-    sign = 1 if new.higher_is_better else -1
-    if wanted.minimum is not None and sign * new.value < sign * wanted.minimum:
-        bound = "below" if sign > 0 else "above"
-        return False, f"not moved: {wanted.metric} {new.value:.4g} is {bound} {wanted.minimum:.4g}"
-    old = _metric(finished.incumbent_metrics, wanted.metric)
-    if wanted.better_than_current and old is not None and sign * new.value <= sign * old.value:
-        return (
-            False,
-            f"not moved: {wanted.metric} {new.value:.4g} does not beat {old.value:.4g} of the current version",
-        )
-    beaten = f", the version before has {old.value:.4g}" if old is not None else ""
-    return True, f"{wanted.alias} moved: {wanted.metric} {new.value:.4g}{beaten}"
-
-
-def _metric(metrics: tuple[Metric, ...], name: str) -> Metric | None:
-    return next((metric for metric in metrics if metric.name == name), None)

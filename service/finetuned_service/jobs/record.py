@@ -19,6 +19,9 @@ JobReport = (
 )
 """Everything that a job process can say (`task.Report`)."""
 
+MAX_CHECKPOINTS = 100
+"""The newest that the record tells of, and the best: it is written anew with every batch of reports."""
+
 
 def apply_reports(job: Job, reports: Iterable[JobReport]) -> Job:
     """The record after the reports; pure."""
@@ -37,7 +40,7 @@ def _apply(job: Job, report: JobReport) -> Job:
                 for checkpoint in job.checkpoints
                 if checkpoint.step != report.step
             ]
-            return job.model_copy(update={"checkpoints": (*kept, report)})
+            return job.model_copy(update={"checkpoints": _newest_and_best((*kept, report))})
         case EvaluationFinished(subject="baseline"):
             return job.model_copy(update={"baseline_metrics": report.metrics})
         case EvaluationFinished(subject="incumbent"):
@@ -61,6 +64,11 @@ def _apply(job: Job, report: JobReport) -> Job:
             return job.model_copy(update={"error": report.error, "fault": report.fault})
         case EvaluationFinished() | Notice() | QuantizeFinished():
             return job
+
+
+def _newest_and_best(checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+    newest = checkpoints[-MAX_CHECKPOINTS:]
+    return (*(old for old in checkpoints[:-MAX_CHECKPOINTS] if old.best), *newest)
 
 
 def events_of(reports: Sequence[JobReport]) -> list[EventBody]:

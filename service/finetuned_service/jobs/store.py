@@ -1,32 +1,28 @@
-"""The durable store of jobs: the only writer of their state, events and leases.
+"""The durable store of jobs as callers see it: create, look, watch, cancel.
 
-A worker holds a job by a lease with an epoch that only rises. Everything a worker writes names its
-epoch and is refused (`LeaseLost`) once another has taken over, so a worker that was stopped for a
-while and comes back can neither publish twice nor overwrite.
+Workers have a side of their own (`jobs/queue.py`); both write through `jobs/rows.py`, which knows the
+legal transitions.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, func, insert, select
 
-from finetuned_service.errors import JobStateConflict, NotFound, OutOfRange
-from finetuned_service.jobs.values import (
-    NEXT_STATES,
-    EventBody,
-    Job,
-    JobEvent,
-    JobState,
-    StateChanged,
-    StateReason,
-    TrainSpec,
+from finetuned_service.errors import NotFound, OutOfRange, QueueFull
+from finetuned_service.jobs.rows import (
+    HELD_STATES,
+    UNFINISHED_STATES,
+    append_events,
+    load_job,
+    move_job,
+    parse_event,
 )
+from finetuned_service.jobs.values import Job, JobEvent, JobState, StateChanged, StateReason, TrainSpec
 from finetuned_service.names import ResourceName
 from finetuned_service.storage import idempotency
 from finetuned_service.storage.database import Database
@@ -34,25 +30,7 @@ from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
 from finetuned_service.storage.schema import job_events, jobs
 
-HELD_STATES = (JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING)
-"""States in which a worker holds the lease."""
-UNFINISHED_STATES = tuple(state for state in JobState if not state.final)
-
-
-_BODY: TypeAdapter[EventBody] = TypeAdapter(EventBody)
-
-
-class LeaseLost(Exception):
-    """Another worker has taken the job over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One worker's hold on one job."""
-
-    job_id: str
-    owner: str
-    epoch: int
+FULL_RETRY_AFTER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +40,24 @@ class JobFilter:
     adapter: str = ""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 class JobStore:
     """Jobs and their events. Every method is one transaction."""
 
-    def __init__(self, database: Database, max_events: int = 10_000) -> None:
-        """`max_events` of a job are kept; older ones are trimmed."""
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._max_events = max_events
 
-    def create(self, job: Job, request: RequestKey) -> Job:
-        """Store a new QUEUED job under a fresh id, or return the one this request made before."""
+    def create(self, job: Job, request: RequestKey, *, max_unfinished: int | None = None) -> Job:
+        """Store a new QUEUED job under a fresh id, or return the one this request made before.
+
+        Raises:
+            QueueFull: the tenant has `max_unfinished` unfinished jobs.
+        """
         with self._database.begin() as connection:
             made = idempotency.recall(connection, request, time.time())
             if made is not None:
-                return self._load(connection, ResourceName.parse(made, "jobs"))
+                return load_job(connection, ResourceName.parse(made, "jobs"))
+            if max_unfinished is not None:
+                _refuse_full(connection, job.tenant, max_unfinished)
             kind = job.spec.kind
             job = job.model_copy(update={"id": f"{kind}-{secrets.token_hex(5)}"})
             connection.execute(
@@ -98,19 +76,28 @@ class JobStore:
                     lease_until=0.0,
                 )
             )
-            job = _append(connection, job, [StateChanged(state=job.state, attempt=job.attempt)])
+            job = append_events(connection, job, [StateChanged(state=job.state, attempt=job.attempt)])
             idempotency.remember(connection, request, job.name, time.time())
             return job
 
     def made_by(self, request: RequestKey) -> Job | None:
         """The job that this request made before, or None."""
-        with self._database.begin() as connection:
+        with self._database.read() as connection:
             made = idempotency.recall(connection, request, time.time())
-            return None if made is None else self._load(connection, ResourceName.parse(made, "jobs"))
+            return None if made is None else load_job(connection, ResourceName.parse(made, "jobs"))
+
+    def refuse_full(self, tenant: str, max_unfinished: int) -> None:
+        """Say early what `create` would say late.
+
+        Raises:
+            QueueFull: the tenant has `max_unfinished` unfinished jobs.
+        """
+        with self._database.read() as connection:
+            _refuse_full(connection, tenant, max_unfinished)
 
     def get(self, tenant: str, job_id: str) -> Job:
         with self._database.read() as connection:
-            return self._load(connection, ResourceName(tenant, "jobs", job_id))
+            return load_job(connection, ResourceName(tenant, "jobs", job_id))
 
     def list(self, tenant: str, wanted: JobFilter, page: PageRequest) -> Page[Job]:
         """Newest first."""
@@ -162,7 +149,7 @@ class JobStore:
                 .order_by(job_events.c.number)
                 .limit(limit)
             ).all()
-        return [_event(row) for row in rows]
+        return [parse_event(row) for row in rows]
 
     def event_page(self, tenant: str, job_id: str, page: PageRequest) -> Page[JobEvent]:
         """Events, oldest first."""
@@ -176,98 +163,11 @@ class JobStore:
             JobStateConflict: if it is finished.
         """
         with self._database.begin() as connection:
-            job = self._load(connection, ResourceName(tenant, "jobs", job_id))
+            job = load_job(connection, ResourceName(tenant, "jobs", job_id), to_change=True)
             if job.state is JobState.CANCELLING:
                 return job
             target = JobState.CANCELLING if job.state in HELD_STATES else JobState.CANCELLED
-            return _move(connection, job, target, StateReason.USER)
-
-    def claim(self, owner: str, lease_seconds: float) -> tuple[Job, Lease] | None:
-        """Take the oldest QUEUED job, or None if there is none."""
-        with self._database.begin() as connection:
-            row = connection.execute(
-                select(jobs.c.document, jobs.c.lease_epoch)
-                .where(jobs.c.state == JobState.QUEUED)
-                .order_by(jobs.c.sequence)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            ).one_or_none()
-            if row is None:
-                return None
-            job = Job.model_validate_json(row.document)
-            lease = Lease(job.id, owner, int(row.lease_epoch) + 1)
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job.id)
-                .values(lease_owner=owner, lease_epoch=lease.epoch, lease_until=time.time() + lease_seconds)
-            )
-            if job.start_time is None:
-                job = job.model_copy(update={"start_time": _now()})
-            return _move(connection, job, JobState.RUNNING, StateReason.NONE), lease
-
-    def renew(self, lease: Lease, lease_seconds: float) -> JobState:
-        """Keep the lease, and learn whether the job is to be stopped."""
-        with self._database.begin() as connection:
-            job = self._held(connection, lease)
-            connection.execute(
-                update(jobs).where(jobs.c.id == lease.job_id).values(lease_until=time.time() + lease_seconds)
-            )
-            return job.state
-
-    def record(self, lease: Lease, change: Callable[[Job], Job], bodies: Sequence[EventBody]) -> Job:
-        """Apply a change to the job's record and append its events, under the lease."""
-        with self._database.begin() as connection:
-            job = _append(connection, change(self._held(connection, lease)), bodies)
-            self._trim(connection, job)
-            return job
-
-    def release(
-        self,
-        lease: Lease,
-        state: JobState,
-        *,
-        reason: StateReason = StateReason.NONE,
-        change: Callable[[Job], Job] = lambda job: job,
-        also: Callable[[Connection, Job], Job] = lambda _connection, job: job,
-    ) -> Job:
-        """End the hold on a job, in one transaction with what `also` publishes.
-
-        A job that was to be cancelled and is given back ends as CANCELLED.
-        """
-        with self._database.begin() as connection:
-            job = change(self._held(connection, lease))
-            job = also(connection, job)
-            if job.state is JobState.CANCELLING and state is JobState.QUEUED:
-                state, reason = JobState.CANCELLED, StateReason.USER
-            connection.execute(
-                update(jobs).where(jobs.c.id == lease.job_id).values(lease_owner="", lease_until=0.0)
-            )
-            return _move(connection, job, state, reason)
-
-    def recover(self) -> int:
-        """Give back every job whose worker let its lease run out; returns how many."""
-        with self._database.begin() as connection:
-            rows = connection.execute(
-                select(jobs.c.document).where(
-                    and_(jobs.c.state.in_(HELD_STATES), jobs.c.lease_until < time.time())
-                )
-            ).all()
-            for row in rows:
-                job = Job.model_validate_json(row.document)
-                # The epoch rises so that the lost worker, should it come back, is refused.
-                connection.execute(
-                    update(jobs).where(jobs.c.id == job.id).values(lease_epoch=jobs.c.lease_epoch + 1)
-                )
-                if job.state is JobState.CANCELLING:
-                    _move(connection, job, JobState.CANCELLED, StateReason.USER)
-                else:
-                    _move(connection, job, JobState.QUEUED, StateReason.WORKER_LOST)
-            return len(rows)
-
-    def expire(self, owner: str) -> None:
-        """Let the leases of an owner that is known to be dead run out now."""
-        with self._database.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.lease_owner == owner).values(lease_until=0.0))
+            return move_job(connection, job, target, StateReason.USER)
 
     def uses_dataset(self, tenant: str, dataset_id: str) -> str:
         """The name of an unfinished job that uses the dataset, or ''."""
@@ -290,45 +190,25 @@ class JobStore:
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state, for metrics."""
         counts = {str(state): 0 for state in JobState}
+        query = select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state)
         with self._database.read() as connection:
-            for row in connection.execute(select(jobs.c.state)):
-                counts[row.state] += 1
+            counts.update({row.state: row.jobs for row in connection.execute(query)})
         return counts
 
-    def unfinished(self, tenant: str) -> int:
-        with self._database.read() as connection:
-            query = select(jobs.c.id).where(
-                jobs.c.tenant == tenant, or_(*(jobs.c.state == state for state in UNFINISHED_STATES))
-            )
-            return len(connection.execute(query).all())
 
-    def _trim(self, connection: Connection, job: Job) -> None:
-        first = job.last_event - self._max_events + 1
-        if first > 1:
-            connection.execute(
-                delete(job_events).where(job_events.c.job_id == job.id, job_events.c.number < first)
-            )
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(first_event=first))
-
-    def _load(self, connection: Connection, name: ResourceName) -> Job:
-        document = connection.scalar(
-            select(jobs.c.document)
-            .where(jobs.c.tenant == name.tenant, jobs.c.id == name.id)
-            .with_for_update()
+def _refuse_full(connection: Connection, tenant: str, max_unfinished: int) -> None:
+    unfinished = connection.scalar(
+        select(func.count())
+        .select_from(jobs)
+        .where(jobs.c.tenant == tenant, jobs.c.state.in_(UNFINISHED_STATES))
+    )
+    if unfinished is not None and unfinished >= max_unfinished:
+        raise QueueFull(
+            f"{unfinished} jobs of the tenant are unfinished; allowed: {max_unfinished}. Wait for one to "
+            "end, or cancel one",
+            metadata={"limit": str(max_unfinished), "subject": f"tenants/{tenant}"},
+            retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
         )
-        if document is None:
-            raise NotFound.resource(str(name))
-        return Job.model_validate_json(document)
-
-    def _held(self, connection: Connection, lease: Lease) -> Job:
-        row = connection.execute(
-            select(jobs.c.document, jobs.c.lease_epoch, jobs.c.lease_owner)
-            .where(jobs.c.id == lease.job_id)
-            .with_for_update()
-        ).one_or_none()
-        if row is None or (row.lease_epoch, row.lease_owner) != (lease.epoch, lease.owner):
-            raise LeaseLost(lease.job_id)
-        return Job.model_validate_json(row.document)
 
 
 def _adapter_id(job: Job) -> str:
@@ -340,47 +220,3 @@ def _dataset_ids(job: Job) -> list[str]:
     if isinstance(job.spec, TrainSpec):
         names.append(job.spec.eval_dataset)
     return [name.rsplit("/", 1)[-1] for name in names if name]
-
-
-def _move(connection: Connection, job: Job, state: JobState, reason: StateReason) -> Job:
-    if state not in NEXT_STATES[job.state]:
-        allowed = ", ".join(sorted(NEXT_STATES[job.state])) or "none: it is finished"
-        raise JobStateConflict(
-            f"{job.name} is {job.state} and cannot become {state}; possible next states: {allowed}",
-            metadata={"state": job.state},
-        )
-    changes: dict[str, object] = {"state": state, "state_reason": reason}
-    if state.final:
-        changes["end_time"] = _now()
-    if (job.state, state) == (JobState.RUNNING, JobState.QUEUED) and reason is StateReason.WORKER_LOST:
-        changes["attempt"] = job.attempt + 1
-    job = job.model_copy(update=changes)
-    return _append(connection, job, [StateChanged(state=state, reason=reason, attempt=job.attempt)])
-
-
-def _append(connection: Connection, job: Job, bodies: Sequence[EventBody]) -> Job:
-    """Write the job's record with new events; the caller has read the record in this transaction."""
-    now = time.time()
-    rows = [
-        {"job_id": job.id, "number": job.last_event + i, "time": now, "body": body.model_dump_json()}
-        for i, body in enumerate(bodies, start=1)
-    ]
-    if rows:
-        connection.execute(insert(job_events), rows)
-    job = job.model_copy(update={"last_event": job.last_event + len(rows)})
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job.id)
-        .values(state=job.state, last_event=job.last_event, document=job.model_dump_json())
-    )
-    return job
-
-
-def _event(row: Row[tuple[object, ...]]) -> JobEvent:
-    return JobEvent.model_validate(
-        {
-            "number": row.number,
-            "time": datetime.fromtimestamp(row.time, UTC),
-            "body": _BODY.validate_json(row.body),
-        }
-    )

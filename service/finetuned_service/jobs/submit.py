@@ -16,7 +16,6 @@ from finetuned_service.errors import (
     AlreadyExists,
     InvalidField,
     NotFound,
-    QueueFull,
     Unimplemented,
 )
 from finetuned_service.jobs.resolve import BaseFacts, resolve_train
@@ -54,6 +53,9 @@ class Submission:
         made = None if validate_only else self.store.made_by(request)
         if made is not None:
             return made
+        if not validate_only:
+            # Early, before all rows are read; `create` has the last word.
+            self.store.refuse_full(tenant, self.max_unfinished_jobs)
         adapter = AdapterSelector.parse(spec.adapter, "spec.adapter")
         if adapter.tenant != tenant or adapter.version is not None or adapter.alias is not None:
             raise InvalidField.one(
@@ -66,7 +68,7 @@ class Submission:
         held_out = (
             self._dataset(tenant, spec.eval_dataset, "spec.eval_dataset") if spec.eval_dataset else None
         )
-        base = self._trainable_base(spec.base)
+        base = self._trainable_base(tenant, spec.base)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(
             spec.model_copy(update={"base": str(base)}),
@@ -94,7 +96,7 @@ class Submission:
         if made is not None:
             return made
         check_id(spec.output_base_id, "spec.output_base_id")
-        source = self._base(spec.base)
+        source = self._base(tenant, spec.base)
         manifest = self.bases.get(source)
         if manifest.weight_format not in {WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16}:
             raise InvalidField.one(
@@ -120,15 +122,7 @@ class Submission:
         )
 
     def _queue(self, job: Job, request: RequestKey) -> Job:
-        unfinished = self.store.unfinished(job.tenant)
-        if unfinished >= self.max_unfinished_jobs:
-            raise QueueFull(
-                f"{unfinished} jobs of the tenant are unfinished; allowed: {self.max_unfinished_jobs}. Wait "
-                "for one to end, or cancel one",
-                metadata={"limit": str(self.max_unfinished_jobs), "subject": f"tenants/{job.tenant}"},
-                retry_after_seconds=30.0,
-            )
-        return self.store.create(job, request)
+        return self.store.create(job, request, max_unfinished=self.max_unfinished_jobs)
 
     def _job(self, tenant: str, spec: Spec, display_name: str) -> Job:
         return Job(
@@ -146,13 +140,15 @@ class Submission:
             raise NotFound.resource(name)
         return self.datasets.get(parsed.tenant, parsed.id)
 
-    def _base(self, name: str) -> BaseName:
+    def _base(self, tenant: str, name: str) -> BaseName:
         base = BaseName.parse(name, "spec.base") if name else self.resident_base
+        if base.tenant not in {None, tenant}:
+            raise NotFound.resource(name)
         self.bases.get(base)
         return base
 
-    def _trainable_base(self, name: str) -> BaseName:
-        base = self._base(name)
+    def _trainable_base(self, tenant: str, name: str) -> BaseName:
+        base = self._base(tenant, name)
         weight_format = self.bases.get(base).weight_format
         if weight_format not in {WeightFormat.FP32, WeightFormat.BF16}:
             raise Unimplemented.feature(f"training on a {weight_format} base", "FP32 and BF16 bases")

@@ -1,0 +1,82 @@
+"""Keeps a worker's lease while the worker is busy: files are checked and synced, processes wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from finetuned_service.errors import FinetunedError
+from finetuned_service.jobs.queue import JobQueue
+from finetuned_service.jobs.rows import Lease, LeaseLost
+from finetuned_service.jobs.values import JobState
+from finetuned_service.telemetry.logs import logger
+
+_LONGEST_INTERVAL_SECONDS = 1.0
+"""Between renewals: each is also how a cancelled job is noticed."""
+_LOG = logger("jobs")
+
+
+class LeaseKeeper:
+    """Renews a lease from a thread of its own, as long as its block runs.
+
+    A store that fails for a moment is tried again until the lease must have run out: from then on
+    another worker may have the job, and this one has lost it.
+    """
+
+    def __init__(self, queue: JobQueue, lease: Lease, lease_seconds: float) -> None:
+        """`lease` was claimed just now, for `lease_seconds`."""
+        self.lease = lease
+        self._queue = queue
+        self._lease_seconds = lease_seconds
+        self._good_until = time.monotonic() + lease_seconds
+        self._taken = threading.Event()
+        self._cancelling = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.job_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    @property
+    def cancelling(self) -> bool:
+        """The job is to be stopped."""
+        return self._cancelling.is_set()
+
+    @property
+    def lost(self) -> bool:
+        """The job is, or may be, another worker's."""
+        return self._taken.is_set() or time.monotonic() >= self._good_until
+
+    def refuse_lost(self) -> None:
+        """Say so if the lease is lost.
+
+        Raises:
+            LeaseLost: it is.
+        """
+        if self.lost:
+            raise LeaseLost(self.lease.job_id)
+
+    def _keep(self) -> None:
+        interval = min(_LONGEST_INTERVAL_SECONDS, self._lease_seconds / 4)
+        while not self._closed.wait(interval):
+            asked = time.monotonic()
+            try:
+                job = self._queue.renew(self.lease, self._lease_seconds)
+            except LeaseLost:
+                self._taken.set()
+                return
+            except FinetunedError as error:
+                _LOG.warning("lease_not_renewed", job=self.lease.job_id, message=error.message)
+                continue
+            self._good_until = asked + self._lease_seconds
+            if job.state is JobState.CANCELLING:
+                self._cancelling.set()

@@ -1,0 +1,180 @@
+"""The durable store of jobs as workers see it: claims, leases, and what is written under them.
+
+A worker holds a job by a lease with an epoch that only rises. Everything a worker writes names its
+epoch and is refused (`LeaseLost`) once another has taken over, so a worker that was stopped for a
+while and comes back can neither publish twice nor overwrite.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, Connection, and_, select, update
+
+from finetuned_service.errors import Internal
+from finetuned_service.jobs.rows import (
+    HELD_STATES,
+    UNFINISHED_STATES,
+    Lease,
+    append_events,
+    held_job,
+    move_job,
+    trim_events,
+)
+from finetuned_service.jobs.values import EventBody, Fault, Job, JobState, StateReason
+from finetuned_service.storage.database import Database
+from finetuned_service.storage.schema import jobs
+
+
+def _unchanged(job: Job) -> Job:
+    return job
+
+
+def _nothing(_connection: Connection, job: Job) -> Job:
+    return job
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a worker leaves a job; written in one transaction."""
+
+    state: JobState
+    reason: StateReason = StateReason.NONE
+    change: Callable[[Job], Job] = _unchanged
+    """Of the job's record."""
+    bodies: tuple[EventBody, ...] = ()
+    """The last events before that of the new state."""
+    also: Callable[[Connection, Job], Job] = _nothing
+    """What is published with it; returns the record with the result."""
+
+
+class JobQueue:
+    """Jobs to be run. Every method is one transaction."""
+
+    def __init__(self, database: Database, max_events: int = 10_000) -> None:
+        """`max_events` of a job are kept; older ones are trimmed."""
+        self._database = database
+        self._max_events = max_events
+
+    def claim(self, owner: str, lease_seconds: float) -> tuple[Job, Lease] | None:
+        """Take the oldest QUEUED job, or None if there is none."""
+        if not self._any(jobs.c.state == JobState.QUEUED):
+            return None
+        with self._database.begin() as connection:
+            row = connection.execute(
+                select(jobs.c.document, jobs.c.lease_epoch)
+                .where(jobs.c.state == JobState.QUEUED)
+                .order_by(jobs.c.sequence)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).one_or_none()
+            if row is None:
+                return None
+            job = Job.model_validate_json(row.document)
+            lease = Lease(job.id, owner, int(row.lease_epoch) + 1)
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job.id)
+                .values(lease_owner=owner, lease_epoch=lease.epoch, lease_until=time.time() + lease_seconds)
+            )
+            # What an attempt before this one has found wrong is over.
+            changes: dict[str, object] = {"error": None, "fault": None}
+            if job.start_time is None:
+                changes["start_time"] = datetime.now(UTC)
+            job = job.model_copy(update=changes)
+            return move_job(connection, job, JobState.RUNNING, StateReason.NONE), lease
+
+    def renew(self, lease: Lease, lease_seconds: float) -> Job:
+        """Keep the lease, and learn what has become of the job."""
+        with self._database.begin() as connection:
+            job = held_job(connection, lease)
+            connection.execute(
+                update(jobs).where(jobs.c.id == lease.job_id).values(lease_until=time.time() + lease_seconds)
+            )
+            return job
+
+    def record(self, lease: Lease, change: Callable[[Job], Job], bodies: Sequence[EventBody]) -> Job:
+        """Apply a change to the job's record and append its events, under the lease."""
+        with self._database.begin() as connection:
+            job = append_events(connection, change(held_job(connection, lease)), bodies)
+            trim_events(connection, job, self._max_events)
+            return job
+
+    def release(self, lease: Lease, ending: Ending) -> Job:
+        """End the hold on a job.
+
+        A job that was to be cancelled or paused and is given back ends as CANCELLED or PAUSED.
+        """
+        with self._database.begin() as connection:
+            job = ending.change(held_job(connection, lease))
+            job = append_events(connection, ending.also(connection, job), ending.bodies)
+            state, reason = ending.state, ending.reason
+            if state is JobState.QUEUED:
+                state, reason = _given_back(job, reason)
+            return _let_go(connection, job, state, reason)
+
+    def recover(self, max_attempts: int) -> int:
+        """Give back every job whose worker let its lease run out; returns how many.
+
+        The last of `max_attempts` fails: what ends its worker each time would do so for ever.
+        """
+        lost = and_(jobs.c.state.in_(HELD_STATES), jobs.c.lease_until < time.time())
+        if not self._any(lost):
+            return 0
+        with self._database.begin() as connection:
+            rows = connection.execute(select(jobs.c.document).where(lost).with_for_update()).all()
+            for row in rows:
+                job = Job.model_validate_json(row.document)
+                # The epoch rises so that the lost worker, should it come back, is refused.
+                connection.execute(
+                    update(jobs).where(jobs.c.id == job.id).values(lease_epoch=jobs.c.lease_epoch + 1)
+                )
+                state, reason = _given_back(job, StateReason.WORKER_LOST)
+                if state is JobState.QUEUED and job.attempt >= max_attempts:
+                    state, job = JobState.FAILED, _lost_too_often(job)
+                _let_go(connection, job, state, reason)
+            return len(rows)
+
+    def expire(self, owner: str) -> None:
+        """Let the leases of an owner that is known to be dead run out now."""
+        with self._database.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.lease_owner == owner).values(lease_until=0.0))
+
+    def finished(self, job_ids: Iterable[str]) -> set[str]:
+        """Those of the jobs, of whatever tenants, that have reached a final state."""
+        query = select(jobs.c.id).where(jobs.c.id.in_(list(job_ids)), jobs.c.state.not_in(UNFINISHED_STATES))
+        with self._database.read() as connection:
+            return set(connection.scalars(query))
+
+    def _any(self, condition: ColumnElement[bool]) -> bool:
+        """Whether there is such a job. An idle worker only reads, and is in no writer's way."""
+        with self._database.read() as connection:
+            return connection.execute(select(jobs.c.id).where(condition).limit(1)).first() is not None
+
+
+def _given_back(job: Job, reason: StateReason) -> tuple[JobState, StateReason]:
+    """The state of a job that its worker gives back before its end."""
+    match job.state:
+        case JobState.CANCELLING:
+            return JobState.CANCELLED, StateReason.USER
+        case JobState.PAUSING:
+            return JobState.PAUSED, StateReason.USER
+        case _:
+            return JobState.QUEUED, reason
+
+
+def _let_go(connection: Connection, job: Job, state: JobState, reason: StateReason) -> Job:
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(lease_owner="", lease_until=0.0))
+    return move_job(connection, job, state, reason)
+
+
+def _lost_too_often(job: Job) -> Job:
+    error = Internal(
+        f"the job's worker was lost in attempt {job.attempt}, which is the last; the server's log tells why "
+        "it ended",
+        metadata={"attempts": str(job.attempt)},
+    )
+    return job.model_copy(update={"error": error.to_wire(), "fault": Fault.SYSTEM})

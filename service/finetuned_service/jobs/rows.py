@@ -1,0 +1,128 @@
+"""Jobs and their events as rows: read, moved and appended to in the caller's transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from finetuned_service.errors import JobStateConflict, NotFound
+from finetuned_service.jobs.values import (
+    NEXT_STATES,
+    EventBody,
+    Job,
+    JobEvent,
+    JobState,
+    StateChanged,
+    StateReason,
+)
+from finetuned_service.names import ResourceName
+from finetuned_service.storage.schema import job_events, jobs
+
+HELD_STATES = (JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING)
+"""States in which a worker holds the lease."""
+UNFINISHED_STATES = tuple(state for state in JobState if not state.final)
+
+_BODY: TypeAdapter[EventBody] = TypeAdapter(EventBody)
+
+
+class LeaseLost(Exception):
+    """Another worker has taken the job over, or may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One worker's hold on one job."""
+
+    job_id: str
+    owner: str
+    epoch: int
+
+
+def load_job(connection: Connection, name: ResourceName, *, to_change: bool = False) -> Job:
+    """The job of that name.
+
+    Raises:
+        NotFound: if there is none.
+    """
+    query = select(jobs.c.document).where(jobs.c.tenant == name.tenant, jobs.c.id == name.id)
+    document = connection.scalar(query.with_for_update() if to_change else query)
+    if document is None:
+        raise NotFound.resource(str(name))
+    return Job.model_validate_json(document)
+
+
+def held_job(connection: Connection, lease: Lease) -> Job:
+    """The job under a lease.
+
+    Raises:
+        LeaseLost: the lease is another's now, or was given back.
+    """
+    row = connection.execute(
+        select(jobs.c.document, jobs.c.lease_epoch, jobs.c.lease_owner)
+        .where(jobs.c.id == lease.job_id)
+        .with_for_update()
+    ).one_or_none()
+    if row is None or (row.lease_epoch, row.lease_owner) != (lease.epoch, lease.owner):
+        raise LeaseLost(lease.job_id)
+    return Job.model_validate_json(row.document)
+
+
+def move_job(connection: Connection, job: Job, state: JobState, reason: StateReason) -> Job:
+    """Write the job's record with its next state, and the event that tells of it.
+
+    Raises:
+        JobStateConflict: the state is not a legal next one.
+    """
+    if state not in NEXT_STATES[job.state]:
+        allowed = ", ".join(sorted(NEXT_STATES[job.state])) or "none: it is finished"
+        raise JobStateConflict(
+            f"{job.name} is {job.state} and cannot become {state}; possible next states: {allowed}",
+            metadata={"state": job.state},
+        )
+    changes: dict[str, object] = {"state": state, "state_reason": reason}
+    if state.final:
+        changes["end_time"] = datetime.now(UTC)
+    if state is JobState.QUEUED and reason is StateReason.WORKER_LOST:
+        changes["attempt"] = job.attempt + 1
+    job = job.model_copy(update=changes)
+    return append_events(connection, job, [StateChanged(state=state, reason=reason, attempt=job.attempt)])
+
+
+def append_events(connection: Connection, job: Job, bodies: Sequence[EventBody]) -> Job:
+    """Write the job's record with new events; the caller has read the record in this transaction."""
+    now = time.time()
+    rows = [
+        {"job_id": job.id, "number": job.last_event + i, "time": now, "body": body.model_dump_json()}
+        for i, body in enumerate(bodies, start=1)
+    ]
+    if rows:
+        connection.execute(insert(job_events), rows)
+    job = job.model_copy(update={"last_event": job.last_event + len(rows)})
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job.id)
+        .values(state=job.state, last_event=job.last_event, document=job.model_dump_json())
+    )
+    return job
+
+
+def trim_events(connection: Connection, job: Job, max_events: int) -> None:
+    """Keep only the newest events of the job."""
+    first = job.last_event - max_events + 1
+    if first > 1:
+        connection.execute(
+            delete(job_events).where(job_events.c.job_id == job.id, job_events.c.number < first)
+        )
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(first_event=first))
+
+
+def parse_event(row: Row[Any]) -> JobEvent:
+    return JobEvent(
+        number=row.number, time=datetime.fromtimestamp(row.time, UTC), body=_BODY.validate_json(row.body)
+    )

@@ -1,0 +1,253 @@
+"""Runs one job in a process of its own, from its claim to its release, and publishes what it made.
+
+Whatever happens to the process (crash, out of memory, kill), the job is left in a state that says so
+and the worker goes on. Only when the lease is lost nothing is written: another worker decides.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from finetuned_service.errors import ResourceExhausted, Unavailable
+from finetuned_service.jobs.assignment import Assignments
+from finetuned_service.jobs.child import JobProcess
+from finetuned_service.jobs.endings import after_error, lost_process, quality_refused
+from finetuned_service.jobs.lease import LeaseKeeper
+from finetuned_service.jobs.process import environment_for_job_process
+from finetuned_service.jobs.publish import Publisher
+from finetuned_service.jobs.queue import Ending, JobQueue
+from finetuned_service.jobs.record import JobReport, apply_reports, events_of
+from finetuned_service.jobs.rows import Lease, LeaseLost
+from finetuned_service.jobs.task import (
+    EXIT_STOPPED,
+    Failed,
+    QuantizeFinished,
+    QuantizeTask,
+    TrainFinished,
+    TrainTask,
+)
+from finetuned_service.jobs.values import Job, JobState, Progress, StateReason
+from finetuned_service.telemetry.logs import logger
+
+JOB_PROGRAMS: Mapping[str, tuple[str, ...]] = {
+    "train": (sys.executable, "-m", "finetuned_service.training"),
+    "quantize": (sys.executable, "-m", "finetuned_service.quantization"),
+}
+"""What runs each kind of job; the path of the task is added."""
+
+_STRAY_STOP_SECONDS = 2.0
+_STORE_TROUBLE = (Unavailable, ResourceExhausted)
+"""What a store that fails for a moment says (`storage/database.py`)."""
+_LOG = logger("jobs")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherSettings:
+    owner: str
+    """Name of this worker in leases."""
+    directory: Path
+    """One directory a job."""
+    max_running: int
+    lease_seconds: float
+    grace_seconds: float
+    """How long job processes may take to write a checkpoint when the worker stops."""
+    kill_after_seconds: float = 10.0
+    """How long a process that was asked to stop for a cancel may take."""
+    poll_seconds: float = 0.25
+    """How often reports are written to the store: one transaction for all that came, not one a step."""
+    programs: Mapping[str, Sequence[str]] = field(default_factory=lambda: JOB_PROGRAMS)
+
+
+class JobRunner:
+    """Runs jobs that were claimed, each in the thread that calls `run`."""
+
+    def __init__(
+        self,
+        settings: DispatcherSettings,
+        queue: JobQueue,
+        assignments: Assignments,
+        publisher: Publisher,
+        count_training_tokens: Callable[[int], None],
+        stopping: threading.Event,
+    ) -> None:
+        """When `stopping` is set, jobs write a checkpoint and are given back."""
+        self._settings = settings
+        self._queue = queue
+        self._assignments = assignments
+        self._publisher = publisher
+        self._count_training_tokens = count_training_tokens
+        self._stopping = stopping
+
+    def run(self, job: Job, lease: Lease) -> None:
+        """Run a job that was claimed just now; returns when it is left."""
+        log = _LOG.bind(job=job.name, attempt=job.attempt)
+        try:
+            with LeaseKeeper(self._queue, lease, self._settings.lease_seconds) as keeper:
+                left = self._leave(keeper, self._attempt(job, keeper))
+        except LeaseLost:
+            log.warning("job_lease_lost")
+            return
+        log.info("job_left", state=left.state, reason=left.state_reason)
+        if left.state.final:
+            remove_leftovers(self._settings.directory / job.id)
+
+    def _attempt(self, job: Job, keeper: LeaseKeeper) -> Ending:
+        """How the job is to be left; every fault but a lost lease is an ending too."""
+        try:
+            return self._run(job, keeper)
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was, the job must not stay RUNNING
+            return after_error(error, job.name)
+
+    def _run(self, job: Job, keeper: LeaseKeeper) -> Ending:
+        directory = self._settings.directory / job.id
+        task = self._insist(keeper, lambda: self._assignments.task_for(job, directory))
+        process = JobProcess(
+            self._settings.programs[task.kind],
+            task,
+            directory,
+            environment_for_job_process(task.limits.threads),
+        )
+        _LOG.info("job_started", job=job.name, attempt=job.attempt, pid=process.pid)
+        try:
+            words = self._follow(process, keeper, job)
+        finally:
+            process.kill()
+            process.close()
+        return self._conclude(process.exit_code, words, task, keeper)
+
+    def _follow(self, process: JobProcess, keeper: LeaseKeeper, job: Job) -> list[JobReport]:
+        """Write reports to the store until the process ends; returns all of its last words."""
+        last_words: list[JobReport] = []
+        unwritten: list[JobReport] = []
+        tokens = job.progress.tokens if job.progress else 0
+        kill_at = float("inf")
+        while True:
+            ended = process.exit_code is not None
+            came = process.remaining_reports() if ended else process.reports(self._settings.poll_seconds)
+            unwritten += came
+            if unwritten and self._record(keeper, unwritten):
+                last_words += [
+                    r for r in unwritten if isinstance(r, (TrainFinished, QuantizeFinished, Failed))
+                ]
+                tokens = self._count(unwritten, tokens)
+                unwritten = []
+            keeper.refuse_lost()
+            if ended and not unwritten:
+                return last_words
+            kill_at = self._stop_if_asked(process, keeper, kill_at)
+            if came or unwritten:
+                # One transaction a poll, however fast the process reports.
+                time.sleep(self._settings.poll_seconds)
+
+    def _stop_if_asked(self, process: JobProcess, keeper: LeaseKeeper, kill_at: float) -> float:
+        """Ask the process to stop if there is a reason, and kill it when its time is over (`kill_at`)."""
+        now = time.monotonic()
+        if keeper.cancelling:
+            patience_seconds = self._settings.kill_after_seconds
+        elif self._stopping.is_set():
+            patience_seconds = self._settings.grace_seconds
+        else:
+            return kill_at
+        if kill_at == float("inf"):
+            process.ask_to_stop()
+        kill_at = min(kill_at, now + patience_seconds)
+        if now >= kill_at:
+            process.kill()
+        return kill_at
+
+    def _record(self, keeper: LeaseKeeper, reports: list[JobReport]) -> bool:
+        """Write reports; False if the store does not take them now."""
+        try:
+            self._queue.record(keeper.lease, lambda job: apply_reports(job, reports), events_of(reports))
+        except _STORE_TROUBLE as error:
+            _LOG.warning("job_reports_wait", job=keeper.lease.job_id, message=error.message)
+            return False
+        return True
+
+    def _count(self, reports: list[JobReport], before: int) -> int:
+        after = max((r.tokens for r in reports if isinstance(r, Progress)), default=before)
+        if after > before:
+            self._count_training_tokens(after - before)
+        return max(after, before)
+
+    def _conclude(
+        self,
+        exit_code: int | None,
+        words: list[JobReport],
+        task: TrainTask | QuantizeTask,
+        keeper: LeaseKeeper,
+    ) -> Ending:
+        job = self._insist(keeper, lambda: self._queue.renew(keeper.lease, self._settings.lease_seconds))
+        if job.state is JobState.CANCELLING:
+            return Ending(JobState.CANCELLED, StateReason.USER)
+        for word in words:
+            match word:
+                case TrainFinished() | QuantizeFinished():
+                    return self._publish(job, task, word)
+                case Failed():
+                    return Ending(JobState.FAILED)
+                case _:
+                    continue
+        if self._stopping.is_set() or (exit_code == EXIT_STOPPED and self._is_told_too()):
+            return Ending(JobState.QUEUED, StateReason.SHUTDOWN)
+        return lost_process(exit_code, job)
+
+    def _is_told_too(self) -> bool:
+        """Whether a stop that somebody else asked for is one of the whole server: a supervisor signals all
+        processes at once, and the job may be the first to be done.
+        """
+        return self._stopping.wait(min(_STRAY_STOP_SECONDS, self._settings.lease_seconds / 2))
+
+    def _publish(
+        self, job: Job, task: TrainTask | QuantizeTask, finished: TrainFinished | QuantizeFinished
+    ) -> Ending:
+        match task, finished:
+            case TrainTask(), TrainFinished():
+                return Ending(JobState.SUCCEEDED, also=self._publisher.train(job, task, finished))
+            case QuantizeTask(), QuantizeFinished():
+                also = self._publisher.quantize(job, task, finished)
+                if finished.accepted:
+                    return Ending(JobState.SUCCEEDED, also=also)
+                return quality_refused(task.spec.max_quality_drop or 0.0, finished, also)
+            case _:
+                raise RuntimeError(f"{job.name} reported the end of another kind of job")
+
+    def _leave(self, keeper: LeaseKeeper, ending: Ending) -> Job:
+        """Release the job as planned; if that cannot be written, nothing of it is, and the job fails."""
+        try:
+            return self._insist(keeper, lambda: self._queue.release(keeper.lease, ending))
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was, the job must not stay RUNNING
+            failure = after_error(error, keeper.lease.job_id)
+            return self._insist(keeper, lambda: self._queue.release(keeper.lease, failure))
+
+    def _insist(self, keeper: LeaseKeeper, step: Callable[[], T]) -> T:
+        """Repeat a step of the store while it fails for a moment and the job is ours.
+
+        Raises:
+            LeaseLost: it is no longer, or may not be.
+        """
+        while True:
+            try:
+                return step()
+            except _STORE_TROUBLE as error:
+                _LOG.warning("job_waits_for_store", job=keeper.lease.job_id, message=error.message)
+            keeper.refuse_lost()
+            time.sleep(self._settings.poll_seconds)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a finished job no longer needs; its task and its log stay."""
+    for name in ("work", "output"):
+        shutil.rmtree(directory / name, ignore_errors=True)

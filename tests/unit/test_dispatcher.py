@@ -1,0 +1,379 @@
+"""The dispatcher with real processes: whatever they do, jobs end in a state that says so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+import pytest
+from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.endings import after_error
+from finetuned_service.jobs.values import Fault, JobState, StateChanged, StateReason
+from finetuned_service.storage.database import Database
+from finetuned_service.storage.pages import PageRequest
+from finetuned_service.storage.schema import jobs
+from sqlalchemy import update
+from structlog.testing import capture_logs
+from tiny_jobs import TENANT, quantize_job, train_job
+from tiny_worker import Workplace, alive, eventually
+
+SUCCEED = "note,adapter=0.25,finished=0.5"
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = Workplace(tmp_path)
+    yield place
+    place.close()
+
+
+def reasons(place, job) -> list[tuple[str, str]]:
+    """The states that the job's events tell of, with their reasons."""
+    events = place.store.events(TENANT, job.id, 0, 1000)
+    return [(e.body.state, e.body.reason) for e in events if isinstance(e.body, StateChanged)]
+
+
+def left_over(place, job) -> list[str]:
+    return sorted(path.name for path in (place.directory / "jobs" / job.id).iterdir())
+
+
+# A job that works
+
+
+def test_a_job_becomes_a_version(place):
+    job = place.run(train_job(), SUCCEED)
+    assert (job.state, job.attempt, job.error) == (JobState.SUCCEEDED, 1, None)
+    version = place.current()
+    assert (job.result.version, job.result.digest) == (version.name, version.manifest.digest)
+    assert (version.manifest.lineage.job, version.manifest.lineage.dataset) == (
+        job.name,
+        "tenants/acme/datasets/rows",
+    )
+    assert [metric.value for metric in version.manifest.metrics] == [0.5]
+    assert sorted(path.name for path in version.directory.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert left_over(place, job) == ["log", "task.json"]
+    assert reasons(place, job) == [("QUEUED", ""), ("RUNNING", ""), ("SUCCEEDED", "")]
+
+
+def test_reports_reach_the_record_the_events_and_the_count_of_tokens(place):
+    job = place.run(train_job(), "progress=100,progress=250,adapter=0.25,finished=0.5")
+    assert (job.progress.tokens, [metric.value for metric in job.metrics]) == (250, [0.5])
+    assert sum(place.training_tokens) == 250
+
+
+def test_jobs_run_one_after_another_or_side_by_side(place):
+    submitted = [place.submit(train_job(adapter=name)) for name in ("a", "b", "c")]
+    with place.dispatcher(f"note,gate,{SUCCEED}", max_running=2):
+        eventually(lambda: [place.job(job).state for job in submitted] == ["RUNNING", "RUNNING", "QUEUED"])
+        for job in submitted:
+            eventually(lambda job=job: place.job(job).state is JobState.RUNNING)
+            place.first_pid(job)
+            place.open_gate(job)
+        for job in submitted:
+            place.reaches(job, JobState.SUCCEEDED)
+
+
+def test_garbage_on_standard_output_goes_to_the_log_and_the_job_goes_on(place):
+    job = place.run(train_job(), f"garbage,{SUCCEED},garbage")
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    log = (place.directory / "jobs" / job.id / "log").read_bytes()
+    assert log.count(b"Loading weights: 100%\n{}\n\xff\xfe\nx") == 2
+
+
+def test_a_process_that_is_left_behind_does_not_hold_the_job(place):
+    job = place.run(train_job(), f"orphan,{SUCCEED}")
+    assert job.state is JobState.SUCCEEDED
+
+
+def test_output_of_an_earlier_attempt_is_not_published(place):
+    job = place.run(train_job(), "adapter=0.75,once:crash,adapter=0.25,finished=0.5")
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    other = place.run(train_job(adapter="other"), "adapter=0.25,finished=0.5")
+    assert other.result.digest == job.result.digest
+
+
+# A job that fails
+
+
+def test_a_reported_failure_is_the_jobs_error(place):
+    job = place.run(train_job(), "note,failed,exit=1")
+    assert (job.state, job.fault, job.attempt) == (JobState.FAILED, Fault.USER, 1)
+    assert job.error["reason"] == InvalidData.reason
+    assert job.error["message"] == "row 3 is too long"
+    assert place.current() is None
+    assert left_over(place, job) == ["log", "task.json"]
+
+
+def test_a_process_that_is_killed_is_tried_again_where_it_was(place):
+    job = place.run(train_job(), f"note,once:crash,{SUCCEED}")
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    texts = [text.split(" ", 2)[2] for text in place.notices(job) if text.startswith("pid")]
+    assert texts == ["process 1 attempt 1", "process 2 attempt 2", "process 2 attempt 2"]
+    assert "the job process ended unexpectedly with signal 9" in place.notices(job)
+    assert ("QUEUED", "WORKER_LOST") in reasons(place, job)
+
+
+@pytest.mark.parametrize(
+    ("steps", "how"), [("crash", "signal 9"), ("exit=3", "exit code 3"), ("note", "exit code 0")]
+)
+def test_a_process_that_is_lost_every_time_fails_the_job(place, steps, how):
+    job = place.run(train_job(), steps)
+    assert (job.state, job.fault, job.attempt) == (JobState.FAILED, Fault.SYSTEM, 3)
+    assert job.error["metadata"] == {"attempts": "3"}
+    assert f"ended unexpectedly with {how} in attempt 3" in job.error["message"]
+    assert "micro_batch_rows" in job.error["message"]
+    assert sum(how in text for text in place.notices(job)) == 3
+
+
+def test_a_stop_that_nobody_asked_for_is_not_repeated_for_ever(place):
+    job = place.run(train_job(), "exit=75", lease_seconds=0.8)
+    assert (job.state, job.attempt) == (JobState.FAILED, 3)
+    assert "exit code 75" in job.error["message"]
+
+
+def test_a_program_that_cannot_be_started_fails_the_job_without_telling_paths(place):
+    programs = {"train": ("/nonexistent/program",)}
+    job = place.run(train_job(), "", programs=programs)
+    assert (job.state, job.fault, job.error["reason"]) == (JobState.FAILED, Fault.SYSTEM, "INTERNAL_FAULT")
+    assert "nonexistent" not in str(job.error)
+    assert job.error["metadata"]["fault_id"] in job.error["message"]
+
+
+def test_a_job_whose_dataset_was_deleted_fails_by_name(place):
+    submitted = place.submit(train_job())
+    place.datasets.delete(TENANT, "rows")
+    with place.dispatcher(SUCCEED):
+        job = place.reaches(submitted, JobState.FAILED)
+    assert (job.fault, job.error["reason"]) == (Fault.USER, "RESOURCE_NOT_FOUND")
+    assert job.error["metadata"] == {"resource": "tenants/acme/datasets/rows"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ("adapter=nan,finished=0.5", "INVALID_ADAPTER_FILES"),
+        ("finished=0.5", "INTERNAL_FAULT"),
+        ("quantized=5/4", "INTERNAL_FAULT"),
+    ],
+)
+def test_what_cannot_be_published_fails_the_job_and_leaves_nothing(place, steps, reason):
+    job = place.run(train_job(), steps)
+    assert (job.state, job.fault, job.error["reason"]) == (JobState.FAILED, Fault.SYSTEM, reason)
+    assert place.current() is None
+    assert list((place.directory / "adapters").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(number):
+    ending = after_error(OSError(number, "os message"), "tenants/acme/jobs/train-1")
+    job = ending.change(train_job())
+    assert (ending.state, job.fault, job.error["reason"]) == (
+        JobState.FAILED,
+        Fault.SYSTEM,
+        "QUOTA_EXCEEDED",
+    )
+    assert "disk has no room" in job.error["message"]
+
+
+# Cancelling
+
+
+def test_a_running_job_is_asked_to_stop(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher("note,stop", lease_seconds=0.8):
+        pid = place.first_pid(submitted)
+        place.store.cancel(TENANT, submitted.id)
+        job = place.reaches(submitted, JobState.CANCELLED)
+    assert (job.state_reason, job.attempt, alive(pid)) == (StateReason.USER, 1, False)
+    assert left_over(place, job) == ["log", "task.json"]
+
+
+def test_a_job_that_does_not_stop_is_killed(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher("stubborn,note,hang", lease_seconds=0.8, kill_after_seconds=0.05):
+        pid = place.first_pid(submitted)
+        place.store.cancel(TENANT, submitted.id)
+        place.reaches(submitted, JobState.CANCELLED)
+    assert not alive(pid)
+
+
+def test_a_job_cancelled_while_it_was_queued_again_leaves_no_work(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher("note,stop"):
+        place.first_pid(submitted)
+    assert "work" in left_over(place, submitted)
+    place.store.cancel(TENANT, submitted.id)
+    with place.dispatcher(SUCCEED):
+        eventually(lambda: left_over(place, submitted) == ["log", "task.json"])
+    assert place.job(submitted).state is JobState.CANCELLED
+
+
+# Stopping the worker
+
+
+def test_a_stopped_worker_gives_its_jobs_back_and_the_next_goes_on_in_the_same_place(place):
+    submitted = place.submit(train_job())
+    steps = f"note,once:stop,{SUCCEED}"
+    with place.dispatcher(steps):
+        place.first_pid(submitted)
+    job = place.job(submitted)
+    assert (job.state, job.state_reason, job.attempt) == (JobState.QUEUED, StateReason.SHUTDOWN, 1)
+    assert (place.directory / "jobs" / job.id / "work" / "checkpoint").exists()
+    with place.dispatcher(steps):
+        job = place.reaches(submitted, JobState.SUCCEEDED)
+    assert job.attempt == 1
+    assert [text.split(" ", 2)[2] for text in place.notices(job)][-1] == "process 2 attempt 1"
+
+
+def test_a_job_that_does_not_stop_in_time_is_killed_without_losing_an_attempt(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher("stubborn,note,hang", grace_seconds=0.05):
+        pid = place.first_pid(submitted)
+    job = place.job(submitted)
+    assert (job.state, job.state_reason, job.attempt) == (JobState.QUEUED, StateReason.SHUTDOWN, 1)
+    assert not alive(pid)
+
+
+def test_a_stop_that_reaches_the_process_first_is_the_same_stop(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher("note,stop"):
+        pid = place.first_pid(submitted)
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not alive(pid))
+    job = place.job(submitted)
+    assert (job.state_reason, job.attempt) == (StateReason.SHUTDOWN, 1)
+
+
+def test_an_interrupt_at_the_terminal_does_not_reach_the_process(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher("note,stop"):
+        pid = place.first_pid(submitted)
+        assert os.getpgid(pid) == pid
+        assert os.getsid(pid) == os.getsid(0)
+
+
+def test_jobs_that_a_worker_held_before_a_crash_are_taken_at_once(place):
+    submitted = place.submit(train_job())
+    place.queue.claim("worker", 3600.0)
+    with place.dispatcher(SUCCEED):
+        job = place.reaches(submitted, JobState.SUCCEEDED)
+    assert job.attempt == 2
+
+
+def test_jobs_of_another_worker_are_left_alone(place):
+    submitted = place.submit(train_job())
+    place.queue.claim("another", 3600.0)
+    marker = place.submit(train_job(adapter="marker"))
+    with place.dispatcher(SUCCEED):
+        place.reaches(marker, JobState.SUCCEEDED)
+    assert place.job(submitted).state is JobState.RUNNING
+
+
+# The lease and the store
+
+
+def test_a_process_whose_job_was_taken_over_is_killed_and_nothing_is_published(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher(f"stubborn,note,gate,{SUCCEED}", lease_seconds=0.8) as dispatcher:
+        pid = place.first_pid(submitted)
+        with place.database.begin() as connection:
+            thief = {"lease_owner": "thief", "lease_epoch": jobs.c.lease_epoch + 1}
+            connection.execute(update(jobs).values(lease_until=time.time() + 3600.0, **thief))
+        eventually(lambda: not alive(pid))
+        eventually(lambda: not any(watcher.is_alive() for watcher in dispatcher._watchers))
+    job = place.job(submitted)
+    assert (job.state, job.attempt, place.current()) == (JobState.RUNNING, 1, None)
+
+
+def test_a_store_that_fails_for_a_moment_costs_nothing(tmp_path):
+    place = Workplace(tmp_path, busy_timeout_seconds=0.01)
+    submitted = place.submit(train_job())
+    blocker = Database(place.url)
+    with place.dispatcher(f"note,gate,{SUCCEED}"):
+        pid = place.first_pid(submitted)
+        with blocker.begin():
+            place.open_gate(submitted)
+            eventually(lambda: not alive(pid))
+            assert place.job(submitted).state is JobState.RUNNING
+        job = place.reaches(submitted, *(state for state in JobState if state.final))
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    assert (place.current().version, len(place.pids(job))) == (1, 2)
+    blocker.close()
+    place.close()
+
+
+def test_a_store_that_fails_for_longer_than_the_lease_ends_the_process(tmp_path):
+    place = Workplace(tmp_path, busy_timeout_seconds=0.01)
+    submitted = place.submit(train_job())
+    blocker = Database(place.url)
+    with place.dispatcher(f"note,once:hang,{SUCCEED}", lease_seconds=0.8):
+        pid = place.first_pid(submitted)
+        with blocker.begin():
+            eventually(lambda: not alive(pid))
+            assert place.job(submitted).state is JobState.RUNNING
+        job = place.reaches(submitted, JobState.SUCCEEDED)
+    assert (job.attempt, place.current().version) == (2, 1)
+    blocker.close()
+    place.close()
+
+
+def test_a_round_that_fails_is_not_the_last(place):
+    submitted = place.submit(train_job())
+
+    def write_document(document: str) -> None:
+        with place.database.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == submitted.id).values(document=document))
+
+    write_document("damaged")
+    with capture_logs() as logs, place.dispatcher(SUCCEED):
+        eventually(lambda: [log["event"] for log in logs].count("dispatcher_round_failed") >= 2)
+        write_document(submitted.model_dump_json())
+        assert place.reaches(submitted, JobState.SUCCEEDED).attempt == 1
+
+
+def test_two_workers_share_the_jobs(place):
+    second = Workplace(place.directory)
+    submitted = [place.submit(train_job(adapter=f"a{i}")) for i in range(6)]
+    with place.dispatcher(SUCCEED, owner="first"), second.dispatcher(SUCCEED, owner="second"):
+        for job in submitted:
+            place.reaches(job, JobState.SUCCEEDED)
+    assert {place.job(job).attempt for job in submitted} == {1}
+    assert len(place.registry.list(TENANT, PageRequest()).items) == 6
+    second.close()
+
+
+# Quantize
+
+
+def test_a_quantized_base_belongs_to_the_tenant(place):
+    job = place.run(quantize_job(), "base=0.125,quantized=5/4")
+    assert (job.state, job.result.base) == (JobState.SUCCEEDED, "tenants/acme/bases/tiny-int8")
+    (manifest,) = [m for m in place.bases.list(TENANT) if m.name != "bases/tiny"]
+    assert (manifest.name, manifest.digest) == (job.result.base, job.result.digest)
+
+
+def test_a_base_that_lost_too_much_fails_the_job_with_its_report(place):
+    job = place.run(quantize_job(max_quality_drop=0.5), "quantized=10/4")
+    assert (job.state, job.fault, job.error["reason"]) == (JobState.FAILED, Fault.USER, "QUALITY_GATE_FAILED")
+    assert (job.result.base, job.result.report.quantized_perplexity) == ("", 10.0)
+    assert job.error["metadata"] == {"perplexity_rise": "1.500000", "max_quality_drop": "0.500000"}
+    assert [m.name for m in place.bases.list(TENANT)] == ["bases/tiny"]
+
+
+def test_a_base_of_that_name_made_meanwhile_is_not_taken_for_the_result(place):
+    first = place.run(quantize_job(), "base=0.125,quantized=5/4")
+    again = place.run(quantize_job(), "base=0.125,quantized=5/4")
+    assert (again.state, again.result) == (JobState.SUCCEEDED, first.result)
+    other = place.run(quantize_job(), "base=0.5,quantized=5/4")
+    assert (other.state, other.fault, other.error["reason"]) == (
+        JobState.FAILED,
+        Fault.USER,
+        "RESOURCE_EXISTS",
+    )
+    (kept,) = [m for m in place.bases.list(TENANT) if m.name != "bases/tiny"]
+    assert kept.digest == first.result.digest

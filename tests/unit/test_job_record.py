@@ -1,0 +1,132 @@
+"""How reports change a job's record, and which become events."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from finetuned_service.jobs.record import MAX_CHECKPOINTS, apply_reports, events_of
+from finetuned_service.jobs.task import REPORTS, Failed, Prepared, QuantizeFinished, TrainFinished
+from finetuned_service.jobs.values import (
+    Checkpoint,
+    Environment,
+    Estimate,
+    EvaluationFinished,
+    EvaluationSample,
+    Fault,
+    Job,
+    Notice,
+    Progress,
+    QuantizeReport,
+)
+from finetuned_service.vocabulary import Metric
+from tiny_jobs import train_job
+
+METRICS = (Metric(name="loss", value=1.5, higher_is_better=False),)
+OTHER_METRICS = (Metric(name="loss", value=2.5, higher_is_better=False),)
+ENVIRONMENT = Environment(base_digest="sha256:b", service_version="1")
+QUANTIZED = QuantizeFinished(
+    report=QuantizeReport(
+        source_bytes=2,
+        quantized_bytes=1,
+        source_perplexity=4.0,
+        quantized_perplexity=5.0,
+        mean_kl_nats=0.1,
+        top1_agreement=0.9,
+        evaluated_tokens=10,
+        quantized_modules=1,
+    ),
+    accepted=True,
+)
+
+
+def applied(*reports, job: Job | None = None) -> Job:
+    return apply_reports(job or train_job(), reports)
+
+
+def changed(before: Job, after: Job) -> dict[str, object]:
+    """The fields that differ, with their new values."""
+    return {
+        name: getattr(after, name)
+        for name in Job.model_fields
+        if getattr(before, name) != getattr(after, name)
+    }
+
+
+SAMPLES = (EvaluationSample(prompt="a", expected="b"),)
+
+
+@pytest.mark.parametrize(
+    ("report", "changes"),
+    [
+        (Progress(phase="training", step=3), {"progress": Progress(phase="training", step=3)}),
+        (Checkpoint(step=5), {"checkpoints": (Checkpoint(step=5),)}),
+        (EvaluationFinished(subject="baseline", metrics=METRICS), {"baseline_metrics": METRICS}),
+        (EvaluationFinished(subject="incumbent", metrics=METRICS), {"incumbent_metrics": METRICS}),
+        (EvaluationFinished(subject="adapter", metrics=METRICS), {}),
+        (Notice(text="hello"), {}),
+        (QUANTIZED, {}),
+        (Prepared(environment=ENVIRONMENT), {"environment": ENVIRONMENT}),
+        (TrainFinished(metrics=METRICS, samples=SAMPLES), {"metrics": METRICS, "samples": SAMPLES}),
+        (Failed(error={"reason": "X"}, fault=Fault.USER), {"error": {"reason": "X"}, "fault": Fault.USER}),
+    ],
+)
+def test_each_report_changes_its_part_of_the_record(report, changes):
+    before = train_job()
+    assert changed(before, applied(report, job=before)) == changes
+
+
+def test_what_was_known_before_stays_where_a_report_says_nothing_of_it():
+    job = applied(
+        Prepared(environment=ENVIRONMENT, estimate=Estimate(steps=7)),
+        EvaluationFinished(subject="baseline", metrics=METRICS),
+        EvaluationFinished(subject="incumbent", metrics=METRICS),
+        Prepared(environment=ENVIRONMENT),
+        TrainFinished(metrics=OTHER_METRICS),
+    )
+    assert (job.estimate.steps, job.baseline_metrics, job.incumbent_metrics) == (7, METRICS, METRICS)
+    assert job.metrics == OTHER_METRICS
+
+
+def test_one_checkpoint_is_the_best_and_a_step_stands_once():
+    job = applied(
+        Checkpoint(step=5, best=True),
+        Checkpoint(step=10),
+        Checkpoint(step=15, best=True),
+        Checkpoint(step=10, eval_loss=1.0),
+    )
+    assert [(c.step, c.best) for c in job.checkpoints] == [(5, False), (15, True), (10, False)]
+
+
+def test_the_record_tells_of_the_newest_checkpoints_and_the_best():
+    reports = [Checkpoint(step=step, best=step == 3) for step in range(1, 3 * MAX_CHECKPOINTS)]
+    steps = [checkpoint.step for checkpoint in applied(*reports).checkpoints]
+    assert steps == [3, *range(2 * MAX_CHECKPOINTS, 3 * MAX_CHECKPOINTS)]
+
+
+def test_events_tell_of_everything_but_stand_in_for_progress_once():
+    reports = [
+        Progress(phase="training", step=1),
+        Notice(text="hello"),
+        Progress(phase="training", step=2),
+        Checkpoint(step=2),
+        EvaluationFinished(subject="adapter", metrics=METRICS),
+        Progress(phase="training", step=3),
+        Prepared(environment=ENVIRONMENT),
+        TrainFinished(metrics=METRICS),
+        Failed(error={}, fault=Fault.USER),
+    ]
+    assert events_of(reports) == [reports[1], reports[3], reports[4], reports[5]]
+    assert events_of([]) == []
+
+
+def test_the_numbers_of_a_run_that_diverged_come_through():
+    nan = Progress(phase="training", step=1, loss=math.nan)
+    infinite = Metric(name="perplexity", value=math.inf, higher_is_better=False)
+    heard = [
+        REPORTS.validate_json(report.model_dump_json())
+        for report in (nan, TrainFinished(metrics=(infinite,)))
+    ]
+    job = Job.model_validate_json(applied(*heard).model_dump_json())
+    assert math.isnan(job.progress.loss)
+    assert job.metrics == (infinite,)

@@ -1,0 +1,562 @@
+"""The durable store of jobs: callers' side, workers' side, and what neither can do to the other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import threading
+
+import pytest
+from finetuned_service.errors import (
+    Internal,
+    JobStateConflict,
+    NotFound,
+    OutOfRange,
+    QueueFull,
+    RequestIdReused,
+)
+from finetuned_service.jobs.queue import Ending, JobQueue
+from finetuned_service.jobs.rows import Lease, LeaseLost
+from finetuned_service.jobs.store import JobFilter, JobStore
+from finetuned_service.jobs.values import (
+    Fault,
+    Job,
+    JobState,
+    Notice,
+    Progress,
+    StateChanged,
+    StateReason,
+)
+from finetuned_service.storage.database import Database
+from finetuned_service.storage.idempotency import RequestKey
+from finetuned_service.storage.pages import PageRequest
+from finetuned_service.storage.schema import jobs
+from sqlalchemy import select, update
+from tiny_jobs import NO_REQUEST, TENANT, quantize_job, train_job
+
+MINUTE = 60.0
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    return f"sqlite:///{tmp_path / 'finetuned.db'}"
+
+
+@pytest.fixture
+def database(url):
+    database = Database(url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(database):
+    return JobStore(database)
+
+
+@pytest.fixture
+def queue(database):
+    return JobQueue(database)
+
+
+@pytest.fixture
+def job(store) -> Job:
+    return store.create(train_job(), NO_REQUEST)
+
+
+@pytest.fixture
+def lease(job, queue) -> Lease:
+    """On the one job, which is RUNNING."""
+    return queue.claim("worker", MINUTE)[1]
+
+
+def force_state(database, job: Job, state: JobState) -> None:
+    """Put a job into a state that no call of this build reaches."""
+    with database.begin() as connection:
+        document = connection.scalar(select(jobs.c.document).where(jobs.c.id == job.id))
+        changed = Job.model_validate_json(document).model_copy(update={"state": state})
+        connection.execute(
+            update(jobs).where(jobs.c.id == job.id).values(state=state, document=changed.model_dump_json())
+        )
+
+
+def states_told(store, job: Job) -> list[tuple[JobState, StateReason, int]]:
+    """The states that the job's events tell of, with reason and attempt."""
+    return [
+        (event.body.state, event.body.reason, event.body.attempt)
+        for event in store.events(TENANT, job.id, 0, 1000)
+        if isinstance(event.body, StateChanged)
+    ]
+
+
+def unchanged(job: Job) -> Job:
+    return job
+
+
+# Creating and reading
+
+
+def test_a_new_job_is_queued_under_a_fresh_name(store):
+    first, second = store.create(train_job(), NO_REQUEST), store.create(quantize_job(), NO_REQUEST)
+    assert (first.state, first.attempt, first.last_event) == (JobState.QUEUED, 1, 1)
+    assert first.id.startswith("train-")
+    assert second.id.startswith("quantize-")
+    assert store.get(TENANT, first.id) == first
+    assert states_told(store, first) == [(JobState.QUEUED, StateReason.NONE, 1)]
+
+
+def test_jobs_of_other_tenants_are_not_found(store, job):
+    for call in (store.get, store.cancel, store.last_event):
+        with pytest.raises(NotFound, match=f"tenants/other/jobs/{job.id}"):
+            call("other", job.id)
+    with pytest.raises(NotFound):
+        store.events("other", job.id, 0, 10)
+    assert store.get(TENANT, job.id).state is JobState.QUEUED
+
+
+def test_a_repeated_request_gives_the_job_as_it_is_now(store):
+    request = RequestKey.of(TENANT, "r1", b"body")
+    assert store.made_by(request) is None
+    made = store.create(train_job(), request)
+    cancelled = store.cancel(TENANT, made.id)
+    assert store.create(train_job(), request) == cancelled
+    assert store.made_by(request) == cancelled
+    assert len(store.list(TENANT, JobFilter(), PageRequest()).items) == 1
+
+
+def test_another_body_under_the_same_request_id_is_refused(store):
+    store.create(train_job(), RequestKey.of(TENANT, "r1", b"body"))
+    other = RequestKey.of(TENANT, "r1", b"else")
+    for call in (lambda: store.create(train_job(), other), lambda: store.made_by(other)):
+        with pytest.raises(RequestIdReused):
+            call()
+
+
+def test_requests_at_the_same_time_make_one_job(store):
+    request = RequestKey.of(TENANT, "r1", b"body")
+    made: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(store.create(train_job(), request).id)) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(set(made))) == (6, 1)
+
+
+def test_a_tenant_has_only_so_many_unfinished_jobs(store):
+    request = RequestKey.of(TENANT, "r1", b"body")
+    first = store.create(train_job(), request, max_unfinished=2)
+    store.create(train_job(), NO_REQUEST, max_unfinished=2)
+    for call in (
+        lambda: store.create(train_job(), NO_REQUEST, max_unfinished=2),
+        lambda: store.refuse_full(TENANT, 2),
+    ):
+        with pytest.raises(QueueFull, match="2 jobs of the tenant are unfinished; allowed: 2") as refusal:
+            call()
+        assert refusal.value.retry_after_seconds == 30.0
+        assert refusal.value.metadata == {"limit": "2", "subject": "tenants/acme"}
+    assert store.create(train_job(), request, max_unfinished=2) == first
+    store.create(train_job(tenant="other"), NO_REQUEST, max_unfinished=2)
+    store.cancel(TENANT, first.id)
+    store.refuse_full(TENANT, 2)
+    assert store.create(train_job(), NO_REQUEST, max_unfinished=2).state is JobState.QUEUED
+
+
+def test_the_limit_holds_for_calls_at_the_same_time(store):
+    outcomes: list[type] = []
+
+    def create() -> None:
+        try:
+            outcomes.append(type(store.create(train_job(), NO_REQUEST, max_unfinished=3)))
+        except QueueFull as error:
+            outcomes.append(type(error))
+
+    threads = [threading.Thread(target=create) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes, key=str) == sorted([Job] * 3 + [QueueFull] * 3, key=str)
+
+
+def test_everything_survives_a_restart(url, store, queue, job, lease):
+    loss = Progress(phase="training", step=1, loss=math.nan)
+    before = queue.record(lease, lambda job: job.model_copy(update={"progress": loss}), [loss])
+    again = Database(url)
+    after = JobStore(again).get(TENANT, job.id)
+    assert after.model_dump_json() == before.model_dump_json()
+    assert math.isnan(after.progress.loss)
+    assert [event.number for event in JobStore(again).events(TENANT, job.id, 0, 10)] == [1, 2, 3]
+    assert JobQueue(again).renew(lease, MINUTE).state is JobState.RUNNING
+    again.close()
+
+
+# Lists
+
+
+def test_jobs_come_newest_first_in_pages(store):
+    made = [store.create(train_job(), NO_REQUEST).id for _ in range(5)]
+    store.create(train_job(tenant="other"), NO_REQUEST)
+    pages, token = [], ""
+    while True:
+        page = store.list(TENANT, JobFilter(), PageRequest.parse(2, token))
+        pages.append([job.id for job in page.items])
+        token = page.next_token
+        if not token:
+            break
+    assert pages == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
+
+
+def test_jobs_are_filtered_by_state_kind_and_adapter(store, queue):
+    redact = store.create(train_job(adapter="redact"), NO_REQUEST)
+    ops = store.create(train_job(adapter="ops"), NO_REQUEST)
+    quantize = store.create(quantize_job(), NO_REQUEST)
+    store.cancel(TENANT, quantize.id)
+    queue.claim("worker", MINUTE)
+
+    def found(**wanted) -> list[str]:
+        return [job.id for job in store.list(TENANT, JobFilter(**wanted), PageRequest()).items]
+
+    assert found(states=(JobState.RUNNING,)) == [redact.id]
+    assert found(states=(JobState.QUEUED, JobState.CANCELLED)) == [quantize.id, ops.id]
+    assert found(kind="train") == [ops.id, redact.id]
+    assert found(kind="quantize", states=(JobState.QUEUED,)) == []
+    assert found(adapter="ops") == [ops.id]
+
+
+def test_what_unfinished_jobs_need_is_known(store):
+    job = store.create(train_job(eval_dataset="tenants/acme/datasets/held-out"), NO_REQUEST)
+    quantize = store.create(quantize_job(dataset="tenants/acme/datasets/text"), NO_REQUEST)
+    users = {name: store.uses_dataset(TENANT, name) for name in ("rows", "held-out", "text", "row")}
+    assert users == {"rows": job.name, "held-out": job.name, "text": quantize.name, "row": ""}
+    assert store.uses_dataset("other", "rows") == ""
+    assert store.using_base("bases/tiny") == [job.name, quantize.name]
+    assert store.using_base("bases/other") == []
+    for finished in (job, quantize):
+        store.cancel(TENANT, finished.id)
+    assert (store.uses_dataset(TENANT, "rows"), store.using_base("bases/tiny")) == ("", [])
+
+
+def test_counts_tell_every_state(store, queue):
+    for _ in range(3):
+        store.create(train_job(), NO_REQUEST)
+    queue.claim("worker", MINUTE)
+    expected = {str(state): 0 for state in JobState} | {"QUEUED": 2, "RUNNING": 1}
+    assert store.counts() == expected
+
+
+# Claims and leases
+
+
+def test_jobs_are_claimed_in_the_order_of_their_creation(store, queue):
+    made = [store.create(train_job(tenant=tenant), NO_REQUEST).id for tenant in ("b", "a", "c")]
+    claimed = [queue.claim(f"worker-{i}", MINUTE) for i in range(3)]
+    assert [job.id for job, _ in claimed] == made
+    assert {job.state for job, _ in claimed} == {JobState.RUNNING}
+    assert queue.claim("worker", MINUTE) is None
+
+
+def test_a_job_given_back_keeps_its_place_and_its_start(store, queue):
+    first = store.create(train_job(), NO_REQUEST)
+    store.create(train_job(), NO_REQUEST)
+    claimed, lease = queue.claim("worker", MINUTE)
+    queue.release(lease, Ending(JobState.QUEUED, StateReason.SHUTDOWN))
+    again, _ = queue.claim("worker", MINUTE)
+    assert (again.id, again.start_time, again.attempt) == (first.id, claimed.start_time, 1)
+    assert states_told(store, first) == [
+        (JobState.QUEUED, StateReason.NONE, 1),
+        (JobState.RUNNING, StateReason.NONE, 1),
+        (JobState.QUEUED, StateReason.SHUTDOWN, 1),
+        (JobState.RUNNING, StateReason.NONE, 1),
+    ]
+
+
+def test_a_new_attempt_forgets_the_error_of_the_one_before(store, queue, job, lease):
+    wire = Internal("gone").to_wire()
+    failed = queue.record(lease, lambda j: j.model_copy(update={"error": wire, "fault": Fault.SYSTEM}), [])
+    assert failed.error is not None
+    queue.release(lease, Ending(JobState.QUEUED, StateReason.WORKER_LOST))
+    again, _ = queue.claim("worker", MINUTE)
+    assert (again.error, again.fault, again.attempt) == (None, None, 2)
+
+
+def test_a_worker_whose_lease_was_taken_over_can_write_nothing(store, queue, job, lease):
+    queue.expire("worker")
+    assert queue.recover(max_attempts=3) == 1
+    _, new = queue.claim("worker", MINUTE)
+    assert new.epoch > lease.epoch
+    before = store.get(TENANT, job.id)
+    for write in (
+        lambda: queue.renew(lease, MINUTE),
+        lambda: queue.record(lease, unchanged, [Notice(text="late")]),
+        lambda: queue.release(lease, Ending(JobState.SUCCEEDED)),
+        lambda: queue.release(Lease(job.id, "other", new.epoch), Ending(JobState.SUCCEEDED)),
+        lambda: queue.renew(Lease("absent", "worker", 1), MINUTE),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert store.get(TENANT, job.id) == before
+    assert queue.release(new, Ending(JobState.SUCCEEDED)).state is JobState.SUCCEEDED
+
+
+def test_a_worker_that_was_recovered_but_not_replaced_can_write_nothing(store, queue, job, lease):
+    queue.expire("worker")
+    queue.recover(max_attempts=3)
+    for write in (
+        lambda: queue.renew(lease, MINUTE),
+        lambda: queue.release(lease, Ending(JobState.SUCCEEDED)),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert store.get(TENANT, job.id).state is JobState.QUEUED
+
+
+def test_a_released_lease_is_over(queue, lease):
+    queue.release(lease, Ending(JobState.SUCCEEDED))
+    with pytest.raises(LeaseLost):
+        queue.record(lease, unchanged, [])
+
+
+def test_a_renewed_lease_is_not_recovered(queue, lease):
+    queue.expire("worker")
+    queue.renew(lease, MINUTE)
+    assert queue.recover(max_attempts=3) == 0
+    queue.expire("another")
+    assert queue.recover(max_attempts=3) == 0
+
+
+def test_a_lease_that_runs_out_gives_the_job_back_for_another_attempt(store, queue, job):
+    queue.claim("worker", -1.0)
+    assert queue.recover(max_attempts=3) == 1
+    assert states_told(store, job)[-1] == (JobState.QUEUED, StateReason.WORKER_LOST, 2)
+    assert store.get(TENANT, job.id).attempt == 2
+    assert queue.recover(max_attempts=3) == 0
+
+
+def test_a_job_that_loses_every_worker_fails(store, queue, job):
+    for _ in range(3):
+        queue.claim("worker", -1.0)
+        queue.recover(max_attempts=3)
+    failed = store.get(TENANT, job.id)
+    assert (failed.state, failed.state_reason) == (JobState.FAILED, StateReason.WORKER_LOST)
+    assert (failed.attempt, failed.fault, failed.error["reason"]) == (3, Fault.SYSTEM, "INTERNAL_FAULT")
+    assert "attempt 3" in failed.error["message"]
+    assert failed.end_time is not None
+
+
+def test_workers_in_two_processes_never_get_the_same_job(store, url):
+    made = {store.create(train_job(), NO_REQUEST).id for _ in range(12)}
+    script = """if True:
+        import json, sys
+        from finetuned_service.jobs.queue import Ending, JobQueue
+        from finetuned_service.jobs.values import JobState
+        from finetuned_service.storage.database import Database
+        queue = JobQueue(Database(sys.argv[1]))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        claimed = []
+        while (found := queue.claim(sys.argv[2], 60.0)) is not None:
+            claimed.append(found[0].id)
+            queue.release(found[1], Ending(JobState.SUCCEEDED))
+        print(json.dumps(claimed))
+        """
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, url, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    claimed = [json.loads(worker.communicate(timeout=60)[0]) for worker in workers]
+    assert sorted(itertools.chain(*claimed)) == sorted(made)
+    assert store.counts()["SUCCEEDED"] == 12
+
+
+# Ending
+
+
+def test_what_a_release_publishes_and_the_state_are_one(store, queue, job, lease, database):
+    def publish(connection, current: Job) -> Job:
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(dataset_ids="published"))
+        return current.model_copy(update={"display_name": "published"})
+
+    def fail(connection, current: Job) -> Job:
+        publish(connection, current)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        queue.release(lease, Ending(JobState.SUCCEEDED, bodies=(Notice(text="done"),), also=fail))
+    assert (store.get(TENANT, job.id).state, store.uses_dataset(TENANT, "rows")) == (
+        JobState.RUNNING,
+        job.name,
+    )
+    assert store.last_event(TENANT, job.id) == (2, JobState.RUNNING)
+    released = queue.release(lease, Ending(JobState.SUCCEEDED, bodies=(Notice(text="done"),), also=publish))
+    assert (released.display_name, released.last_event) == ("published", 4)
+    assert [event.body.kind for event in store.events(TENANT, job.id, 2, 10)] == ["notice", "state"]
+
+
+@pytest.mark.parametrize(
+    "state", [JobState.RUNNING, JobState.PAUSED, JobState.VALIDATING, JobState.CANCELLED]
+)
+def test_an_illegal_next_state_is_refused_and_changes_nothing(store, queue, job, lease, state):
+    before = store.get(TENANT, job.id)
+    with pytest.raises(
+        JobStateConflict, match=f"is RUNNING and cannot become {state}; possible next states: "
+    ):
+        queue.release(lease, Ending(state))
+    assert store.get(TENANT, job.id) == before
+    assert queue.renew(lease, MINUTE) == before
+
+
+def test_finished_jobs_are_told_from_others(store, queue):
+    made = [store.create(train_job(), NO_REQUEST).id for _ in range(3)]
+    store.cancel(TENANT, made[0])
+    queue.claim("worker", MINUTE)
+    assert queue.finished(made) == {made[0]}
+    assert queue.finished([]) == set()
+
+
+# Cancelling
+
+
+def test_a_queued_job_is_cancelled_at_once(store, queue, job):
+    cancelled = store.cancel(TENANT, job.id)
+    assert (cancelled.state, cancelled.state_reason) == (JobState.CANCELLED, StateReason.USER)
+    assert cancelled.end_time is not None
+    assert queue.claim("worker", MINUTE) is None
+
+
+def test_a_running_job_is_told_to_stop_and_repeating_that_is_no_fault(store, queue, job, lease):
+    assert store.cancel(TENANT, job.id).state is JobState.CANCELLING
+    again = store.cancel(TENANT, job.id)
+    assert (again.state, again.last_event) == (JobState.CANCELLING, 3)
+    assert queue.renew(lease, MINUTE).state is JobState.CANCELLING
+
+
+@pytest.mark.parametrize("reason", [StateReason.SHUTDOWN, StateReason.WORKER_LOST])
+def test_a_cancelled_job_that_is_given_back_is_over(store, queue, job, lease, reason):
+    store.cancel(TENANT, job.id)
+    released = queue.release(lease, Ending(JobState.QUEUED, reason))
+    assert (released.state, released.state_reason) == (JobState.CANCELLED, StateReason.USER)
+    assert released.attempt == 1
+
+
+def test_a_cancelled_job_whose_worker_is_lost_is_over(store, queue, job, lease):
+    store.cancel(TENANT, job.id)
+    queue.expire("worker")
+    queue.recover(max_attempts=3)
+    assert states_told(store, job)[-1] == (JobState.CANCELLED, StateReason.USER, 1)
+
+
+def test_a_result_that_comes_before_the_cancel_is_noticed_counts(store, queue, job, lease):
+    store.cancel(TENANT, job.id)
+    assert queue.release(lease, Ending(JobState.SUCCEEDED)).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+def test_a_finished_job_cannot_be_cancelled(store, database, job, state):
+    force_state(database, job, state)
+    with pytest.raises(JobStateConflict, match="none: it is finished") as refusal:
+        store.cancel(TENANT, job.id)
+    assert (refusal.value.status, refusal.value.metadata) == ("FAILED_PRECONDITION", {"state": state})
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [
+        (JobState.VALIDATING, JobState.CANCELLED),
+        (JobState.PAUSED, JobState.CANCELLED),
+        (JobState.PAUSING, JobState.CANCELLING),
+    ],
+)
+def test_cancelling_in_the_states_of_later_builds(store, database, job, state, after):
+    force_state(database, job, state)
+    assert store.cancel(TENANT, job.id).state is after
+
+
+def test_a_pausing_job_whose_worker_is_lost_is_paused_and_others_are_recovered_too(store, queue, database):
+    made = [store.create(train_job(), NO_REQUEST) for _ in range(2)]
+    for _ in made:
+        queue.claim("worker", -1.0)
+    force_state(database, made[0], JobState.PAUSING)
+    assert queue.recover(max_attempts=3) == 2
+    assert [store.get(TENANT, job.id).state for job in made] == [JobState.PAUSED, JobState.QUEUED]
+
+
+# Events
+
+
+def test_events_are_read_from_a_cursor_in_order(store, queue, job, lease):
+    queue.record(lease, unchanged, [Notice(text=str(i)) for i in range(5)])
+    numbers = [event.number for event in store.events(TENANT, job.id, 0, 100)]
+    assert numbers == [1, 2, 3, 4, 5, 6, 7]
+    assert [event.number for event in store.events(TENANT, job.id, 5, 100)] == [6, 7]
+    assert [event.number for event in store.events(TENANT, job.id, 2, 3)] == [3, 4, 5]
+    assert store.events(TENANT, job.id, 7, 100) == []
+    assert store.events(TENANT, job.id, 99, 100) == []
+    assert store.last_event(TENANT, job.id) == (7, JobState.RUNNING)
+
+
+def test_events_come_in_pages(store, queue, job, lease):
+    queue.record(lease, unchanged, [Notice(text=str(i)) for i in range(3)])
+    numbers, token = [], ""
+    while True:
+        page = store.event_page(TENANT, job.id, PageRequest.parse(2, token))
+        numbers.append([event.number for event in page.items])
+        token = page.next_token
+        if not token:
+            break
+    assert numbers == [[1, 2], [3, 4], [5]]
+
+
+def test_a_change_without_events_is_kept(store, queue, job, lease):
+    queue.record(lease, lambda job: job.model_copy(update={"display_name": "renamed"}), [])
+    found = store.get(TENANT, job.id)
+    assert (found.display_name, found.last_event) == ("renamed", 2)
+
+
+def test_old_events_are_trimmed_and_a_cursor_before_them_is_out_of_range(store, database, job):
+    queue = JobQueue(database, max_events=4)
+    _, lease = queue.claim("worker", MINUTE)
+    queue.record(lease, unchanged, [Notice(text=str(i)) for i in range(6)])
+    assert [event.number for event in store.events(TENANT, job.id, 0, 100)] == [5, 6, 7, 8]
+    assert [event.number for event in store.events(TENANT, job.id, 4, 100)] == [5, 6, 7, 8]
+    with pytest.raises(OutOfRange) as refusal:
+        store.events(TENANT, job.id, 3, 100)
+    assert (refusal.value.status, refusal.value.metadata) == ("OUT_OF_RANGE", {"first_kept": "5"})
+    assert store.event_page(TENANT, job.id, PageRequest.parse(2, "")).items[0].number == 5
+
+
+def test_writers_at_the_same_time_leave_no_gap_in_the_numbers(store, queue, job, lease):
+    def record() -> None:
+        for i in range(8):
+            queue.record(lease, unchanged, [Notice(text=str(i)), Notice(text=str(i))])
+
+    def renew() -> None:
+        for _ in range(8):
+            queue.renew(lease, MINUTE)
+
+    threads = [threading.Thread(target=work) for work in (record, record, record, renew)]
+    threads.append(threading.Thread(target=lambda: store.cancel(TENANT, job.id)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    numbers = [event.number for event in store.events(TENANT, job.id, 0, 1000)]
+    expected = 2 + 3 * 8 * 2 + 1
+    assert numbers == list(range(1, expected + 1))
+    assert store.get(TENANT, job.id).last_event == expected
+    assert store.last_event(TENANT, job.id) == (expected, JobState.CANCELLING)
