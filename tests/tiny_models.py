@@ -125,7 +125,7 @@ def save_tiny_adapter(
         use_rslora=use_rslora,
         task_type="CAUSAL_LM",
     )
-    with _peft_warnings_allowed():
+    with peft_warnings_allowed():
         model = get_peft_model(load_plain(base_directory), config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -144,12 +144,12 @@ def load_peft(base_directory: Path, adapter: TinyAdapter | None) -> Any:
     base = load_plain(base_directory)
     if adapter is None:
         return base
-    with _peft_warnings_allowed():
+    with peft_warnings_allowed():
         return PeftModel.from_pretrained(base, str(adapter.directory)).eval()
 
 
 @contextmanager
-def _peft_warnings_allowed() -> Generator[None]:
+def peft_warnings_allowed() -> Generator[None]:
     """PEFT 0.21 asks transformers 5 for a property that it is about to remove."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)

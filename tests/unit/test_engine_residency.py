@@ -1,0 +1,317 @@
+"""Tiers, budgets, evictions and pins, on a memory of integers and a loader that is told when."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+from finetuned_service.engine.messages import AdapterHandle, Residency
+from finetuned_service.engine.residency import Loaded, ResidencyManager
+from finetuned_service.engine.scheduler import Readiness
+from finetuned_service.errors import FinetunedError, InvalidAdapterFiles, ResourceExhausted, Unavailable
+from hypothesis import given
+from hypothesis import strategies as st
+
+HOST, DEVICE, STORED = Residency.HOST, Residency.DEVICE, Residency.STORED
+READY, LOADING, NO_MEMORY = Readiness.READY, Readiness.LOADING, Readiness.NO_MEMORY
+
+
+@dataclass(frozen=True)
+class FakeWeights:
+    size_bytes: int
+    modules: int = 7
+
+
+@dataclass(frozen=True, eq=False)
+class FakePlace:
+    size_bytes: int
+
+
+class FakeMemory:
+    """Each adapter takes the bytes that its directory names, on the host and on the device alike."""
+
+    def __init__(self, device_bytes):
+        self.device_bytes = device_bytes
+        self.places = []
+        self.unreadable = {}
+
+    def size_bytes(self, handle):
+        if handle.directory == "gone":
+            raise Unavailable("gone")
+        return int(handle.directory)
+
+    def read(self, handle):
+        if handle.digest in self.unreadable:
+            raise self.unreadable[handle.digest]
+        return FakeWeights(int(handle.directory))
+
+    def fits(self, weights):
+        return weights.size_bytes <= self.device_bytes
+
+    def plan(self, weights, victims):
+        free = self.device_bytes - sum(place.size_bytes for place in self.places)
+        for count in range(len(victims) + 1):
+            if free + sum(v.size_bytes for v in victims[:count]) >= weights.size_bytes:
+                return victims[:count]
+        return None
+
+    def place(self, weights):
+        place = FakePlace(weights.size_bytes)
+        self.places.append(place)
+        assert sum(p.size_bytes for p in self.places) <= self.device_bytes
+        return place
+
+    def fill(self, place, weights):
+        assert place in self.places, "filled what was given away"
+
+    def vacate(self, place):
+        self.places.remove(place)
+
+
+class ManualLoader:
+    def __init__(self):
+        self.waiting = []
+
+    def begin(self, digest, work):
+        self.waiting.append((digest, work))
+
+    def run(self, manager, count=None):
+        """End the first `count` loads (all that are there now if None)."""
+        for _ in range(len(self.waiting) if count is None else count):
+            digest, work = self.waiting.pop(0)
+            try:
+                manager.finish(Loaded(digest, 0.5, weights=work()))
+            except FinetunedError as error:
+                manager.finish(Loaded(digest, 0.5, error=error))
+
+
+class World:
+    def __init__(self, host=100, device=30):
+        self.memory, self.loader = FakeMemory(device), ManualLoader()
+        self.manager = ResidencyManager(self.memory, self.loader, host)
+
+    def hold(self, handle):
+        """Ask until it is ready, as the scheduler does."""
+        while (readiness := self.manager.try_hold(handle)) is LOADING:
+            self.loader.run(self.manager)
+        return readiness
+
+    def load(self, handle):
+        assert self.hold(handle) is READY
+        self.manager.release(handle)
+
+    def tiers(self):
+        return {a.digest: a.residency for a in self.manager.snapshot()}
+
+
+def handle(digest, size=10):
+    return AdapterHandle(digest, str(size))
+
+
+A, B, C, D = (handle(digest) for digest in "abcd")
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def test_a_cold_adapter_is_read_then_filled_then_ready(world):
+    assert world.manager.try_hold(A) is LOADING
+    assert world.tiers() == {}
+    world.loader.run(world.manager)
+    assert world.tiers() == {"a": HOST}
+    assert world.manager.try_hold(A) is LOADING
+    world.loader.run(world.manager)
+    assert world.tiers() == {"a": DEVICE}
+    assert world.manager.try_hold(A) is READY
+    assert (world.manager.loads, world.manager.load_seconds) == (1, 1.0)
+    assert world.manager.modules_of(A) == 7
+
+
+def test_many_that_wait_for_it_load_it_once(world):
+    for _ in range(5):
+        assert world.manager.try_hold(A) is LOADING
+    assert len(world.loader.waiting) == 1
+
+
+def test_the_least_recently_used_makes_room(world):
+    for one in (A, B, C, A, D):
+        world.load(one)
+    assert world.tiers() == {"a": DEVICE, "b": HOST, "c": DEVICE, "d": DEVICE}
+    assert world.manager.evictions == 1
+
+
+def test_what_came_back_from_host_is_not_read_again(world):
+    for one in (A, B, C, D):
+        world.load(one)
+    assert world.manager.try_hold(A) is LOADING
+    world.loader.run(world.manager)
+    assert world.manager.try_hold(A) is READY
+
+
+def test_held_ones_stay_and_the_request_waits(world):
+    for one in (A, B, C):
+        assert world.hold(one) is READY
+    assert world.hold(D) is NO_MEMORY
+    assert {d: t for d, t in world.tiers().items() if t is DEVICE}.keys() == {"a", "b", "c"}
+    world.manager.release(B)
+    assert world.hold(D) is READY
+    assert world.tiers()["b"] is HOST
+
+
+def test_an_adapter_being_filled_is_not_evicted_for_another(world):
+    big = handle("big", 30)
+    world.manager.try_hold(A)
+    world.loader.run(world.manager)
+    assert world.manager.try_hold(A) is LOADING
+    world.manager.try_hold(big)
+    world.loader.run(world.manager, 1)
+    assert world.tiers()["a"] is DEVICE
+
+
+def test_what_can_never_fit_is_refused_and_leaves_nothing(world):
+    with pytest.raises(ResourceExhausted, match="101 bytes of host memory"):
+        world.manager.try_hold(handle("x", 101))
+    world.manager.try_hold(handle("y", 31))
+    world.loader.run(world.manager)
+    with pytest.raises(ResourceExhausted, match="even alone"):
+        world.manager.try_hold(handle("y", 31))
+    assert world.tiers().get("x") is None
+
+
+def test_pins_survive_and_a_full_house_of_pins_is_said(world):
+    for one in (A, B, C):
+        world.load(one)
+        assert world.manager.set_residency(one, DEVICE, pinned=True) is READY
+    world.manager.try_hold(D)
+    world.loader.run(world.manager)
+    with pytest.raises(ResourceExhausted, match="pinned"):
+        world.manager.try_hold(D)
+    world.manager.set_residency(A, DEVICE, pinned=False)
+    assert world.hold(D) is READY
+    assert world.tiers()["a"] is HOST
+
+
+def test_host_budget_evicts_copies_but_not_what_serves():
+    world = World(host=20, device=30)
+    for one in (A, B, C):
+        assert world.hold(one) is READY
+    assert world.tiers() == {"a": DEVICE, "b": DEVICE, "c": DEVICE}
+    assert sum(a.resident_bytes for a in world.manager.snapshot()) == 20 + 30
+
+
+def test_a_pinned_host_copy_stays(world):
+    world.manager.set_residency(A, HOST, pinned=True)
+    world.loader.run(world.manager)
+    for size in (60, 50, 40):
+        world.manager.advance(handle(f"other{size}", size), HOST)
+        world.loader.run(world.manager)
+    assert world.tiers()["a"] is HOST
+
+
+def test_stored_waits_for_the_last_running_sequence(world):
+    assert world.hold(A) is READY
+    assert world.manager.set_residency(A, STORED, pinned=False) is READY
+    assert world.tiers() == {"a": DEVICE}
+    world.manager.release(A)
+    assert world.tiers() == {}
+    assert world.memory.places == []
+
+
+def test_host_frees_the_device_and_keeps_the_copy():
+    world = World(host=10, device=30)
+    world.load(A)
+    world.load(B)
+    assert world.manager.set_residency(A, HOST, pinned=False) is LOADING
+    assert world.tiers()["a"] is DEVICE
+    world.loader.run(world.manager)
+    assert world.tiers()["a"] is HOST
+
+
+def test_stored_while_it_loads_forgets_it_when_loaded(world):
+    world.manager.try_hold(A)
+    world.manager.set_residency(A, STORED, pinned=False)
+    world.loader.run(world.manager)
+    assert world.tiers() == {}
+
+
+def test_a_failed_load_leaves_nothing_and_may_be_tried_again(world):
+    world.memory.unreadable["a"] = InvalidAdapterFiles("bad")
+    world.manager.set_residency(A, DEVICE, pinned=True)
+    world.loader.run(world.manager)
+    assert world.tiers() == {}
+    del world.memory.unreadable["a"]
+    assert world.hold(A) is READY
+
+
+def test_files_that_cannot_be_reached_are_refused_at_once(world):
+    with pytest.raises(Unavailable):
+        world.manager.try_hold(AdapterHandle("a", "gone"))
+    with pytest.raises(Unavailable):
+        world.manager.set_residency(AdapterHandle("a", "gone"), DEVICE, pinned=True)
+    assert world.manager.snapshot() == ()
+
+
+class Play:
+    """A world, whoever holds what in it, and one move of each kind."""
+
+    def __init__(self):
+        self.world = World(host=60, device=40)
+        self.held = []
+
+    def hold(self, one, _tier, _pinned):
+        if self.world.manager.try_hold(one) is READY:
+            self.held.append((one, self.world.manager.place_of(one)))
+
+    def release(self, one, _tier, _pinned):
+        mine = [entry for entry in self.held if entry[0] == one]
+        if mine:
+            self.held.remove(mine[0])
+            self.world.manager.release(one)
+
+    def set_residency(self, one, tier, pinned):
+        pinned = pinned and tier is not STORED
+        if self.world.manager.set_residency(one, tier, pinned=pinned) is NO_MEMORY:
+            self.world.manager.unpin(one)
+
+    def load(self, _one, _tier, _pinned):
+        self.world.loader.run(self.world.manager, min(1, len(self.world.loader.waiting)))
+
+    def check(self):
+        manager, places = self.world.manager, self.world.memory.places
+        assert all(manager.place_of(one) is place and place in places for one, place in self.held)
+        entries = manager.snapshot()
+        holders = [one.digest for one, _ in self.held]
+        assert {a.digest: a.running_sequences for a in entries if a.running_sequences} == Counter(holders)
+        placed_bytes = sum(place.size_bytes for place in places)
+        assert sum(a.resident_bytes for a in entries) - placed_bytes <= 60
+
+    def clear(self, handles):
+        for one, _ in self.held:
+            self.world.manager.release(one)
+        self.world.loader.run(self.world.manager)
+        for one in handles:
+            self.world.manager.set_residency(one, STORED, pinned=False)
+
+
+HANDLES = [handle(f"n{size}", size) for size in (5, 10, 15, 20, 35)]
+MOVES = st.tuples(
+    st.sampled_from([Play.hold, Play.release, Play.set_residency, Play.load]),
+    st.sampled_from(HANDLES),
+    st.sampled_from(Residency),
+    st.booleans(),
+)
+
+
+@given(moves=st.lists(MOVES, max_size=40))
+def test_whatever_is_asked_budgets_hold_and_holders_keep_theirs(moves):
+    play = Play()
+    for move, one, tier, pinned in moves:
+        with suppress(ResourceExhausted):
+            move(play, one, tier, pinned)
+        play.check()
+    play.clear(HANDLES)
+    assert (play.world.manager.snapshot(), play.world.memory.places) == ((), [])
