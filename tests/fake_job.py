@@ -142,7 +142,7 @@ class Process:
             "weight_format": "INT8",
             "parameters": 40,
             "weight_bytes": 160,
-            "context_tokens": 64,
+            "context_tokens": 256,
             "source": "bases/tiny",
             "create_time": "2026-01-01T00:00:00Z",
         }

@@ -36,7 +36,7 @@ def write_base(directory: Path, *, fill: float = 0.5) -> Path:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": 4,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": 256,
     }
     (directory / "config.json").write_text(json.dumps(config))
     tensors = {

@@ -88,28 +88,28 @@ def fit_prompt(
 ) -> Prompt:
     """Cut a prompt as the caller chose, and decide how many tokens the reply may have.
 
+    Without a wish for the reply's length a prompt fits if it leaves one token, and a prompt that is cut
+    leaves `DEFAULT_MAX_TOKENS`, but keeps at least half of the context.
+
     Raises:
         PromptTooLong: it does not fit and no truncation was chosen.
         InvalidField: it is empty.
     """
     if not token_ids:
         raise InvalidField.one(field, "is empty; give at least one character")
-    wanted = generation.max_tokens
-    # Without a wish, a reply of one token is enough for the prompt to fit.
-    room = context_tokens - (wanted or 1)
-    truncated = max(0, len(token_ids) - room)
-    if truncated and generation.truncation is Truncation.REJECT:
-        raise PromptTooLong(
-            f"{field} has {len(token_ids)} tokens and the reply {wanted or 'at least 1'}; the context holds "
-            f"{context_tokens}. Shorten it, ask for fewer max_tokens, or choose a truncation",
-            metadata={"prompt_tokens": str(len(token_ids)), "context_tokens": str(context_tokens)},
-        )
-    if truncated and generation.truncation is Truncation.KEEP_END:
-        token_ids = token_ids[truncated:]
-    elif truncated:
-        token_ids = token_ids[:room]
+    wanted, found = generation.max_tokens, len(token_ids)
+    if found > context_tokens - (wanted or 1):
+        if generation.truncation is Truncation.REJECT:
+            raise PromptTooLong(
+                f"{field} has {found} tokens and the reply {wanted or 'at least 1'}; the context holds "
+                f"{context_tokens}. Shorten it, ask for fewer max_tokens, or choose a truncation",
+                metadata={"prompt_tokens": str(found), "context_tokens": str(context_tokens)},
+            )
+        room = context_tokens - (wanted or min(DEFAULT_MAX_TOKENS, context_tokens // 2))
+        from_end = generation.truncation is Truncation.KEEP_END
+        token_ids = token_ids[found - room :] if from_end else token_ids[:room]
     new_tokens = wanted or min(DEFAULT_MAX_TOKENS, context_tokens - len(token_ids))
-    return Prompt(tuple(token_ids), truncated, new_tokens)
+    return Prompt(tuple(token_ids), found - len(token_ids), new_tokens)
 
 
 def sampling_for(generation: GenerationSettings, prompt: Prompt, index: int) -> Sampling:

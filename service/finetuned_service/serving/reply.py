@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from finetuned_service.engine.messages import FinishReason, Started, Tokens
 from finetuned_service.metrics import Metrics
 from finetuned_service.serving.values import Delta, Outcome, Timing
 from finetuned_service.text.stream import TextStream
+
+
+class EventStream(Protocol):
+    """What the engine says of one sequence; `aclose` before its end cancels it."""
+
+    def __aiter__(self) -> AsyncIterator[Started | Tokens]: ...
+
+    async def aclose(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -29,15 +38,14 @@ class Reply:
     timing: Timing = field(default_factory=Timing)
     completion_tokens: int = 0
 
-    async def follow(
-        self, events: AsyncGenerator[Started | Tokens] | AsyncIterator[Started | Tokens]
-    ) -> AsyncGenerator[Started | Delta]:
+    async def follow(self, submit: Callable[[], EventStream]) -> AsyncGenerator[Started | Delta]:
         """The engine's events as deltas, ended by the engine or by a stop string.
 
-        Leaving early, also by a stop string, cancels the sequence in the engine.
+        The sequence is submitted when somebody begins to listen, and not before: from then on leaving
+        early, also by a stop string, cancels it in the engine.
         """
         last = self.accepted
-        async with aclosing(events) as source:  # pyright: ignore[reportArgumentType]  # every submit() is a generator
+        async with aclosing(submit()) as source:
             async for event in source:
                 if isinstance(event, Started):
                     self.started = event

@@ -19,6 +19,7 @@ from finetuned_service.engine.messages import AdapterHandle, Started
 from finetuned_service.errors import AdapterIncompatible, Internal
 from finetuned_service.metrics import Metrics
 from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, sampling_for
+from finetuned_service.serving.merge import merged
 from finetuned_service.serving.reply import Reply
 from finetuned_service.serving.values import (
     Content,
@@ -31,8 +32,11 @@ from finetuned_service.serving.values import (
     ServeEvent,
     Timing,
 )
+from finetuned_service.telemetry.logs import logger
 from finetuned_service.text.stream import TextStream
 from finetuned_service.text.tokenizer import BaseTokenizer
+
+_LOG = logger("serving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,8 @@ class Serving:
             QueueFull, Unavailable: from the engine.
         """
         check_call(call, self.context_tokens)
-        version = await self._version(call)
-        prompts = [self._prompt(call, i) for i in range(len(call.inputs))]
-        self.metrics.tokens.labels("prompt").inc(sum(len(p.token_ids) for p in prompts))
+        # Both wait or compute: the store's disk, and a tokenizer over megabytes of prompts.
+        version, prompts = await asyncio.to_thread(self._prepare, call)
         replies = [
             Reply(
                 input=i,
@@ -71,29 +74,25 @@ class Serving:
             for i, prompt in enumerate(prompts)
         ]
         told = False
-        async with aclosing(_merged([self._follow(call, version, prompts, r) for r in replies])) as events:
+        async with aclosing(merged([self._follow(call, version, prompts, r) for r in replies])) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     yield event
-                elif not told:
+                    continue
+                # Of every sequence, not only of the first: each was given its weights by itself.
+                served_by = self._served_by(version, event)
+                if not told:
                     told = True
-                    yield self._served_by(version, event)
+                    yield served_by
+        self.metrics.tokens.labels("prompt").inc(sum(len(prompt.token_ids) for prompt in prompts))
         yield _done(prompts, replies)
 
-    def _follow(
-        self, call: ServeCall, version: AdapterVersion | None, prompts: Sequence[Prompt], reply: Reply
-    ) -> AsyncGenerator[Started | Delta]:
-        prompt = prompts[reply.input]
-        handle = None if version is None else handle_of(version)
-        sampling = sampling_for(call.generation, prompt, reply.input)
-        return reply.follow(self.engine.submit(prompt.token_ids, handle, sampling))
-
-    async def _version(self, call: ServeCall) -> AdapterVersion | None:
-        if call.adapter is None:
-            return None
-        version = await asyncio.to_thread(self.registry.resolve, call.adapter)
-        check_compatible(version, self.base)
-        return version
+    def _prepare(self, call: ServeCall) -> tuple[AdapterVersion | None, list[Prompt]]:
+        version = None
+        if call.adapter is not None:
+            version = self.registry.resolve(call.adapter)
+            check_compatible(version, self.base)
+        return version, [self._prompt(call, i) for i in range(len(call.inputs))]
 
     def _prompt(self, call: ServeCall, index: int) -> Prompt:
         match call.inputs[index]:
@@ -103,18 +102,24 @@ class Serving:
                 token_ids = self.tokenizer.encode(text, add_special_tokens=True)
         return fit_prompt(token_ids, call.generation, self.context_tokens, f"inputs[{index}]")
 
+    def _follow(
+        self, call: ServeCall, version: AdapterVersion | None, prompts: Sequence[Prompt], reply: Reply
+    ) -> AsyncGenerator[Started | Delta]:
+        prompt = prompts[reply.input]
+        handle = None if version is None else handle_of(version)
+        sampling = sampling_for(call.generation, prompt, reply.input)
+        return reply.follow(lambda: self.engine.submit(prompt.token_ids, handle, sampling))
+
     def _served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
-        if version is None:
-            return ServedBy("", "", self.base.name, self.base.digest, 0, self.replica)
-        manifest = version.manifest
-        if started.modules_changed != manifest.modules:
+        expected = 0 if version is None else version.manifest.modules
+        if started.modules_changed != expected:
             raise Internal(
-                f"the adapter changes {started.modules_changed} modules instead of {manifest.modules}; "
-                "nothing was answered"
+                f"{started.modules_changed} modules are changed instead of {expected}; the answer would not "
+                "be the one that was asked for"
             )
         return ServedBy(
-            version.name,
-            manifest.digest,
+            "" if version is None else version.name,
+            "" if version is None else version.manifest.digest,
             self.base.name,
             self.base.digest,
             started.modules_changed,
@@ -155,7 +160,9 @@ def _done(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Done:
     outcomes: list[Outcome] = []
     for reply in replies:
         if reply.outcome is None:
-            raise Internal.opaque()
+            fault = Internal.opaque()
+            _LOG.error("reply_without_end", input=reply.input, **fault.metadata)
+            raise fault
         outcomes.append(reply.outcome)
     timings: list[Timing] = [reply.timing for reply in replies]
     return Done(
@@ -164,40 +171,3 @@ def _done(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Done:
         completion_tokens=sum(reply.completion_tokens for reply in replies),
         timing=max(timings, key=lambda timing: timing.total),
     )
-
-
-async def _merged(
-    sources: Sequence[AsyncGenerator[Started | Delta]],
-) -> AsyncGenerator[Started | Delta]:
-    """Events of several replies as they come; the first failure ends all."""
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as only:
-            async for event in only:
-                yield event
-        return
-    queue: asyncio.Queue[Started | Delta | Exception | None] = asyncio.Queue()
-
-    async def pump(source: AsyncGenerator[Started | Delta]) -> None:
-        try:
-            async with aclosing(source) as events:
-                async for event in events:
-                    queue.put_nowait(event)
-        except Exception as error:  # noqa: BLE001 - handed to the caller's own task
-            queue.put_nowait(error)
-        queue.put_nowait(None)
-
-    pumps = [asyncio.create_task(pump(source)) for source in sources]
-    try:
-        running = len(pumps)
-        while running:
-            event = await queue.get()
-            if event is None:
-                running -= 1
-            elif isinstance(event, Exception):
-                raise event
-            else:
-                yield event
-    finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)

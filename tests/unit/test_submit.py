@@ -1,0 +1,279 @@
+"""TrainJob and Quantize calls before they are jobs: resolved, checked, and nothing left of a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from finetuned_service.bases.manifest import describe_base, write_manifest
+from finetuned_service.errors import (
+    AlreadyExists,
+    FinetunedError,
+    InvalidData,
+    InvalidField,
+    NotFound,
+    QueueFull,
+    RequestIdReused,
+    Unimplemented,
+)
+from finetuned_service.jobs.store import JobFilter
+from finetuned_service.jobs.submit import Submission
+from finetuned_service.jobs.values import (
+    DataOptions,
+    JobState,
+    Optimization,
+    PromoteIf,
+    QuantizeSpec,
+    TrainSpec,
+)
+from finetuned_service.names import BaseName
+from finetuned_service.storage.idempotency import RequestKey
+from finetuned_service.storage.pages import PageRequest
+from finetuned_service.vocabulary import DataReport, WeightFormat
+from tiny_files import write_base
+from tiny_jobs import NO_REQUEST, TENANT
+from tiny_worker import Workplace
+
+REPORT = DataReport(
+    train_rows=9,
+    eval_rows=1,
+    train_tokens=180,
+    supervised_tokens=90,
+    mean_row_tokens=20.0,
+    longest_row_tokens=30,
+)
+ROWS = "tenants/acme/datasets/rows"
+SPEC = TrainSpec(dataset=ROWS, adapter="tenants/acme/adapters/redact")
+
+
+class Rows:
+    """Reads no rows; remembers which it was asked to read."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[TrainSpec, Path, Path | None]] = []
+        self.refusal: InvalidData | None = None
+
+    def __call__(self, spec: TrainSpec, train: Path, heldout: Path | None) -> DataReport:
+        self.asked.append((spec, train, heldout))
+        if self.refusal is not None:
+            raise self.refusal
+        return REPORT
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = Workplace(tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows()
+
+
+@pytest.fixture
+def submission(place, rows) -> Submission:
+    return Submission(
+        store=place.store,
+        datasets=place.datasets,
+        bases=place.bases,
+        resident_base=BaseName("tiny"),
+        report=rows,
+        max_unfinished_jobs=2,
+    )
+
+
+@pytest.fixture
+def add_base(place):
+    def add(name: str, weight_format: WeightFormat) -> None:
+        parsed = BaseName.parse(name)
+        directory = write_base(place.bases.path(parsed))
+        write_manifest(
+            directory, describe_base(directory, name=parsed, weight_format=weight_format, source="a test")
+        )
+
+    return add
+
+
+def train(submission, spec=SPEC, *, request=NO_REQUEST, validate_only=False, tenant=TENANT):
+    return submission.train(tenant, spec, "mine", request, validate_only=validate_only)
+
+
+def quantize(submission, *, validate_only=False, request=NO_REQUEST, **changes):
+    fields = {"output_base_id": "small", "weight_format": WeightFormat.INT8} | changes
+    return submission.quantize(TENANT, QuantizeSpec(**fields), "mine", request, validate_only=validate_only)
+
+
+def stored(place) -> list[str]:
+    return [job.id for job in place.store.list(TENANT, JobFilter(), PageRequest()).items]
+
+
+# TrainJob
+
+
+def test_a_train_job_is_queued_with_everything_written_back(submission, place, rows):
+    job = train(submission)
+    assert place.job(job) == job
+    assert (job.state, job.display_name, job.data_report) == (JobState.QUEUED, "mine", REPORT)
+    spec = job.spec
+    assert spec.base == "bases/tiny"
+    assert spec.lora.target_modules == ("q_proj", "up_proj")
+    assert None not in {
+        spec.lora.alpha,
+        spec.optimization.epochs,
+        spec.optimization.max_steps,
+        spec.optimization.micro_batch_rows,
+        spec.optimization.learning_rate,
+        spec.optimization.checkpoint_interval_steps,
+        spec.data.max_row_tokens,
+    }
+    assert rows.asked == [(spec, place.datasets.get(TENANT, "rows").path, None)]
+
+
+def test_the_estimate_follows_from_steps_and_rows(submission):
+    job = train(submission, SPEC.model_copy(update={"optimization": Optimization(max_steps=5, batch_rows=4)}))
+    assert (job.estimate.steps, job.estimate.tokens) == (5, 5 * 4 * 20)
+
+
+def test_an_evaluation_dataset_leaves_all_rows_for_training(submission, place, rows):
+    spec = SPEC.model_copy(
+        update={"eval_dataset": "tenants/acme/datasets/held-out", "data": DataOptions(holdout_fraction=0.5)}
+    )
+    train(submission, spec)
+    ((_, training, heldout),) = rows.asked
+    assert training == place.datasets.get(TENANT, "rows").path
+    assert heldout == place.datasets.get(TENANT, "held-out").path
+
+
+def test_validate_only_says_what_it_would_be_and_stores_nothing(submission, place):
+    request = RequestKey.of(TENANT, "r1", b"body")
+    job = train(submission, validate_only=True, request=request)
+    assert (job.name, job.data_report, job.spec.base) == ("", REPORT, "bases/tiny")
+    assert stored(place) == []
+    assert place.store.made_by(request) is None
+
+
+def test_the_bases_of_the_tenant_and_the_shared_ones_can_be_trained_on(submission, add_base):
+    add_base("tenants/acme/bases/own", WeightFormat.BF16)
+    job = train(submission, SPEC.model_copy(update={"base": "tenants/acme/bases/own"}))
+    assert job.spec.base == "tenants/acme/bases/own"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"dataset": "tenants/acme/datasets/absent"}, NotFound, "datasets/absent"),
+        ({"dataset": "tenants/other/datasets/rows"}, NotFound, "tenants/other/datasets/rows"),
+        ({"dataset": "rows"}, InvalidField, "spec.dataset"),
+        ({"dataset": ""}, InvalidField, "spec.dataset"),
+        ({"eval_dataset": "tenants/acme/datasets/absent"}, NotFound, "datasets/absent"),
+        ({"eval_dataset": "tenants/other/datasets/rows"}, NotFound, "tenants/other/datasets/rows"),
+        ({"eval_dataset": "rows"}, InvalidField, "spec.eval_dataset"),
+        ({"adapter": "tenants/other/adapters/redact"}, InvalidField, "spec.adapter"),
+        ({"adapter": "tenants/acme/adapters/redact/versions/1"}, InvalidField, "spec.adapter"),
+        ({"adapter": "tenants/acme/adapters/redact/aliases/prod"}, InvalidField, "spec.adapter"),
+        ({"adapter": "redact"}, InvalidField, "spec.adapter"),
+        ({"base": "bases/absent"}, NotFound, "bases/absent"),
+        ({"base": "tenants/other/bases/secret"}, NotFound, "tenants/other/bases/secret"),
+        ({"base": "tiny"}, InvalidField, "spec.base"),
+        ({"base": "bases/int8"}, Unimplemented, "training on a INT8 base"),
+        ({"promote_if": PromoteIf(alias="Not An Id")}, InvalidField, "spec.promote_if.alias"),
+        (
+            {"promote_if": PromoteIf(alias="prod"), "data": DataOptions(holdout_fraction=0)},
+            InvalidField,
+            "spec.promote_if",
+        ),
+    ],
+)
+def test_a_refused_train_job_leaves_nothing(submission, place, add_base, change, error, said):
+    add_base("tenants/other/bases/secret", WeightFormat.BF16)
+    add_base("bases/int8", WeightFormat.INT8)
+    for validate_only in (False, True):
+        with pytest.raises(error, match=said):
+            train(submission, SPEC.model_copy(update=change), validate_only=validate_only)
+    assert stored(place) == []
+
+
+def test_rows_that_cannot_be_trained_on_leave_nothing(submission, place, rows):
+    rows.refusal = InvalidData("line 3 is too long")
+    with pytest.raises(InvalidData):
+        train(submission)
+    assert stored(place) == []
+
+
+def test_a_full_queue_is_refused_before_rows_are_read(submission, place, rows):
+    for _ in range(2):
+        train(submission)
+    rows.asked.clear()
+    with pytest.raises(QueueFull, match="2 jobs of the tenant are unfinished; allowed: 2"):
+        train(submission)
+    assert rows.asked == []
+    assert train(submission, validate_only=True).name == ""
+    with pytest.raises(QueueFull):
+        quantize(submission)
+    assert len(stored(place)) == 2
+
+
+def test_a_repeated_call_gives_its_job_whatever_has_changed(submission, place, rows):
+    request = RequestKey.of(TENANT, "r1", b"body")
+    first = train(submission, request=request)
+    train(submission)
+    place.datasets.delete(TENANT, "rows")
+    rows.asked.clear()
+    assert train(submission, request=request) == first
+    assert rows.asked == []
+    with pytest.raises(RequestIdReused):
+        train(submission, request=RequestKey.of(TENANT, "r1", b"else"))
+
+
+# Quantize
+
+
+def test_a_quantize_run_is_queued_with_its_base_written_back(submission, place):
+    job = quantize(submission)
+    assert place.job(job) == job
+    assert (job.state, job.spec.base, job.display_name) == (JobState.QUEUED, "bases/tiny", "mine")
+
+
+def test_quantize_validate_only_stores_nothing(submission, place):
+    assert quantize(submission, validate_only=True).name == ""
+    assert stored(place) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"output_base_id": "Not An Id"}, InvalidField, "spec.output_base_id"),
+        ({"output_base_id": ""}, InvalidField, "spec.output_base_id"),
+        ({"output_base_id": "taken"}, AlreadyExists, "tenants/acme/bases/taken exists"),
+        ({"base": "bases/absent"}, NotFound, "bases/absent"),
+        ({"base": "tenants/other/bases/secret"}, NotFound, "tenants/other/bases/secret"),
+        ({"base": "bases/int8"}, InvalidField, "spec.base: is bases/int8, INT8 already"),
+        ({"dataset": "tenants/acme/datasets/absent"}, NotFound, "datasets/absent"),
+        ({"dataset": "tenants/other/datasets/rows"}, NotFound, "tenants/other/datasets/rows"),
+        (
+            {"weight_format": WeightFormat.NF4, "quantize_embeddings": True},
+            InvalidField,
+            "spec.quantize_embeddings",
+        ),
+    ],
+)
+def test_a_refused_quantize_run_leaves_nothing(submission, place, add_base, change, error, said):
+    add_base("tenants/other/bases/secret", WeightFormat.BF16)
+    add_base("tenants/acme/bases/taken", WeightFormat.BF16)
+    add_base("bases/int8", WeightFormat.INT8)
+    with pytest.raises(error, match=said) as refusal:
+        quantize(submission, **change)
+    assert isinstance(refusal.value, FinetunedError)
+    assert stored(place) == []
+
+
+def test_names_of_other_tenants_bases_are_free(submission, add_base):
+    add_base("tenants/other/bases/small", WeightFormat.BF16)
+    assert quantize(submission).spec.output_base_id == "small"
+
+
+def test_a_repeated_quantize_gives_its_job(submission):
+    request = RequestKey.of(TENANT, "r1", b"body")
+    assert quantize(submission, request=request) == quantize(submission, request=request)
