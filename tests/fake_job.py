@@ -50,7 +50,8 @@ def exact_match(value: str) -> list[object]:
 
 
 def leave_an_orphan() -> None:
-    subprocess.Popen([sys.executable, "-S", "-c", f"import time; time.sleep({LONG_SECONDS})"])
+    orphan = subprocess.Popen([sys.executable, "-S", "-c", f"import time; time.sleep({LONG_SECONDS})"])
+    report("notice", text=f"orphan {orphan.pid}")
 
 
 def print_garbage() -> None:
