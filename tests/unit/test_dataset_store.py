@@ -20,6 +20,7 @@ from finetuned_service.errors import (
     InvalidUpload,
     NotFound,
     RequestIdReused,
+    ResourceExhausted,
     ResourceInUse,
     Unavailable,
 )
@@ -145,6 +146,18 @@ def test_an_upload_over_the_limit_is_refused(store):
     with pytest.raises(InvalidUpload, match=f"would have {MAX_BYTES + 1} bytes; allowed: {MAX_BYTES}"):
         store.uploads.append(TENANT, "up", MAX_BYTES, b"x")
     assert store.uploads.committed_bytes(TENANT, "up") == (MAX_BYTES, "rows")
+
+
+def test_a_full_disk_is_told_and_the_upload_can_go_on(store, tmp_path):
+    store.uploads.start(TENANT, "up", "rows")
+    path = tmp_path / "uploads" / TENANT / "up"
+    path.unlink()
+    path.symlink_to("/dev/full")
+    with pytest.raises(ResourceExhausted, match="no room"):
+        store.uploads.append(TENANT, "up", 0, ROWS)
+    path.unlink()
+    assert store.uploads.start(TENANT, "up", "rows") == 0
+    assert upload(store).rows == 2
 
 
 def test_an_upload_belongs_to_one_dataset(store):

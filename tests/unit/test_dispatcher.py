@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from finetuned_service.errors import InvalidData
-from finetuned_service.jobs.endings import after_error
 from finetuned_service.jobs.values import Fault, JobState, StateChanged, StateReason
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.pages import PageRequest
@@ -168,15 +167,21 @@ def test_what_cannot_be_published_fails_the_job_and_leaves_nothing(place, steps,
     assert list((place.directory / "adapters").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_named(number):
-    ending = after_error(OSError(number, "os message"), "tenants/acme/jobs/train-1")
-    job = ending.change(train_job())
-    assert (ending.state, job.fault, job.error["reason"]) == (
-        JobState.FAILED,
-        Fault.SYSTEM,
-        "QUOTA_EXCEEDED",
-    )
+def test_a_disk_without_room_for_the_task_is_named(place):
+    """/dev/full fails as every file of a full disk does."""
+    submitted = place.submit(train_job())
+
+    class FullDisk:
+        def task_for(self, job, directory):
+            directory.mkdir(parents=True)
+            with Path("/dev/full").open("wb", buffering=0) as file:
+                file.write(b"task")
+
+    assignments, place.assignments = place.assignments, FullDisk()
+    with place.dispatcher(SUCCEED):
+        job = place.reaches(submitted, JobState.FAILED)
+    place.assignments = assignments
+    assert (job.fault, job.error["reason"]) == (Fault.SYSTEM, "QUOTA_EXCEEDED")
     assert "disk has no room" in job.error["message"]
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
+from pathlib import Path
 
 import pytest
+from finetuned_service.errors import ResourceExhausted
 from finetuned_service.storage.files import (
     publish_directory,
     publish_file,
+    refusing_full_disk,
     remove_directory,
+    sweep_leftovers,
     write_atomically,
 )
 
@@ -102,3 +108,25 @@ def test_an_open_file_outlives_the_removal_of_its_directory(staged):
     with (staged / "weights").open("rb") as file:
         remove_directory(staged)
         assert file.read() == b"new"
+
+
+def test_a_full_disk_is_a_refusal_and_other_faults_are_not(tmp_path):
+    def write(path: Path) -> None:
+        with refusing_full_disk(), path.open("wb", buffering=0) as file:
+            file.write(b"data")
+
+    with pytest.raises(ResourceExhausted, match="no room"):
+        write(Path("/dev/full"))
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path)
+
+
+def test_what_a_crash_left_is_swept_when_it_is_old(tmp_path):
+    for name, age_seconds in ((".old", 2 * 24 * 3600), (".young", 60), ("kept", 2 * 24 * 3600)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"x")
+        then = time.time() - age_seconds
+        os.utime(tmp_path / name, (then, then))
+    sweep_leftovers(tmp_path, ".*")
+    assert names(tmp_path) == [".young", "kept"]
+    sweep_leftovers(tmp_path / "absent", "*")

@@ -39,7 +39,7 @@ from finetuned_service.errors import InvalidField, NotFound, ResourceInUse
 from finetuned_service.names import AdapterSelector, check_id
 from finetuned_service.storage import idempotency
 from finetuned_service.storage.database import Database
-from finetuned_service.storage.files import publish_directory, remove_directory
+from finetuned_service.storage.files import publish_directory, remove_directory, sweep_leftovers
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
 from finetuned_service.storage.schema import adapter_versions, adapters, aliases
@@ -51,6 +51,7 @@ class AdapterRegistry:
     def __init__(self, database: Database, directory: Path) -> None:
         self._database = database
         self._directory = directory
+        sweep_leftovers(directory, ".*")
 
     def directory_of(self, digest: str) -> Path:
         return weights_directory(self._directory, digest)

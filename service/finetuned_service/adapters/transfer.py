@@ -21,6 +21,7 @@ from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload, NotFound
 from finetuned_service.names import AdapterSelector
+from finetuned_service.storage.files import refusing_full_disk, sweep_leftovers
 from finetuned_service.storage.idempotency import RequestKey
 
 CONFIG_FILE = "adapter_config.json"
@@ -42,6 +43,7 @@ class StagedFiles:
 
         Raises:
             InvalidUpload: another file name (a pickle is never read), a wrong offset, too many bytes.
+            ResourceExhausted: the disk is full.
         """
         if file_name not in ACCEPTED_FILES:
             raise InvalidUpload(
@@ -54,7 +56,7 @@ class StagedFiles:
             raise InvalidUpload(f"chunk of {file_name} has offset {offset}, expected {have}")
         if have + len(data) > self.max_bytes:
             raise InvalidUpload(f"{file_name} is larger than {self.max_bytes} bytes, the most allowed")
-        with path.open("ab") as file:
+        with refusing_full_disk(), path.open("ab") as file:
             file.write(data)
 
 
@@ -73,6 +75,7 @@ class AdapterImports:
     def staging(self) -> Generator[StagedFiles]:
         """A place for the files of one import."""
         self.staging_directory.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(self.staging_directory, "*")
         directory = Path(tempfile.mkdtemp(dir=self.staging_directory))
         try:
             yield StagedFiles(directory, self.max_bytes)

@@ -6,7 +6,6 @@ whatever tenants name them.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from finetuned_service.errors import (
 from finetuned_service.names import ResourceName, check_id
 from finetuned_service.storage import idempotency
 from finetuned_service.storage.database import Database
-from finetuned_service.storage.files import publish_file
+from finetuned_service.storage.files import publish_file, refusing_full_disk, sweep_leftovers
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
 from finetuned_service.storage.schema import datasets
@@ -88,7 +87,7 @@ class DatasetStore:
         """Those in progress; `finish` makes datasets of them."""
         for needed in (self._rows_directory, directory / "uploads"):
             needed.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        sweep_leftovers(self._rows_directory, f"{_VALIDATING}*")
 
     def finish(
         self, tenant: str, upload_id: str, size_bytes: int, sha256: bytes, request: RequestKey
@@ -224,7 +223,9 @@ class DatasetStore:
     def _validated(self, source: Path) -> Generator[tuple[Path, DatasetFacts]]:
         with TemporaryDirectory(dir=self._rows_directory, prefix=_VALIDATING) as temporary:
             canonical = Path(temporary) / "rows.jsonl"
-            yield canonical, validate_jsonl(source, canonical, self._limits)
+            with refusing_full_disk():
+                facts = validate_jsonl(source, canonical, self._limits)
+            yield canonical, facts
 
     def _find(self, connection: Connection, tenant: str, dataset_id: str) -> Dataset | None:
         query = select(datasets).where(datasets.c.tenant == tenant, datasets.c.id == dataset_id)
@@ -246,10 +247,3 @@ class DatasetStore:
 
     def _rows_path(self, digest: str) -> Path:
         return self._rows_directory / f"{digest.removeprefix('sha256:')}.jsonl"
-
-    def _sweep(self) -> None:
-        """Remove what a crash has left of a validation, however long one may take elsewhere."""
-        yesterday = time.time() - 24 * 3600
-        for leftover in self._rows_directory.glob(f"{_VALIDATING}*"):
-            if leftover.stat().st_mtime < yesterday:
-                shutil.rmtree(leftover, ignore_errors=True)

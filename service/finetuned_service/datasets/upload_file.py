@@ -6,13 +6,14 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from finetuned_service.errors import InvalidUpload, NotFound
 from finetuned_service.names import ResourceName
+from finetuned_service.storage.files import refusing_full_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,9 @@ class UploadFile:
         Raises:
             InvalidUpload: for another offset (a repeated chunk, a gap), or more than `max_bytes`.
             NotFound: the upload is finished.
+            ResourceExhausted: the disk is full; what was committed before stays.
         """
-        with self.held() as file:
+        with refusing_full_disk(), self.held() as file:
             committed = file.seek(0, os.SEEK_END)
             if offset != committed:
                 raise InvalidUpload(
@@ -59,10 +61,10 @@ class UploadFile:
                     metadata={"max_bytes": str(max_bytes)},
                 )
             try:
-                file.write(data)
-                file.flush()
+                _write_all(file, data)
             except OSError:
-                os.truncate(self.path, committed)
+                with suppress(OSError):
+                    file.truncate(committed)
                 raise
             return committed + len(data)
 
@@ -71,14 +73,15 @@ class UploadFile:
             return hashlib.file_digest(file, "sha256").digest()
 
     @contextmanager
-    def held(self) -> Generator[BinaryIO]:
+    def held(self) -> Generator[FileIO]:
         """Keep others from writing and finishing: a client that reconnects meets its own old stream.
 
         Raises:
             NotFound: the upload is finished, perhaps while this one waited.
         """
         try:
-            file = self.path.open("r+b")
+            # Unbuffered: what could not be written must not be tried again when the file is closed.
+            file = self.path.open("r+b", buffering=0)
         except FileNotFoundError as error:
             raise NotFound.resource(str(self.name)) from error
         with file:
@@ -89,3 +92,9 @@ class UploadFile:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]

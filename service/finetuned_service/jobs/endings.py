@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 
 from sqlalchemy import Connection
@@ -13,7 +12,6 @@ from finetuned_service.errors import (
     Internal,
     NotFound,
     QualityGateFailed,
-    ResourceExhausted,
 )
 from finetuned_service.jobs.queue import Ending
 from finetuned_service.jobs.task import QuantizeFinished
@@ -40,15 +38,7 @@ def lost_process(exit_code: int | None, job: Job) -> Ending:
 
 def after_error(error: Exception, job_name: str) -> Ending:
     """The end of a job at an exception: what names itself is the user's to read, the rest is ours."""
-    if isinstance(error, FinetunedError):
-        refusal = error
-    elif isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        refusal = ResourceExhausted(
-            "the server's disk has no room for the job's files; free some, then submit the job again",
-            metadata={"subject": "server"},
-        )
-    else:
-        refusal = Internal.opaque()
+    refusal = error if isinstance(error, FinetunedError) else Internal.opaque()
     _LOG.error("job_failed", job=job_name, message=refusal.message, exc_info=error)
     fault = Fault.USER if isinstance(refusal, (NotFound, AlreadyExists)) else Fault.SYSTEM
     return Ending(JobState.FAILED, change=_failed_with(refusal, fault))

@@ -34,6 +34,7 @@ from finetuned_service.jobs.task import (
     TrainTask,
 )
 from finetuned_service.jobs.values import Job, JobState, Progress, StateReason
+from finetuned_service.storage.files import refusing_full_disk
 from finetuned_service.telemetry.logs import logger
 
 JOB_PROGRAMS: Mapping[str, tuple[str, ...]] = {
@@ -110,13 +111,14 @@ class JobRunner:
 
     def _run(self, job: Job, keeper: LeaseKeeper) -> Ending:
         directory = self._settings.directory / job.id
-        task = self._insist(keeper, lambda: self._assignments.task_for(job, directory))
-        process = JobProcess(
-            self._settings.programs[task.kind],
-            task,
-            directory,
-            environment_for_job_process(task.limits.threads),
-        )
+        with refusing_full_disk():
+            task = self._insist(keeper, lambda: self._assignments.task_for(job, directory))
+            process = JobProcess(
+                self._settings.programs[task.kind],
+                task,
+                directory,
+                environment_for_job_process(task.limits.threads),
+            )
         _LOG.info("job_started", job=job.name, attempt=job.attempt, pid=process.pid)
         try:
             words = self._follow(process, keeper, job)
@@ -213,9 +215,12 @@ class JobRunner:
     ) -> Ending:
         match task, finished:
             case TrainTask(), TrainFinished():
-                return Ending(JobState.SUCCEEDED, also=self._publisher.train(job, task, finished))
+                with refusing_full_disk():
+                    also = self._publisher.train(job, task, finished)
+                return Ending(JobState.SUCCEEDED, also=also)
             case QuantizeTask(), QuantizeFinished():
-                also = self._publisher.quantize(job, task, finished)
+                with refusing_full_disk():
+                    also = self._publisher.quantize(job, task, finished)
                 if finished.accepted:
                     return Ending(JobState.SUCCEEDED, also=also)
                 return quality_refused(task.spec.max_quality_drop or 0.0, finished, also)

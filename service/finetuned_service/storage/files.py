@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from finetuned_service.errors import ResourceExhausted
+
+_LEFTOVER_SECONDS = 24 * 3600
+"""Nothing that is still being made is older."""
+
+
+@contextmanager
+def refusing_full_disk() -> Generator[None]:
+    """Around writing files for a caller.
+
+    Raises:
+        ResourceExhausted: the disk, or the quota of the server's user, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise ResourceExhausted(
+            "the server's disk has no room for this; free some there, then try again",
+            metadata={"subject": "server"},
+        ) from error
 
 
 def sync_directory(directory: Path) -> None:
@@ -78,3 +105,12 @@ def remove_directory(directory: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep_leftovers(directory: Path, pattern: str) -> None:
+    """Remove scratch directories that a crash has left: those of that name which are a day old."""
+    for leftover in directory.glob(pattern):
+        # What is being made beside this may be finished, and gone, by now.
+        with suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < time.time() - _LEFTOVER_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
