@@ -22,8 +22,8 @@ from finetuned.errors import NotFound
 from rich.console import Console
 
 EXAMPLES = Path(__file__).resolve().parent.parent
-EPOCHS = 1.25
-"""About 20,000 training tokens for one of the example datasets."""
+TRAINING = Optimization(epochs=1.75, batch_rows=4, learning_rate=1e-3)
+"""About 24,000 training tokens for one of the example datasets; small batches, so that there are steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def train(
         dataset=dataset,
         eval_dataset=f"{example.adapter}-heldout",
         adapter=example.adapter,
-        optimization=Optimization(epochs=EPOCHS),
+        optimization=TRAINING,
         evaluation=EvaluationOptions(baseline=example.baseline, generation_max_tokens=64),
         promote_if=promote_if,
     )
