@@ -10,7 +10,6 @@ import pytest
 import torch
 from finetuned_service.adapters.files import BaseGeometry, check_adapter
 from finetuned_service.adapters.geometry import linear_shapes
-from finetuned_service.engine.attention import packed_attention
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import (
     AdapterHandle,
@@ -374,12 +373,6 @@ def test_bases_with_windows_are_refused(tmp_path):
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(Unimplemented, match="sliding window of 16"):
         EngineModel.load(base)
-
-
-def test_attention_features_that_are_not_computed_are_refused():
-    nothing = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(Unimplemented, match="softcap"):
-        packed_attention(None, nothing, nothing, nothing, None, packed_rows=None, softcap=30.0)
 
 
 def test_the_digest_of_the_tests_is_the_importers(base, adapters):

@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
+from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import AdapterHandle, Residency
-from finetuned_service.engine.residency import Loaded, ResidencyManager
+from finetuned_service.engine.residency import ResidencyManager
 from finetuned_service.engine.scheduler import Readiness
 from finetuned_service.errors import FinetunedError, InvalidAdapterFiles, ResourceExhausted, Unavailable
 from hypothesis import given
@@ -94,9 +95,13 @@ class World:
 
     def hold(self, handle):
         """Ask until it is ready, as the scheduler does."""
-        while (readiness := self.manager.try_hold(handle)) is LOADING:
+        while (readiness := self.ask(handle)) is LOADING:
             self.loader.run(self.manager)
         return readiness
+
+    def ask(self, handle):
+        self.manager.begin_pass()
+        return self.manager.try_hold(handle)
 
     def load(self, handle):
         assert self.hold(handle) is READY
@@ -152,6 +157,23 @@ def test_what_came_back_from_host_is_not_read_again(world):
     assert world.manager.try_hold(A) is READY
 
 
+@pytest.mark.parametrize(("host", "device"), [(20, 100), (100, 20), (20, 20)])
+def test_more_waiting_than_fit_take_turns_and_none_is_loaded_in_vain(host, device):
+    world = World(host=host, device=device)
+    waiting = [handle(f"w{i}") for i in range(10)]
+    reads = 0
+    for _ in range(100):
+        world.manager.begin_pass()
+        served = [one for one in waiting if world.manager.try_hold(one) is READY]
+        for one in served:
+            waiting.remove(one)
+            world.manager.release(one)
+        reads += len(world.loader.waiting)
+        world.loader.run(world.manager)
+    assert waiting == []
+    assert reads == 10 + 10
+
+
 def test_held_ones_stay_and_the_request_waits(world):
     for one in (A, B, C):
         assert world.hold(one) is READY
@@ -186,10 +208,10 @@ def test_pins_survive_and_a_full_house_of_pins_is_said(world):
     for one in (A, B, C):
         world.load(one)
         assert world.manager.set_residency(one, DEVICE, pinned=True) is READY
-    world.manager.try_hold(D)
+    world.ask(D)
     world.loader.run(world.manager)
     with pytest.raises(ResourceExhausted, match="pinned"):
-        world.manager.try_hold(D)
+        world.ask(D)
     world.manager.set_residency(A, DEVICE, pinned=False)
     assert world.hold(D) is READY
     assert world.tiers()["a"] is HOST
@@ -207,6 +229,7 @@ def test_a_pinned_host_copy_stays(world):
     world.manager.set_residency(A, HOST, pinned=True)
     world.loader.run(world.manager)
     for size in (60, 50, 40):
+        world.manager.begin_pass()
         world.manager.advance(handle(f"other{size}", size), HOST)
         world.loader.run(world.manager)
     assert world.tiers()["a"] is HOST
@@ -277,6 +300,9 @@ class Play:
         if self.world.manager.set_residency(one, tier, pinned=pinned) is NO_MEMORY:
             self.world.manager.unpin(one)
 
+    def begin_pass(self, _one, _tier, _pinned):
+        self.world.manager.begin_pass()
+
     def load(self, _one, _tier, _pinned):
         self.world.loader.run(self.world.manager, min(1, len(self.world.loader.waiting)))
 
@@ -299,7 +325,7 @@ class Play:
 
 HANDLES = [handle(f"n{size}", size) for size in (5, 10, 15, 20, 35)]
 MOVES = st.tuples(
-    st.sampled_from([Play.hold, Play.release, Play.set_residency, Play.load]),
+    st.sampled_from([Play.hold, Play.release, Play.set_residency, Play.begin_pass, Play.load]),
     st.sampled_from(HANDLES),
     st.sampled_from(Residency),
     st.booleans(),

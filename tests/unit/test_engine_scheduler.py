@@ -18,8 +18,12 @@ class Gate:
     """Adapters as ready as `readiness` says (READY if it says nothing); counts holds."""
 
     def __init__(self):
+        self.passes = 0
         self.readiness = {}
         self.holds = Counter()
+
+    def begin_pass(self):
+        self.passes += 1
 
     def try_hold(self, handle):
         answer = self.readiness.get(handle.digest, Readiness.READY)
@@ -79,6 +83,7 @@ def test_first_come_first_served_up_to_the_slots(gate):
     assert ids(scheduler.admit(0.0).admitted) == [0, 1]
     scheduler.end(scheduler.running[0])
     assert ids(scheduler.admit(0.0).admitted) == [2]
+    assert gate.passes == 2
 
 
 def test_nobody_passes_one_that_waits_for_kv(gate):

@@ -1,4 +1,4 @@
-"""Where the engine's adapters are read from and placed: `residency.Memory` over PEFT files and banks."""
+"""Where the engine's adapters are read from and placed: `memory.Memory` over PEFT files and banks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import structlog
 
 from finetuned_service.engine.lora_bank import LoraBanks, LoraWeights, Placement
+from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.engine.peft_files import AdapterReader
-from finetuned_service.engine.residency import Loaded
 from finetuned_service.errors import FinetunedError, Internal
 
 _log = structlog.get_logger()
@@ -48,7 +48,7 @@ class AdapterMemory:
 
 
 class LoaderThread:
-    """Loads one adapter after another on a thread of its own (`residency.Loader`)."""
+    """Loads one adapter after another on a thread of its own (`memory.Loader`)."""
 
     def __init__(self, deliver: Callable[[Loaded[LoraWeights]], None]) -> None:
         """Args: deliver: called on the loader's thread with the end of each load."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetuned_service.engine.attention import AttentionSpan, PackedRows, make_span
+from finetuned_service.engine.attention_rows import PackedRows, RowSpan, plan_rows
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import Placement
 from finetuned_service.engine.lora_kernel import LoraRows
@@ -65,7 +65,7 @@ def build_batch(
     slots: list[int] = []
     logit_rows: list[int] = []
     chosen: list[TokenSequence] = []
-    spans: list[AttentionSpan] = []
+    spans: list[RowSpan] = []
     decoding: list[Placement] = []
     long_chunks: list[tuple[int, int, Placement]] = []
     for chunk, place in order_chunks(chunks, place_of):
@@ -76,7 +76,7 @@ def build_batch(
         token_ids.extend(sequence.tokens[first:end])
         positions.extend(range(first, end))
         slots.extend(range(kv.start + first, kv.start + end))
-        spans.append(make_span(start, chunk.rows, kv.start, end, dtype, device))
+        spans.append(RowSpan(start, chunk.rows, kv.start, end))
         if chunk.completes:
             logit_rows.append(len(token_ids) - 1)
             chosen.append(sequence)
@@ -90,7 +90,7 @@ def build_batch(
         logit_rows=torch.tensor(
             range(len(token_ids)) if all_logits else logit_rows, dtype=torch.int64, device=device
         ),
-        attention=PackedRows(arena, torch.tensor(slots, device=device), tuple(spans)),
+        attention=plan_rows(spans, arena, torch.tensor(slots, device=device), dtype),
         lora=LoraRows(tuple(decoding), tuple(long_chunks)),
         chosen=tuple(chosen),
     )

@@ -208,11 +208,13 @@ class EngineClient:
         engine = self._engine
         while engine is not None:
             try:
-                events = await engine.receive()
+                for event in await engine.receive():
+                    self._dispatch(event)
             except EOFError:
                 return
-            for event in events:
-                self._dispatch(event)
+            except Exception:  # noqa: BLE001 - an engine that cannot be understood is as good as dead
+                _log.exception("engine_not_understood")
+                return
 
     def _dispatch(self, event: Event) -> None:
         match event:

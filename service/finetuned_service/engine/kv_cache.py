@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from finetuned_service.engine.lazy_pages import lazy_zeros
+
 
 class KvArena:
     """`[kv_heads, capacity_tokens, head_dim]` for keys and for values of each layer.
 
-    Heads come first: the tokens of a sequence are then one run of memory for each head. Pages are
-    touched as they are used, and never read before they are written.
+    Heads come first: the tokens of a sequence are then one run of memory for each head. What is not
+    used is not resident.
     """
 
     def __init__(
@@ -27,8 +29,8 @@ class KvArena:
         device: torch.device,
     ) -> None:
         shape = (kv_heads, capacity_tokens, head_dim)
-        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self._values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self._keys = [lazy_zeros(shape, dtype, device) for _ in range(layers)]
+        self._values = [lazy_zeros(shape, dtype, device) for _ in range(layers)]
 
     @property
     def size_bytes(self) -> int:

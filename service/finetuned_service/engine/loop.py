@@ -17,6 +17,7 @@ from finetuned_service.engine.adapter_memory import AdapterMemory, LoaderThread
 from finetuned_service.engine.batch import build_batch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.lora_bank import LoraBanks, LoraWeights, Placement
+from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
     Answer,
     Cancel,
@@ -33,7 +34,7 @@ from finetuned_service.engine.messages import (
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.peft_files import AdapterReader
 from finetuned_service.engine.replies import Replies, limit_tokens
-from finetuned_service.engine.residency import Loaded, ResidencyManager
+from finetuned_service.engine.residency import ResidencyManager
 from finetuned_service.engine.scheduler import Chunk, Readiness, Scheduler
 from finetuned_service.engine.sequence import Sequence
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Unavailable

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from finetuned_service.engine.allocator import Range, RangeAllocator
+from finetuned_service.engine.lazy_pages import lazy_zeros
 from finetuned_service.engine.sites import SiteTable
 
 
@@ -62,14 +63,13 @@ class LoraBanks:
             (kind.in_features + kind.out_features) * len(kind.sites) * dtype.itemsize for kind in table.kinds
         ]
         self.capacity_ranks = budget_bytes // sum(self._rank_bytes)
-        # Zeroed memory comes as untouched pages: the budget is spent as adapters arrive. And a slice
-        # that spans a free row must not find a NaN there: 0 * NaN would reach every row of the batch.
+        # Zeroed: a slice that spans a free row must not find a NaN there, 0 * NaN would reach every row.
         self.a = [
-            torch.zeros(len(kind.sites), self.capacity_ranks, kind.in_features, dtype=dtype, device=device)
+            lazy_zeros((len(kind.sites), self.capacity_ranks, kind.in_features), dtype, device)
             for kind in table.kinds
         ]
         self.b = [
-            torch.zeros(len(kind.sites), self.capacity_ranks, kind.out_features, dtype=dtype, device=device)
+            lazy_zeros((len(kind.sites), self.capacity_ranks, kind.out_features), dtype, device)
             for kind in table.kinds
         ]
         self._rows = [RangeAllocator(self.capacity_ranks) for _ in table.kinds]

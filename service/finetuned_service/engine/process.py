@@ -92,8 +92,13 @@ def _send(connection: socket.socket, events: Sequence[Event]) -> None:
 
 
 def _become_engine() -> None:
-    """A name of its own, no Ctrl-C (the parent decides about the end), no life after the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A name of its own, no end but by the parent, no life after it.
+
+    Ctrl-C and a stop of the whole control group reach this process, too; running requests get their grace
+    only if it waits for the parent's Shutdown.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     libc: Any = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NAME, b"finetuned-eng", 0, 0, 0)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -11,82 +11,14 @@ Least recently used goes first; never what is held by a running sequence, pinned
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
+from finetuned_service.engine.memory import Loaded, Loader, Memory, P, W
 from finetuned_service.engine.messages import AdapterHandle, AdapterResidency, Residency
 from finetuned_service.engine.scheduler import Readiness
 from finetuned_service.errors import FinetunedError, ResourceExhausted
-
-
-class Weights(Protocol):
-    """An adapter in HOST form."""
-
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def modules(self) -> int: ...
-
-
-class Place(Protocol):
-    """Room in the serving layout."""
-
-    @property
-    def size_bytes(self) -> int: ...
-
-
-W = TypeVar("W", bound=Weights)
-W_contra = TypeVar("W_contra", bound=Weights, contravariant=True)
-P = TypeVar("P", bound=Place)
-
-
-class Memory(Protocol[W, P]):
-    """Where adapters are read from and placed. `read` and `fill` run on the loader, the rest on the engine."""
-
-    def size_bytes(self, handle: AdapterHandle) -> int:
-        """HOST memory it needs at most; FinetunedError if its files cannot be reached."""
-        ...
-
-    def read(self, handle: AdapterHandle) -> W:
-        """The adapter in HOST form; FinetunedError if it cannot be applied in full."""
-        ...
-
-    def fits(self, weights: W) -> bool:
-        """Whether it would fit if nothing else were there."""
-        ...
-
-    def plan(self, weights: W, victims: Sequence[P]) -> Sequence[P] | None:
-        """The first of `victims` that must be vacated to place `weights`; None if even all are too few."""
-        ...
-
-    def place(self, weights: W) -> P:
-        """Reserve room that `plan` found."""
-        ...
-
-    def fill(self, place: P, weights: W) -> None:
-        """Write the weights into their room."""
-        ...
-
-    def vacate(self, place: P) -> None:
-        """Free the room."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Loaded(Generic[W]):
-    """What the loader did: it read an adapter (`weights`), filled its room (neither), or failed (`error`)."""
-
-    digest: str
-    seconds: float
-    weights: W | None = None
-    error: FinetunedError | None = None
-
-
-class Loader(Protocol[W_contra]):
-    """Runs one piece of work after another beside the engine; each ends in a `Loaded` for `finish`."""
-
-    def begin(self, digest: str, work: Callable[[], W_contra | None]) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -124,9 +56,14 @@ class ResidencyManager(Generic[W, P]):
         self._host_budget_bytes = host_budget_bytes
         self._entries: dict[str, _Entry[W, P]] = {}
         self._clock = 0
+        self._pass_clock = 0
         self.loads = 0
         self.evictions = 0
         self.load_seconds = 0.0
+
+    def begin_pass(self) -> None:
+        """See `AdapterGate`. Without it, more cold adapters waiting than fit would evict each other forever."""
+        self._pass_clock = self._clock
 
     def try_hold(self, handle: AdapterHandle) -> Readiness:
         """See `AdapterGate`."""
@@ -173,7 +110,7 @@ class ResidencyManager(Generic[W, P]):
             else:
                 readiness = self._begin_fill(entry, entry.weights)
             if readiness is Readiness.NO_MEMORY and not any(
-                e.holds or e.loading for e in self._entries.values()
+                self._passing(other) for other in self._entries.values() if other is not entry
             ):
                 raise ResourceExhausted(
                     f"pinned adapters leave no memory for adapter {handle.digest}; unpin one or raise the budget",
@@ -293,14 +230,22 @@ class ResidencyManager(Generic[W, P]):
     def _by_age(self, eligible: Callable[[_Entry[W, P]], bool]) -> list[_Entry[W, P]]:
         return sorted(filter(eligible, self._entries.values()), key=lambda entry: entry.used)
 
+    def _passing(self, entry: _Entry[W, P]) -> bool:
+        """What it takes will be free some time, without anybody unpinning it."""
+        waits = self._wanted_now(entry) and entry.tier is not Residency.STORED
+        return entry.holds > 0 or entry.loading or waits
+
     def _may_leave_host(self, entry: _Entry[W, P]) -> bool:
-        wanted = entry.pinned is Residency.HOST or (entry.pinned is Residency.DEVICE and not entry.on_device)
-        return entry.weights is not None and not entry.loading and not wanted
+        if entry.weights is None or entry.loading or entry.pinned is Residency.HOST:
+            return False
+        return entry.on_device or not (self._wanted_now(entry) or entry.pinned is Residency.DEVICE)
 
     def _may_leave_device(self, entry: _Entry[W, P]) -> bool:
-        return (
-            entry.on_device and not entry.loading and not entry.holds and entry.pinned is not Residency.DEVICE
-        )
+        kept = entry.holds or entry.loading or entry.pinned is Residency.DEVICE
+        return entry.on_device and not kept and not self._wanted_now(entry)
+
+    def _wanted_now(self, entry: _Entry[W, P]) -> bool:
+        return entry.used > self._pass_clock
 
     def _leave_device(self, entry: _Entry[W, P]) -> None:
         if entry.place is not None:

@@ -35,6 +35,10 @@ class Readiness(Enum):
 class AdapterGate(Protocol):
     """What the scheduler needs of `residency.py`."""
 
+    def begin_pass(self) -> None:
+        """A pass over the queue begins; what it asks for first is not taken away for what it asks later."""
+        ...
+
     def try_hold(self, handle: AdapterHandle) -> Readiness:
         """Hold the adapter if it is ready; else begin to make it so, if there is memory for it.
 
@@ -113,6 +117,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         refused: list[Refusal] = []
         passed_over: list[Sequence] = []
+        self._adapters.begin_pass()
         for sequence in list(self.waiting.values()):
             if len(self.running) == self._max_running or not self.kv.can_allocate(sequence.limit_tokens):
                 break

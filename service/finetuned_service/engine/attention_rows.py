@@ -1,0 +1,116 @@
+"""How the rows of one step attend: which keys each sees, and which rows are computed together.
+
+A row that decodes has one query and sees all live tokens of its sequence. One call per such row costs
+more than its arithmetic, so rows with up to `GATHERED_TOKENS` live tokens have their keys and values
+gathered side by side, padded to a multiple of `PADDING_TOKENS`. What a row computes depends on its
+own length alone, never on its batch-mates: the padding is the row's, and so is the choice of path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finetuned_service.engine.kv_cache import KvArena
+
+GATHERED_TOKENS = 512
+"""From here on a copy of keys and values costs more than a call."""
+PADDING_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpan:
+    """Consecutive rows `[start, start + rows)` of one sequence: the last of its `live_tokens` tokens, which
+    lie in the arena from `kv_start` on.
+    """
+
+    start: int
+    rows: int
+    kv_start: int
+    live_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.rows
+
+    @property
+    def kv_end(self) -> int:
+        return self.kv_start + self.live_tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskedSpan:
+    """A span and what its rows must not see of each other.
+
+    `mask` `[rows, live_tokens]` is additive. None where none is needed: a single row, or a prompt from
+    its beginning (`causal`).
+    """
+
+    span: RowSpan
+    causal: bool
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeGroup:
+    """S single rows whose L keys each are gathered from the arena."""
+
+    rows: Tensor
+    """`[S]` int64."""
+    slots: Tensor
+    """`[S * L]` int64: arena indices, each row's own throughout."""
+    mask: Tensor
+    """`[1, S, 1, L]` additive: where a row has no token."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedRows:
+    """All T rows of a step."""
+
+    arena: KvArena
+    slots: Tensor
+    """`[T]` int64: arena index of each row's own key and value."""
+    spans: tuple[MaskedSpan, ...]
+    groups: tuple[DecodeGroup, ...]
+
+
+def plan_rows(spans: Iterable[RowSpan], arena: KvArena, slots: Tensor, dtype: torch.dtype) -> PackedRows:
+    """The plan of one step, used by all its layers."""
+    alone: list[MaskedSpan] = []
+    together: dict[int, list[RowSpan]] = {}
+    for span in spans:
+        if span.rows == 1 and span.live_tokens <= GATHERED_TOKENS:
+            padded = -(-span.live_tokens // PADDING_TOKENS) * PADDING_TOKENS
+            together.setdefault(padded, []).append(span)
+        else:
+            alone.append(_masked(span, dtype, slots.device))
+    groups = tuple(_group(members, length, dtype, slots.device) for length, members in together.items())
+    return PackedRows(arena, slots, tuple(alone), groups)
+
+
+def _masked(span: RowSpan, dtype: torch.dtype, device: torch.device) -> MaskedSpan:
+    earlier = span.live_tokens - span.rows
+    mask = None
+    if span.rows > 1 and earlier:
+        shape = (span.rows, span.live_tokens)
+        hidden = torch.ones(shape, dtype=torch.bool, device=device).triu_(earlier + 1)
+        mask = torch.zeros(shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+    return MaskedSpan(span, causal=span.rows > 1 and not earlier, mask=mask)
+
+
+def _group(members: list[RowSpan], length: int, dtype: torch.dtype, device: torch.device) -> DecodeGroup:
+    live = torch.tensor([span.live_tokens for span in members], device=device)[:, None]
+    starts = torch.tensor([span.kv_start for span in members], device=device)[:, None]
+    offsets = torch.arange(length, device=device)[None]
+    # Padding reads the row's own last token: what another sequence computed never enters, not even as 0.
+    slots = starts + torch.minimum(offsets, live - 1)
+    mask = torch.zeros(len(members), length, dtype=dtype, device=device)
+    mask.masked_fill_(offsets >= live, -torch.inf)
+    return DecodeGroup(
+        rows=torch.tensor([span.start for span in members], device=device),
+        slots=slots.reshape(-1),
+        mask=mask.view(1, len(members), 1, length),
+    )
