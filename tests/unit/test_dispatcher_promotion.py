@@ -214,19 +214,31 @@ def test_an_alias_that_moves_while_the_job_runs_is_left_alone(place):
     assert job.result.version.endswith("versions/3")
 
 
-def test_another_attempt_measures_the_version_of_its_own_time(place):
-    for fill in (0.25, 0.5):
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_alias_that_moves_between_two_attempts_is_left_alone(place, deleted):
+    """The second attempt may have kept what the first one measured, so it compares with the same version."""
+    for fill in (0.25, 0.5, 0.75):
         place.run(train_job(), f"adapter={fill},finished=0.5")
     prod = AdapterSelector(TENANT, "redact", alias="prod")
-    place.registry.set_alias(prod, "tenants/acme/adapters/redact/versions/1", "")
+    place.registry.set_alias(prod, "tenants/acme/adapters/redact/versions/2", "")
     submitted = place.submit(train_job(promote_if=PromoteIf(alias="prod", better_than_current=True)))
-    steps = "note,once:stop,adapter=0.75,finished=0.9/0.5"
+    steps = "note,once:stop,adapter=0.9,finished=0.9/0.5"
     with place.dispatcher(steps):
         place.first_pid(submitted)
-    place.registry.set_alias(prod, "tenants/acme/adapters/redact/versions/2", "")
+    place.registry.set_alias(prod, "tenants/acme/adapters/redact/versions/3", "")
+    if deleted:
+        place.registry.delete_version(AdapterSelector(TENANT, "redact", version=2))
     with place.dispatcher(steps):
         job = place.reaches(submitted, JobState.SUCCEEDED)
-    assert (job.result.promoted, version_of(place, "prod")) == (True, 3)
+    assert (job.result.promoted, version_of(place, "prod")) == (False, 3)
+    assert "was changed while the job ran" in job.result.promotion
+
+
+def test_another_attempt_beats_the_version_of_the_first(place):
+    place.run(train_job(), "adapter=0.25,finished=0.5")
+    wanted = PromoteIf(alias="default", better_than_current=True)
+    job = place.run(train_job(promote_if=wanted), "once:crash,adapter=0.9,finished=0.9/0.5")
+    assert (job.attempt, job.result.promoted, version_of(place, "default")) == (2, True, 2)
 
 
 def test_the_first_version_is_promoted_to_the_default_that_it_becomes(place):

@@ -6,10 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.datasets.store import Dataset, DatasetStore
-from finetuned_service.jobs.task import QuantizeTask, TaskLimits, TrainTask
+from finetuned_service.jobs.task import TASK_FILE, QuantizeTask, TaskLimits, TrainTask
 from finetuned_service.jobs.values import Job, QuantizeSpec, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName
 
@@ -52,7 +54,7 @@ class Assignments:
             train_digest=rows.digest,
             eval_path=str(held_out.path) if held_out else "",
             eval_digest=held_out.digest if held_out else "",
-            incumbent_directory=self._incumbent(job, spec, base_digest),
+            incumbent_directory=self._incumbent(job, spec, base_digest, directory / TASK_FILE),
             work_directory=str(directory / "work"),
             output_directory=str(directory / "output"),
             limits=self.limits,
@@ -72,10 +74,16 @@ class Assignments:
             limits=self.limits,
         )
 
-    def _incumbent(self, job: Job, spec: TrainSpec, base_digest: str) -> str:
-        """Where the version lies that `promote_if` compares with; "" if there is none for this base."""
+    def _incumbent(self, job: Job, spec: TrainSpec, base_digest: str, last_task: Path) -> str:
+        """Where the version lies that `promote_if` compares with; "" if there is none for this base.
+
+        All attempts of a job compare with the version of the first one, whose figures they may have kept.
+        """
         if spec.promote_if is None:
             return ""
+        given = _incumbent_given(last_task)
+        if given is not None:
+            return given if Path(given).is_dir() else ""
         adapter = AdapterSelector.parse(spec.adapter, "adapter").adapter
         current = self.registry.current(job.tenant, adapter, spec.promote_if.alias)
         fits = current is not None and current.manifest.base_digest == base_digest
@@ -84,3 +92,11 @@ class Assignments:
     def _dataset(self, name: str) -> Dataset:
         parsed = ResourceName.parse(name, "datasets", "dataset")
         return self.datasets.get(parsed.tenant, parsed.id)
+
+
+def _incumbent_given(last_task: Path) -> str | None:
+    """The incumbent of the attempt before, "" for none; None if there was no attempt of this build."""
+    try:
+        return TrainTask.model_validate_json(last_task.read_bytes()).incumbent_directory
+    except (FileNotFoundError, ValidationError):
+        return None

@@ -15,7 +15,7 @@ from typing import IO
 from pydantic import ValidationError
 
 from finetuned_service.jobs.record import JobReport
-from finetuned_service.jobs.task import REPORTS, QuantizeTask, TrainTask
+from finetuned_service.jobs.task import REPORTS, TASK_FILE, QuantizeTask, TrainTask
 from finetuned_service.storage.files import write_atomically
 from finetuned_service.telemetry.logs import logger
 
@@ -41,8 +41,8 @@ class JobProcess:
         directory: Path,
         environment: Mapping[str, str],
     ) -> None:
-        """Write `directory`/task.json and start `program` with its path as the last argument."""
-        task_file = directory / "task.json"
+        """Write the task into `directory` and start `program` with its path as the last argument."""
+        task_file = directory / TASK_FILE
         write_atomically(task_file, task.model_dump_json(indent=1).encode())
         self._job_name = task.job_name
         self._log = (directory / "log").open("ab", buffering=0)

@@ -27,6 +27,9 @@ from finetuned_service.jobs.values import (
 )
 from finetuned_service.vocabulary import DataReport, Metric, Value
 
+TASK_FILE = "task.json"
+"""In the job's directory; the one of the last attempt."""
+
 EXIT_FINISHED = 0
 """A `TrainFinished` or `QuantizeFinished` was reported."""
 EXIT_FAILED = 1
