@@ -52,6 +52,8 @@ from finetuned_service.training.preview import RowPreview
 
 _LOG = logs.logger("server")
 _SNAPSHOT_SECONDS = 1.0
+_SILENT_SECONDS = 15.0
+"""An engine answers between two steps; one that is silent for so long hangs."""
 
 
 async def serve(settings: Settings) -> int:
@@ -151,7 +153,7 @@ class Server:
             max_lora_rank=settings.max_lora_rank,
         )
         servicers = Servicers(
-            tuning=TuningServicer(self._jobs, submission),
+            tuning=TuningServicer(self._jobs, submission, self._stop),
             serving=ServingServicer(serving, limits),
             datasets=DatasetServicer(datasets),
             adapters=AdapterServicer(registry, serving, imports),
@@ -260,6 +262,7 @@ class Server:
         """Close the doors: calls and jobs first, then the engine, then the rest."""
         grace = self._settings.shutdown_grace_seconds
         _LOG.info("stopping", grace_seconds=grace)
+        self._stop.set()
         self._health.drain()
         calls = asyncio.create_task(self._grpc.stop(grace))
         if self._settings.run_jobs:
@@ -278,8 +281,8 @@ class Server:
         """Keep the last snapshot for metrics, and the health of serving true."""
         while True:
             try:
-                self._snapshot = await self.engine.inspect()
-            except FinetunedError:
+                self._snapshot = await asyncio.wait_for(self.engine.inspect(), _SILENT_SECONDS)
+            except (FinetunedError, TimeoutError):
                 self._snapshot = None
             for name in ("", SERVING):
                 self._health.set(name, serving=self._snapshot is not None)

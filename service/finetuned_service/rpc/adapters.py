@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import adapter_service_pb2_grpc as grpc_pb
@@ -14,7 +15,7 @@ from finetuned_service.adapters.aliases import Alias
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.transfer import AdapterImports, export_chunks
 from finetuned_service.adapters.versions import AdapterVersion
-from finetuned_service.engine.messages import AdapterResidency, Residency, Snapshot
+from finetuned_service.engine.messages import AdapterHandle, AdapterResidency, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, InvalidField, InvalidUpload
 from finetuned_service.names import AdapterSelector, parse_tenant
 from finetuned_service.rpc.convert.adapters import adapter_to_proto, alias_to_proto, version_to_proto
@@ -57,7 +58,8 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         request: pb.DeleteAdapterRequest,
         context: aio.ServicerContext[pb.DeleteAdapterRequest, pb.DeleteAdapterResponse],
     ) -> pb.DeleteAdapterResponse:
-        await asyncio.to_thread(self._registry.delete_adapter, _adapter_selector(request.name))
+        digests = await asyncio.to_thread(self._registry.delete_adapter, _adapter_selector(request.name))
+        await self._drop_unnamed(digests)
         return pb.DeleteAdapterResponse()
 
     async def GetAdapterVersion(  # noqa: N802 - the contract's name
@@ -92,7 +94,8 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         selector = AdapterSelector.parse(request.name)
         if selector.version is None:
             raise InvalidField.one("name", f"is {request.name!r}; name the version: '…/versions/{{number}}'")
-        await asyncio.to_thread(self._registry.delete_version, selector)
+        version = await asyncio.to_thread(self._registry.delete_version, selector)
+        await self._drop_unnamed([version.manifest.digest])
         return pb.DeleteAdapterVersionResponse()
 
     async def ImportAdapter(  # noqa: N802 - the contract's name
@@ -206,6 +209,15 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
     ) -> pb.DeleteAliasResponse:
         await asyncio.to_thread(self._registry.delete_alias, _alias_selector(request.name), request.etag)
         return pb.DeleteAliasResponse()
+
+    async def _drop_unnamed(self, digests: Iterable[str]) -> None:
+        """Free the memory of weights that are gone from the store; nobody could name them to unpin them."""
+        for digest in digests:
+            directory = self._registry.directory_of(digest)
+            if not directory.exists():
+                with suppress(FinetunedError):  # an engine that is not there holds nothing
+                    handle = AdapterHandle(digest, str(directory))
+                    await self._serving.engine.set_residency(handle, Residency.STORED)
 
     async def _snapshot(self) -> Snapshot | None:
         """Where adapters are; a starting or restarting engine holds none."""

@@ -67,7 +67,7 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
             start.upload_id,
             finish.size_bytes,
             finish.sha256,
-            request_key(tenant, start),
+            request_key(tenant, start, finish),
         )
         return pb.UploadDatasetResponse(dataset=dataset_to_proto(dataset))
 

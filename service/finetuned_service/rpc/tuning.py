@@ -9,7 +9,7 @@ from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1 import tuning_service_pb2_grpc as grpc_pb
 from grpc import aio
 
-from finetuned_service.errors import Unimplemented
+from finetuned_service.errors import InvalidField, Unavailable, Unimplemented
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
 from finetuned_service.names import ResourceName, parse_tenant
@@ -25,10 +25,14 @@ from finetuned_service.storage.pages import PageRequest
 WATCH_POLL_SECONDS = 0.2
 """Jobs may run under another process; the store is where their events meet."""
 WATCH_BATCH = 500
+MAX_SUBMISSION_BYTES = 256 * 1024
+"""A job is told again by every List call; a page of them must fit a message."""
 
 
 class TuningServicer(grpc_pb.TuningServiceServicer):
-    def __init__(self, store: JobStore, submission: Submission) -> None:
+    def __init__(self, store: JobStore, submission: Submission, stopping: asyncio.Event) -> None:
+        """Watches end when `stopping` is set: they would hold up the server's end for all of its grace."""
+        self._stopping = stopping
         self._store = store
         self._submission = submission
 
@@ -38,6 +42,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         context: aio.ServicerContext[pb.TrainJobRequest, pb.TrainJobResponse],
     ) -> pb.TrainJobResponse:
         tenant = parse_tenant(request.parent)
+        _refuse_large(request)
         job = await asyncio.to_thread(
             self._submission.train,
             tenant,
@@ -54,6 +59,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         context: aio.ServicerContext[pb.QuantizeRequest, pb.QuantizeResponse],
     ) -> pb.QuantizeResponse:
         tenant = parse_tenant(request.parent)
+        _refuse_large(request)
         job = await asyncio.to_thread(
             self._submission.quantize,
             tenant,
@@ -104,6 +110,8 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
                 after = events[-1].number if events else last
             if state.final:
                 return
+            if self._stopping.is_set():
+                raise Unavailable("the server is stopping; watch on elsewhere", retry_after_seconds=1.0)
             await asyncio.sleep(WATCH_POLL_SECONDS)
 
     async def ListJobEvents(  # noqa: N802 - the contract's name
@@ -151,3 +159,12 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         context: aio.ServicerContext[pb.DeleteJobRequest, pb.DeleteJobResponse],
     ) -> pb.DeleteJobResponse:
         raise Unimplemented.feature("DeleteJob", "CancelJob")
+
+
+def _refuse_large(request: pb.TrainJobRequest | pb.QuantizeRequest) -> None:
+    size_bytes = request.ByteSize()
+    if size_bytes > MAX_SUBMISSION_BYTES:
+        raise InvalidField.one(
+            "spec",
+            f"with its names has {size_bytes} bytes; allowed: {MAX_SUBMISSION_BYTES}. Shorten its texts",
+        )

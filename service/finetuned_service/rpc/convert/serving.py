@@ -8,7 +8,7 @@ from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import serving_service_pb2 as pb
 
 from finetuned_service.engine.messages import TokenLogprobs
-from finetuned_service.errors import InvalidField, Unimplemented
+from finetuned_service.errors import InvalidField, NotFound, Unimplemented
 from finetuned_service.names import AdapterSelector, parse_tenant
 from finetuned_service.rpc.convert.common import enum_name, optional, seconds_to_proto
 from finetuned_service.serving.values import (
@@ -36,12 +36,17 @@ def call_from_proto(request: pb.ServeAdapterRequest, default_parent: str = "") -
 
     Raises:
         InvalidField: neither adapter nor plain base is named, no task, or an input that cannot be read.
+        NotFound: the adapter is another tenant's.
         Unimplemented: a task of later builds.
     """
     tenant = parse_tenant(request.parent or default_parent)
+    if default_parent and tenant != parse_tenant(default_parent):
+        raise InvalidField.one("parent", f"is {request.parent!r} in a batch of {default_parent!r}; unset it")
     match request.WhichOneof("model"):
         case "adapter":
             selector = AdapterSelector.parse(request.adapter, "adapter")
+            if selector.tenant != tenant:
+                raise NotFound.resource(request.adapter)
         case "plain_base":
             selector = None
         case _:
