@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
-from finetuned_service.engine.scheduler import MAX_OVERTAKES, Readiness, Scheduler
+from finetuned_service.engine.scheduler import MAX_OVERTAKES, PREPARED_AHEAD, Readiness, Scheduler
 from finetuned_service.engine.sequence import Phase, Sequence
 from finetuned_service.errors import AdapterIncompatible
 from hypothesis import given
@@ -19,6 +19,7 @@ class Gate:
 
     def __init__(self):
         self.passes = 0
+        self.prepared = []
         self.readiness = {}
         self.holds = Counter()
 
@@ -32,6 +33,11 @@ class Gate:
         if answer is Readiness.READY:
             self.holds[handle.digest] += 1
         return answer
+
+    def prepare(self, handle):
+        self.prepared.append(handle.digest)
+        if isinstance(self.readiness.get(handle.digest), Exception):
+            raise self.readiness[handle.digest]
 
     def release(self, handle):
         self.holds[handle.digest] -= 1
@@ -118,6 +124,19 @@ def test_one_without_memory_for_its_adapter_is_overtaken_so_often_and_no_more(ga
     assert passed == MAX_OVERTAKES
     gate.readiness["big"] = Readiness.READY
     assert ids(scheduler.admit(0.0).admitted) == [0]
+
+
+def test_adapters_of_those_next_in_line_are_prepared(gate):
+    scheduler = make_scheduler(gate, max_running=1)
+    enqueue(
+        scheduler, sequence(0, adapter="x"), sequence(1), *(sequence(i, adapter=f"a{i}") for i in range(2, 9))
+    )
+    gate.readiness["a3"] = AdapterIncompatible("no")
+    admission = scheduler.admit(0.0)
+    assert (ids(admission.admitted), gate.prepared) == ([0], ["a2", "a3", "a4"])
+    assert [refusal.sequence.request_id for refusal in admission.refused] == [3]
+    assert len(gate.prepared) + 1 == PREPARED_AHEAD
+    assert gate.holds == {"x": 1}
 
 
 def test_a_refused_adapter_ends_its_request_only(gate):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 
-from finetuned_service.bases.manifest import WEIGHTS_FILE, canonical_config, read_config
-from finetuned_service.digests import read_safetensors_header, tensors_digest
+from finetuned_service.bases.load import load_base, stored_tensors
+from finetuned_service.bases.manifest import canonical_config, read_config
+from finetuned_service.digests import tensors_digest
 from finetuned_service.engine import attention
 from finetuned_service.engine.batch import StepBatch
 from finetuned_service.engine.kv_cache import KvArena
@@ -36,7 +36,7 @@ class EngineModel:
         self.dtype: torch.dtype = module.dtype
         self.config: Any = module.config
         self.end_token_ids = _end_token_ids(module)
-        self._stored = _stored_parameters(module, directory)
+        self._stored = stored_tensors(module, directory)
         self._directory = directory
         self._module = module
         self._current = CurrentStep()
@@ -54,14 +54,9 @@ class EngineModel:
             Unimplemented: if its attention has a feature that the engine does not compute.
         """
         attention.register()
-        module: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=dtype or "auto",
-            attn_implementation=attention.IMPLEMENTATION,
-            local_files_only=True,
-        )
+        module: Any = load_base(directory, dtype=dtype, attn_implementation=attention.IMPLEMENTATION)
         _refuse_partial_attention(module.config)
-        module.to(device).eval().requires_grad_(requires_grad=False)
+        module.to(device).requires_grad_(requires_grad=False)
         return cls(module, directory)
 
     @property
@@ -75,7 +70,7 @@ class EngineModel:
     @property
     def size_bytes(self) -> int:
         """All weights as stored, tied ones once."""
-        return sum(self._stored_tensor(name).nbytes for name in self._stored)
+        return sum(read().nbytes for read in self._stored.values())
 
     def make_arena(self, capacity_tokens: int) -> KvArena:
         """An arena in the shape of this model's keys and values."""
@@ -110,8 +105,8 @@ class EngineModel:
     def fingerprint(self) -> str:
         """The base's digest from the weights in memory now; reads all of them."""
         tensors = []
-        for name in self._stored:
-            tensor = self._stored_tensor(name).detach().cpu().contiguous()
+        for name, read in self._stored.items():
+            tensor = read().detach().cpu().contiguous()
             buffer = tensor.reshape(-1).view(torch.uint8).numpy()
             tensors.append((name, _SAFETENSORS_DTYPE[tensor.dtype], tuple(tensor.shape), buffer))
         return tensors_digest(tensors, canonical_config(read_config(self._directory)))
@@ -122,23 +117,6 @@ class EngineModel:
         if self._kernels is None or self._kernels[0] != rows:
             self._kernels = (rows, build_kernels(banks, rows))
         return self._kernels[1]
-
-    def _stored_tensor(self, name: str) -> Tensor:
-        owner, attribute = self._stored[name]
-        tensor: Tensor = getattr(owner, attribute)
-        return tensor
-
-
-def _stored_parameters(module: nn.Module, directory: Path) -> dict[str, tuple[nn.Module, str]]:
-    """For each tensor of the file, the module that owns it and the attribute it is in.
-
-    Taken before the sites are installed, since the file's names are those of the bare model.
-    """
-    stored: dict[str, tuple[nn.Module, str]] = {}
-    for info in read_safetensors_header(directory / WEIGHTS_FILE):
-        owner, _, attribute = info.name.rpartition(".")
-        stored[info.name] = (module.get_submodule(owner), attribute)
-    return stored
 
 
 def _end_token_ids(module: Any) -> frozenset[int]:

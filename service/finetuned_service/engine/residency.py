@@ -72,6 +72,10 @@ class ResidencyManager(Generic[W, P]):
             self._entries[handle.digest].holds += 1
         return readiness
 
+    def prepare(self, handle: AdapterHandle) -> None:
+        """See `AdapterGate`."""
+        self.advance(handle, Residency.DEVICE)
+
     def release(self, handle: AdapterHandle) -> None:
         """See `AdapterGate`."""
         entry = self._entries[handle.digest]

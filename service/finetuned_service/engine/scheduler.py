@@ -19,6 +19,8 @@ from finetuned_service.engine.sequence import Phase, Sequence
 from finetuned_service.errors import FinetunedError
 
 MAX_OVERTAKES = 64
+PREPARED_AHEAD = 4
+"""Requests next in the queue whose adapters are loaded while they wait for a place."""
 
 
 class Readiness(Enum):
@@ -45,6 +47,10 @@ class AdapterGate(Protocol):
         Raises:
             FinetunedError: if it can never be applied.
         """
+        ...
+
+    def prepare(self, handle: AdapterHandle) -> None:
+        """As `try_hold`, without holding."""
         ...
 
     def release(self, handle: AdapterHandle) -> None:
@@ -77,8 +83,8 @@ class Refusal:
 class Admission:
     """What one pass over the queue decided."""
 
-    admitted: tuple[Sequence, ...]
-    refused: tuple[Refusal, ...]
+    admitted: list[Sequence]
+    refused: list[Refusal]
 
 
 class Scheduler:
@@ -114,32 +120,30 @@ class Scheduler:
 
     def admit(self, now_seconds: float) -> Admission:
         """Move waiting sequences that have a slot, KV and their adapter into the running set."""
-        admitted: list[Sequence] = []
-        refused: list[Refusal] = []
+        admission = Admission([], [])
         passed_over: list[Sequence] = []
+        ahead = 0
+        blocked = False
         self._adapters.begin_pass()
         for sequence in list(self.waiting.values()):
-            if len(self.running) == self._max_running or not self.kv.can_allocate(sequence.limit_tokens):
-                break
+            blocked = blocked or not self._has_room(sequence)
             try:
-                readiness = self._hold_adapter(sequence)
+                if blocked:
+                    ahead += 1
+                    self._prepare(sequence)
+                elif (readiness := self._try_start(sequence, now_seconds)) is Readiness.READY:
+                    admission.admitted.append(sequence)
+                    for earlier in passed_over:
+                        earlier.overtaken += 1
+                elif readiness is Readiness.NO_MEMORY:
+                    passed_over.append(sequence)
+                    blocked = sequence.overtaken >= MAX_OVERTAKES
             except FinetunedError as error:
                 self.end(sequence)
-                refused.append(Refusal(sequence, error))
-                continue
-            if readiness is Readiness.READY:
-                self._start(sequence, now_seconds)
-                admitted.append(sequence)
-                for earlier in passed_over:
-                    earlier.overtaken += 1
-                continue
-            if sequence.load_began_seconds is None:
-                sequence.load_began_seconds = now_seconds
-            if readiness is Readiness.NO_MEMORY:
-                if sequence.overtaken >= MAX_OVERTAKES:
-                    break
-                passed_over.append(sequence)
-        return Admission(tuple(admitted), tuple(refused))
+                admission.refused.append(Refusal(sequence, error))
+            if ahead == PREPARED_AHEAD:
+                break
+        return admission
 
     def plan_step(self) -> list[Chunk]:
         """One row for each decoding sequence, then prompt chunks in order of admission, within the budget."""
@@ -155,14 +159,22 @@ class Scheduler:
                 budget_tokens -= rows
         return decoding + prefill
 
-    def _hold_adapter(self, sequence: Sequence) -> Readiness:
-        if sequence.adapter is None:
-            return Readiness.READY
-        readiness = self._adapters.try_hold(sequence.adapter)
-        sequence.holds_adapter = readiness is Readiness.READY
-        return readiness
+    def _has_room(self, sequence: Sequence) -> bool:
+        return len(self.running) < self._max_running and self.kv.can_allocate(sequence.limit_tokens)
 
-    def _start(self, sequence: Sequence, now_seconds: float) -> None:
+    def _prepare(self, sequence: Sequence) -> None:
+        """Its turn comes soon: its adapter is loaded while it waits."""
+        if sequence.adapter is not None:
+            self._adapters.prepare(sequence.adapter)
+
+    def _try_start(self, sequence: Sequence, now_seconds: float) -> Readiness:
+        if sequence.adapter is not None:
+            readiness = self._adapters.try_hold(sequence.adapter)
+            if readiness is not Readiness.READY:
+                if sequence.load_began_seconds is None:
+                    sequence.load_began_seconds = now_seconds
+                return readiness
+            sequence.holds_adapter = True
         sequence.kv = self.kv.allocate(sequence.limit_tokens)
         sequence.admitted_seconds = now_seconds
         if sequence.load_began_seconds is not None:
@@ -170,3 +182,4 @@ class Scheduler:
         sequence.phase = Phase.RUNNING
         del self.waiting[sequence.request_id]
         self.running[sequence.request_id] = sequence
+        return Readiness.READY
