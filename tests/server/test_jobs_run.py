@@ -167,3 +167,27 @@ def test_quantize_makes_a_base_with_a_report(client: Client) -> None:
     assert names["bases/tiny"].resident is True
     client.bases.delete(job.quantize_result.base)
     assert job.quantize_result.base not in {base.name for base in client.bases.list()}
+
+
+@pytest.mark.parametrize("weight_format", ["INT8", "NF4"])
+def test_quantized_base_is_served_as_transformers_serves_it(tmp_path: Path, weight_format: str) -> None:
+    from finetuned import RawText
+    from finetuned_service.bases.load import load_base
+    from finetuned_service.text.tokenizer import BaseTokenizer
+    from tiny_models import oracle_tokens
+
+    # Widths that both formats pack; the real ones are such multiples too.
+    make_data_directory(tmp_path, hidden_size=64, intermediate_size=128, num_attention_heads=8)
+    with running(tmp_path / "data") as server, Client(server.endpoint) as client:
+        job = finished(client, client.quantize(weight_format, "packed")).check()
+    assert job.quantize_result is not None
+    directory = tmp_path / "data" / job.quantize_result.base
+    with (
+        running(tmp_path / "data", base=job.quantize_result.base) as server,
+        Client(server.endpoint) as client,
+    ):
+        info = client.server_info()
+        assert info.resident_base_digest == job.quantize_result.digest
+        reply = client.generate(RawText("one two three"), plain_base=True, max_tokens=12, ignore_eos=True)
+    prompt = BaseTokenizer.load(directory).encode("one two three", add_special_tokens=True)
+    assert list(reply.token_ids) == oracle_tokens(load_base(directory), prompt, 12)
