@@ -27,10 +27,13 @@ from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceStub
 from finetuned_service import app
 from finetuned_service.engine.messages import Snapshot
+from finetuned_service.jobs.task import Failed
+from finetuned_service.jobs.values import Fault
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.refusals import refusal_of
 from server.test_adapters_served import imported
 from tiny_server import TinyServer, make_data_directory, running
+from unit.test_job_process import job, reports_of, run_python, write_task
 
 
 def question(parent: str, adapter: str) -> serving_service_pb2.ServeAdapterRequest:
@@ -82,6 +85,15 @@ def test_job_too_large_to_be_listed_is_refused(channel: grpc.Channel) -> None:
     )
     found = refusal_of(lambda: TuningServiceStub(channel).Quantize(asked))
     assert (found.code, found.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+
+
+def test_source_of_an_import_too_long_to_be_listed_is_refused(channel: grpc.Channel) -> None:
+    start = adapter_service_pb2.ImportAdapterStart(
+        adapter="tenants/default/adapters/x", source="s" * 1001, accept_unverified_base=True
+    )
+    steps = [adapter_service_pb2.ImportAdapterRequest(start=start)]
+    found = refusal_of(lambda: AdapterServiceStub(channel).ImportAdapter(iter(steps)))
+    assert (found.code, found.fields) == ("INVALID_ARGUMENT", ("start.source",))
 
 
 def upload(content: bytes, request_id: str) -> Iterator[dataset_service_pb2.UploadDatasetRequest]:
@@ -138,8 +150,7 @@ def test_watch_is_sent_elsewhere_when_the_server_stops(tmp_path: Path) -> None:
         grpc.insecure_channel(server.endpoint) as channel,
         Client(server.endpoint) as client,
     ):
-        job = client.quantize("INT8", "never")
-        asked = tuning_service_pb2.WatchJobRequest(name=job.name)
+        asked = tuning_service_pb2.WatchJobRequest(name=client.quantize("INT8", "never").name)
         watch = TuningServiceStub(channel).WatchJob(asked)
         assert next(watch).event.state.state == job_pb2.JOB_STATE_QUEUED
         refused = pool.submit(refusal_of, lambda: watch)
@@ -171,3 +182,11 @@ def test_health_tells_of_an_engine_that_hangs(tmp_path: Path, monkeypatch: pytes
             finally:
                 os.kill(engine, signal.SIGCONT)
             assert serving in told
+
+
+def test_full_disk_of_a_job_is_named_and_not_the_users_fault(tmp_path: Path) -> None:
+    body = "open('/dev/full', 'wb', buffering=0).write(b'checkpoint')"
+    failed = reports_of(run_python(job(body), write_task(tmp_path)))[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.error["reason"], failed.fault) == ("QUOTA_EXCEEDED", Fault.SYSTEM)
+    assert "disk" in str(failed.error["message"])

@@ -8,6 +8,7 @@ way out has a report or an exit code that the dispatcher knows (`jobs/task.py`).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -237,6 +238,13 @@ def _failure(error: Exception, memory_remedy: str) -> Failed:
         # torch has no class of its own for this on CPU. It happens only where a single tensor is larger
         # than the machine's memory; otherwise the watchdog comes first.
         error = ResourceExhausted(f"a single tensor does not fit into the memory. {memory_remedy}")
+    if os.strerror(errno.ENOSPC) in str(error):  # safetensors has a class of its own for what the system says
+        full = ResourceExhausted(
+            "the server's disk has no room for the job's files; free some there, then submit the job again",
+            metadata={"subject": "server"},
+        )
+        _LOG.error("job_disk_full", message=full.message)
+        return Failed(error=full.to_wire(), fault=Fault.SYSTEM)
     if isinstance(error, FinetunedError) and error.status is not Status.INTERNAL:
         _LOG.error("job_refused", reason=error.reason, message=error.message)
         fault = Fault.USER if error.status in _USER_FAULTS else Fault.SYSTEM

@@ -24,6 +24,8 @@ from finetuned_service.rpc.request_key import request_key
 from finetuned_service.serving.service import Serving, check_compatible, handle_of, incompatible_reason
 from finetuned_service.storage.pages import PageRequest
 
+MAX_SOURCE_CHARACTERS = 1000
+
 
 class AdapterServicer(grpc_pb.AdapterServiceServicer):
     def __init__(self, registry: AdapterRegistry, serving: Serving, imports: AdapterImports) -> None:
@@ -113,6 +115,9 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
                     case "start":
                         start = request.start
                         _adapter_selector(start.adapter, "start.adapter")
+                        if len(start.source) > MAX_SOURCE_CHARACTERS:
+                            found = f"has {len(start.source)} characters; allowed: {MAX_SOURCE_CHARACTERS}"
+                            raise InvalidField.one("start.source", found)
                         self._imports.check_base(_base_claim(start))
                     case "chunk":
                         chunk = request.chunk
