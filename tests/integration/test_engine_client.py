@@ -212,6 +212,24 @@ async def test_a_dead_engine_fails_what_is_pending_and_comes_back(config, adapte
     await client.shutdown(0.0)
 
 
+async def test_shutdown_does_not_wait_for_an_engine_that_is_gone(config):
+    client = await EngineClient.start(config)
+    stream = client.submit(PROMPT, None, LONG)
+    os.kill(client.process_id, signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await collect(stream)
+    assert (client.alive, client.ready, client.process_id) == (False, None, None)
+    await client.shutdown(3600.0)
+    with pytest.raises(Unavailable):
+        await client.inspect()
+
+
+async def test_a_stop_of_the_whole_group_leaves_the_end_to_the_parent(client):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(client.process_id, number)
+    assert len(await collect(client.submit(PROMPT, None, SHORT))) == 6
+
+
 async def test_shutdown_lets_running_requests_finish(config):
     client = await EngineClient.start(config)
     stream = client.submit(PROMPT, None, SHORT)

@@ -170,3 +170,35 @@ def test_the_base_is_the_same_before_and_after_everything(base, model, adapters)
         engine.generate([submit(i, random_prompt(i, 9), adapters[i % 6]) for i in range(12)])
         assert before == engine.inspect(verify_base=True).base_digest
     assert compute_digest(base) == before
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Mistral", "SmolLM3"])
+def test_other_families_of_decoders_are_served_as_transformers_computes_them(family, tmp_path):
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        initializer_range=0.15,
+        sliding_window=None,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(3)
+    plain = transformers.AutoModelForCausalLM.from_config(config).eval()
+    plain.save_pretrained(tmp_path)
+    prompt = random_prompt(5, 30)
+    with OfflineEngine(
+        EngineModel.load(tmp_path), dataclasses.replace(CONFIG, max_prefill_tokens=11)
+    ) as engine:
+        logits = engine.logits(prompt)
+        (completion,) = engine.generate([submit(1, prompt, None)])
+    torch.testing.assert_close(logits, oracle_logits(plain, prompt), atol=2e-4, rtol=2e-4)
+    assert completion.token_ids == oracle_tokens(plain, prompt, NEW_TOKENS)

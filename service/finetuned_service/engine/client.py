@@ -148,13 +148,14 @@ class EngineClient:
         if self._closing:
             return
         self._closing = True
-        if self._engine is not None and self._ready is not None:
+        wait_seconds = 0.0
+        if self._ready is not None:
             self._outbox.append(Shutdown(grace_seconds))
             self._flush()
+            wait_seconds = grace_seconds + _KILL_AFTER_SECONDS
         if self._supervisor is not None:
-            _, late = await asyncio.wait({self._supervisor}, timeout=grace_seconds + _KILL_AFTER_SECONDS)
-            if late:
-                self._supervisor.cancel()
+            await asyncio.wait({self._supervisor}, timeout=wait_seconds)
+            self._supervisor.cancel()
         await self._reap(0.0)
         self._fail_pending(
             Unavailable("the server is stopping; try again elsewhere", retry_after_seconds=1.0)
@@ -225,6 +226,8 @@ class EngineClient:
             case Answer(call_id=call_id, snapshot=snapshot, error=error):
                 future = self._calls.pop(call_id, None)
                 if future is None or future.done():
+                    if error is not None:
+                        _log.warning("engine_residency_not_restored", reason=error["reason"])
                     return
                 if snapshot is not None:
                     future.set_result(snapshot)
