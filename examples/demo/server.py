@@ -35,7 +35,7 @@ def running_server(data_dir: Path) -> Iterator[RunningServer]:
     """Start the server, wait until it serves, and stop it cleanly at the end of the block.
 
     Raises:
-        RuntimeError: it did not start; its log says why.
+        RuntimeError: it did not start, or did not stop cleanly; its log says why.
     """
     api, health, metrics = (_free_port() for _ in range(3))
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,9 @@ def running_server(data_dir: Path) -> Iterator[RunningServer]:
         yield RunningServer(endpoint, f"http://127.0.0.1:{metrics}/metrics", log, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        code = process.wait(timeout=60)
+    if code != 0:
+        raise RuntimeError(f"the server did not stop cleanly: exit code {code}; see {log}")
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:

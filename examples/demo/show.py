@@ -94,7 +94,12 @@ def show_mixed(client: Client, ops: Example, redact: Example, console: Console) 
 
     began = time.monotonic()
     with ThreadPoolExecutor(STREAMS) as pool:
-        replies = pool.map(answer, range(STREAMS))
+        pending = [pool.submit(answer, index) for index in range(STREAMS)]
+        peak = 0
+        while not all(future.done() for future in pending):
+            peak = max(peak, client.server_info().load.running_sequences)
+            time.sleep(0.05)
+        replies = [future.result() for future in pending]
         table = Table("served by", "modules changed", "request", "answer")
         tokens = 0
         for row, reply in zip(prompts, replies, strict=True):
@@ -105,6 +110,7 @@ def show_mixed(client: Client, ops: Example, redact: Example, console: Console) 
     seconds = time.monotonic() - began
     digests = client.server_info().resident_base_digest[:19]
     console.print(f"  {tokens} tokens in {seconds:.1f} s from the one resident base {digests}…")
+    console.print(f"  as many as {peak} of the {STREAMS} sequences ran in the batch at once")
 
 
 def show_promotion(client: Client, ops: Example, console: Console) -> None:
@@ -149,6 +155,8 @@ def show_promotion(client: Client, ops: Example, console: Console) -> None:
     )
     counts = ", ".join(f"{number} by {label}" for label, number in sorted(served.items()))
     console.print(f"  requests while it trained and after: {counts}; {failed} failed")
+    if failed:
+        raise SystemExit(f"{failed} requests failed while the alias moved; none may")
 
 
 def show_quantized(client: Client, console: Console) -> None:

@@ -52,6 +52,7 @@ from finetuned_service.training.preview import RowPreview
 
 _LOG = logs.logger("server")
 _SNAPSHOT_SECONDS = 1.0
+_ENGINE_END_SECONDS = 3.0
 _SILENT_SECONDS = 15.0
 """An engine answers between two steps; one that is silent for so long hangs."""
 
@@ -264,7 +265,8 @@ class Server:
         _LOG.info("stopping", grace_seconds=grace)
         self._stop.set()
         self._health.drain()
-        calls = asyncio.create_task(self._grpc.stop(grace))
+        # The last seconds of the grace are the engine's own end.
+        calls = asyncio.create_task(self._grpc.stop(max(0.0, grace - _ENGINE_END_SECONDS)))
         if self._settings.run_jobs:
             await asyncio.to_thread(self._dispatcher.stop)
         await calls

@@ -173,3 +173,29 @@ def test_page_tokens_and_sizes_are_checked(channel: grpc.Channel) -> None:
     assert refusal_of(lambda: stub.ListJobs(bad_size)).fields == ("page_size",)
     bad_token = tuning_service_pb2.ListJobsRequest(parent=TENANT, page_token="%%%")
     assert refusal_of(lambda: stub.ListJobs(bad_token)).fields == ("page_token",)
+
+
+@pytest.mark.parametrize(
+    "method", ["ServingService/ServeAdapter", "TuningService/GetJob", "DatasetService/UploadDataset"]
+)
+def test_bytes_that_are_no_message_are_the_callers_fault(channel: grpc.Channel, method: str) -> None:
+    garbage, path = b"\xff\xff\xff\xff", f"/finetuned.v1.{method}"
+    if method.endswith("UploadDataset"):
+        found = refusal_of(lambda: channel.stream_unary(path)(iter([garbage])))
+    elif method.endswith("ServeAdapter"):
+        found = refusal_of(lambda: channel.unary_stream(path)(garbage))
+    else:
+        found = refusal_of(lambda: channel.unary_unary(path)(garbage))
+    assert (found.code, found.fields) == ("INVALID_ARGUMENT", ("request",))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_settings_that_are_not_finite(channel: grpc.Channel, value: float) -> None:
+    spec = job_pb2.TrainSpec(
+        dataset=f"{TENANT}/datasets/x",
+        adapter=f"{TENANT}/adapters/x",
+        optimization=job_pb2.Optimization(max_gradient_norm=value),
+    )
+    asked = tuning_service_pb2.TrainJobRequest(parent=TENANT, spec=spec)
+    found = refusal_of(lambda: TuningServiceStub(channel).TrainJob(asked))
+    assert found.fields == ("spec.optimization.max_gradient_norm",)

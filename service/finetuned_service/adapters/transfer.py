@@ -5,6 +5,7 @@ An import is checked as a whole (names, shapes, values, base) before anything is
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 import tempfile
@@ -139,8 +140,10 @@ class AdapterImports:
                 create_time=datetime.now(UTC),
             )
 
+        # The request id stands for the files too: other ones under the same id are refused.
+        key = dataclasses.replace(request, fingerprint=f"{request.fingerprint[:32]}{facts.digest[-32:]}")
         return self.registry.import_version(
-            selector.tenant, selector.adapter, staged.directory, manifest, request
+            selector.tenant, selector.adapter, staged.directory, manifest, key
         )
 
 

@@ -198,8 +198,9 @@ class EngineClient:
         await asyncio.sleep(self._pause_seconds)
         try:
             await self._launch()
-        except FinetunedError as error:
-            _log.error("engine_restart_failed", reason=error.reason, message=error.message)
+        except (FinetunedError, OSError) as error:
+            # OSError: no process or descriptor left at this moment; the next try may find one.
+            _log.error("engine_restart_failed", error=str(error))
             return False
         for call in self._desired.values():
             self._send(call)

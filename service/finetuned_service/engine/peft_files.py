@@ -59,7 +59,8 @@ class AdapterReader:
             facts = check_adapter(directory, self._geometry, _ANY_RANK)
             config = parse_lora_config((directory / CONFIG_FILE).read_bytes())
             tensors = load_file(directory / WEIGHTS_FILE)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # safetensors says RuntimeError when the file is deleted between its opening and its reading.
             raise _unreachable(handle) from error
         if facts.digest != handle.digest:
             raise InvalidAdapterFiles(

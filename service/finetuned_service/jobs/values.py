@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from finetuned_service.vocabulary import DataReport, Method, Metric, Task, Value, WeightFormat
 
@@ -73,7 +73,13 @@ class LongRows(StrEnum):
     DROP = "DROP"
 
 
-class LoraSettings(Value):
+class Settings(Value):
+    """What a caller writes: numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class LoraSettings(Settings):
     rank: int = Field(default=16, ge=1, le=256)
     alpha: float | None = Field(default=None, gt=0)
     """Resolved to twice the rank."""
@@ -89,7 +95,7 @@ class LoraSettings(Value):
         return alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
 
-class Optimization(Value):
+class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Resolved to 3 if max_steps is not set either."""
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
@@ -108,7 +114,7 @@ class Optimization(Value):
     """Resolved to a tenth of the steps, at least 5."""
 
 
-class DataOptions(Value):
+class DataOptions(Settings):
     holdout_fraction: float = Field(default=0.1, ge=0, le=0.5)
     max_row_tokens: int | None = Field(default=None, ge=8)
     """Resolved to the smaller of 1024 and the context."""
@@ -128,7 +134,7 @@ class Baseline(Value):
     examples: tuple[BaselineExample, ...] = Field(default=(), max_length=16)
 
 
-class EvaluationOptions(Value):
+class EvaluationOptions(Settings):
     evaluations: int = Field(default=4, ge=0, le=1000)
     early_stopping_patience: int = Field(default=2, ge=0, le=1000)
     generation_rows: int = Field(default=100, ge=0, le=100_000)
@@ -136,7 +142,7 @@ class EvaluationOptions(Value):
     baseline: Baseline = Baseline()
 
 
-class PromoteIf(Value):
+class PromoteIf(Settings):
     alias: str
     metric: Literal["exact_match", "loss"] = "exact_match"
     minimum: float | None = None
@@ -158,7 +164,7 @@ class TrainSpec(Value):
     promote_if: PromoteIf | None = None
 
 
-class QuantizeSpec(Value):
+class QuantizeSpec(Settings):
     kind: Literal["quantize"] = "quantize"
     base: str = ""
     output_base_id: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from finetuned.v1 import base_service_pb2 as pb
 from finetuned.v1 import base_service_pb2_grpc as grpc_pb
@@ -46,8 +47,15 @@ class BaseServicer(grpc_pb.BaseServiceServicer):
         context: aio.ServicerContext[pb.DeleteBaseRequest, pb.DeleteBaseResponse],
     ) -> pb.DeleteBaseResponse:
         name = BaseName.parse(request.name)
-        users = await asyncio.to_thread(self._jobs.using_base, str(name))
+        users = _told(await asyncio.to_thread(self._jobs.using_base, str(name)), name.tenant)
         if str(name) == self._resident:
             users = ["this server", *users]
         await asyncio.to_thread(self._catalog.delete, name, users)
         return pb.DeleteBaseResponse()
+
+
+def _told(jobs: Sequence[str], tenant: str | None) -> list[str]:
+    """Names of the tenant's own jobs; of others only that there are some."""
+    own = [job for job in jobs if tenant is not None and job.startswith(f"tenants/{tenant}/")]
+    others = len(jobs) - len(own)
+    return [*own, f"{others} unfinished jobs"] if others else own

@@ -21,6 +21,7 @@ class HealthServer:
 
     def __init__(self, address: str) -> None:
         self._servicer = health.HealthServicer()
+        self._draining = False
         self._server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="health"))
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         try:
@@ -40,11 +41,14 @@ class HealthServer:
         status = (
             health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        self._servicer.set(name, status)
+        if not self._draining:
+            self._servicer.set(name, status)
 
     def drain(self) -> None:
-        """Everything NOT_SERVING from now on, so that load balancers stop sending."""
-        self._servicer.enter_graceful_shutdown()
+        """NOT_SERVING from now on, so that load balancers stop sending; the process is still LIVE."""
+        for name in ("", SERVING, TRAINING):
+            self.set(name, serving=False)
+        self._draining = True
 
     def stop(self) -> None:
         self._server.stop(grace=0).wait()

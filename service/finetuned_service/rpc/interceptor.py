@@ -13,10 +13,11 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_status import rpc_status
 
-from finetuned_service.errors import FinetunedError, Internal
+from finetuned_service.errors import FinetunedError, Internal, InvalidField
 from finetuned_service.metrics import Metrics
 from finetuned_service.rpc.status import status_of
 from finetuned_service.telemetry.logs import logger
@@ -43,7 +44,7 @@ class Boundary(aio.ServerInterceptor):
             return handler
         name = method.rsplit("/", 1)[-1]
         unary: dict[str, Any] = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
@@ -57,7 +58,7 @@ class Boundary(aio.ServerInterceptor):
     def _unary(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             async with self._observed(name, context):
-                return await behaviour(request, context)
+                return await behaviour(_understood(request), context)
 
         return call
 
@@ -66,7 +67,10 @@ class Boundary(aio.ServerInterceptor):
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             # aclosing: when the caller goes away, what the call holds is freed now, not at collection.
-            async with self._observed(name, context), aclosing(behaviour(request, context)) as responses:
+            async with (
+                self._observed(name, context),
+                aclosing(behaviour(_understood(request), context)) as responses,
+            ):
                 async for response in responses:
                     yield response
 
@@ -91,6 +95,34 @@ class Boundary(aio.ServerInterceptor):
             self._metrics.rpcs_running.dec()
             self._metrics.rpcs.labels(name, code).inc()
             self._metrics.rpc_seconds.labels(name).observe(time.perf_counter() - started)
+
+
+class _Malformed:
+    """Stands for a request that is not the message it should be, until a handler can refuse it."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """GRPC answers a deserializer that raises with a fault of ours; it is the caller's."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Malformed()
+
+    return read
+
+
+def _understood(request: Any) -> Any:
+    """The request, or the stream of them, with malformed ones refused."""
+    if isinstance(request, _Malformed):
+        raise InvalidField.one("request", "is not a message of this call; use the contract's own types")
+    return _each_understood(request) if isinstance(request, AsyncIterator) else request
+
+
+async def _each_understood(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _understood(request)
 
 
 def _fault(name: str, error: Exception) -> FinetunedError:
