@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
 from finetuned_service.training.norm import FrozenRmsNorm, replace_norms
-from finetuned_service.training.packing import RowLayout
+from finetuned_service.training.packing import RowLayout, pack
 from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
@@ -113,7 +114,7 @@ def test_attention_stays_within_each_row(monkeypatch, window, limit_bytes):
     ours = [random(1, heads, tokens, 8) for heads in (6, 2, 2)]
     plain = [tensor.detach().clone().requires_grad_() for tensor in ours]
     out, _ = attention.packed_attention(
-        nn.Identity(), *ours, None, layout=RowLayout.of(LENGTHS), scaling=0.3, sliding_window=window
+        nn.Identity(), *ours, None, layout=RowLayout.of(LENGTHS, tokens), scaling=0.3, sliding_window=window
     )
     expected = attend_each(*plain, window)
     weights = torch.randn_like(expected)
@@ -123,16 +124,29 @@ def test_attention_stays_within_each_row(monkeypatch, window, limit_bytes):
     torch.testing.assert_close([t.grad for t in ours], [t.grad for t in plain])
 
 
-def test_layout_is_its_own_inverse():
-    layout = RowLayout.of(LENGTHS)
-    packed = torch.arange(sum(LENGTHS))
+def test_layout_is_its_own_inverse_and_filling_stays_outside():
+    layout = RowLayout.of(LENGTHS, tokens=20)
+    packed = torch.arange(20)
     padded = packed[layout.to_padded]
-    assert padded.view(4, 7)[1].tolist() == [3] * 7
-    assert torch.equal(padded[layout.to_packed], packed)
+    assert padded.view(4, 8)[1].tolist() == [3] * 8
+    assert padded.max() == sum(LENGTHS) - 1
+    assert torch.equal(padded[layout.to_packed][: sum(LENGTHS)], packed[: sum(LENGTHS)])
 
 
-@pytest.mark.parametrize("chunk_elements", [1, 22, 10**6])
-def test_loss_equals_torch_whatever_the_chunks(monkeypatch, chunk_elements):
+def test_rows_are_packed_one_after_another():
+    rows = [EncodedRow([5, 6, 7], [False, True, True]), EncodedRow([8, 9], [False, True])]
+    packed = pack(rows)
+    assert packed.token_ids[0, :5].tolist() == [5, 6, 7, 8, 9]
+    assert packed.position_ids[0, :5].tolist() == [0, 1, 2, 0, 1]
+    assert packed.token_ids.shape == packed.position_ids.shape == (1, 32)
+    assert packed.predicting.tolist() == [0, 1, 3]
+    assert packed.targets.tolist() == [6, 7, 9]
+
+
+@pytest.mark.parametrize("tokens_multiple", [1, 4, 32])
+@pytest.mark.parametrize("chunk_elements", [1, 44, 10**6])
+def test_loss_equals_torch_whatever_the_chunks(monkeypatch, chunk_elements, tokens_multiple):
+    monkeypatch.setattr("finetuned_service.training.loss.TOKENS_MULTIPLE", tokens_multiple)
     monkeypatch.setattr("finetuned_service.training.loss.MAX_CHUNK_ELEMENTS", chunk_elements)
     hidden, head = random(9, 4), random(11, 4).detach()
     targets = torch.randint(11, (9,))

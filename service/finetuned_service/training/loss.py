@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 MAX_CHUNK_ELEMENTS = 2**23
 """Logits at a time: 32 MiB in float32."""
+TOKENS_MULTIPLE = 32
+"""The tokens of a chunk are filled up to a multiple of this."""
 
 
 def supervised_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, scale: float) -> Tensor:
@@ -37,21 +40,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, scale: float) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        chunk = max(1, MAX_CHUNK_ELEMENTS // head.shape[0])
+        tokens = hidden.shape[0]
+        # Few different sizes, as in packing.py; tokens of padding count nothing.
+        padding = -tokens % TOKENS_MULTIPLE
+        hidden, targets = functional.pad(hidden, (0, 0, 0, padding)), functional.pad(targets, (0, padding))
+        weights = (torch.arange(tokens + padding) < tokens).to(exact)[:, None] * scale
         loss = torch.zeros((), dtype=exact)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, hidden.shape[0], chunk):
+        chunk = max(TOKENS_MULTIPLE, MAX_CHUNK_ELEMENTS // head.shape[0] // TOKENS_MULTIPLE * TOKENS_MULTIPLE)
+        for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
-            target = targets[part, None]
+            target, weight = targets[part, None], weights[part]
             # Logits in the model's dtype, then exact: as transformers computes its loss.
             log_probabilities = torch.log_softmax((hidden[part] @ head.T).to(exact), dim=-1)
-            loss -= log_probabilities.gather(1, target).sum()
+            loss -= (log_probabilities.gather(1, target) * weight).sum()
             if grad is not None:
                 d_logits = log_probabilities.exp_()
                 d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=exact))
-                grad[part] = d_logits.mul_(scale).to(hidden.dtype) @ head
-        ctx.save_for_backward(grad)
-        return loss * scale
+                grad[part] = d_logits.mul_(weight).to(hidden.dtype) @ head
+        ctx.save_for_backward(grad if grad is None else grad[:tokens])
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
