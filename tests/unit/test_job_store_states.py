@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetuned_service.errors import JobStateConflict
 from finetuned_service.jobs.queue import Ending, JobQueue
-from finetuned_service.jobs.rows import Lease, LeaseLost
+from finetuned_service.jobs.rows import HELD_STATES, Lease, LeaseLost
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.values import NEXT_STATES, Job, JobState, Notice, StateChanged, StateReason
 from finetuned_service.storage.database import Database
@@ -104,6 +104,9 @@ class JobLife(RuleBasedStateMachine):
         known = self.known.get(lease.job_id)
         try:
             self.queue.release(lease, Ending(state, reason))
+        except ValueError:
+            assert state in HELD_STATES
+            return
         except LeaseLost:
             assert known is None or known.holder != lease
             return

@@ -107,7 +107,14 @@ class JobQueue:
         """End the hold on a job.
 
         A job that was to be cancelled or paused and is given back ends as CANCELLED or PAUSED.
+
+        Raises:
+            LeaseLost: another worker has taken the job over.
+            JobStateConflict: the job's state does not allow the ending.
+            ValueError: the ending is a state in which a worker holds the job.
         """
+        if ending.state in HELD_STATES:
+            raise ValueError(f"a job that is let go cannot be {ending.state}")
         with self._database.begin() as connection:
             job = ending.change(held_job(connection, lease))
             job = append_events(connection, ending.also(connection, job), ending.bodies)
