@@ -107,13 +107,10 @@ def test_no_kernel_where_nothing_acts(banks):
 def test_ranks_that_differ_from_site_to_site(banks):
     weights = make_weights(1, 6)
     pairs = {**weights.pairs, "l1.q": tuple(t[:2] for t in weights.pairs["l1.q"])}
-    banks.a[0].normal_()
+    for leftover in (banks.a[0], banks.b[0]):
+        leftover.fill_(3e38)
     ragged = LoraWeights(pairs, weights.ranks)
-    check(banks, [(put(banks, ragged), ragged)], [(1, 4, banks_place(banks, ragged), ragged)], rows=4)
-
-
-def banks_place(banks, weights):
-    return put(banks, weights)
+    check(banks, [(put(banks, ragged), ragged)], [(1, 4, put(banks, ragged), ragged)], rows=4)
 
 
 def test_adapters_far_apart_take_several_products(banks):
@@ -137,16 +134,16 @@ def test_what_was_evicted_leaves_no_trace(banks):
 
 
 def test_an_adapter_that_overflows_spoils_only_its_own_rows(banks):
-    wild_place, wild = placed(banks, 1, 4, scale=1e30)
+    wild_place, wild = placed(banks, 1, 4, scale=5e37)
     good_place, good = placed(banks, 2, 4)
     kernel = build_kernels(banks, LoraRows((wild_place, good_place), ()))[0]
-    inputs, outputs = torch.ones(3, 12), torch.zeros(3, 20)
+    inputs, outputs = torch.full((3, 12), 100.0), torch.zeros(3, 20)
+    assert not (inputs @ wild.pairs["l0.q"][0].T).isfinite().any(), "all rows overflow in its ranks"
     kernel(inputs, outputs)
     assert not outputs[0].isfinite().all()
     expected = expected_delta(good, "l0.q", inputs[:1])[0]
-    torch.testing.assert_close(outputs[1].double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs[1].double(), expected, atol=1e-2, rtol=1e-4)
     assert torch.equal(outputs[2], torch.zeros(20))
-    assert wild.modules == 4
 
 
 def test_plan_names_no_more_victims_than_needed_and_touches_nothing():

@@ -174,6 +174,22 @@ def test_more_waiting_than_fit_take_turns_and_none_is_loaded_in_vain(host, devic
     assert reads == 10 + 10
 
 
+def test_those_who_wait_do_not_take_the_memory_of_those_before_them():
+    world = World(host=20, device=20)
+    for one in (A, B):
+        assert world.hold(one) is READY
+    waiting = [handle(f"w{i}") for i in range(6)]
+    reads = 0
+    for _ in range(20):
+        world.manager.begin_pass()
+        assert READY not in [world.manager.try_hold(one) for one in waiting]
+        reads += len(world.loader.waiting)
+        world.loader.run(world.manager)
+    assert reads == 2
+    world.manager.release(A)
+    assert world.hold(waiting[0]) is READY
+
+
 def test_held_ones_stay_and_the_request_waits(world):
     for one in (A, B, C):
         assert world.hold(one) is READY
