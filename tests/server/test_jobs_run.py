@@ -24,12 +24,14 @@ from tiny_server import TinyServer, make_data_directory, running
 WAIT_SECONDS = 180.0
 
 
-def start(client: Client, dataset: str, adapter: str, *, steps: int = 6, **settings: object) -> Job:
+def start(
+    client: Client, dataset: str, adapter: str, *, steps: int = 6, every: int = 2, **settings: object
+) -> Job:
     return client.train(
         dataset=dataset,
         adapter=adapter,
         lora=Lora(rank=4),
-        optimization=Optimization(max_steps=steps, batch_rows=4, checkpoint_interval_steps=2),
+        optimization=Optimization(max_steps=steps, batch_rows=4, checkpoint_interval_steps=every),
         evaluation=EvaluationOptions(evaluations=2, generation_rows=2, generation_max_tokens=4),
         **settings,  # type: ignore[arg-type]
     )
@@ -113,8 +115,8 @@ def test_killed_process_goes_on_from_its_checkpoint(
     client: Client, server: TinyServer, tmp_rows: Path
 ) -> None:
     client.datasets.upload(tmp_rows, "killed")
-    whole = finished(client, start(client, "killed", "killed-not", steps=40)).check()
-    job = start(client, "killed", "killed", steps=40)
+    whole = finished(client, start(client, "killed", "killed-not", steps=200, every=10)).check()
+    job = start(client, "killed", "killed", steps=200, every=10)
     eventually(lambda: len(client.jobs.get(job.name).checkpoints) > 0)
     os.kill(_job_process(job), signal.SIGKILL)
     done = finished(client, job).check()
@@ -143,7 +145,7 @@ def test_restarted_server_goes_on_with_a_running_job(tmp_path: Path, tmp_rows: P
     make_data_directory(tmp_path)
     with running(tmp_path / "data") as server, Client(server.endpoint) as client:
         client.datasets.upload(tmp_rows, "rows")
-        job = start(client, "rows", "restarted", steps=60)
+        job = start(client, "rows", "restarted", steps=600, every=20)
         eventually(lambda: len(client.jobs.get(job.name).checkpoints) > 0)
         before = client.jobs.get(job.name).last_event
     with running(tmp_path / "data") as server, Client(server.endpoint) as client:

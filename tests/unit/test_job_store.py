@@ -408,9 +408,7 @@ def test_what_a_release_publishes_and_the_state_are_one(store, queue, job, lease
     assert [event.body.kind for event in store.events(TENANT, job.id, 2, 10)] == ["notice", "state"]
 
 
-@pytest.mark.parametrize(
-    "state", [JobState.RUNNING, JobState.PAUSED, JobState.VALIDATING, JobState.CANCELLED]
-)
+@pytest.mark.parametrize("state", [JobState.PAUSED, JobState.VALIDATING, JobState.CANCELLED])
 def test_an_illegal_next_state_is_refused_and_changes_nothing(store, queue, job, lease, state):
     before = store.get(TENANT, job.id)
     with pytest.raises(
@@ -419,6 +417,12 @@ def test_an_illegal_next_state_is_refused_and_changes_nothing(store, queue, job,
         queue.release(lease, Ending(state))
     assert store.get(TENANT, job.id) == before
     assert queue.renew(lease, MINUTE) == before
+
+
+def test_a_job_that_is_let_go_is_held_by_nobody(store, queue, job, lease):
+    with pytest.raises(ValueError, match="let go cannot be RUNNING"):
+        queue.release(lease, Ending(JobState.RUNNING))
+    assert store.get(TENANT, job.id).state is JobState.RUNNING
 
 
 def test_finished_jobs_are_told_from_others(store, queue):
