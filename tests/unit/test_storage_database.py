@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 import threading
 
 import pytest
-from finetuned_service.errors import ResourceExhausted, StartRefused, Unavailable
+from finetuned_service.errors import ResourceExhausted, Unavailable
 from finetuned_service.storage import schema
 from finetuned_service.storage.database import Database
 from sqlalchemy import insert, select, text
@@ -166,21 +165,6 @@ def test_foreign_keys_are_enforced(database):
         connection.execute(
             insert(schema.adapter_versions).values(tenant="acme", adapter="absent", version=1, **version)
         )
-
-
-def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path, url):
-    path = tmp_path / "finetuned.db"
-    with sqlite3.connect(path) as raw:
-        raw.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT)")
-        raw.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(schema.SCHEMA_VERSION + 1),))
-    raw.close()
-    with pytest.raises(StartRefused, match=f"schema version {schema.SCHEMA_VERSION + 1}"):
-        Database(url)
-    with sqlite3.connect(path) as raw:
-        assert [name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == [
-            "meta"
-        ]
-    raw.close()
 
 
 def test_opening_again_keeps_everything(database, url):

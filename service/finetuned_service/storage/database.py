@@ -12,13 +12,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, insert, inspect, select
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from finetuned_service.errors import FinetunedError, ResourceExhausted, StartRefused, Unavailable
-from finetuned_service.storage import schema
+from finetuned_service.storage.upgrade import bring_up_to_date, check_version
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a transaction waits for another writer of a SQLite file."""
@@ -27,10 +27,14 @@ _PASSING_SQLITE_CODES = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 )
 """Primary result codes (https://www.sqlite.org/rescode.html) of what may work when tried again."""
+_DAMAGE_SQLITE_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class Database:
     """Transactions on the store. Safe to use from many threads and processes.
+
+    A store of an older build is brought up to this one when it is opened. Opening raises StartRefused for
+    one of a newer build, or a damaged one.
 
     Every transaction can raise Unavailable (the store does not answer now; nothing was written) and
     ResourceExhausted (its disk is full).
@@ -43,9 +47,12 @@ class Database:
         if sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
-        self._check_version()
-        with self.begin() as connection:
-            _create_missing(connection)
+        with _refusing_damage():
+            # First without writing: what is refused is left as it was found.
+            with self.read() as connection:
+                check_version(connection)
+            with self.begin() as connection:
+                bring_up_to_date(connection)
 
     @contextmanager
     def begin(self) -> Generator[Connection]:
@@ -64,30 +71,6 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _check_version(self) -> None:
-        """Refuse what a newer build has written, before anything is changed."""
-        with self.read() as connection:
-            if not inspect(connection).has_table(schema.meta.name):
-                return
-            found = _version(connection)
-        if found is not None and found > schema.SCHEMA_VERSION:
-            raise StartRefused(
-                f"the store has schema version {found}; this build reads up to {schema.SCHEMA_VERSION}. "
-                "Run the newer build, or restore a backup made before it"
-            )
-
-
-def _version(connection: Connection) -> int | None:
-    found = connection.scalar(select(schema.meta.c.value).where(schema.meta.c.key == "schema_version"))
-    return None if found is None else int(found)
-
-
-def _create_missing(connection: Connection) -> None:
-    schema.metadata.create_all(connection)
-    if _version(connection) is None:
-        values = {"key": "schema_version", "value": str(schema.SCHEMA_VERSION)}
-        connection.execute(insert(schema.meta).values(values))
-
 
 @contextmanager
 def _refusing() -> Generator[None]:
@@ -101,15 +84,32 @@ def _refusing() -> Generator[None]:
         raise refusal from error
 
 
+@contextmanager
+def _refusing_damage() -> Generator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if _sqlite_code(error) not in _DAMAGE_SQLITE_CODES:
+            raise
+        raise StartRefused(
+            f"the store is damaged ({error.orig}); restore a backup, or choose another data_dir"
+        ) from error
+
+
+def _sqlite_code(error: DBAPIError) -> int | None:
+    """The primary code, which is the low byte; extended codes carry the detail above it."""
+    found = error.orig
+    return getattr(found, "sqlite_errorcode", 0) & 0xFF if isinstance(found, sqlite3.Error) else None
+
+
 def _refusal(error: DBAPIError | PoolTimeout) -> FinetunedError | None:
     unavailable = Unavailable(
         "the store does not answer; nothing was written. Try again", retry_after_seconds=_RETRY_AFTER_SECONDS
     )
     if isinstance(error, PoolTimeout):
         return unavailable
-    if isinstance(error.orig, sqlite3.Error):
-        # The low byte is the primary code; extended codes carry the detail above it.
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    code = _sqlite_code(error)
+    if code is not None:
         if code == sqlite3.SQLITE_FULL:
             return ResourceExhausted(
                 "the disk of the store is full; nothing was written. Free space on the server",

@@ -1,7 +1,7 @@
 """The tables. Documents are JSON of pydantic values; what is searched by stands in columns of its own.
 
-`SCHEMA_VERSION` rises with every change that an older build could not read; a data directory of a
-newer version is refused at start.
+Every change comes with a file in `revisions/versions` and the next `SCHEMA_VERSION`; `upgrade.py` brings
+older stores up to it and refuses newer ones at start.
 """
 
 from __future__ import annotations
