@@ -11,7 +11,7 @@ import asyncio
 import fcntl
 import signal
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finetuned_service import VERSION
@@ -25,7 +25,7 @@ from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.config import EngineConfig
-from finetuned_service.engine.messages import Snapshot
+from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
@@ -36,6 +36,9 @@ from finetuned_service.jobs.submit import Submission
 from finetuned_service.jobs.task import TaskLimits
 from finetuned_service.metrics import Metrics
 from finetuned_service.names import BaseName
+from finetuned_service.retention.collect import Collector
+from finetuned_service.retention.policy import retention_of
+from finetuned_service.retention.sweeper import Sweeper
 from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.rpc.bases import BaseServicer
 from finetuned_service.rpc.datasets import DatasetServicer
@@ -108,11 +111,13 @@ class Server:
         self._snapshot: Snapshot | None = None
         self._stop = asyncio.Event()
         self._health = HealthServer(settings.health_address)
-        self._jobs = JobStore(database)
+        kept = retention_of(settings)
+        self._jobs = JobStore(database, kept)
         bases = BaseCatalog(settings.data_dir)
         name = BaseName.parse(base.name)
         directory = bases.path(name)
-        registry = AdapterRegistry(database, settings.data_dir / "adapters")
+        registry = AdapterRegistry(database, settings.data_dir / "adapters", kept)
+        self._registry = registry
         (settings.data_dir / "adapters").mkdir(exist_ok=True)
         datasets = DatasetStore(
             database,
@@ -120,6 +125,7 @@ class Server:
             DataLimits(max_line_bytes=settings.max_line_bytes, max_bytes=settings.max_upload_bytes),
             settings.import_roots,
             self._jobs.uses_dataset,
+            kept,
         )
         tokenizer = BaseTokenizer.load(directory)
         serving = Serving(
@@ -180,6 +186,12 @@ class Server:
             ),
             Publisher(registry=registry, bases=bases, max_rank=settings.max_lora_rank),
             metrics.training_tokens.inc,
+        )
+        self._sweeper = Sweeper(
+            Collector(database, settings.data_dir, kept),
+            settings.sweep_interval_seconds,
+            self._used_adapters,
+            self._forget_adapter,
         )
         metrics.build.info({"version": VERSION, "base": base.name, "base_digest": base.digest})
         metrics.watch_engine(lambda: self._snapshot)
@@ -257,7 +269,9 @@ class Server:
         if self._settings.run_jobs:
             self._dispatcher.start()
             self._health.set(TRAINING, serving=True)
+        self._loop = asyncio.get_running_loop()
         self._watcher = asyncio.create_task(self._watch_engine())
+        self._sweeper.start()
 
     async def stop(self) -> None:
         """Close the doors: calls and jobs first, then the engine, then the rest."""
@@ -270,6 +284,7 @@ class Server:
         if self._settings.run_jobs:
             await asyncio.to_thread(self._dispatcher.stop)
         await calls
+        await asyncio.to_thread(self._sweeper.stop)
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
         await self.engine.shutdown(1.0)
@@ -278,6 +293,22 @@ class Server:
         await asyncio.to_thread(self._health.stop)
         self._database.close()
         _LOG.info("stopped")
+
+    def _used_adapters(self) -> list[str] | None:
+        """Digests of adapters that run or are pinned; None while the engine does not answer."""
+        if self._snapshot is None:
+            return None
+        return [a.digest for a in self._snapshot.adapters if a.pinned or a.running_sequences]
+
+    def _forget_adapter(self, digest: str) -> None:
+        """Free the memory of weights that are gone from the store; called by the sweeper's thread."""
+
+        async def forget() -> None:
+            handle = AdapterHandle(digest, str(self._registry.directory_of(digest)))
+            with suppress(FinetunedError):  # an engine that is not there holds nothing
+                await self.engine.set_residency(handle, Residency.STORED)
+
+        asyncio.run_coroutine_threadsafe(forget(), self._loop)
 
     async def _watch_engine(self) -> None:
         """Keep the last snapshot for metrics, and the health of serving true."""

@@ -28,6 +28,9 @@ GIB = 1024 * MIB
 Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-f:]+\]:\d{1,5}$")]
 
 
+Days = Annotated[float, Field(ge=1 / 24, le=36_500, allow_inf_nan=False)]
+
+
 class Settings(BaseSettings):
     """Serve one base model and its adapters over gRPC, train new adapters, quantize."""
 
@@ -92,6 +95,18 @@ class Settings(BaseSettings):
     """How long a job waits for a worker that has gone silent before another takes it."""
     shutdown_grace_seconds: float = Field(default=20.0, ge=0.0, le=3600.0)
     """Time for running requests to finish and for jobs to write a checkpoint when the server stops."""
+    job_retention_days: Days | None = None
+    """How long finished jobs are kept, after their end; not set: until the data directory goes. The job of an
+    adapter version that exists is kept with it."""
+    job_event_retention_days: Days | None = None
+    """How long the events of finished jobs are kept, after the job's end; not set: as long as the job."""
+    version_retention_days: Days | None = None
+    """How long adapter versions are kept that no alias points to or can go back to; not set: until they are
+    deleted. What is in use, pinned, or named by an unfinished job stays."""
+    upload_retention_days: Days = 7.0
+    """How long an upload waits for its end, after its start."""
+    sweep_interval_seconds: float = Field(default=3600.0, ge=1.0, le=7 * 86_400.0)
+    """Time between two sweeps, which remove what has expired and files that nothing names."""
     verify_base: bool = True
     """Compare the digest of the base's file with its manifest at start."""
     log_format: Literal["console", "json"] = "console"

@@ -11,7 +11,6 @@ import time
 import pytest
 from finetuned_service.datasets.rows import RowKind
 from finetuned_service.datasets.store import DatasetStore
-from finetuned_service.datasets.uploads import KEPT_SECONDS
 from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.errors import (
     AlreadyExists,
@@ -27,6 +26,7 @@ from finetuned_service.errors import (
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
+from finetuned_service.storage.retention import Retention
 from finetuned_service.storage.schema import uploads
 from sqlalchemy import update
 
@@ -72,6 +72,11 @@ def upload(store, data: bytes = ROWS, dataset_id: str = "rows", *, tenant: str =
     return store.finish(tenant, "up", len(data), hashlib.sha256(data).digest(), request)
 
 
+def committed(store) -> tuple[int, str]:
+    upload = store.uploads.get(TENANT, "up")
+    return upload.committed_bytes, upload.dataset_id
+
+
 def kept(tmp_path) -> list[str]:
     """Everything in the rooms of datasets and uploads, but for the directory of each tenant."""
     return sorted(
@@ -104,7 +109,7 @@ def test_a_broken_upload_goes_on_where_it_ended(store):
     assert store.uploads.start(TENANT, "up", "rows") == 0
     assert store.uploads.append(TENANT, "up", 0, ROWS[:10]) == 10
     assert store.uploads.start(TENANT, "up", "rows") == 10
-    assert store.uploads.committed_bytes(TENANT, "up") == (10, "rows")
+    assert committed(store) == (10, "rows")
     assert store.uploads.append(TENANT, "up", 10, ROWS[10:]) == len(ROWS)
     assert store.finish(TENANT, "up", len(ROWS), b"", NO_REQUEST).rows == 2
 
@@ -116,7 +121,7 @@ def test_a_chunk_anywhere_else_is_refused_and_says_where_to_go_on(store, offset)
     with pytest.raises(InvalidUpload, match=f"offset is {offset}, expected 10") as refusal:
         store.uploads.append(TENANT, "up", offset, ROWS[10:])
     assert refusal.value.metadata == {"committed_bytes": "10"}
-    assert store.uploads.committed_bytes(TENANT, "up") == (10, "rows")
+    assert committed(store) == (10, "rows")
 
 
 def test_of_two_streams_with_the_same_chunk_one_is_taken(store):
@@ -145,7 +150,7 @@ def test_an_upload_over_the_limit_is_refused(store):
     store.uploads.append(TENANT, "up", 0, bytes(MAX_BYTES))
     with pytest.raises(InvalidUpload, match=f"would have {MAX_BYTES + 1} bytes; allowed: {MAX_BYTES}"):
         store.uploads.append(TENANT, "up", MAX_BYTES, b"x")
-    assert store.uploads.committed_bytes(TENANT, "up") == (MAX_BYTES, "rows")
+    assert committed(store) == (MAX_BYTES, "rows")
 
 
 def test_a_full_disk_is_told_and_the_upload_can_go_on(store, tmp_path):
@@ -180,13 +185,13 @@ def test_uploads_of_tenants_are_apart(store):
     store.uploads.append(TENANT, "up", 0, ROWS)
     assert store.uploads.start("other", "up", "rows") == 0
     with pytest.raises(NotFound):
-        store.uploads.committed_bytes("third", "up")
+        store.uploads.get("third", "up")
 
 
 def test_what_was_never_started_is_not_found(store):
     for call in (
         lambda: store.uploads.append(TENANT, "up", 0, b"x"),
-        lambda: store.uploads.committed_bytes(TENANT, "up"),
+        lambda: store.uploads.get(TENANT, "up"),
         lambda: store.finish(TENANT, "up", 0, b"", NO_REQUEST),
     ):
         with pytest.raises(NotFound, match="uploads/up"):
@@ -203,7 +208,7 @@ def test_an_upload_whose_file_was_lost_begins_again(store, tmp_path):
     store.uploads.start(TENANT, "up", "rows")
     (tmp_path / "uploads" / TENANT / "up").unlink()
     with pytest.raises(NotFound):
-        store.uploads.committed_bytes(TENANT, "up")
+        store.uploads.get(TENANT, "up")
     assert store.uploads.start(TENANT, "up", "rows") == 0
     assert store.uploads.append(TENANT, "up", 0, b"x") == 1
 
@@ -212,12 +217,12 @@ def test_an_abandoned_upload_is_dropped_when_the_next_one_starts(store, database
     store.uploads.start(TENANT, "old", "rows")
     store.uploads.start(TENANT, "young", "rows")
     with database.begin() as connection:
-        long_ago = time.time() - KEPT_SECONDS - 1
+        long_ago = time.time() - Retention().uploads_seconds - 1
         connection.execute(update(uploads).where(uploads.c.id == "old").values(create_time=long_ago))
     store.uploads.start("other", "next", "rows")
     assert kept(tmp_path) == ["next", "young"]
     with pytest.raises(NotFound):
-        store.uploads.committed_bytes(TENANT, "old")
+        store.uploads.get(TENANT, "old")
 
 
 # The end of an upload
@@ -253,7 +258,7 @@ def test_refused_rows_leave_nothing(store, tmp_path, data):
     assert kept(tmp_path) == []
     assert store.list(TENANT, PageRequest()).items == ()
     with pytest.raises(NotFound):
-        store.uploads.committed_bytes(TENANT, "up")
+        store.uploads.get(TENANT, "up")
 
 
 def test_the_same_rows_under_the_same_id_are_the_same_dataset(store, tmp_path):

@@ -19,6 +19,7 @@ FLOORS = (
     ("__main__",),
     ("app",),
     ("rpc",),
+    ("retention",),
     ("serving", "training", "quantization"),
     ("metrics", "jobs"),
     ("engine",),

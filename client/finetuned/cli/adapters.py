@@ -51,7 +51,7 @@ def versions(context: typer.Context, name: Name, *, as_json: AsJson = False) -> 
         return
     print_table(
         f"Versions of {short(name)}",
-        ["name", "method", "rank", "figures", "size", "where", "created"],
+        ["name", "method", "rank", "figures", "size", "where", "created", "kept until"],
         [
             [
                 short(one.name),
@@ -61,6 +61,7 @@ def versions(context: typer.Context, name: Name, *, as_json: AsJson = False) -> 
                 size(one.size_bytes),
                 _where(one),
                 one.create_time,
+                one.expire_time,
             ]
             for one in found
         ],
@@ -101,6 +102,7 @@ def _show(version: AdapterVersion, *, as_json: bool) -> None:
             "dataset": short(version.lineage.dataset),
             "source": version.lineage.source,
             "created": version.create_time,
+            "kept until": version.expire_time,
         },
     )
 

@@ -23,6 +23,7 @@ def show_job(job: Job) -> None:
             "to": job.quantize.weight_format if job.quantize else None,
             "created": job.create_time,
             "ended": job.end_time,
+            "kept until": job.expire_time,
             "attempt": job.attempt if job.attempt > 1 else None,
             "rows": f"{report.train_rows} to train on, {report.eval_rows} held out" if report else None,
             "tokens a pass": f"{report.train_tokens} ({report.supervised_tokens} supervised)"

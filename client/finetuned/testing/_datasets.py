@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, final
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ _KINDS = {
 }
 _FINAL = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
 _MAX_VIOLATIONS = 20
+_UPLOADS_KEPT = timedelta(days=7)
 
 
 @final
@@ -111,7 +113,9 @@ class FakeDatasets(DatasetServiceServicer):
         check_name(request.name, "tenants/{}/uploads/{}")
         with self._store.lock:
             upload = lookup(self._store.uploads, request.name)
-            return pb.GetUploadResponse(committed_bytes=len(upload.data), dataset=upload.dataset)
+            answer = pb.GetUploadResponse(committed_bytes=len(upload.data), dataset=upload.dataset)
+            answer.expire_time.FromDatetime(self._store.now().ToDatetime() + _UPLOADS_KEPT)
+            return answer
 
     def ImportDataset(
         self, request: pb.ImportDatasetRequest, context: grpc.ServicerContext

@@ -25,7 +25,7 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latest_version: _Optional[str] = ..., version_count: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("name", "digest", "base_digest", "base_root_digest", "base_verified", "compatible", "incompatible_reason", "method", "task", "metrics", "lineage", "size_bytes", "parameters", "modules", "rank", "create_time", "residency")
+    __slots__ = ("name", "digest", "base_digest", "base_root_digest", "base_verified", "compatible", "incompatible_reason", "method", "task", "metrics", "lineage", "size_bytes", "parameters", "modules", "rank", "create_time", "residency", "expire_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class AdapterVersion(_message.Message):
     RANK_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     base_digest: str
@@ -60,7 +61,8 @@ class AdapterVersion(_message.Message):
     rank: int
     create_time: _timestamp_pb2.Timestamp
     residency: _containers.RepeatedCompositeFieldContainer[ReplicaResidency]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., base_root_digest: _Optional[str] = ..., base_verified: bool = ..., compatible: bool = ..., incompatible_reason: _Optional[str] = ..., method: _Optional[_Union[_common_pb2.Method, str]] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ..., size_bytes: _Optional[int] = ..., parameters: _Optional[int] = ..., modules: _Optional[int] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., residency: _Optional[_Iterable[_Union[ReplicaResidency, _Mapping]]] = ...) -> None: ...
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., base_root_digest: _Optional[str] = ..., base_verified: bool = ..., compatible: bool = ..., incompatible_reason: _Optional[str] = ..., method: _Optional[_Union[_common_pb2.Method, str]] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ..., size_bytes: _Optional[int] = ..., parameters: _Optional[int] = ..., modules: _Optional[int] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., residency: _Optional[_Iterable[_Union[ReplicaResidency, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Lineage(_message.Message):
     __slots__ = ("job", "dataset", "dataset_digest", "parent_version", "source")

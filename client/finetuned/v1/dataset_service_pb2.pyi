@@ -117,12 +117,14 @@ class GetUploadRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetUploadResponse(_message.Message):
-    __slots__ = ("committed_bytes", "dataset")
+    __slots__ = ("committed_bytes", "dataset", "expire_time")
     COMMITTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     committed_bytes: int
     dataset: str
-    def __init__(self, committed_bytes: _Optional[int] = ..., dataset: _Optional[str] = ...) -> None: ...
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, committed_bytes: _Optional[int] = ..., dataset: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ImportDatasetRequest(_message.Message):
     __slots__ = ("parent", "dataset_id", "uri", "format", "request_id")

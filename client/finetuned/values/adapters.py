@@ -82,6 +82,8 @@ class AdapterVersion:
     rank: int
     create_time: datetime | None
     residency: tuple[ReplicaResidency, ...]
+    expire_time: datetime | None
+    """When it goes at the earliest, unless an alias is set to it; None if it is kept."""
 
 
 @final

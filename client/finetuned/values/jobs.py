@@ -170,6 +170,9 @@ class Job:
     quantize_result: QuantizeResult | None
     last_event: int
     samples: tuple[EvaluationSample, ...]
+    expire_time: datetime | None
+    """When its record goes; None if it is kept, or not finished."""
+    events_expire_time: datetime | None
 
     @property
     def kind(self) -> JobKind:

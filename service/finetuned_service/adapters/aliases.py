@@ -9,10 +9,20 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
 
 from finetuned_service.errors import EtagMismatch
-from finetuned_service.storage.schema import aliases
+from finetuned_service.storage.schema import adapter_versions, aliases
+
+NAMED = exists().where(
+    aliases.c.tenant == adapter_versions.c.tenant,
+    aliases.c.adapter == adapter_versions.c.adapter,
+    or_(
+        aliases.c.version == adapter_versions.c.version,
+        aliases.c.previous_version == adapter_versions.c.version,
+    ),
+)
+"""Of a row of versions: whether an alias points to it, or can go back to it."""
 
 DEFAULT_ALIAS = "default"
 PREVIOUS = "previous"
@@ -86,6 +96,7 @@ def point_alias(connection: Connection, tenant: str, adapter: str, alias: str, v
                 update_time=now,
             )
         )
+        _note_named(connection, tenant, adapter, now)
         return Alias(tenant, adapter, alias, version, None, _etag(1, now), updated)
     if current.version == version:
         return current
@@ -95,11 +106,13 @@ def point_alias(connection: Connection, tenant: str, adapter: str, alias: str, v
         .where(_is(tenant, adapter, alias))
         .values(version=version, previous_version=current.version, etag=moves, update_time=now)
     )
+    _note_named(connection, tenant, adapter, now)
     return Alias(tenant, adapter, alias, version, current.version, _etag(moves, now), updated)
 
 
 def remove_alias(connection: Connection, alias: Alias) -> None:
     connection.execute(delete(aliases).where(_is(alias.tenant, alias.adapter, alias.alias)))
+    _note_named(connection, alias.tenant, alias.adapter, time.time())
 
 
 def forget_version(connection: Connection, tenant: str, adapter: str, version: int) -> None:
@@ -125,6 +138,14 @@ def check_etag(current: Alias | None, etag: str) -> None:
             f"the alias has moved since etag {etag!r} was read ({found}); read it again and decide anew",
             metadata={"current_etag": current.etag if current else ""},
         )
+
+
+def _note_named(connection: Connection, tenant: str, adapter: str, now: float) -> None:
+    """After every move: since when each version of the adapter has been without an alias."""
+    own = and_(adapter_versions.c.tenant == tenant, adapter_versions.c.adapter == adapter)
+    since = adapter_versions.c.unnamed_since
+    connection.execute(update(adapter_versions).where(own, NAMED).values(unnamed_since=None))
+    connection.execute(update(adapter_versions).where(own, ~NAMED, since.is_(None)).values(unnamed_since=now))
 
 
 def _is(tenant: str, adapter: str, alias: str) -> ColumnElement[bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, and_, delete, insert, select
@@ -31,7 +32,7 @@ from finetuned_service.adapters.versions import (
     AdapterVersion,
     find_version,
     load_adapter,
-    placed,
+    parse_version,
     take_number,
     weights_directory,
 )
@@ -42,19 +43,25 @@ from finetuned_service.storage.database import Database
 from finetuned_service.storage.files import publish_directory, remove_directory, sweep_leftovers
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
+from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention, expires
 from finetuned_service.storage.schema import adapter_versions, adapters, aliases
 
 
 class AdapterRegistry:
     """The registry over the database and `directory`, where weights lie under their digest."""
 
-    def __init__(self, database: Database, directory: Path) -> None:
+    def __init__(self, database: Database, directory: Path, retention: Retention = DEFAULT_RETENTION) -> None:
         self._database = database
+        self._retention = retention
         self._directory = directory
         sweep_leftovers(directory, ".*")
 
     def directory_of(self, digest: str) -> Path:
         return weights_directory(self._directory, digest)
+
+    def expire_time(self, version: AdapterVersion) -> datetime | None:
+        """When the version expires unless an alias names it; None for never."""
+        return expires(version.unnamed_since, self._retention.versions_seconds)
 
     def add_version(
         self,
@@ -89,11 +96,13 @@ class AdapterRegistry:
                 method=manifest.method,
                 base_digest=manifest.base_digest,
                 manifest=manifest.model_dump_json(),
+                job=manifest.lineage.job.rsplit("/", 1)[-1] or None,
+                unnamed_since=time.time(),
             )
         )
         if find_alias(connection, tenant, adapter, DEFAULT_ALIAS) is None:
             point_alias(connection, tenant, adapter, DEFAULT_ALIAS, number)
-        return placed(tenant, adapter, number, manifest, self._directory)
+        return self._resolve(connection, AdapterSelector(tenant, adapter, number))
 
     def import_version(
         self,
@@ -146,7 +155,7 @@ class AdapterRegistry:
         """Newest first; `method` and `base_digest` keep only matching ones."""
         tenant, adapter = selector.tenant, selector.adapter
         query = (
-            select(adapter_versions.c.version, adapter_versions.c.manifest)
+            select(adapter_versions)
             .where(
                 adapter_versions.c.tenant == tenant,
                 adapter_versions.c.adapter == adapter,
@@ -162,16 +171,7 @@ class AdapterRegistry:
         with self._database.read() as connection:
             load_adapter(connection, tenant, adapter)
             rows = connection.execute(query).all()
-        found = [
-            placed(
-                tenant,
-                adapter,
-                row.version,
-                AdapterManifest.model_validate_json(row.manifest),
-                self._directory,
-            )
-            for row in rows
-        ]
+        found = [parse_version(row, self._directory) for row in rows]
         return page_of([(str(item.version), item) for item in found], page.size)
 
     def aliases(self, selector: AdapterSelector, page: PageRequest) -> Page[Alias]:

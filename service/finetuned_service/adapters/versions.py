@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, exists, func, insert, select, update
 
 from finetuned_service.adapters.aliases import DEFAULT_ALIAS, Alias, find_alias, list_aliases
 from finetuned_service.adapters.manifest import AdapterManifest
@@ -30,6 +31,9 @@ class AdapterVersion:
     version: int
     manifest: AdapterManifest
     directory: Path
+    unnamed_since: float | None = None
+    """Since when no alias points to it or can go back to it, in seconds since the epoch; None while one
+    does."""
 
     @property
     def name(self) -> str:
@@ -80,11 +84,11 @@ def weights_directory(directory: Path, digest: str) -> Path:
     return directory / digest.removeprefix("sha256:")
 
 
-def placed(
-    tenant: str, adapter: str, number: int, manifest: AdapterManifest, directory: Path
-) -> AdapterVersion:
-    """A version whose weights lie under their digest in `directory`."""
-    return AdapterVersion(tenant, adapter, number, manifest, weights_directory(directory, manifest.digest))
+def parse_version(row: Row[Any], directory: Path) -> AdapterVersion:
+    """The version of a row of `adapter_versions`, whose weights lie under their digest in `directory`."""
+    manifest = AdapterManifest.model_validate_json(row.manifest)
+    weights = weights_directory(directory, manifest.digest)
+    return AdapterVersion(row.tenant, row.adapter, row.version, manifest, weights, row.unnamed_since)
 
 
 def find_version(connection: Connection, selector: AdapterSelector, directory: Path) -> AdapterVersion | None:
@@ -95,16 +99,14 @@ def find_version(connection: Connection, selector: AdapterSelector, directory: P
         if alias is None:
             return None
         number = alias.version
-    found = connection.scalar(
-        select(adapter_versions.c.manifest).where(
+    row = connection.execute(
+        select(adapter_versions).where(
             adapter_versions.c.tenant == tenant,
             adapter_versions.c.adapter == adapter,
             adapter_versions.c.version == number,
         )
-    )
-    if found is None:
-        return None
-    return placed(tenant, adapter, number, AdapterManifest.model_validate_json(found), directory)
+    ).one_or_none()
+    return None if row is None else parse_version(row, directory)
 
 
 def take_number(connection: Connection, tenant: str, adapter: str) -> int:

@@ -34,6 +34,7 @@ from finetuned_service.storage.database import Database
 from finetuned_service.storage.files import publish_file, refusing_full_disk, sweep_leftovers
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
+from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention
 from finetuned_service.storage.schema import datasets
 
 _VALIDATING = ".validating-"
@@ -68,6 +69,7 @@ class DatasetStore:
         limits: what a file may hold.
         import_roots: directories under which `import_file` may read.
         used_by: the name of an unfinished job that uses (tenant, dataset), or "".
+        retention: how long an upload waits for its end.
     """
 
     def __init__(
@@ -77,13 +79,14 @@ class DatasetStore:
         limits: DataLimits,
         import_roots: tuple[Path, ...],
         used_by: Callable[[str, str], str],
+        retention: Retention = DEFAULT_RETENTION,
     ) -> None:
         self._database = database
         self._rows_directory = directory / "datasets"
         self._limits = limits
         self._import_roots = ImportRoots(import_roots)
         self._used_by = used_by
-        self.uploads = Uploads(database, directory / "uploads", limits.max_bytes)
+        self.uploads = Uploads(database, directory / "uploads", limits.max_bytes, retention.uploads_seconds)
         """Those in progress; `finish` makes datasets of them."""
         for needed in (self._rows_directory, directory / "uploads"):
             needed.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,8 @@ class DatasetStore:
             return made
         file = self.uploads.file(tenant, upload_id)
         with file.held():
-            committed, dataset_id = self.uploads.committed_bytes(tenant, upload_id)
+            upload = self.uploads.get(tenant, upload_id)
+            committed = upload.committed_bytes
             if size_bytes != committed:
                 raise InvalidUpload(
                     f"finish says {size_bytes} bytes; {committed} were received. Go on at that offset",
@@ -117,7 +121,7 @@ class DatasetStore:
                     raise InvalidUpload(
                         "the received bytes do not have the sha256 that finish names; upload again"
                     )
-                dataset = self._store(tenant, dataset_id, file.path, "upload", request)
+                dataset = self._store(tenant, upload.dataset_id, file.path, "upload", request)
             except (InvalidArgument, AlreadyExists):
                 self.uploads.drop(tenant, upload_id)
                 raise

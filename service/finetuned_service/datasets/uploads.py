@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, delete, insert, select
@@ -13,8 +15,15 @@ from finetuned_service.names import ResourceName, check_id
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.schema import uploads
 
-KEPT_SECONDS = 7 * 24 * 3600
-"""How long an upload waits for its end; an abandoned one is dropped when the next one starts."""
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload in progress."""
+
+    dataset_id: str
+    committed_bytes: int
+    expire_time: datetime
+    """Dropped then, unless it is finished."""
 
 
 class Uploads:
@@ -24,12 +33,15 @@ class Uploads:
         database: where their names live.
         directory: where their bytes lie, by tenant.
         max_bytes: the largest upload.
+        kept_seconds: how long one waits for its end; an abandoned one goes when the next one starts, or
+            with the sweep.
     """
 
-    def __init__(self, database: Database, directory: Path, max_bytes: int) -> None:
+    def __init__(self, database: Database, directory: Path, max_bytes: int, kept_seconds: float) -> None:
         self._database = database
         self._directory = directory
         self._max_bytes = max_bytes
+        self._kept_seconds = kept_seconds
 
     def start(self, tenant: str, upload_id: str, dataset_id: str) -> int:
         """Open an upload or continue one; returns the committed bytes."""
@@ -53,18 +65,20 @@ class Uploads:
                 file.resume()
             return file.size_bytes()
 
-    def committed_bytes(self, tenant: str, upload_id: str) -> tuple[int, str]:
-        """How many bytes of an upload are kept, and the id of the dataset it becomes.
+    def get(self, tenant: str, upload_id: str) -> Upload:
+        """An upload in progress.
 
         Raises:
             NotFound: there is no such upload, or it is finished.
         """
+        own = select(uploads).where(uploads.c.tenant == tenant, uploads.c.id == upload_id)
         with self._database.read() as connection:
-            dataset_id = _dataset_id(connection, tenant, upload_id)
+            row = connection.execute(own).one_or_none()
         file = self.file(tenant, upload_id)
-        if dataset_id is None:
+        if row is None:
             raise NotFound.resource(str(file.name))
-        return file.size_bytes(), dataset_id
+        expire_time = datetime.fromtimestamp(row.create_time + self._kept_seconds, UTC)
+        return Upload(row.dataset_id, file.size_bytes(), expire_time)
 
     def append(self, tenant: str, upload_id: str, offset: int, data: bytes) -> int:
         """Add a chunk that begins at the committed bytes; returns the new committed bytes.
@@ -85,7 +99,7 @@ class Uploads:
         return UploadFile(ResourceName(tenant, "uploads", upload_id), self._directory / tenant / upload_id)
 
     def _drop_abandoned(self, connection: Connection, now: float) -> None:
-        old = select(uploads.c.tenant, uploads.c.id).where(uploads.c.create_time < now - KEPT_SECONDS)
+        old = select(uploads.c.tenant, uploads.c.id).where(uploads.c.create_time < now - self._kept_seconds)
         for row in connection.execute(old).all():
             self._drop(connection, row.tenant, row.id)
 

@@ -107,7 +107,12 @@ def append_events(connection: Connection, job: Job, bodies: Sequence[EventBody])
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job.id)
-        .values(state=job.state, last_event=job.last_event, document=job.model_dump_json())
+        .values(
+            state=job.state,
+            last_event=job.last_event,
+            end_time=job.end_time.timestamp() if job.end_time else None,
+            document=job.model_dump_json(),
+        )
     )
     return job
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, exists, func, insert, select
 
 from finetuned_service.errors import NotFound, OutOfRange, QueueFull
 from finetuned_service.jobs.rows import (
@@ -28,8 +28,11 @@ from finetuned_service.storage import idempotency
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
-from finetuned_service.storage.schema import job_events, jobs
+from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention, expires
+from finetuned_service.storage.schema import adapter_versions, job_events, jobs
 
+HAS_VERSION = exists().where(adapter_versions.c.job == jobs.c.id)
+"""Of a row of jobs: whether the version that it made exists; its record is kept as long."""
 FULL_RETRY_AFTER_SECONDS = 30.0
 
 
@@ -43,8 +46,9 @@ class JobFilter:
 class JobStore:
     """Jobs and their events. Every method is one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, retention: Retention = DEFAULT_RETENTION) -> None:
         self._database = database
+        self._retention = retention
 
     def create(self, job: Job, request: RequestKey, *, max_unfinished: int | None = None) -> Job:
         """Store a new QUEUED job under a fresh id, or return the one this request made before.
@@ -97,11 +101,14 @@ class JobStore:
 
     def get(self, tenant: str, job_id: str) -> Job:
         with self._database.read() as connection:
-            return load_job(connection, ResourceName(tenant, "jobs", job_id))
+            job = load_job(connection, ResourceName(tenant, "jobs", job_id))
+            return self._expiring(job, kept=_has_version(connection, job))
 
     def list(self, tenant: str, wanted: JobFilter, page: PageRequest) -> Page[Job]:
         """Newest first."""
-        query = select(jobs.c.sequence, jobs.c.document).where(jobs.c.tenant == tenant)
+        query = select(jobs.c.sequence, jobs.c.document, HAS_VERSION.label("kept")).where(
+            jobs.c.tenant == tenant
+        )
         if wanted.states:
             query = query.where(jobs.c.state.in_(wanted.states))
         if wanted.kind:
@@ -112,8 +119,19 @@ class JobStore:
         query = query.where(jobs.c.sequence < before).order_by(jobs.c.sequence.desc()).limit(page.size + 1)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return page_of(
-            [(str(row.sequence), Job.model_validate_json(row.document)) for row in rows], page.size
+        found = [
+            (str(row.sequence), self._expiring(Job.model_validate_json(row.document), kept=row.kept))
+            for row in rows
+        ]
+        return page_of(found, page.size)
+
+    def _expiring(self, job: Job, *, kept: bool) -> Job:
+        ended = job.end_time.timestamp() if job.end_time else None
+        return job.model_copy(
+            update={
+                "expire_time": None if kept else expires(ended, self._retention.jobs_seconds),
+                "events_expire_time": expires(ended, self._retention.job_events_seconds),
+            }
         )
 
     def last_event(self, tenant: str, job_id: str) -> tuple[int, JobState]:
@@ -194,6 +212,11 @@ class JobStore:
         with self._database.read() as connection:
             counts.update({row.state: row.jobs for row in connection.execute(query)})
         return counts
+
+
+def _has_version(connection: Connection, job: Job) -> bool:
+    made = select(adapter_versions.c.version).where(adapter_versions.c.job == job.id).limit(1)
+    return connection.execute(made).first() is not None
 
 
 def _refuse_full(connection: Connection, tenant: str, max_unfinished: int) -> None:

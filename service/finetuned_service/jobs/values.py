@@ -302,6 +302,10 @@ class Job(Value):
     create_time: datetime
     start_time: datetime | None = None
     end_time: datetime | None = None
+    expire_time: datetime | None = Field(default=None, exclude=True)
+    """As `JobStore` tells callers; follows from `end_time` and the settings, and is not in the record."""
+    events_expire_time: datetime | None = Field(default=None, exclude=True)
+    """As `expire_time`, for the job's events."""
     spec: Spec
     environment: Environment | None = None
     estimate: Estimate | None = None

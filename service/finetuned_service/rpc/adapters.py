@@ -238,6 +238,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         return version_to_proto(
             version,
             incompatible_reason=incompatible_reason(version, self._serving.base),
+            expire_time=self._registry.expire_time(version),
             residency=residency,
             replica=self._serving.replica,
         )

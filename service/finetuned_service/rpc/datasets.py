@@ -12,6 +12,7 @@ from grpc import aio
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.errors import InvalidUpload
 from finetuned_service.names import ResourceName, parse_tenant
+from finetuned_service.rpc.convert.common import time_to_proto
 from finetuned_service.rpc.convert.datasets import check_format, dataset_to_proto, row_kind_from_proto
 from finetuned_service.rpc.request_key import request_key
 from finetuned_service.storage.pages import PageRequest
@@ -77,11 +78,12 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         context: aio.ServicerContext[pb.GetUploadRequest, pb.GetUploadResponse],
     ) -> pb.GetUploadResponse:
         name = ResourceName.parse(request.name, "uploads")
-        committed, dataset_id = await asyncio.to_thread(
-            self._store.uploads.committed_bytes, name.tenant, name.id
+        upload = await asyncio.to_thread(self._store.uploads.get, name.tenant, name.id)
+        return pb.GetUploadResponse(
+            committed_bytes=upload.committed_bytes,
+            dataset=str(ResourceName(name.tenant, "datasets", upload.dataset_id)),
+            expire_time=time_to_proto(upload.expire_time),
         )
-        dataset = str(ResourceName(name.tenant, "datasets", dataset_id))
-        return pb.GetUploadResponse(committed_bytes=committed, dataset=dataset)
 
     async def ImportDataset(  # noqa: N802 - the contract's name
         self,

@@ -99,12 +99,22 @@ def publish_directory(temporary: Path, final: Path) -> None:
 
 def remove_directory(directory: Path) -> None:
     """Remove a published directory; whoever looks, also after a crash, sees all of it or nothing."""
-    doomed = directory.with_name(f".{directory.name}.deleted-{uuid.uuid4().hex[:8]}")
+    hidden = hide_directory(directory)
+    if hidden is not None:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def hide_directory(directory: Path) -> Path | None:
+    """Take a published directory out of sight, to be removed; returns where it is now, None if it was gone.
+
+    What a crash leaves of it is a leftover to `sweep_leftovers`.
+    """
+    hidden = directory.with_name(f".{directory.name}.deleted-{uuid.uuid4().hex[:8]}")
     try:
-        directory.rename(doomed)
+        directory.rename(hidden)
     except FileNotFoundError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
+        return None
+    return hidden
 
 
 def sweep_leftovers(directory: Path, pattern: str) -> None:

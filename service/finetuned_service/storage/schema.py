@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -42,6 +42,8 @@ jobs = Table(
     Column("lease_owner", String(128), nullable=False),
     Column("lease_epoch", BigInteger, nullable=False),
     Column("lease_until", Float, nullable=False),
+    # When it reached a final state; what retention counts from.
+    Column("end_time", Float, index=True),
     Index("jobs_by_tenant", "tenant", "sequence"),
 )
 
@@ -97,6 +99,10 @@ adapter_versions = Table(
     Column("method", String(16), nullable=False),
     Column("base_digest", String(80), nullable=False),
     Column("manifest", Text, nullable=False),
+    # The id of the job that made it; that job's record is kept as long as the version.
+    Column("job", String(63), index=True),
+    # Since when no alias names it, also not as the version to go back to; NULL while one does.
+    Column("unnamed_since", Float, index=True),
     ForeignKeyConstraint(["tenant", "adapter"], ["adapters.tenant", "adapters.id"], ondelete="CASCADE"),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import common_pb2 as common
 
@@ -23,7 +25,12 @@ def adapter_to_proto(adapter: Adapter) -> pb.Adapter:
 
 
 def version_to_proto(
-    version: AdapterVersion, *, incompatible_reason: str, residency: AdapterResidency | None, replica: str
+    version: AdapterVersion,
+    *,
+    incompatible_reason: str,
+    expire_time: datetime | None,
+    residency: AdapterResidency | None,
+    replica: str,
 ) -> pb.AdapterVersion:
     manifest = version.manifest
     lineage = manifest.lineage
@@ -44,6 +51,7 @@ def version_to_proto(
         modules=manifest.modules,
         rank=manifest.rank,
         create_time=time_to_proto(manifest.create_time),
+        expire_time=time_to_proto(expire_time),
         residency=[_residency(residency, replica)],
     )
 

@@ -39,6 +39,8 @@ def job_to_proto(job: Job) -> pb.Job:
         create_time=time_to_proto(job.create_time),
         start_time=time_to_proto(job.start_time),
         end_time=time_to_proto(job.end_time),
+        expire_time=time_to_proto(job.expire_time),
+        events_expire_time=time_to_proto(job.events_expire_time),
         baseline_metrics=metrics_to_proto(job.baseline_metrics),
         metrics=metrics_to_proto(job.metrics),
         incumbent_metrics=metrics_to_proto(job.incumbent_metrics),
