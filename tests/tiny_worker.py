@@ -22,6 +22,7 @@ from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.task import TaskLimits
 from finetuned_service.jobs.values import Job, JobState, Notice
+from finetuned_service.metrics import JobMetrics, new_registry
 from finetuned_service.names import BaseName
 from finetuned_service.storage.database import Database
 from finetuned_service.vocabulary import WeightFormat
@@ -65,7 +66,8 @@ class Workplace:
         limits = TaskLimits(threads=1, memory_budget_bytes=2**30)
         self.assignments = Assignments(self.bases, self.datasets, self.registry, limits)
         self.publisher = Publisher(self.registry, self.bases, max_rank=8)
-        self.training_tokens: list[int] = []
+        self.metrics_page = new_registry(version="test")
+        self.metrics = JobMetrics(self.metrics_page, slots=1)
         if not self.bases.path(BaseName("tiny")).exists():
             self._fill()
 
@@ -92,7 +94,7 @@ class Workplace:
             self.queue,
             self.assignments,
             self.publisher,
-            self.training_tokens.append,
+            self.metrics,
         )
         dispatcher.start()
         try:

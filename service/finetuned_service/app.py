@@ -34,7 +34,8 @@ from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
 from finetuned_service.jobs.task import TaskLimits
-from finetuned_service.metrics import Metrics
+from finetuned_service.metrics import JobMetrics, ServerMetrics, new_registry, watch_replica
+from finetuned_service.metrics import serve as serve_metrics
 from finetuned_service.names import BaseName
 from finetuned_service.retention.collect import Collector
 from finetuned_service.retention.policy import retention_of
@@ -101,13 +102,14 @@ class Server:
         base: BaseManifest,
         database: Database,
         engine: EngineClient,
-        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._base = base
         self._database = database
         self.engine = engine
-        self._metrics = metrics
+        page = new_registry(version=VERSION, base=base.name, base_digest=base.digest)
+        metrics = ServerMetrics(page)
+        job_metrics = JobMetrics(page, settings.max_running_jobs if settings.run_jobs else 0)
         self._snapshot: Snapshot | None = None
         self._stop = asyncio.Event()
         self._health = HealthServer(settings.health_address)
@@ -185,7 +187,7 @@ class Server:
                 ),
             ),
             Publisher(registry=registry, bases=bases, max_rank=settings.max_lora_rank),
-            metrics.training_tokens.inc,
+            job_metrics,
         )
         self._sweeper = Sweeper(
             Collector(database, settings.data_dir, kept),
@@ -193,12 +195,9 @@ class Server:
             self._used_adapters,
             self._forget_adapter,
         )
-        metrics.build.info({"version": VERSION, "base": base.name, "base_digest": base.digest})
-        metrics.watch_engine(lambda: self._snapshot)
-        metrics.watch_jobs(self._jobs.counts)
-        host, _, port = settings.metrics_address.rpartition(":")
+        watch_replica(page, settings, database, engine, lambda: self._snapshot, job_metrics.process_ids)
         try:
-            self._http = metrics.serve(host, int(port))
+            self._http = serve_metrics(page, settings.metrics_address)
         except OSError as error:
             raise StartRefused(
                 f"metrics_address {settings.metrics_address} cannot be bound; is another server running?"
@@ -235,7 +234,7 @@ class Server:
             )
         )
         try:
-            return cls(settings, base, database, engine, Metrics())
+            return cls(settings, base, database, engine)
         except BaseException:
             await engine.shutdown(0.0)
             raise

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     """Host and port of grpc.health.v1, apart from the API so that load never fails a probe."""
     metrics_address: Address = "127.0.0.1:9464"
     """Host and port of the Prometheus metrics over HTTP."""
+    metrics_max_adapters: int = Field(default=32, ge=0, le=1000)
+    """The most adapters that metrics name at once (with their tenants, to whoever may scrape); 0 names none."""
+    metrics_vllm_aliases: bool = False
+    """Show the gauges for routing by the Gateway API inference extension under vLLM's names too."""
     replica: str = Field(default_factory=socket.gethostname)
     """This replica's name, as served_by and residency tell it."""
     threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)

@@ -62,7 +62,7 @@ def test_a_job_becomes_a_version(place):
 def test_reports_reach_the_record_the_events_and_the_count_of_tokens(place):
     job = place.run(train_job(), "progress=100,progress=250,adapter=0.25,finished=0.5")
     assert (job.progress.tokens, [metric.value for metric in job.metrics]) == (250, [0.5])
-    assert sum(place.training_tokens) == 250
+    assert place.metrics_page.get_sample_value("finetuned_training_tokens_total") == 350
 
 
 def test_jobs_run_one_after_another_or_side_by_side(place):

@@ -21,7 +21,7 @@ from finetuned_service.errors import (
     QueueFull,
     Unavailable,
 )
-from finetuned_service.metrics import Metrics
+from finetuned_service.metrics import ServerMetrics, new_registry
 from finetuned_service.names import AdapterSelector
 from finetuned_service.serving.merge import merged
 from finetuned_service.serving.service import Serving
@@ -39,6 +39,7 @@ from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.vocabulary import Method, Task, WeightFormat
+from prometheus_client import CollectorRegistry
 from tiny_tokenizers import byte_level, write_tokenizer
 
 BASE, OTHER_BASE, ADAPTER = (f"sha256:{letter * 64}" for letter in "bca")
@@ -116,7 +117,7 @@ def engine() -> ToldEngine:
 
 
 @pytest.fixture
-def serving(engine, registry, tokenizer) -> Serving:
+def serving(engine, registry, tokenizer, page) -> Serving:
     base = BaseManifest(
         name="bases/tiny",
         digest=BASE,
@@ -129,7 +130,12 @@ def serving(engine, registry, tokenizer) -> Serving:
         source="a test",
         create_time=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    return Serving(engine, registry, tokenizer, base, 64, "replica-1", Metrics())
+    return Serving(engine, registry, tokenizer, base, 64, "replica-1", ServerMetrics(page))
+
+
+@pytest.fixture
+def page():
+    return new_registry(version="test")
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -172,8 +178,8 @@ def texts_of(events: list[object], inputs: int) -> list[str]:
     ]
 
 
-def metric(serving: Serving, name: str, **labels: str) -> float:
-    return serving.metrics.registry.get_sample_value(name, labels) or 0.0
+def metric(page: CollectorRegistry, name: str, **labels: str) -> float:
+    return page.get_sample_value(name, labels) or 0.0
 
 
 # One input
@@ -381,7 +387,7 @@ async def test_what_cannot_be_served_is_refused_before_anything_is_submitted(ser
     assert engine.submitted == []
 
 
-async def test_figures_count_finished_sequences(serving, engine, add):
+async def test_figures_count_sequences_by_their_end(serving, engine, add, page):
     add("redact")
     engine.scripts = [
         reply("one", MODULES),
@@ -391,10 +397,36 @@ async def test_figures_count_finished_sequences(serving, engine, add):
     await collect(serving, call("a", "b", adapter="redact"))
     with pytest.raises(Unavailable):
         await collect(serving, call("c", adapter="redact"))
-    assert metric(serving, "finetuned_sequences_total", model="adapter", finish="end") == 2.0
-    assert metric(serving, "finetuned_tokens_total", kind="prompt") == len(ids("a") + ids("b"))
-    assert metric(serving, "finetuned_tokens_total", kind="completion") == len(ids("one") + ids("two"))
-    assert metric(serving, "finetuned_time_to_first_token_seconds_count") == 2.0
+    assert metric(page, "finetuned_sequences_total", model="adapter", finish="end") == 2.0
+    assert metric(page, "finetuned_sequences_total", model="adapter", finish="failed") == 1.0
+    prompts, completions = (
+        metric(page, "finetuned_tokens_total", kind=kind, model="adapter")
+        for kind in ("prompt", "completion")
+    )
+    assert prompts == len(ids("a") + ids("b") + ids("c"))
+    assert completions == len(ids("one") + ids("two"))
+    assert metric(page, "finetuned_time_to_first_token_seconds_count", model="adapter") == 2.0
+    assert metric(page, "finetuned_queue_seconds_sum", model="adapter") == 3 * 0.25
+    assert metric(page, "finetuned_adapter_wait_seconds_sum") == 3 * 0.5
+    assert metric(page, "finetuned_prefill_seconds_sum", model="adapter") == 2 * 1.0
+    assert metric(page, "finetuned_sequence_completion_tokens_count") == 3.0
+
+
+async def test_figures_count_a_sequence_that_is_left_with_what_it_said(serving, engine, page):
+    engine.scripts = [[started(), said("hello"), said("world")]]
+    async with aclosing(serving.serve(call("hi"))) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+    assert metric(page, "finetuned_sequences_total", model="base", finish="left") == 1.0
+    assert metric(page, "finetuned_tokens_total", kind="completion", model="base") == len(ids("hello"))
+
+
+async def test_time_between_tokens_is_counted_once_a_token(serving, engine, page):
+    engine.scripts = [[started(), said("a"), said("bcd"), said("ef", finish=FinishReason.LENGTH)]]
+    await collect(serving, call("hi"))
+    assert metric(page, "finetuned_inter_token_seconds_count", model="base") == len(ids("bcd") + ids("ef"))
+    assert metric(page, "finetuned_time_to_first_token_seconds_count", model="base") == 1.0
 
 
 # Merging by itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,3 +127,17 @@ def take_number(connection: Connection, tenant: str, adapter: str) -> int:
         changes["create_time"] = now
     connection.execute(update(adapters).where(own_row).values(changes))
     return number
+
+
+def names_of(connection: Connection, digests: Sequence[str]) -> dict[str, str]:
+    """A name for each digest that versions have; of several versions with it, the first by name."""
+    columns = adapter_versions.c
+    query = (
+        select(columns.digest, columns.tenant, columns.adapter, columns.version)
+        .where(columns.digest.in_(digests))
+        .order_by(columns.tenant.desc(), columns.adapter.desc(), columns.version.desc())
+    )
+    return {
+        row.digest: f"tenants/{row.tenant}/adapters/{row.adapter}/versions/{row.version}"
+        for row in connection.execute(query)
+    }

@@ -57,6 +57,8 @@ class EngineClient:
         self._ready: Ready | None = None
         self._closing = False
         self._pause_seconds = 0.0
+        self.restarts = 0
+        """How often the engine process was started again after its end."""
         self._ids = itertools.count(1)
         self._streams: dict[int, EngineStream] = {}
         self._calls: dict[int, asyncio.Future[Snapshot]] = {}
@@ -196,6 +198,7 @@ class EngineClient:
 
     async def _restart(self) -> bool:
         await asyncio.sleep(self._pause_seconds)
+        self.restarts += 1
         try:
             await self._launch()
         except (FinetunedError, OSError) as error:

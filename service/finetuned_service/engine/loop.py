@@ -16,6 +16,7 @@ import structlog
 from finetuned_service.engine.adapter_memory import AdapterMemory, LoaderThread
 from finetuned_service.engine.batch import build_batch
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.histogram import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, Histogram
 from finetuned_service.engine.lora_bank import LoraBanks, LoraWeights, Placement
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
@@ -40,6 +41,7 @@ from finetuned_service.engine.sequence import Sequence
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Unavailable
 
 _log = structlog.get_logger()
+_COUNTERS = ("steps", "prefill_tokens", "decode_tokens", "step_seconds", "step_failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,10 @@ class EngineLoop:
         self._calls: list[SetResidency] = []
         self._events: list[Event] = []
         self._stop_seconds: float | None = None
-        self._counters = dict.fromkeys(("steps", "prefill_tokens", "decode_tokens", "step_seconds"), 0.0)
+        self._counters = dict.fromkeys(_COUNTERS, 0.0)
+        self._step_seconds = Histogram(STEP_SECONDS)
+        self._step_sequences = Histogram(STEP_SEQUENCES)
+        self._step_tokens = Histogram(STEP_TOKENS)
         self.banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
         self.arena = model.make_arena(config.kv_capacity_tokens)
         self._loader = LoaderThread(self._inbox.put)
@@ -179,6 +184,7 @@ class EngineLoop:
             greedy = self._replies.greedy(logits) if batch.chosen else []
         except Exception as error:  # noqa: BLE001 - the step's sequences fail, the engine goes on
             fault = self._fault(error)
+            self._counters["step_failures"] += 1
             for chunk in chunks:
                 self._fail(chunk.sequence, fault)
             return
@@ -199,8 +205,14 @@ class EngineLoop:
             self._events.append(tokens)
             if tokens.finish is not None:
                 self._end(sequence)
+        self._count_step(chunks, time.monotonic() - began)
+
+    def _count_step(self, chunks: list[Chunk], seconds: float) -> None:
         self._counters["steps"] += 1
-        self._counters["step_seconds"] += time.monotonic() - began
+        self._counters["step_seconds"] += seconds
+        self._step_seconds.observe(seconds)
+        self._step_sequences.observe(len(chunks))
+        self._step_tokens.observe(sum(chunk.rows for chunk in chunks))
 
     def _place_of(self, sequence: Sequence) -> Placement | None:
         return self.residency.place_of(sequence.adapter) if sequence.adapter else None
@@ -272,6 +284,18 @@ class EngineLoop:
                 **self._counters,
                 "adapter_loads": float(self.residency.loads),
                 "adapter_evictions": float(self.residency.evictions),
+                "host_evictions": float(self.residency.host_evictions),
                 "load_seconds": self.residency.load_seconds,
+                "load_failures": float(self.residency.load_failures),
             },
+            histograms={
+                "step_seconds": self._step_seconds.read(),
+                "step_sequences": self._step_sequences.read(),
+                "step_tokens": self._step_tokens.read(),
+                "read_seconds": self.residency.read_seconds.read(),
+                "fill_seconds": self.residency.fill_seconds.read(),
+            },
+            waiting_adapters=tuple(
+                dict.fromkeys(s.adapter.digest for s in self._scheduler.waiting.values() if s.adapter)
+            ),
         )

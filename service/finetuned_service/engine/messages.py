@@ -172,7 +172,22 @@ class AdapterResidency:
     pinned: bool
     running_sequences: int
     resident_bytes: int
+    """Of all its copies."""
     modules: int
+    device_bytes: int = 0
+    """What of `resident_bytes` lies in the serving layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramCounts:
+    """How often values of each size came."""
+
+    bounds: tuple[float, ...]
+    """Rising; each closes its bucket from above."""
+    counts: tuple[int, ...]
+    """A bucket each, not cumulative, and last what exceeds all bounds."""
+    total: float
+    """Sum of the values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +204,13 @@ class Snapshot:
     base_digest: str = ""
     """Recomputed from memory if Inspect.verify_base, else empty."""
     counters: dict[str, float] = field(default_factory=dict[str, float])
-    """Monotonic since start: steps, prefill_tokens, decode_tokens, adapter_loads, adapter_evictions,
-    step_seconds, load_seconds."""
+    """Monotonic since start: steps, prefill_tokens, decode_tokens, step_seconds, step_failures, adapter_loads,
+    adapter_evictions, host_evictions, load_seconds, load_failures."""
+    histograms: dict[str, HistogramCounts] = field(default_factory=dict[str, HistogramCounts])
+    """Monotonic since start: step_seconds, step_sequences, step_tokens, read_seconds (to HOST), fill_seconds
+    (to DEVICE)."""
+    waiting_adapters: tuple[str, ...] = ()
+    """Digests of the adapters of waiting sequences, each once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
+from finetuned_service.engine.histogram import LOAD_SECONDS, Histogram
 from finetuned_service.engine.memory import Loaded, Loader, Memory, P, W
 from finetuned_service.engine.messages import AdapterHandle, AdapterResidency, Residency
 from finetuned_service.engine.scheduler import Readiness
@@ -59,7 +60,11 @@ class ResidencyManager(Generic[W, P]):
         self._pass_clock = 0
         self.loads = 0
         self.evictions = 0
+        self.host_evictions = 0
         self.load_seconds = 0.0
+        self.load_failures = 0
+        self.read_seconds = Histogram(LOAD_SECONDS)
+        self.fill_seconds = Histogram(LOAD_SECONDS)
 
     def begin_pass(self) -> None:
         """See `AdapterGate`. Without it, more cold adapters waiting than fit would evict each other forever."""
@@ -154,16 +159,19 @@ class ResidencyManager(Generic[W, P]):
         entry.loading = False
         self.load_seconds += loaded.seconds
         if loaded.error is not None:
+            self.load_failures += 1
             if entry.place is not None and not entry.filled:
                 self._memory.vacate(entry.place)
                 entry.place = None
             entry.pinned = Residency.STORED
             self._forget_weights(entry)
         elif loaded.weights is not None:
+            self.read_seconds.observe(loaded.seconds)
             entry.weights = loaded.weights
             entry.host_bytes = loaded.weights.size_bytes
             entry.modules = loaded.weights.modules
         else:
+            self.fill_seconds.observe(loaded.seconds)
             entry.filled = True
             self.loads += 1
         self._settle(entry)
@@ -178,6 +186,7 @@ class ResidencyManager(Generic[W, P]):
                 running_sequences=entry.holds,
                 resident_bytes=entry.host_bytes + (entry.place.size_bytes if entry.place else 0),
                 modules=entry.modules,
+                device_bytes=entry.place.size_bytes if entry.place else 0,
             )
             for digest, entry in self._entries.items()
             if entry.tier is not Residency.STORED
@@ -202,6 +211,7 @@ class ResidencyManager(Generic[W, P]):
             return Readiness.NO_MEMORY
         for victim in victims:
             self._forget_weights(victim)
+            self.host_evictions += 1
             self._drop_if_idle(victim)
         entry.host_bytes = needed_bytes
         entry.loading = True

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.endings import MAX_ATTEMPTS
+from finetuned_service.jobs.observer import JobObserver
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.runner import DispatcherSettings, JobRunner, remove_leftovers
@@ -34,14 +34,13 @@ class Dispatcher:
         queue: JobQueue,
         assignments: Assignments,
         publisher: Publisher,
-        count_training_tokens: Callable[[int], None],
+        observer: JobObserver,
     ) -> None:
         self._settings = settings
         self._queue = queue
         self._stopping = threading.Event()
-        self._runner = JobRunner(
-            settings, queue, assignments, publisher, count_training_tokens, self._stopping
-        )
+        self._observer = observer
+        self._runner = JobRunner(settings, queue, assignments, publisher, observer, self._stopping)
         self._watchers: list[threading.Thread] = []
         self._sweep_at = 0.0
         self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
@@ -71,7 +70,8 @@ class Dispatcher:
 
     def _round(self) -> None:
         self._watchers = [watcher for watcher in self._watchers if watcher.is_alive()]
-        self._queue.recover(MAX_ATTEMPTS)
+        for job in self._queue.recover(MAX_ATTEMPTS):
+            self._observer.left(job)
         while len(self._watchers) < self._settings.max_running and self._take_one():
             pass
         if time.monotonic() >= self._sweep_at:

@@ -123,14 +123,15 @@ class JobQueue:
                 state, reason = _given_back(job, reason)
             return _let_go(connection, job, state, reason)
 
-    def recover(self, max_attempts: int) -> int:
-        """Give back every job whose worker let its lease run out; returns how many.
+    def recover(self, max_attempts: int) -> list[Job]:
+        """Give back every job whose worker let its lease run out; returns them as they are left.
 
         The last of `max_attempts` fails: what ends its worker each time would do so for ever.
         """
         lost = and_(jobs.c.state.in_(HELD_STATES), jobs.c.lease_until < time.time())
         if not self._any(lost):
-            return 0
+            return []
+        recovered: list[Job] = []
         with self._database.begin() as connection:
             rows = connection.execute(select(jobs.c.document).where(lost).with_for_update()).all()
             for row in rows:
@@ -142,8 +143,8 @@ class JobQueue:
                 state, reason = _given_back(job, StateReason.WORKER_LOST)
                 if state is JobState.QUEUED and job.attempt >= max_attempts:
                     state, job = JobState.FAILED, _lost_too_often(job)
-                _let_go(connection, job, state, reason)
-            return len(rows)
+                recovered.append(_let_go(connection, job, state, reason))
+        return recovered
 
     def expire(self, owner: str) -> None:
         """Let the leases of an owner that is known to be dead run out now."""

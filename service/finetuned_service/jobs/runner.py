@@ -20,6 +20,7 @@ from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.child import JobProcess
 from finetuned_service.jobs.endings import after_error, lost_process, quality_refused
 from finetuned_service.jobs.lease import LeaseKeeper
+from finetuned_service.jobs.observer import JobObserver
 from finetuned_service.jobs.process import environment_for_job_process
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import Ending, JobQueue
@@ -33,7 +34,7 @@ from finetuned_service.jobs.task import (
     TrainFinished,
     TrainTask,
 )
-from finetuned_service.jobs.values import Job, JobState, Progress, StateReason
+from finetuned_service.jobs.values import Job, JobState, StateReason
 from finetuned_service.storage.files import refusing_full_disk
 from finetuned_service.telemetry.logs import logger
 
@@ -76,7 +77,7 @@ class JobRunner:
         queue: JobQueue,
         assignments: Assignments,
         publisher: Publisher,
-        count_training_tokens: Callable[[int], None],
+        observer: JobObserver,
         stopping: threading.Event,
     ) -> None:
         """When `stopping` is set, jobs write a checkpoint and are given back."""
@@ -84,18 +85,20 @@ class JobRunner:
         self._queue = queue
         self._assignments = assignments
         self._publisher = publisher
-        self._count_training_tokens = count_training_tokens
+        self._observer = observer
         self._stopping = stopping
 
     def run(self, job: Job, lease: Lease) -> None:
         """Run a job that was claimed just now; returns when it is left."""
         log = _LOG.bind(job=job.name, attempt=job.attempt)
+        self._observer.claimed(job)
         try:
             with LeaseKeeper(self._queue, lease, self._settings.lease_seconds) as keeper:
                 left = self._leave(keeper, self._attempt(job, keeper))
         except LeaseLost:
             log.warning("job_lease_lost")
             return
+        self._observer.left(left)
         log.info("job_left", state=left.state, reason=left.state_reason)
         if left.state.final:
             remove_leftovers(self._settings.directory / job.id)
@@ -120,9 +123,11 @@ class JobRunner:
                 environment_for_job_process(task.limits.threads),
             )
         _LOG.info("job_started", job=job.name, attempt=job.attempt, pid=process.pid)
+        self._observer.process_started(job, process.pid)
         try:
             words = self._follow(process, keeper, job)
         finally:
+            self._observer.process_ended(job, process.pid)
             process.kill()
             process.close()
         return self._conclude(process.exit_code, words, task, keeper)
@@ -131,7 +136,6 @@ class JobRunner:
         """Write reports to the store until the process ends; returns all of its last words."""
         last_words: list[JobReport] = []
         unwritten: list[JobReport] = []
-        tokens = job.progress.tokens if job.progress else 0
         kill_at = float("inf")
         while True:
             ended = process.exit_code is not None
@@ -141,7 +145,7 @@ class JobRunner:
                 last_words += [
                     r for r in unwritten if isinstance(r, (TrainFinished, QuantizeFinished, Failed))
                 ]
-                tokens = self._count(unwritten, tokens)
+                self._observer.reported(job, unwritten)
                 unwritten = []
             keeper.refuse_lost()
             if ended and not unwritten:
@@ -175,12 +179,6 @@ class JobRunner:
             _LOG.warning("job_reports_wait", job=keeper.lease.job_id, message=error.message)
             return False
         return True
-
-    def _count(self, reports: list[JobReport], before: int) -> int:
-        after = max((r.tokens for r in reports if isinstance(r, Progress)), default=before)
-        if after > before:
-            self._count_training_tokens(after - before)
-        return max(after, before)
 
     def _conclude(
         self,

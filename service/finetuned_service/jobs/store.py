@@ -205,14 +205,6 @@ class JobStore:
             found = [Job.model_validate_json(row.document) for row in connection.execute(query)]
         return [job.name for job in found if job.spec.base == base]
 
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state, for metrics."""
-        counts = {str(state): 0 for state in JobState}
-        query = select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state)
-        with self._database.read() as connection:
-            counts.update({row.state: row.jobs for row in connection.execute(query)})
-        return counts
-
 
 def _has_version(connection: Connection, job: Job) -> bool:
     made = select(adapter_versions.c.version).where(adapter_versions.c.job == job.id).limit(1)

@@ -211,6 +211,10 @@ class Progress(Value):
     eta_seconds: float | None = None
     learning_rate: float = 0.0
     tokens: int = 0
+    step_tokens: int = 0
+    """Tokens of this step of training alone, for metrics; 0 where the report tells of none."""
+    step_seconds: float = 0.0
+    """How long that step took."""
 
 
 class Checkpoint(Value):

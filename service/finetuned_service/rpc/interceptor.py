@@ -18,7 +18,7 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from finetuned_service.errors import FinetunedError, Internal, InvalidField
-from finetuned_service.metrics import Metrics
+from finetuned_service.metrics import ServerMetrics
 from finetuned_service.rpc.status import status_of
 from finetuned_service.telemetry.logs import logger
 
@@ -30,7 +30,7 @@ _UNOBSERVED = ("/grpc.health.", "/grpc.reflection.")
 class Boundary(aio.ServerInterceptor):
     """The border between gRPC and the house."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
 
     async def intercept_service(
@@ -79,7 +79,8 @@ class Boundary(aio.ServerInterceptor):
     @asynccontextmanager
     async def _observed(self, name: str, context: aio.ServicerContext[Any, Any]) -> AsyncGenerator[None]:
         """Count one call, and abort it with the status of what it raises."""
-        self._metrics.rpcs_running.inc()
+        running = self._metrics.rpcs_running.labels(name)
+        running.inc()
         started, code = time.perf_counter(), "OK"
         try:
             yield
@@ -89,10 +90,11 @@ class Boundary(aio.ServerInterceptor):
         except Exception as error:  # noqa: BLE001 - the border: whatever it is, the caller gets a status
             refusal = error if isinstance(error, FinetunedError) else _fault(name, error)
             code = refusal.status
+            self._metrics.refusals.labels(refusal.reason).inc()
             status: Any = rpc_status.to_status(status_of(refusal))
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
-            self._metrics.rpcs_running.dec()
+            running.dec()
             self._metrics.rpcs.labels(name, code).inc()
             self._metrics.rpc_seconds.labels(name).observe(time.perf_counter() - started)
 

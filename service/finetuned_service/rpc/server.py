@@ -21,7 +21,7 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
 from finetuned_service.errors import StartRefused
-from finetuned_service.metrics import Metrics
+from finetuned_service.metrics import ServerMetrics
 from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.rpc.bases import BaseServicer
 from finetuned_service.rpc.datasets import DatasetServicer
@@ -50,7 +50,7 @@ class Servicers:
     bases: BaseServicer
 
 
-def build_server(servicers: Servicers, metrics: Metrics, address: str) -> tuple[aio.Server, int]:
+def build_server(servicers: Servicers, metrics: ServerMetrics, address: str) -> tuple[aio.Server, int]:
     """The server, not started yet, and its port.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from finetuned_service.engine.messages import FinishReason, Started, Tokens
-from finetuned_service.metrics import Metrics
+from finetuned_service.metrics import ServerMetrics
 from finetuned_service.serving.values import Delta, Outcome, Timing
 from finetuned_service.text.stream import TextStream
 
@@ -27,11 +28,14 @@ class Reply:
     """One sequence in progress; `outcome` and `timing` are set at its end."""
 
     input: int
+    prompt_tokens: int
     truncated_tokens: int
     text: TextStream
-    metrics: Metrics
+    metrics: ServerMetrics
     model: str
     """"adapter" or "base", for metrics."""
+    arrived: float
+    """When the call came, by `time.perf_counter`."""
     accepted: float = field(default_factory=time.perf_counter)
     started: Started | None = None
     outcome: Outcome | None = None
@@ -44,35 +48,59 @@ class Reply:
         The sequence is submitted when somebody begins to listen, and not before: from then on leaving
         early, also by a stop string, cancels it in the engine.
         """
-        last = self.accepted
-        async with aclosing(submit()) as source:
-            async for event in source:
-                if isinstance(event, Started):
-                    self.started = event
-                    yield event
-                    continue
-                now = time.perf_counter()
-                self._observe(event, now - last)
-                last = now
-                piece = self.text.push(event.token_ids)
-                rest = self.text.finish() if event.finish is not None else ""
-                self.completion_tokens += len(event.token_ids)
-                if piece.text or rest or event.token_ids:
-                    yield Delta(self.input, piece.text + rest, event.token_ids, event.logprobs)
-                if self.text.stopped is not None:
-                    self._end(FinishReason.STOP, self.text.stopped, event, now)
-                    return
-                if event.finish is not None:
-                    self._end(event.finish, "", event, now)
-                    return
+        try:
+            async with aclosing(submit()) as source:
+                async for piece in self._deltas(source):
+                    yield piece
+        except BaseException as error:
+            if self.outcome is None:
+                gone = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+                self._count_end("left" if gone else "failed")
+            raise
 
-    def _observe(self, event: Tokens, seconds: float) -> None:
-        if not event.token_ids:
-            return
-        if self.completion_tokens == 0:
-            self.metrics.first_token_seconds.observe(seconds)
-        else:
-            self.metrics.inter_token_seconds.observe(seconds / len(event.token_ids))
+    async def _deltas(self, source: EventStream) -> AsyncGenerator[Started | Delta]:
+        last = self.accepted
+        async for event in source:
+            if isinstance(event, Started):
+                self._start(event)
+                yield event
+                continue
+            now = time.perf_counter()
+            self._count_tokens(len(event.token_ids), now, now - last)
+            last = now
+            piece = self.text.push(event.token_ids)
+            rest = self.text.finish() if event.finish is not None else ""
+            if piece.text or rest or event.token_ids:
+                yield Delta(self.input, piece.text + rest, event.token_ids, event.logprobs)
+            if self.text.stopped is not None:
+                self._end(FinishReason.STOP, self.text.stopped, event, now)
+                return
+            if event.finish is not None:
+                self._end(event.finish, "", event, now)
+                return
+
+    def _start(self, event: Started) -> None:
+        self.started = event
+        self.metrics.queue_seconds.labels(self.model).observe(event.queue_seconds)
+        if event.modules_changed:
+            self.metrics.adapter_wait_seconds.observe(event.load_seconds)
+        self.metrics.prompt_tokens.observe(self.prompt_tokens)
+        self.metrics.tokens.labels("prompt", self.model).inc(self.prompt_tokens)
+
+    def _count_tokens(self, new_tokens: int, now: float, seconds: float) -> None:
+        """`seconds` have passed since the message before."""
+        if new_tokens and self.completion_tokens == 0:
+            self.metrics.first_token_seconds.labels(self.model).observe(now - self.arrived)
+        elif new_tokens:
+            between = self.metrics.inter_token_seconds.labels(self.model)
+            for _ in range(new_tokens):
+                between.observe(seconds / new_tokens)
+        self.completion_tokens += new_tokens
+        self.metrics.tokens.labels("completion", self.model).inc(new_tokens)
+
+    def _count_end(self, finish: str) -> None:
+        self.metrics.sequences.labels(self.model, finish).inc()
+        self.metrics.completion_tokens.observe(self.completion_tokens)
 
     def _end(self, finish: FinishReason, stop: str, event: Tokens, now: float) -> None:
         started = self.started or Started(0, 0, 0.0, 0.0)
@@ -82,5 +110,6 @@ class Reply:
         decode = event.decode_seconds or max(0.0, now - self.accepted - waited - prefill)
         self.outcome = Outcome(finish, stop, self.truncated_tokens)
         self.timing = Timing(started.queue_seconds, started.load_seconds, prefill, decode)
-        self.metrics.sequences.labels(self.model, finish.lower()).inc()
-        self.metrics.tokens.labels("completion").inc(self.completion_tokens)
+        if prefill:
+            self.metrics.prefill_seconds.labels(self.model).observe(prefill)
+        self._count_end(finish.lower())

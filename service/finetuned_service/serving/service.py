@@ -7,6 +7,7 @@ call runs to its end on that version, whatever happens to aliases meanwhile.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.messages import AdapterHandle, Started
 from finetuned_service.errors import AdapterIncompatible, Internal
-from finetuned_service.metrics import Metrics
+from finetuned_service.metrics import ServerMetrics
 from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, sampling_for
 from finetuned_service.serving.merge import merged
 from finetuned_service.serving.reply import Reply
@@ -50,7 +51,7 @@ class Serving:
     context_tokens: int
     """Prompt and reply together: the base's context or the KV cache, whichever is smaller."""
     replica: str
-    metrics: Metrics
+    metrics: ServerMetrics
 
     async def serve(self, call: ServeCall) -> AsyncGenerator[ServeEvent]:
         """ServedBy, then deltas of all inputs as they come, then Done.
@@ -60,16 +61,19 @@ class Serving:
             NotFound, AdapterIncompatible: the weights asked for are not to be had.
             QueueFull, Unavailable: from the engine.
         """
+        arrived = time.perf_counter()
         check_call(call, self.context_tokens)
         # Both wait or compute: the store's disk, and a tokenizer over megabytes of prompts.
         version, prompts = await asyncio.to_thread(self._prepare, call)
         replies = [
             Reply(
                 input=i,
+                prompt_tokens=len(prompt.token_ids),
                 truncated_tokens=prompt.truncated_tokens,
                 text=TextStream(self.tokenizer, call.generation.stop),
                 metrics=self.metrics,
                 model="base" if version is None else "adapter",
+                arrived=arrived,
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -84,7 +88,6 @@ class Serving:
                 if not told:
                     told = True
                     yield served_by
-        self.metrics.tokens.labels("prompt").inc(sum(len(prompt.token_ids) for prompt in prompts))
         yield _done(prompts, replies)
 
     def _prepare(self, call: ServeCall) -> tuple[AdapterVersion | None, list[Prompt]]:

@@ -186,6 +186,8 @@ class Trainer:
                 + self._seconds_afterwards,
                 learning_rate=step.learning_rate,
                 tokens=self.state.tokens,
+                step_tokens=step.tokens,
+                step_seconds=step.seconds,
             )
         )
 

@@ -112,7 +112,7 @@ def _checkpoint(checkpoint: Checkpoint) -> pb.Checkpoint:
 
 
 def _progress(progress: Progress) -> pb.Progress:
-    fields = progress.model_dump(exclude={"kind", "eta_seconds"})
+    fields = progress.model_dump(exclude={"kind", "eta_seconds", "step_tokens", "step_seconds"})
     return pb.Progress(**fields, eta=seconds_to_proto(progress.eta_seconds))
 
 
