@@ -21,6 +21,7 @@ from finetuned_service.storage.retention import DAY_SECONDS, Retention
 from finetuned_service.vocabulary import Method, Task
 from sqlalchemy import select, update
 from tiny_jobs import NO_REQUEST, TENANT, train_job
+from tiny_limits import stored_limits
 
 DAYS_30 = 30 * DAY_SECONDS
 KEPT = Retention(jobs_seconds=DAYS_30, job_events_seconds=DAYS_30 / 2, versions_seconds=DAYS_30)
@@ -36,9 +37,12 @@ class Place:
         self.database = Database(f"sqlite:///{directory / 'finetuned.db'}")
         for room in ("adapters", "jobs", "staging"):
             (directory / room).mkdir(exist_ok=True)
-        self.registry = AdapterRegistry(self.database, directory / "adapters", kept)
-        self.jobs = JobStore(self.database, kept)
-        self.datasets = DatasetStore(self.database, directory, DataLimits(), (), lambda _t, _d: "", kept)
+        limits = stored_limits(directory)
+        self.registry = AdapterRegistry(self.database, directory / "adapters", limits, kept)
+        self.jobs = JobStore(self.database, limits, kept)
+        self.datasets = DatasetStore(
+            self.database, directory, DataLimits(), (), lambda _t, _d: "", limits, kept
+        )
         self.collector = Collector(self.database, directory, kept)
 
     def version(self, letter: str, *, adapter: str = "redact", job: str = "") -> str:
@@ -62,7 +66,7 @@ class Place:
                 create_time=datetime.now(UTC),
             )
 
-        return self.registry.import_version(TENANT, adapter, staged, manifest, NO_REQUEST).name
+        return self.registry.import_version(TENANT, adapter, staged, manifest, 1, NO_REQUEST).name
 
     def job(self, state: JobState = JobState.SUCCEEDED) -> Job:
         """A job with two events that ended just now, and what its process left."""

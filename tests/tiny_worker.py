@@ -28,6 +28,7 @@ from finetuned_service.storage.database import Database
 from finetuned_service.vocabulary import WeightFormat
 from tiny_files import write_base
 from tiny_jobs import NO_REQUEST, TENANT
+from tiny_limits import stored_limits
 
 PROGRAM = (sys.executable, "-S", str(Path(__file__).with_name("fake_job.py")))
 DEADLINE_SECONDS = 30.0
@@ -54,17 +55,22 @@ def alive(pid: int) -> bool:
 class Workplace:
     """The stores of one data directory, with the base `bases/tiny` and the dataset `rows`."""
 
-    def __init__(self, directory: Path, *, busy_timeout_seconds: float = 5.0) -> None:
+    def __init__(
+        self, directory: Path, *, busy_timeout_seconds: float = 5.0, **limits_of_tenant: Any
+    ) -> None:
+        limits = stored_limits(directory, **limits_of_tenant)
         self.directory = directory
         self.url = f"sqlite:///{directory / 'finetuned.db'}"
         self.database = Database(self.url, busy_timeout_seconds=busy_timeout_seconds)
-        self.store, self.queue = JobStore(self.database), JobQueue(self.database)
+        self.store, self.queue = JobStore(self.database, limits), JobQueue(self.database)
         self.bases = BaseCatalog(directory)
         (directory / "adapters").mkdir(exist_ok=True)
-        self.registry = AdapterRegistry(self.database, directory / "adapters")
-        self.datasets = DatasetStore(self.database, directory, DataLimits(), (directory,), lambda _t, _d: "")
-        limits = TaskLimits(threads=1, memory_budget_bytes=2**30)
-        self.assignments = Assignments(self.bases, self.datasets, self.registry, limits)
+        self.registry = AdapterRegistry(self.database, directory / "adapters", limits)
+        self.datasets = DatasetStore(
+            self.database, directory, DataLimits(), (directory,), lambda _t, _d: "", limits
+        )
+        task_limits = TaskLimits(threads=1, memory_budget_bytes=2**30)
+        self.assignments = Assignments(self.bases, self.datasets, self.registry, task_limits)
         self.publisher = Publisher(self.registry, self.bases, max_rank=8)
         self.metrics_page = new_registry(version="test")
         self.metrics = JobMetrics(self.metrics_page, slots=1)

@@ -19,8 +19,9 @@
     ├── Aborted                a concurrent change won: read again, retry
     │   └── EtagMismatch
     ├── OutOfRange             events that are no longer kept
-    ├── ResourceExhausted      a queue or a quota is full: retry later
-    │   └── QueueFull
+    ├── ResourceExhausted      the server's disk or memory has no room for it
+    │   ├── QuotaExceeded        a limit of the tenant is reached; `client.usage()` tells all of them
+    │   └── QueueFull            too many requests wait: retry later
     ├── Unimplemented          in the contract, not in the server's build
     ├── Unavailable            no connection, or the service cannot answer now
     ├── DeadlineExceeded       the call's time was over
@@ -171,6 +172,10 @@ class OutOfRange(FinetunedError):
 
 class ResourceExhausted(FinetunedError):
     code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "NO_ROOM"
+
+
+class QuotaExceeded(ResourceExhausted):
     reason = "QUOTA_EXCEEDED"
 
 

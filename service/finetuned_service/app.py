@@ -51,6 +51,7 @@ from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
 from finetuned_service.telemetry import logs
+from finetuned_service.tenancy.stored import StoredLimits
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.preview import RowPreview
 
@@ -114,11 +115,12 @@ class Server:
         self._stop = asyncio.Event()
         self._health = HealthServer(settings.health_address)
         kept = retention_of(settings)
-        self._jobs = JobStore(database, kept)
+        tenant_limits = StoredLimits(settings.limits_of, settings.data_dir)
+        self._jobs = JobStore(database, tenant_limits, kept)
         bases = BaseCatalog(settings.data_dir)
         name = BaseName.parse(base.name)
         directory = bases.path(name)
-        registry = AdapterRegistry(database, settings.data_dir / "adapters", kept)
+        registry = AdapterRegistry(database, settings.data_dir / "adapters", tenant_limits, kept)
         self._registry = registry
         (settings.data_dir / "adapters").mkdir(exist_ok=True)
         datasets = DatasetStore(
@@ -127,6 +129,7 @@ class Server:
             DataLimits(max_line_bytes=settings.max_line_bytes, max_bytes=settings.max_upload_bytes),
             settings.import_roots,
             self._jobs.uses_dataset,
+            tenant_limits,
             kept,
         )
         tokenizer = BaseTokenizer.load(directory)
@@ -145,7 +148,6 @@ class Server:
             bases=bases,
             resident_base=name,
             report=RowPreview(bases),
-            max_unfinished_jobs=settings.max_unfinished_jobs,
         )
         imports = AdapterImports(
             registry=registry,

@@ -19,8 +19,9 @@
     ├── Aborted                a concurrent change won: read again, retry
     │   └── EtagMismatch
     ├── OutOfRange             events that are no longer kept
-    ├── ResourceExhausted      a queue or a quota is full: retry later
-    │   └── QueueFull
+    ├── ResourceExhausted      the server's disk or memory has no room for it
+    │   ├── QuotaExceeded        a limit of the tenant is reached
+    │   └── QueueFull            too many requests wait: retry later
     ├── Unimplemented          in the contract, not in this build; names the feature
     ├── Unavailable            the service cannot answer now (starting, stopping, engine restarting)
     ├── DeadlineExceeded       the call's time was over before it could be served
@@ -199,6 +200,10 @@ class OutOfRange(FinetunedError):
 
 class ResourceExhausted(FinetunedError):
     status = Status.RESOURCE_EXHAUSTED
+    reason = "NO_ROOM"
+
+
+class QuotaExceeded(ResourceExhausted):
     reason = "QUOTA_EXCEEDED"
 
 

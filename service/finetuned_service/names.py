@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from finetuned_service.errors import InvalidField
 
-_ID = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_ID_PATTERN = re.compile(_ID)
+ID_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_ID = ID_PATTERN
 ID_RULE = "a-z, 0-9 and '-', 1 to 63 characters, first and last not '-'"
 
 
@@ -21,7 +21,7 @@ def check_id(value: str, field: str) -> str:
     Raises:
         InvalidField: if it is not.
     """
-    if not _ID_PATTERN.fullmatch(value):
+    if not re.fullmatch(_ID, value):
         raise InvalidField.one(field, f"is {value!r}; allowed: {ID_RULE}")
     return value
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import psutil
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,13 +23,54 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from finetuned_service.names import ID_PATTERN
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
+MAX_LIMIT = 2**53
+"""What JSON and TOML readers of every language carry without loss."""
+
+
+def _limit(value: int) -> int:
+    if not 1 <= value <= MAX_LIMIT:
+        raise PydanticCustomError(
+            "limit",
+            "allowed: 1 to {most}. 0 means neither 'nothing' nor 'no limit': leave the line out for the "
+            "default, or revoke a tenant's keys to keep it out",
+            {"most": MAX_LIMIT},
+        )
+    return value
+
+
+Limit = Annotated[int, AfterValidator(_limit)]
+TenantId = Annotated[str, Field(pattern=rf"^{ID_PATTERN}$")]
 Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-f:]+\]:\d{1,5}$")]
 
 
 Days = Annotated[float, Field(ge=1 / 24, le=36_500, allow_inf_nan=False)]
+
+
+class TenantLimits(BaseModel):
+    """The most that one tenant may have and do; what is above is refused with RESOURCE_EXHAUSTED."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    storage_bytes: Limit = 256 * GIB
+    """Datasets, uploads in progress, adapter versions, the tenant's own bases, and what its unfinished jobs
+    may make. Content that tenants share counts for each of them."""
+    datasets: Limit = 10_000
+    """Datasets, and uploads that are to become one."""
+    adapters: Limit = 10_000
+    """Adapters, and those that unfinished jobs will make."""
+    adapter_versions: Limit = 100_000
+    """Versions of all its adapters together, and those that unfinished jobs will make."""
+    unfinished_jobs: Limit = 100
+    """Jobs that are queued, running or paused."""
+    streams: Limit = 1_000
+    """Streaming calls and batches at the same time, on one replica."""
+    requests_per_second: Limit = 10_000
+    """Calls a second, on one replica; after a pause as many at once."""
 
 
 class Settings(BaseSettings):
@@ -36,6 +78,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="FINETUNED_",
+        env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
@@ -89,8 +132,6 @@ class Settings(BaseSettings):
     """Run jobs in processes beside the server; off where separate workers take them from the store."""
     max_running_jobs: int = Field(default=1, ge=1, le=64)
     """The most jobs at once."""
-    max_unfinished_jobs: int = Field(default=100, ge=1)
-    """The most unfinished jobs of a tenant."""
     job_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
     """Compute threads of a job process, which runs only when serving leaves the processors idle."""
     job_memory_bytes: int = Field(default_factory=lambda: psutil.virtual_memory().total // 2, ge=256 * MIB)
@@ -111,6 +152,10 @@ class Settings(BaseSettings):
     """How long an upload waits for its end, after its start."""
     sweep_interval_seconds: float = Field(default=3600.0, ge=1.0, le=7 * 86_400.0)
     """Time between two sweeps, which remove what has expired and files that nothing names."""
+    limits: TenantLimits = TenantLimits()
+    """What each tenant may have and do at most: `[limits]` in the file."""
+    tenants: dict[TenantId, TenantLimits] = Field(default_factory=dict[str, TenantLimits])
+    """Other limits for single tenants: `[tenants.NAME]` in the file; what it leaves out is as in limits."""
     verify_base: bool = True
     """Compare the digest of the base's file with its manifest at start."""
     log_format: Literal["console", "json"] = "console"
@@ -140,6 +185,13 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{(self.data_dir / 'finetuned.db').resolve()}"
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        """The limits that hold for a tenant."""
+        own = self.tenants.get(tenant)
+        return (
+            self.limits if own is None else self.limits.model_copy(update=own.model_dump(exclude_unset=True))
+        )
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Settings:

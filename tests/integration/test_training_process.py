@@ -143,7 +143,7 @@ def test_more_memory_than_allowed_ends_the_process_with_a_remedy(tmp_path, base)
     failed = parse_reports(output).all[-1]
     assert process.returncode == EXIT_FAILED, log
     assert isinstance(failed, Failed)
-    assert failed.error["reason"] == "QUOTA_EXCEEDED"
+    assert failed.error["reason"] == "NO_ROOM"
     assert "micro_batch_rows" in failed.error["message"]
 
 

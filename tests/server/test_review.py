@@ -188,5 +188,5 @@ def test_full_disk_of_a_job_is_named_and_not_the_users_fault(tmp_path: Path) -> 
     body = "open('/dev/full', 'wb', buffering=0).write(b'checkpoint')"
     failed = reports_of(run_python(job(body), write_task(tmp_path)))[-1]
     assert isinstance(failed, Failed)
-    assert (failed.error["reason"], failed.fault) == ("QUOTA_EXCEEDED", Fault.SYSTEM)
+    assert (failed.error["reason"], failed.fault) == ("NO_ROOM", Fault.SYSTEM)
     assert "disk" in str(failed.error["message"])

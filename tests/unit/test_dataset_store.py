@@ -29,6 +29,7 @@ from finetuned_service.storage.pages import PageRequest
 from finetuned_service.storage.retention import Retention
 from finetuned_service.storage.schema import uploads
 from sqlalchemy import update
+from tiny_limits import stored_limits
 
 TENANT = "acme"
 NO_REQUEST = RequestKey.of(TENANT, "", b"")
@@ -63,7 +64,8 @@ def store(tmp_path, database, used):
     def used_by(tenant: str, dataset_id: str) -> str:
         return "tenants/acme/jobs/train-1" if (tenant, dataset_id) in used else ""
 
-    return DatasetStore(database, tmp_path, DataLimits(max_bytes=MAX_BYTES), (tmp_path / "shared",), used_by)
+    limits = DataLimits(max_bytes=MAX_BYTES)
+    return DatasetStore(database, tmp_path, limits, (tmp_path / "shared",), used_by, stored_limits(tmp_path))
 
 
 def upload(store, data: bytes = ROWS, dataset_id: str = "rows", *, tenant: str = TENANT, request=NO_REQUEST):
@@ -283,6 +285,7 @@ def test_a_store_that_fails_for_a_moment_keeps_the_upload(store, tmp_path, used)
         DataLimits(),
         (),
         lambda _tenant, _dataset: "",
+        stored_limits(tmp_path),
     )
     store.uploads.start(TENANT, "up", "rows")
     store.uploads.append(TENANT, "up", 0, ROWS)
@@ -383,7 +386,8 @@ def test_a_root_may_itself_be_a_link(database, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "rows.jsonl").write_bytes(ROWS)
     (tmp_path / "root").symlink_to(tmp_path / "real")
-    store = DatasetStore(database, tmp_path, DataLimits(), (tmp_path / "root",), lambda _t, _d: "")
+    root, limits = (tmp_path / "root",), stored_limits(tmp_path)
+    store = DatasetStore(database, tmp_path, DataLimits(), root, lambda _t, _d: "", limits)
     uri = (tmp_path / "root" / "rows.jsonl").as_uri()
     assert store.import_file(TENANT, "rows", uri, NO_REQUEST).rows == 2
 
@@ -424,7 +428,7 @@ def test_everything_else_is_refused(store, outside, place):
 
 
 def test_without_roots_nothing_can_be_imported(database, outside):
-    store = DatasetStore(database, outside, DataLimits(), (), lambda _t, _d: "")
+    store = DatasetStore(database, outside, DataLimits(), (), lambda _t, _d: "", stored_limits(outside))
     with pytest.raises(InvalidField, match="none: set import_roots"):
         store.import_file(TENANT, "rows", (outside / "secret.jsonl").as_uri(), NO_REQUEST)
 
@@ -509,5 +513,5 @@ def test_what_a_crash_left_of_a_validation_is_swept_when_it_is_old(store, databa
         (leftover / "rows.jsonl").write_bytes(ROWS)
         then = time.time() - age_seconds
         os.utime(leftover, (then, then))
-    DatasetStore(database, tmp_path, DataLimits(), (), lambda _t, _d: "")
+    DatasetStore(database, tmp_path, DataLimits(), (), lambda _t, _d: "", stored_limits(tmp_path))
     assert [path.name for path in (tmp_path / "datasets").iterdir()] == [".validating-young"]

@@ -181,7 +181,7 @@ def test_a_disk_without_room_for_the_task_is_named(place):
     with place.dispatcher(SUCCEED):
         job = place.reaches(submitted, JobState.FAILED)
     place.assignments = assignments
-    assert (job.fault, job.error["reason"]) == (Fault.SYSTEM, "QUOTA_EXCEEDED")
+    assert (job.fault, job.error["reason"]) == (Fault.SYSTEM, "NO_ROOM")
     assert "disk has no room" in job.error["message"]
 
 

@@ -27,6 +27,7 @@ FLOORS = (
     ("adapters", "datasets"),
     ("bases",),
     ("text",),
+    ("tenancy",),
     ("storage",),
     ("telemetry", "settings"),
     ("names", "digests"),

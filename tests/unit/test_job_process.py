@@ -221,7 +221,7 @@ def test_too_much_memory_is_a_report_not_a_kill(tmp_path):
     assert done.returncode == EXIT_FAILED
     assert isinstance(failed, Failed)
     assert failed.fault is Fault.USER
-    assert failed.error["reason"] == "QUOTA_EXCEEDED"
+    assert failed.error["reason"] == "NO_ROOM"
     assert int(failed.error["metadata"]["memory_bytes"]) > 300 * MEGABYTE
     assert failed.error["metadata"]["memory_budget_bytes"] == str(200 * MEGABYTE)
     assert str(failed.error["message"]).endswith("allowed: 200 MB. Lower it")
@@ -232,7 +232,7 @@ def test_a_tensor_larger_than_the_machine_is_the_users_fault(tmp_path):
     failed = reports_of(done)[-1]
     assert done.returncode == EXIT_FAILED
     assert isinstance(failed, Failed)
-    assert (failed.fault, failed.error["reason"]) == (Fault.USER, "QUOTA_EXCEEDED")
+    assert (failed.fault, failed.error["reason"]) == (Fault.USER, "NO_ROOM")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"kind": "train"}'])

@@ -15,7 +15,7 @@ from finetuned_service.errors import (
     JobStateConflict,
     NotFound,
     OutOfRange,
-    QueueFull,
+    QuotaExceeded,
     RequestIdReused,
 )
 from finetuned_service.jobs.census import take_census
@@ -37,6 +37,7 @@ from finetuned_service.storage.pages import PageRequest
 from finetuned_service.storage.schema import jobs
 from sqlalchemy import select, update
 from tiny_jobs import NO_REQUEST, TENANT, quantize_job, train_job
+from tiny_limits import stored_limits
 
 MINUTE = 60.0
 
@@ -54,8 +55,8 @@ def database(url):
 
 
 @pytest.fixture
-def store(database):
-    return JobStore(database)
+def store(database, tmp_path):
+    return JobStore(database, stored_limits(tmp_path))
 
 
 @pytest.fixture
@@ -149,50 +150,38 @@ def test_requests_at_the_same_time_make_one_job(store):
     assert (len(made), len(set(made))) == (6, 1)
 
 
-def test_a_tenant_has_only_so_many_unfinished_jobs(store):
+def test_a_tenant_has_only_so_many_unfinished_jobs(tmp_path, database):
+    store = JobStore(database, stored_limits(tmp_path, unfinished_jobs=2))
     request = RequestKey.of(TENANT, "r1", b"body")
-    first = store.create(train_job(), request, max_unfinished=2)
-    store.create(train_job(), NO_REQUEST, max_unfinished=2)
-    for call in (
-        lambda: store.create(train_job(), NO_REQUEST, max_unfinished=2),
-        lambda: store.refuse_full(TENANT, 2),
-    ):
-        with pytest.raises(QueueFull, match="2 jobs of the tenant are unfinished; allowed: 2") as refusal:
+    first = store.create(train_job(), request)
+    store.create(train_job(), NO_REQUEST)
+    for call in (lambda: store.create(train_job(), NO_REQUEST), lambda: store.refuse_full(train_job())):
+        with pytest.raises(QuotaExceeded, match="2 jobs are used and 1 more wanted; allowed: 2") as refusal:
             call()
         assert refusal.value.retry_after_seconds == 30.0
-        assert refusal.value.metadata == {"limit": "2", "subject": "tenants/acme"}
-    assert store.create(train_job(), request, max_unfinished=2) == first
-    store.create(train_job(tenant="other"), NO_REQUEST, max_unfinished=2)
+        assert refusal.value.metadata == {
+            "limit": "unfinished_jobs",
+            "subject": "tenants/acme",
+            "used": "2",
+            "allowed": "2",
+        }
+    assert store.create(train_job(), request) == first
+    store.create(train_job(tenant="other"), NO_REQUEST)
     store.cancel(TENANT, first.id)
-    store.refuse_full(TENANT, 2)
-    assert store.create(train_job(), NO_REQUEST, max_unfinished=2).state is JobState.QUEUED
+    store.refuse_full(train_job())
+    assert store.create(train_job(), NO_REQUEST).state is JobState.QUEUED
 
 
-def test_the_limit_holds_for_calls_at_the_same_time(store):
-    outcomes: list[type] = []
-
-    def create() -> None:
-        try:
-            outcomes.append(type(store.create(train_job(), NO_REQUEST, max_unfinished=3)))
-        except QueueFull as error:
-            outcomes.append(type(error))
-
-    threads = [threading.Thread(target=create) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcomes, key=str) == sorted([Job] * 3 + [QueueFull] * 3, key=str)
-
-
-def test_everything_survives_a_restart(url, store, queue, job, lease):
+def test_everything_survives_a_restart(url, tmp_path, store, queue, job, lease):
     loss = Progress(phase="training", step=1, loss=math.nan)
     before = queue.record(lease, lambda job: job.model_copy(update={"progress": loss}), [loss])
     again = Database(url)
-    after = JobStore(again).get(TENANT, job.id)
+    after = JobStore(again, stored_limits(tmp_path)).get(TENANT, job.id)
     assert after.model_dump_json() == before.model_dump_json()
     assert math.isnan(after.progress.loss)
-    assert [event.number for event in JobStore(again).events(TENANT, job.id, 0, 10)] == [1, 2, 3]
+    assert [
+        event.number for event in JobStore(again, stored_limits(tmp_path)).events(TENANT, job.id, 0, 10)
+    ] == [1, 2, 3]
     assert JobQueue(again).renew(lease, MINUTE).state is JobState.RUNNING
     again.close()
 

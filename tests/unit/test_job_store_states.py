@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from tiny_jobs import NO_REQUEST, TENANT, train_job
+from tiny_limits import stored_limits
 
 MAX_ATTEMPTS = 3
 
@@ -45,7 +46,10 @@ class JobLife(RuleBasedStateMachine):
     def open(self) -> None:
         self.directory = Path(tempfile.mkdtemp())
         self.database = Database(f"sqlite:///{self.directory / 'finetuned.db'}")
-        self.store, self.queue = JobStore(self.database), JobQueue(self.database)
+        self.store, self.queue = (
+            JobStore(self.database, stored_limits(self.directory)),
+            JobQueue(self.database),
+        )
         self.known: dict[str, Known] = {}
 
     def teardown(self) -> None:

@@ -14,6 +14,7 @@ from finetuned_service.storage.schema import job_events
 from prometheus_client import CollectorRegistry
 from sqlalchemy import update
 from tiny_jobs import NO_REQUEST, TENANT, quantize_job, train_job
+from tiny_limits import stored_limits
 from tiny_worker import Workplace
 
 MINUTE = 60.0
@@ -31,6 +32,11 @@ def database(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}")
     yield database
     database.close()
+
+
+@pytest.fixture
+def limits(tmp_path):
+    return stored_limits(tmp_path)
 
 
 def figure(place: Workplace, name: str, **labels: str) -> float:
@@ -102,8 +108,8 @@ def test_a_job_given_back_at_shutdown_is_a_preemption(place):
 # The store
 
 
-def test_the_census_tells_every_kind_and_state(database):
-    store, queue = JobStore(database), JobQueue(database)
+def test_the_census_tells_every_kind_and_state(database, limits):
+    store, queue = JobStore(database, limits), JobQueue(database)
     for _ in range(3):
         store.create(train_job(), NO_REQUEST)
     queue.claim("worker", MINUTE)
@@ -124,8 +130,8 @@ def make_older(database, job, seconds: float) -> None:
         )
 
 
-def test_ages_are_of_the_oldest_and_begin_again_with_each_event(database):
-    store, queue = JobStore(database), JobQueue(database)
+def test_ages_are_of_the_oldest_and_begin_again_with_each_event(database, limits):
+    store, queue = JobStore(database, limits), JobQueue(database)
     assert (take_census(database).queue_age_seconds, take_census(database).silent_seconds) == (0.0, 0.0)
     first = store.create(train_job(), NO_REQUEST)
     second = store.create(train_job(), NO_REQUEST)

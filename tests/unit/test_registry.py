@@ -17,6 +17,7 @@ from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.vocabulary import Method, Task
+from tiny_limits import stored_limits
 
 TENANT = "acme"
 NO_REQUEST = RequestKey.of(TENANT, "", b"")
@@ -40,7 +41,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def registry(database, weights):
-    return AdapterRegistry(database, weights)
+    return AdapterRegistry(database, weights, stored_limits(weights.parent))
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def add(registry, stage):
         def manifest(name: str) -> AdapterManifest:
             return manifest_of(name, letter, method=method, base_digest=base_digest)
 
-        return registry.import_version(tenant, adapter, stage(letter), manifest, request)
+        return registry.import_version(tenant, adapter, stage(letter), manifest, 1, request)
 
     return make
 

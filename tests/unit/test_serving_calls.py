@@ -40,6 +40,7 @@ from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.vocabulary import Method, Task, WeightFormat
 from prometheus_client import CollectorRegistry
+from tiny_limits import stored_limits
 from tiny_tokenizers import byte_level, write_tokenizer
 
 BASE, OTHER_BASE, ADAPTER = (f"sha256:{letter * 64}" for letter in "bca")
@@ -82,7 +83,7 @@ def tokenizer(tmp_path_factory) -> BaseTokenizer:
 def registry(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}")
     (tmp_path / "adapters").mkdir()
-    yield AdapterRegistry(database, tmp_path / "adapters")
+    yield AdapterRegistry(database, tmp_path / "adapters", stored_limits(tmp_path))
     database.close()
 
 
@@ -106,7 +107,7 @@ def add(registry, tmp_path):
                 create_time=datetime(2026, 1, 1, tzinfo=UTC),
             )
 
-        return registry.import_version("acme", adapter, staged, manifest, RequestKey.of("acme", "", b""))
+        return registry.import_version("acme", adapter, staged, manifest, 1, RequestKey.of("acme", "", b""))
 
     return make
 

@@ -63,6 +63,19 @@ def test_a_new_store_and_an_upgraded_first_one_are_what_the_tables_say(tmp_path,
         database.close()
 
 
+def test_sizes_of_older_versions_are_counted(first):
+    with sqlite3.connect(first) as raw:
+        raw.execute("INSERT INTO adapters VALUES ('acme', 'redact', 1.0, 1)")
+        raw.execute(
+            "INSERT INTO adapter_versions VALUES ('acme', 'redact', 1, 'd', 'LORA', 'b', '{\"size_bytes\": 70}')"
+        )
+    raw.close()
+    database = opened(first)
+    with database.read() as connection:
+        assert connection.scalar(text("SELECT size_bytes FROM adapter_versions")) == 70
+    database.close()
+
+
 def test_the_revisions_are_one_row_of_numbers_up_to_the_version_of_this_build():
     config = Config()
     config.set_main_option("script_location", str(REVISIONS))

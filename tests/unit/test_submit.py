@@ -12,7 +12,7 @@ from finetuned_service.errors import (
     InvalidData,
     InvalidField,
     NotFound,
-    QueueFull,
+    QuotaExceeded,
     RequestIdReused,
     Unimplemented,
 )
@@ -62,7 +62,7 @@ class Rows:
 
 @pytest.fixture
 def place(tmp_path):
-    place = Workplace(tmp_path)
+    place = Workplace(tmp_path, unfinished_jobs=2)
     yield place
     place.close()
 
@@ -80,7 +80,6 @@ def submission(place, rows) -> Submission:
         bases=place.bases,
         resident_base=BaseName("tiny"),
         report=rows,
-        max_unfinished_jobs=2,
     )
 
 
@@ -206,11 +205,11 @@ def test_a_full_queue_is_refused_before_rows_are_read(submission, place, rows):
     for _ in range(2):
         train(submission)
     rows.asked.clear()
-    with pytest.raises(QueueFull, match="2 jobs of the tenant are unfinished; allowed: 2"):
+    with pytest.raises(QuotaExceeded, match="2 jobs are used and 1 more wanted; allowed: 2"):
         train(submission)
     assert rows.asked == []
     assert train(submission, validate_only=True).name == ""
-    with pytest.raises(QueueFull):
+    with pytest.raises(QuotaExceeded):
         quantize(submission)
     assert len(stored(place)) == 2
 

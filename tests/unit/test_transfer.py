@@ -22,6 +22,7 @@ from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
 from tiny_files import LINEAR_SHAPES, write_adapter
+from tiny_limits import stored_limits
 
 SELECTOR = AdapterSelector("acme", "redact")
 NO_REQUEST = RequestKey.of("acme", "", b"")
@@ -32,7 +33,7 @@ BASE, ROOT, OTHER = (f"sha256:{letter * 64}" for letter in "bro")
 def registry(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}")
     (tmp_path / "adapters").mkdir()
-    yield AdapterRegistry(database, tmp_path / "adapters")
+    yield AdapterRegistry(database, tmp_path / "adapters", stored_limits(tmp_path))
     database.close()
 
 

@@ -45,13 +45,24 @@ from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
 from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention, expires
 from finetuned_service.storage.schema import adapter_versions, adapters, aliases
+from finetuned_service.tenancy.limits import Limit
+from finetuned_service.tenancy.stored import StoredLimits, new_version
 
 
 class AdapterRegistry:
-    """The registry over the database and `directory`, where weights lie under their digest."""
+    """The registry over the database and `directory`, where weights lie under their digest; `limits` is
+    what a tenant may keep.
+    """
 
-    def __init__(self, database: Database, directory: Path, retention: Retention = DEFAULT_RETENTION) -> None:
+    def __init__(
+        self,
+        database: Database,
+        directory: Path,
+        limits: StoredLimits,
+        retention: Retention = DEFAULT_RETENTION,
+    ) -> None:
         self._database = database
+        self._limits = limits
         self._retention = retention
         self._directory = directory
         sweep_leftovers(directory, ".*")
@@ -75,7 +86,8 @@ class AdapterRegistry:
 
         The files move inside the transaction too, so that no deletion of another version with the same
         digest can come in between. Should it roll back, they lie there unnamed and harm nobody; it may be
-        repeated then.
+        repeated then. Whether there is room was decided before: when the job was accepted, or by
+        `import_version`.
 
         Args:
             connection: a writing transaction.
@@ -95,6 +107,7 @@ class AdapterRegistry:
                 digest=manifest.digest,
                 method=manifest.method,
                 base_digest=manifest.base_digest,
+                size_bytes=manifest.size_bytes,
                 manifest=manifest.model_dump_json(),
                 job=manifest.lineage.job.rsplit("/", 1)[-1] or None,
                 unnamed_since=time.time(),
@@ -110,9 +123,14 @@ class AdapterRegistry:
         adapter: str,
         staged: Path,
         manifest_for: Callable[[str], AdapterManifest],
+        size_bytes: int,
         request: RequestKey,
     ) -> AdapterVersion:
-        """`add_version` in a transaction of its own, once for each request id."""
+        """`add_version` in a transaction of its own, once for each request id.
+
+        Raises:
+            QuotaExceeded: the tenant may have no further adapter or version, or no more bytes.
+        """
         with self._database.begin() as connection:
             made = idempotency.recall(connection, request, time.time())
             if made is not None:
@@ -120,9 +138,23 @@ class AdapterRegistry:
                 if found is None:
                     raise idempotency.deleted_since(made)
                 return found
+            self._admit(connection, tenant, adapter, size_bytes)
             version = self.add_version(connection, tenant, adapter, staged, manifest_for)
             idempotency.remember(connection, request, version.name, time.time())
             return version
+
+    def refuse_full(self, tenant: str, adapter: str) -> None:
+        """Say before the files come what `import_version` would say after them.
+
+        Raises:
+            QuotaExceeded: the tenant may have no further adapter or version, or its storage is full.
+        """
+        with self._database.read() as connection:
+            self._admit(connection, tenant, adapter, 1)
+
+    def _admit(self, connection: Connection, tenant: str, adapter: str, size_bytes: int) -> None:
+        wanted = new_version(connection, tenant, adapter) | {Limit.STORAGE_BYTES: size_bytes}
+        self._limits.admit(connection, tenant, wanted)
 
     def resolve(self, selector: AdapterSelector) -> AdapterVersion:
         """The version that a name, an alias or an adapter means at this moment.

@@ -111,6 +111,7 @@ class AdapterImports:
 
         Raises:
             AdapterIncompatible, InvalidAdapterFiles: nothing is stored.
+            QuotaExceeded: a limit of the tenant is reached.
         """
         self.check_base(expected_digest)
         for needed in (CONFIG_FILE, WEIGHTS_FILE):
@@ -143,7 +144,7 @@ class AdapterImports:
         # The request id stands for the files too: other ones under the same id are refused.
         key = dataclasses.replace(request, fingerprint=f"{request.fingerprint[:32]}{facts.digest[-32:]}")
         return self.registry.import_version(
-            selector.tenant, selector.adapter, staged.directory, manifest, key
+            selector.tenant, selector.adapter, staged.directory, manifest, facts.size_bytes, key
         )
 
 

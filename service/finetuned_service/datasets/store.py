@@ -36,6 +36,8 @@ from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
 from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention
 from finetuned_service.storage.schema import datasets
+from finetuned_service.tenancy.limits import Limit
+from finetuned_service.tenancy.stored import StoredLimits
 
 _VALIDATING = ".validating-"
 
@@ -69,6 +71,7 @@ class DatasetStore:
         limits: what a file may hold.
         import_roots: directories under which `import_file` may read.
         used_by: the name of an unfinished job that uses (tenant, dataset), or "".
+        tenant_limits: what a tenant may keep.
         retention: how long an upload waits for its end.
     """
 
@@ -79,6 +82,7 @@ class DatasetStore:
         limits: DataLimits,
         import_roots: tuple[Path, ...],
         used_by: Callable[[str, str], str],
+        tenant_limits: StoredLimits,
         retention: Retention = DEFAULT_RETENTION,
     ) -> None:
         self._database = database
@@ -86,7 +90,10 @@ class DatasetStore:
         self._limits = limits
         self._import_roots = ImportRoots(import_roots)
         self._used_by = used_by
-        self.uploads = Uploads(database, directory / "uploads", limits.max_bytes, retention.uploads_seconds)
+        self._tenant_limits = tenant_limits
+        self.uploads = Uploads(
+            database, directory / "uploads", limits.max_bytes, tenant_limits, retention.uploads_seconds
+        )
         """Those in progress; `finish` makes datasets of them."""
         for needed in (self._rows_directory, directory / "uploads"):
             needed.mkdir(parents=True, exist_ok=True)
@@ -102,6 +109,7 @@ class DatasetStore:
                 can go on; others, and it is dropped.
             InvalidData: rows are refused; the upload is dropped and nothing is stored.
             AlreadyExists: the dataset exists with other content; the upload is dropped.
+            QuotaExceeded: the canonical rows are larger than the upload, and too large; the upload stays.
         """
         made = self._made_before(request)
         if made is not None:
@@ -121,7 +129,9 @@ class DatasetStore:
                     raise InvalidUpload(
                         "the received bytes do not have the sha256 that finish names; upload again"
                     )
-                dataset = self._store(tenant, upload.dataset_id, file.path, "upload", request)
+                dataset = self._store(
+                    tenant, upload.dataset_id, file.path, "upload", request, upload.committed_bytes
+                )
             except (InvalidArgument, AlreadyExists):
                 self.uploads.drop(tenant, upload_id)
                 raise
@@ -129,7 +139,11 @@ class DatasetStore:
         return dataset
 
     def import_file(self, tenant: str, dataset_id: str, uri: str, request: RequestKey) -> Dataset:
-        """Store the file of a `file://` URI under one of the import roots."""
+        """Store the file of a `file://` URI under one of the import roots.
+
+        Raises:
+            QuotaExceeded: the tenant may have no further dataset, or its storage has no room.
+        """
         check_id(dataset_id, "dataset_id")
         made = self._made_before(request)
         if made is not None:
@@ -175,8 +189,15 @@ class DatasetStore:
                 dataset.path.unlink(missing_ok=True)
 
     def _store(
-        self, tenant: str, dataset_id: str, source: Path, source_name: str, request: RequestKey
+        self,
+        tenant: str,
+        dataset_id: str,
+        source: Path,
+        source_name: str,
+        request: RequestKey,
+        upload_bytes: int | None = None,
     ) -> Dataset:
+        """`upload_bytes` of an upload become the dataset; its place among the datasets is taken already."""
         name = str(ResourceName(tenant, "datasets", dataset_id))
         with self._validated(source) as (canonical, facts), self._database.begin() as connection:
             made = self._made(connection, request)
@@ -191,6 +212,11 @@ class DatasetStore:
                 )
             now = time.time()
             if stored is None:
+                wanted = {
+                    Limit.DATASETS: 1 if upload_bytes is None else 0,
+                    Limit.STORAGE_BYTES: facts.size_bytes - (upload_bytes or 0),
+                }
+                self._tenant_limits.admit(connection, tenant, wanted)
                 publish_file(canonical, self._rows_path(facts.digest))
                 values: dict[str, object] = {
                     "tenant": tenant,

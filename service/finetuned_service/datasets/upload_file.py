@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -39,8 +39,13 @@ class UploadFile:
         except FileNotFoundError as error:
             raise NotFound.resource(str(self.name)) from error
 
-    def append(self, offset: int, data: bytes, max_bytes: int) -> int:
+    def append(
+        self, offset: int, data: bytes, max_bytes: int, room: AbstractContextManager[None] | None = None
+    ) -> int:
         """Add a chunk that begins at the end; returns the new size.
+
+        `room` is entered for the writing alone, when everything else is found right; it may refuse. Inside
+        `held`, as everybody takes the two locks in that order.
 
         Raises:
             InvalidUpload: for another offset (a repeated chunk, a gap), or more than `max_bytes`.
@@ -60,12 +65,13 @@ class UploadFile:
                     f"the upload would have {committed + len(data)} bytes; allowed: {max_bytes}",
                     metadata={"max_bytes": str(max_bytes)},
                 )
-            try:
-                _write_all(file, data)
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(committed)
-                raise
+            with room or nullcontext():
+                try:
+                    _write_all(file, data)
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(committed)
+                    raise
             return committed + len(data)
 
     def sha256(self) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,8 @@ from finetuned_service.errors import InvalidUpload, NotFound
 from finetuned_service.names import ResourceName, check_id
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.schema import uploads
+from finetuned_service.tenancy.limits import Limit
+from finetuned_service.tenancy.stored import StoredLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +37,26 @@ class Uploads:
         database: where their names live.
         directory: where their bytes lie, by tenant.
         max_bytes: the largest upload.
+        limits: what a tenant may keep.
         kept_seconds: how long one waits for its end; an abandoned one goes when the next one starts, or
             with the sweep.
     """
 
-    def __init__(self, database: Database, directory: Path, max_bytes: int, kept_seconds: float) -> None:
+    def __init__(
+        self, database: Database, directory: Path, max_bytes: int, limits: StoredLimits, kept_seconds: float
+    ) -> None:
         self._database = database
         self._directory = directory
         self._max_bytes = max_bytes
+        self._limits = limits
         self._kept_seconds = kept_seconds
 
     def start(self, tenant: str, upload_id: str, dataset_id: str) -> int:
-        """Open an upload or continue one; returns the committed bytes."""
+        """Open an upload or continue one; returns the committed bytes.
+
+        Raises:
+            QuotaExceeded: the tenant has as many datasets, with those to come, as it may have.
+        """
         check_id(upload_id, "start.upload_id")
         check_id(dataset_id, "start.dataset_id")
         now = time.time()
@@ -53,6 +65,7 @@ class Uploads:
             self._drop_abandoned(connection, now)
             found = _dataset_id(connection, tenant, upload_id)
             if found is None:
+                self._limits.admit(connection, tenant, {Limit.DATASETS: 1})
                 values = {"tenant": tenant, "id": upload_id, "dataset_id": dataset_id, "create_time": now}
                 connection.execute(insert(uploads).values(values))
                 file.begin()
@@ -86,8 +99,17 @@ class Uploads:
         Raises:
             InvalidUpload: for another offset (a repeated chunk, a gap), or more bytes than allowed.
             NotFound: there is no such upload, or it is finished.
+            QuotaExceeded: the tenant's storage has no room for it; what was committed before stays.
         """
-        return self.file(tenant, upload_id).append(offset, data, self._max_bytes)
+        file = self.file(tenant, upload_id)
+        return file.append(offset, data, self._max_bytes, self._room_for(tenant, len(data)))
+
+    @contextmanager
+    def _room_for(self, tenant: str, more_bytes: int) -> Generator[None]:
+        """A writing transaction that writes nothing: whoever counts after it finds the bytes in the file."""
+        with self._database.begin() as connection:
+            self._limits.admit(connection, tenant, {Limit.STORAGE_BYTES: more_bytes})
+            yield
 
     def drop(self, tenant: str, upload_id: str) -> None:
         """Forget an upload and its bytes."""

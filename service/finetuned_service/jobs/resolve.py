@@ -17,6 +17,7 @@ from finetuned_service.jobs.values import DataOptions, LoraSettings, Optimizatio
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_ROW_TOKENS = 1024
 _CHECKPOINTS = 10
+_LARGEST_ELEMENT_BYTES = 4
 _LEAST_CHECKPOINT_INTERVAL_STEPS = 5
 
 
@@ -61,6 +62,18 @@ def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> Train
     )
     _check(resolved, base)
     return resolved
+
+
+def lora_bytes(lora: LoraSettings, base_directory: Path) -> int:
+    """The most that the tensors of a resolved LoRA take, A [rank, in] and B [out, rank] for each module; on
+    a base of 16 bits it is half of that.
+    """
+    targets = set(lora.target_modules)
+    return sum(
+        lora.rank * (out_features + in_features) * _LARGEST_ELEMENT_BYTES
+        for name, (out_features, in_features) in linear_shapes(base_directory / WEIGHTS_FILE).items()
+        if name.rpartition(".")[2] in targets
+    )
 
 
 def default_learning_rate(hidden_size: int) -> float:

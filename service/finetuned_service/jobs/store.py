@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, exists, func, insert, select
+from sqlalchemy import Connection, exists, insert, select
 
-from finetuned_service.errors import NotFound, OutOfRange, QueueFull
+from finetuned_service.errors import NotFound, OutOfRange
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -30,10 +30,11 @@ from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
 from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention, expires
 from finetuned_service.storage.schema import adapter_versions, job_events, jobs
+from finetuned_service.tenancy.limits import Limit
+from finetuned_service.tenancy.stored import StoredLimits, new_version
 
 HAS_VERSION = exists().where(adapter_versions.c.job == jobs.c.id)
 """Of a row of jobs: whether the version that it made exists; its record is kept as long."""
-FULL_RETRY_AFTER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +47,28 @@ class JobFilter:
 class JobStore:
     """Jobs and their events. Every method is one transaction."""
 
-    def __init__(self, database: Database, retention: Retention = DEFAULT_RETENTION) -> None:
+    def __init__(
+        self, database: Database, limits: StoredLimits, retention: Retention = DEFAULT_RETENTION
+    ) -> None:
+        """`limits` is what a tenant may keep."""
         self._database = database
+        self._limits = limits
         self._retention = retention
 
-    def create(self, job: Job, request: RequestKey, *, max_unfinished: int | None = None) -> Job:
+    def create(self, job: Job, request: RequestKey, *, reserved_bytes: int = 0) -> Job:
         """Store a new QUEUED job under a fresh id, or return the one this request made before.
 
+        The job holds a place for its result until it ends: `reserved_bytes` of storage, an adapter's
+        version, an adapter.
+
         Raises:
-            QueueFull: the tenant has `max_unfinished` unfinished jobs.
+            QuotaExceeded: a limit of the tenant is reached.
         """
         with self._database.begin() as connection:
             made = idempotency.recall(connection, request, time.time())
             if made is not None:
                 return load_job(connection, ResourceName.parse(made, "jobs"))
-            if max_unfinished is not None:
-                _refuse_full(connection, job.tenant, max_unfinished)
+            self._admit(connection, job, reserved_bytes)
             kind = job.spec.kind
             job = job.model_copy(update={"id": f"{kind}-{secrets.token_hex(5)}"})
             connection.execute(
@@ -78,6 +85,7 @@ class JobStore:
                     lease_owner="",
                     lease_epoch=0,
                     lease_until=0.0,
+                    reserved_bytes=reserved_bytes,
                 )
             )
             job = append_events(connection, job, [StateChanged(state=job.state, attempt=job.attempt)])
@@ -90,14 +98,20 @@ class JobStore:
             made = idempotency.recall(connection, request, time.time())
             return None if made is None else load_job(connection, ResourceName.parse(made, "jobs"))
 
-    def refuse_full(self, tenant: str, max_unfinished: int) -> None:
-        """Say early what `create` would say late.
+    def refuse_full(self, job: Job) -> None:
+        """Say early, before the size of the result is known, what `create` would say late.
 
         Raises:
-            QueueFull: the tenant has `max_unfinished` unfinished jobs.
+            QuotaExceeded: a limit of the tenant is reached.
         """
         with self._database.read() as connection:
-            _refuse_full(connection, tenant, max_unfinished)
+            self._admit(connection, job, reserved_bytes=1)
+
+    def _admit(self, connection: Connection, job: Job, reserved_bytes: int) -> None:
+        wanted = {Limit.UNFINISHED_JOBS: 1, Limit.STORAGE_BYTES: reserved_bytes}
+        if isinstance(job.spec, TrainSpec):
+            wanted |= new_version(connection, job.tenant, _adapter_id(job))
+        self._limits.admit(connection, job.tenant, wanted)
 
     def get(self, tenant: str, job_id: str) -> Job:
         with self._database.read() as connection:
@@ -209,21 +223,6 @@ class JobStore:
 def _has_version(connection: Connection, job: Job) -> bool:
     made = select(adapter_versions.c.version).where(adapter_versions.c.job == job.id).limit(1)
     return connection.execute(made).first() is not None
-
-
-def _refuse_full(connection: Connection, tenant: str, max_unfinished: int) -> None:
-    unfinished = connection.scalar(
-        select(func.count())
-        .select_from(jobs)
-        .where(jobs.c.tenant == tenant, jobs.c.state.in_(UNFINISHED_STATES))
-    )
-    if unfinished is not None and unfinished >= max_unfinished:
-        raise QueueFull(
-            f"{unfinished} jobs of the tenant are unfinished; allowed: {max_unfinished}. Wait for one to "
-            "end, or cancel one",
-            metadata={"limit": str(max_unfinished), "subject": f"tenants/{tenant}"},
-            retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
-        )
 
 
 def _adapter_id(job: Job) -> str:

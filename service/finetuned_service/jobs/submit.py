@@ -18,12 +18,15 @@ from finetuned_service.errors import (
     NotFound,
     Unimplemented,
 )
-from finetuned_service.jobs.resolve import BaseFacts, resolve_train
+from finetuned_service.jobs.resolve import BaseFacts, lora_bytes, resolve_train
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
 from finetuned_service.storage.idempotency import RequestKey
+from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.vocabulary import DataReport, WeightFormat
+
+_DESCRIPTION_BYTES = 64 * 1024
 
 DataReporter = Callable[[TrainSpec, Path, Path | None], DataReport]
 """Reads the rows of a resolved spec (training file, evaluation file) as the job will."""
@@ -38,7 +41,6 @@ class Submission:
     bases: BaseCatalog
     resident_base: BaseName
     report: DataReporter
-    max_unfinished_jobs: int
 
     def train(
         self, tenant: str, spec: TrainSpec, display_name: str, request: RequestKey, *, validate_only: bool
@@ -48,14 +50,11 @@ class Submission:
         Raises:
             InvalidField, InvalidData: settings or rows cannot be trained on.
             NotFound: a dataset or base does not exist.
-            QueueFull: the tenant has too many unfinished jobs.
+            QuotaExceeded: a limit of the tenant is reached.
         """
         made = None if validate_only else self.store.made_by(request)
         if made is not None:
             return made
-        if not validate_only:
-            # Early, before all rows are read; `create` has the last word.
-            self.store.refuse_full(tenant, self.max_unfinished_jobs)
         adapter = AdapterSelector.parse(spec.adapter, "spec.adapter")
         if adapter.tenant != tenant or adapter.version is not None or adapter.alias is not None:
             raise InvalidField.one(
@@ -64,6 +63,9 @@ class Submission:
             )
         if spec.promote_if is not None:
             check_id(spec.promote_if.alias, "spec.promote_if.alias")
+        if not validate_only:
+            # Early, before all rows are read; `create` has the last word.
+            self.store.refuse_full(self._job(tenant, spec, display_name))
         rows = self._dataset(tenant, spec.dataset, "spec.dataset")
         held_out = (
             self._dataset(tenant, spec.eval_dataset, "spec.eval_dataset") if spec.eval_dataset else None
@@ -79,7 +81,10 @@ class Submission:
         job = self._job(tenant, resolved, display_name).model_copy(
             update={"data_report": report, "estimate": _estimate(resolved, report)}
         )
-        return job if validate_only else self._queue(job, request)
+        if validate_only:
+            return job
+        reserved_bytes = lora_bytes(resolved.lora, self.bases.path(base))
+        return self.store.create(job, request, reserved_bytes=reserved_bytes)
 
     def quantize(
         self, tenant: str, spec: QuantizeSpec, display_name: str, request: RequestKey, *, validate_only: bool
@@ -90,7 +95,7 @@ class Submission:
             InvalidField: settings that are not allowed.
             NotFound: a dataset or base does not exist.
             AlreadyExists: the output base's name is taken.
-            QueueFull: the tenant has too many unfinished jobs.
+            QuotaExceeded: a limit of the tenant is reached.
         """
         made = None if validate_only else self.store.made_by(request)
         if made is not None:
@@ -109,7 +114,11 @@ class Submission:
             self._dataset(tenant, spec.dataset, "spec.dataset")
         self._refuse_taken(BaseName(spec.output_base_id, tenant))
         job = self._job(tenant, spec.model_copy(update={"base": str(source)}), display_name)
-        return job if validate_only else self._queue(job, request)
+        if validate_only:
+            return job
+        # Quantized weights are smaller than their source; what is written about them is a little longer.
+        reserved_bytes = directory_bytes(self.bases.path(source)) + _DESCRIPTION_BYTES
+        return self.store.create(job, request, reserved_bytes=reserved_bytes)
 
     def _refuse_taken(self, output: BaseName) -> None:
         try:
@@ -120,9 +129,6 @@ class Submission:
             f"{output} exists; bases never change: choose another output_base_id, or delete it first",
             metadata={"resource": str(output)},
         )
-
-    def _queue(self, job: Job, request: RequestKey) -> Job:
-        return self.store.create(job, request, max_unfinished=self.max_unfinished_jobs)
 
     def _job(self, tenant: str, spec: Spec, display_name: str) -> Job:
         return Job(

@@ -114,11 +114,12 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
                 match step:
                     case "start":
                         start = request.start
-                        _adapter_selector(start.adapter, "start.adapter")
+                        selector = _adapter_selector(start.adapter, "start.adapter")
                         if len(start.source) > MAX_SOURCE_CHARACTERS:
                             found = f"has {len(start.source)} characters; allowed: {MAX_SOURCE_CHARACTERS}"
                             raise InvalidField.one("start.source", found)
                         self._imports.check_base(_base_claim(start))
+                        await asyncio.to_thread(self._registry.refuse_full, selector.tenant, selector.adapter)
                     case "chunk":
                         chunk = request.chunk
                         await asyncio.to_thread(staged.append, chunk.file_name, chunk.offset, chunk.data)

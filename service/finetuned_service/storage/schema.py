@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -44,6 +44,8 @@ jobs = Table(
     Column("lease_until", Float, nullable=False),
     # When it reached a final state; what retention counts from.
     Column("end_time", Float, index=True),
+    # Storage that is kept free for the result while the job is not finished.
+    Column("reserved_bytes", BigInteger, nullable=False, server_default="0"),
     Index("jobs_by_tenant", "tenant", "sequence"),
 )
 
@@ -98,6 +100,7 @@ adapter_versions = Table(
     Column("digest", String(80), nullable=False, index=True),
     Column("method", String(16), nullable=False),
     Column("base_digest", String(80), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),
     Column("manifest", Text, nullable=False),
     # The id of the job that made it; that job's record is kept as long as the version.
     Column("job", String(63), index=True),
