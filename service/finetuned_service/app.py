@@ -34,10 +34,11 @@ from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
 from finetuned_service.jobs.task import TaskLimits
-from finetuned_service.metrics import JobMetrics, ServerMetrics, new_registry, watch_replica
+from finetuned_service.metrics import JobMetrics, ServerMetrics, SweepMetrics, new_registry, watch_replica
 from finetuned_service.metrics import serve as serve_metrics
 from finetuned_service.names import BaseName
 from finetuned_service.retention.collect import Collector
+from finetuned_service.retention.garbage import Kind
 from finetuned_service.retention.policy import retention_of
 from finetuned_service.retention.sweeper import Sweeper
 from finetuned_service.rpc.adapters import AdapterServicer
@@ -196,6 +197,7 @@ class Server:
             settings.sweep_interval_seconds,
             self._used_adapters,
             self._forget_adapter,
+            SweepMetrics(page, (kind.name.lower() for kind in Kind)),
         )
         watch_replica(page, settings, database, engine, lambda: self._snapshot, job_metrics.process_ids)
         try:

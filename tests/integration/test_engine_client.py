@@ -209,6 +209,7 @@ async def test_a_dead_engine_fails_what_is_pending_and_comes_back(config, adapte
     assert len(await collect(client.submit(PROMPT, None, SHORT))) == 6
     while not any(a.pinned for a in (await client.inspect()).adapters):
         pass
+    assert client.restarts == 1
     await client.shutdown(0.0)
 
 

@@ -335,6 +335,20 @@ def test_counters_count(engine, adapters):
     assert counters["steps"] >= 10
     assert counters["step_seconds"] > 0
     assert counters["load_seconds"] > 0
+    assert (counters["step_failures"], counters["load_failures"]) == (0, 0)
+
+
+def test_histograms_tell_of_every_step_and_load(engine, adapters):
+    engine.generate([submit(1, adapters[0]), submit(2)])
+    found = engine.inspect()
+    steps, counters = found.histograms, found.counters
+    for name in ("step_seconds", "step_sequences", "step_tokens"):
+        assert sum(steps[name].counts) == counters["steps"]
+    assert steps["step_tokens"].total == counters["prefill_tokens"] + counters["decode_tokens"]
+    assert steps["step_seconds"].total == pytest.approx(counters["step_seconds"])
+    assert [sum(steps[name].counts) for name in ("read_seconds", "fill_seconds")] == [1, 1]
+    (adapter,) = found.adapters
+    assert 0 < adapter.device_bytes < adapter.resident_bytes
 
 
 def test_untied_heads_and_the_weights_of_a_bfloat16_base(tmp_path):

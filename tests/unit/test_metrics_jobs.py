@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from finetuned_service.errors import Unavailable
 from finetuned_service.jobs.census import take_census
 from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.values import JobState, Notice
+from finetuned_service.metrics import serve, watch_data_directory, watch_processes
 from finetuned_service.metrics.jobs import watch_store
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.schema import job_events
+from metrics_page import promtool, scrape
 from prometheus_client import CollectorRegistry
 from sqlalchemy import update
 from tiny_jobs import NO_REQUEST, TENANT, quantize_job, train_job
@@ -160,3 +166,30 @@ def test_a_store_that_does_not_answer_shows_and_does_not_take_the_page_with_it()
     assert [(family.name, family.samples[0].value) for family in page.collect()] == [
         ("finetuned_store_up", 0)
     ]
+
+
+# A worker apart from a server
+
+
+def test_a_worker_has_a_page_of_its_own(place):
+    page = place.metrics_page
+    watch_data_directory(page, place.directory)
+    watch_processes(page, {"worker": lambda: [os.getpid()], "jobs": lambda: [ended_process()]})
+    server = serve(page, "127.0.0.1:0")
+    try:
+        found = scrape(f"http://127.0.0.1:{server.server_port}/metrics")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert promtool("check", "metrics", stdin=found) == ""
+    assert 'finetuned_process_resident_bytes{process="jobs"} 0.0' in found
+    assert figure(place, "finetuned_process_resident_bytes", process="worker") > 0
+    assert figure(place, "finetuned_database_bytes") > 0
+    assert figure(place, "finetuned_data_disk_size_bytes") > figure(place, "finetuned_data_disk_free_bytes")
+
+
+def ended_process() -> int:
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid

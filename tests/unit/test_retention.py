@@ -15,6 +15,7 @@ from finetuned_service.errors import NotFound, OutOfRange, Unavailable
 from finetuned_service.jobs.rows import append_events, load_job, move_job
 from finetuned_service.jobs.store import JobFilter
 from finetuned_service.jobs.values import JobState, StateReason
+from finetuned_service.metrics import SweepMetrics, new_registry
 from finetuned_service.names import AdapterSelector, ResourceName
 from finetuned_service.retention import collect as collecting
 from finetuned_service.retention.garbage import Garbage, Kind
@@ -401,14 +402,19 @@ def test_a_sweep_tells_whose_files_are_gone_and_waits_while_nobody_knows_what_is
     place.age()
     used: list[list[str] | None] = [None]
     forgotten: list[str] = []
-    sweeper = Sweeper(place.collector, 3600.0, lambda: used[0], forgotten.append)
+    page = new_registry(version="test")
+    sweeper = Sweeper(place.collector, 3600.0, lambda: used[0], forgotten.append, SweepMetrics(page, ()))
     with pytest.raises(Unavailable):
         sweeper.sweep()
     assert place.versions() == ["redact/1", "redact/2"]
     used[0] = ["sha256:" + "c" * 64]
     assert sweeper.sweep() == []
     used[0] = []
-    assert [item.kind for item in sweeper.sweep()] == [Kind.ADAPTER_VERSION, Kind.ADAPTER_FILES]
+    assert page.get_sample_value("finetuned_swept_bytes_total") == 0
+    gone = sweeper.sweep()
+    assert [item.kind for item in gone] == [Kind.ADAPTER_VERSION, Kind.ADAPTER_FILES]
+    assert page.get_sample_value("finetuned_swept_total", {"kind": "adapter_files"}) == 1
+    assert page.get_sample_value("finetuned_swept_bytes_total") == sum(item.size_bytes for item in gone) > 0
     assert forgotten == ["sha256:" + "c" * 64]
 
 
@@ -423,7 +429,10 @@ def test_the_thread_goes_on_after_a_sweep_that_failed(place):
         swept.set()
         return []
 
-    sweeper = Sweeper(place.collector, 0.01, used, lambda _digest: None)
+    page = new_registry(version="test")
+    sweeper = Sweeper(place.collector, 0.01, used, lambda _digest: None, SweepMetrics(page, ()))
     sweeper.start()
     assert swept.wait(30)
     sweeper.stop()
+    assert page.get_sample_value("finetuned_sweep_failures_total") == 1
+    assert page.get_sample_value("finetuned_last_sweep_timestamp_seconds") > 0

@@ -11,10 +11,12 @@ from finetuned_service.metrics.jobs import JobMetrics
 from finetuned_service.metrics.machine import watch_data_directory, watch_processes
 from finetuned_service.metrics.replica import watch_replica
 from finetuned_service.metrics.server import ServerMetrics
+from finetuned_service.metrics.sweeps import SweepMetrics
 
 __all__ = [
     "JobMetrics",
     "ServerMetrics",
+    "SweepMetrics",
     "new_registry",
     "serve",
     "watch_data_directory",

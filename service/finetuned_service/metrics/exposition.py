@@ -38,5 +38,5 @@ def serve(registry: CollectorRegistry, address: str) -> WSGIServer:
         OSError: the address cannot be bound.
     """
     host, _, port = address.rpartition(":")
-    server, _thread = start_http_server(int(port), addr=host, registry=registry)
+    server, _thread = start_http_server(int(port), addr=host.strip("[]"), registry=registry)
     return server

@@ -63,6 +63,19 @@ class _DiskCollector(Collector):
             ("free_inodes", "Files that the data directory's disk still takes.", found.f_favail),
         ):
             yield GaugeMetricFamily(f"finetuned_data_disk_{name}", text, value=value)
+        yield GaugeMetricFamily(
+            "finetuned_database_bytes",
+            "SQLite's files in the data directory; its log (-wal) too, which grows while a reader stays.",
+            value=sum(map(_size, self._directory.glob("finetuned.db*"))),
+        )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; none of one that has just been removed, as SQLite removes its log."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 
 from finetuned_service.errors import Unavailable
+from finetuned_service.metrics import SweepMetrics
 from finetuned_service.retention.collect import Collector
 from finetuned_service.retention.garbage import Garbage, Kind
 from finetuned_service.telemetry.logs import logger
@@ -25,6 +26,7 @@ class Sweeper:
         interval_seconds: float,
         used_digests: Callable[[], Collection[str] | None],
         forget: Callable[[str], None],
+        metrics: SweepMetrics,
     ) -> None:
         """`used_digests` are adapters in use or pinned, None while nobody knows.
 
@@ -34,6 +36,7 @@ class Sweeper:
         self._interval_seconds = interval_seconds
         self._used_digests = used_digests
         self._forget = forget
+        self._metrics = metrics
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
 
@@ -61,9 +64,11 @@ class Sweeper:
                 self._forget(f"sha256:{item.name.rpartition('/')[2]}")
             if self._stopping.is_set():
                 break
+        counts = {f"{kind.name.lower()}": count for kind, count in Counter(i.kind for i in gone).items()}
+        freed_bytes = sum(item.size_bytes for item in gone)
+        self._metrics.swept(counts, freed_bytes)
         if gone:
-            counts = {f"{kind.name.lower()}": count for kind, count in Counter(i.kind for i in gone).items()}
-            _LOG.info("swept", freed_bytes=sum(item.size_bytes for item in gone), **counts)
+            _LOG.info("swept", freed_bytes=freed_bytes, **counts)
         return gone
 
     def _loop(self) -> None:
@@ -75,4 +80,5 @@ class Sweeper:
             except Unavailable:
                 pause = min(pause, _UNAVAILABLE_SECONDS)
             except Exception:  # noqa: BLE001 - a store that fails for a moment must not end the sweeps
+                self._metrics.failed()
                 _LOG.exception("sweep_failed", next_sweep_seconds=pause)
