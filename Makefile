@@ -11,7 +11,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := client service tests examples benchmarks
 
-.PHONY: help install demo serve test lint types proto proto-check unit floor bench clean
+.PHONY: help install demo serve test lint types proto proto-check unit floor bench bench-peers clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -79,8 +79,17 @@ proto-check: .venv-proto/installed ## Generating again must give no difference
 floor: .venv-floor/installed ## The client's tests on the oldest libraries it allows, without torch
 	.venv-floor/bin/pytest tests/unit/test_client*.py tests/unit/test_cli*.py tests/contract/test_fake*.py
 
-bench: install ## Measure, beside peers in the same run
-	$(BIN)/python -m benchmarks.serving
+# Flags of `python -m benchmarks`: make bench-peers BENCH="--only mixed --runs 3"
+BENCH ?=
+BUILD_PEER := PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) benchmarks/peers/build
+
+bench: install ## Measure beside PEFT: base and mixed adapters
+	$(BUILD_PEER) peft
+	$(BIN)/python -m benchmarks --peers peft --only base --only mixed --runs 3 --output build/bench/peft.json $(BENCH)
+
+bench-peers: install ## Measure everything, beside every peer, each built once in build/peers
+	for peer in vllm peft llamacpp; do $(BUILD_PEER) $$peer || true; done
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## Remove environments and build output; keeps $(DATA_DIR)
 	rm -rf .venv .venv-proto .venv-floor build .pytest_cache .ruff_cache

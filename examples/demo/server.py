@@ -31,8 +31,12 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(data_dir: Path) -> Iterator[RunningServer]:
+def running_server(data_dir: Path, *flags: str) -> Iterator[RunningServer]:
     """Start the server, wait until it serves, and stop it cleanly at the end of the block.
+
+    Args:
+        data_dir: everything it keeps, and its log.
+        flags: more of `finetuned serve`, for example "--threads", "2".
 
     Raises:
         RuntimeError: it did not start, or did not stop cleanly; its log says why.
@@ -42,7 +46,7 @@ def running_server(data_dir: Path) -> Iterator[RunningServer]:
     log = data_dir / "server.log"
     command = [sys.executable, "-m", "finetuned_service", "serve", "--data-dir", str(data_dir)]
     command += ["--listen-address", f"127.0.0.1:{api}", "--health-address", f"127.0.0.1:{health}"]
-    command += ["--metrics-address", f"127.0.0.1:{metrics}"]
+    command += ["--metrics-address", f"127.0.0.1:{metrics}", *flags]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
     try:

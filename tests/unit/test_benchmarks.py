@@ -1,0 +1,115 @@
+"""The instrument itself: figures, targets, results that stay, and peers that are stopped out of turn."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+# benchmarks/ is run from the repository's root, not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.figures import compared, quantile, single, take_turns
+from benchmarks.groups import GROUPS
+from benchmarks.peers.process import PeerFailed, Sequences, running
+from benchmarks.prompts import Prompt
+from benchmarks.report import save
+from benchmarks.targets import TARGETS, verdict
+
+WORKER = """
+import json, sys
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    command = json.loads(line)
+    tokens = len(command["rows"]) * command["new_tokens"] - %d
+    print(json.dumps({"seconds": 2.0, "tokens": tokens}), flush=True)
+while True:
+    pass
+"""
+WORK = Sequences([Prompt("a", (1,)), Prompt("b", (2,))], [None, Path("adapter")], 8)
+
+
+def test_ratios_are_taken_within_a_run():
+    figure = compared("x_vs_y", "tokens/s", [10.0, 30.0, 20.0], "y", [5.0, 10.0, 40.0])
+    assert (figure.value, figure.peer, figure.ratio) == (20.0, 10.0, 2.0)
+    assert (figure.ratio_minimum, figure.ratio_maximum, figure.runs) == (0.5, 3.0, 3)
+
+
+def test_each_takes_its_turn_after_a_warm_up():
+    order: list[str] = []
+
+    def measure(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    found = take_turns(2, {"a": lambda: measure("a"), "b": lambda: measure("b")})
+    assert order == ["a", "b"] * 3
+    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.75, 3.0), (0.99, 4.0), (0.0, 1.0)])
+def test_quantile(share: float, expected: float):
+    assert quantile([4.0, 1.0, 3.0, 2.0], share) == expected
+
+
+def test_verdicts():
+    assert verdict(compared("mixed_8_vs_vllm", "tokens/s", [49.0], "vllm", [10.0])) == ("≥ 5x", "missed")
+    assert verdict(compared("mixed_8_vs_vllm", "tokens/s", [50.0], "vllm", [10.0])) == ("≥ 5x", "met")
+    assert verdict(single("mixed_8_vs_vllm", "tokens/s", [50.0])) == ("≥ 5x", "no peer")
+    assert verdict(single("cold_adapter_extra_ttft_ms", "ms", [30.1])) == ("≤ 30", "missed")
+    assert verdict(single("first_ever_start_seconds", "s", [1.0])) == ("", "")
+
+
+def test_results_measured_before_stay(tmp_path: Path):
+    path = tmp_path / "serving.json"
+    save(path, [single("a", "ms", [1.0]), single("b", "ms", [2.0])], 0.0)
+    save(path, [single("b", "ms", [3.0])], 1.5)
+    found = {entry["figure"]: entry for entry in json.loads(path.read_text())}
+    assert [(name, entry["value"], entry["busy_cores_before"]) for name, entry in found.items()] == [
+        ("a", 1.0, 0.0),
+        ("b", 3.0, 1.5),
+    ]
+    assert all(entry["machine"] and entry["time"] for entry in found.values())
+
+
+def test_a_peer_out_of_turn_is_stopped(tmp_path: Path):
+    with running("fake", [sys.executable, "-c", WORKER % 0], {}, {}, tmp_path / "log") as peer:
+        process = psutil.Process(peer.pids[0])
+        assert _stops(process)
+        assert peer.seconds(WORK) == 2.0
+        assert _stops(process)
+    assert not process.is_running()
+
+
+def test_a_peer_that_generates_less_is_not_compared(tmp_path: Path):
+    with (
+        pytest.raises(PeerFailed, match="fake made 15 tokens instead of 16"),
+        running("fake", [sys.executable, "-c", WORKER % 1], {}, {}, tmp_path / "log") as peer,
+    ):
+        peer.seconds(WORK)
+
+
+def test_a_peer_that_cannot_start_names_its_log(tmp_path: Path):
+    with (
+        pytest.raises(PeerFailed, match=r"fake ended with code 3; see .*log"),
+        running("fake", [sys.executable, "-c", "import sys; sys.exit(3)"], {}, {}, tmp_path / "log"),
+    ):
+        pass
+
+
+def test_every_target_is_of_a_figure_that_is_told_of():
+    told = (Path(__file__).resolve().parents[2] / "benchmarks/README.md").read_text()
+    assert [name for name in TARGETS if f"`{name}`" not in told] == []
+    assert [name for name in GROUPS if f"`{name}`" not in told] == []
+
+
+def _stops(process: psutil.Process) -> bool:
+    """A signal is delivered at once, but not before the kernel gets to it."""
+    deadline = time.monotonic() + 10.0
+    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return process.status() == psutil.STATUS_STOPPED
