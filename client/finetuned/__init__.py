@@ -56,7 +56,7 @@ from finetuned.values.replies import (
     Usage,
 )
 from finetuned.values.requests import GenerateRequest, Message, Prompt, RawText, Role, Truncation
-from finetuned.values.server import EngineLoad, Limits, MemoryUse, ServerInfo
+from finetuned.values.server import EngineLoad, Limits, LimitUse, MemoryUse, ServerInfo, TenantUsage
 from finetuned.values.specs import (
     Baseline,
     BaselineExample,
@@ -106,6 +106,7 @@ __all__ = [
     "JobState",
     "JobStateReason",
     "LearningRateSchedule",
+    "LimitUse",
     "Limits",
     "Lineage",
     "LongRows",
@@ -136,6 +137,7 @@ __all__ = [
     "Severity",
     "StateChanged",
     "Task",
+    "TenantUsage",
     "Timing",
     "TokenLogprobs",
     "TrainResult",

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import final
 
-from finetuned._calls import adapters, bases, datasets, serving, tuning
+from finetuned._calls import adapters, bases, datasets, serving, tenants, tuning
 from finetuned._calls import aliases as alias_calls
 from finetuned._export import ExportDirectory
 from finetuned._retry import Deadlines, RetryPolicy
@@ -167,6 +167,7 @@ class Client:
     stream = reply_streamed(GenerateRequest)
     generate_many = verb(serving.serve_many)
     server_info = verb(serving.server_info)
+    usage = verb(tenants.usage)
     wait_until_ready = verb(serving.wait_until_ready)
 
     def within(self, seconds: float) -> Client:

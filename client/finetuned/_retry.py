@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, final
 
 from finetuned._calls.call import Call, Kind
-from finetuned.errors import DeadlineExceeded, FinetunedError, ResourceExhausted, Unavailable
+from finetuned.errors import DeadlineExceeded, FinetunedError, QuotaExceeded, ResourceExhausted, Unavailable
 
 
 @final
@@ -72,7 +72,8 @@ class RetryPolicy:
 class Attempts:
     """The attempts of one call.
 
-    Tried again is what is UNAVAILABLE, and what is RESOURCE_EXHAUSTED with a RetryInfo. A refusal by
+    Tried again is what is UNAVAILABLE, and what is RESOURCE_EXHAUSTED with a RetryInfo (of a quota: one
+    that is not longer than the policy's longest delay). A refusal by
     the service itself changed nothing, so any call may follow it; after a broken connection it is
     open whether the call was carried out, so only a repeatable one may.
     """
@@ -119,7 +120,9 @@ class Attempts:
 
     def _worth_repeating(self, error: FinetunedError) -> bool:
         if isinstance(error, ResourceExhausted):
-            return error.retry_after_seconds is not None
+            # A quota with a long wait needs a deletion or the end of a job: the caller has to see it.
+            longest = self.policy.max_delay_seconds if isinstance(error, QuotaExceeded) else float("inf")
+            return error.retry_after_seconds is not None and error.retry_after_seconds <= longest
         return isinstance(error, Unavailable) and (self.repeatable or error.from_service)
 
     def _backoff_seconds(self) -> float:

@@ -47,12 +47,15 @@ from finetuned_service.rpc.datasets import DatasetServicer
 from finetuned_service.rpc.health import SERVING, TRAINING, HealthServer
 from finetuned_service.rpc.server import Servicers, build_server
 from finetuned_service.rpc.serving import ServerLimits, ServingServicer
+from finetuned_service.rpc.tenants import TenantServicer
 from finetuned_service.rpc.tuning import TuningServicer
 from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
 from finetuned_service.telemetry import logs
 from finetuned_service.tenancy.stored import StoredLimits
+from finetuned_service.tenancy.traffic import Traffic
+from finetuned_service.tenancy.usage import Usage
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.preview import RowPreview
 
@@ -164,14 +167,16 @@ class Server:
             max_line_bytes=settings.max_line_bytes,
             max_lora_rank=settings.max_lora_rank,
         )
+        traffic = Traffic(settings.limits_of)
         servicers = Servicers(
             tuning=TuningServicer(self._jobs, submission, self._stop),
             serving=ServingServicer(serving, limits),
             datasets=DatasetServicer(datasets),
             adapters=AdapterServicer(registry, serving, imports),
             bases=BaseServicer(bases, self._jobs, base.name),
+            tenants=TenantServicer(Usage(database, tenant_limits, traffic)),
         )
-        self._grpc, self.port = build_server(servicers, metrics, settings.listen_address)
+        self._grpc, self.port = build_server(servicers, metrics, traffic, settings.listen_address)
         self._dispatcher = Dispatcher(
             DispatcherSettings(
                 owner=settings.replica,

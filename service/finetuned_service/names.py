@@ -38,6 +38,11 @@ def parse_tenant(parent: str, field: str = "parent") -> str:
     return _match(rf"tenants/({_ID})", parent, field, "'tenants/{tenant}'").group(1)
 
 
+def parse_usage(name: str, field: str = "name") -> str:
+    """The tenant of `tenants/{tenant}/usage`."""
+    return _match(rf"tenants/({_ID})/usage", name, field, "'tenants/{tenant}/usage'").group(1)
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceName:
     """`tenants/{tenant}/{collection}/{id}` for jobs, datasets, uploads and adapters."""

@@ -200,6 +200,18 @@ def test_generate_many_of_nothing(client: Any) -> None:
         client.generate_many([])
 
 
+def test_usage(client: Any) -> None:
+    client.train(dataset="rows", adapter="next")
+    usage = client.usage()
+    assert usage.name == "tenants/a/usage"
+    assert {item.limit: item.used for item in usage.limits} == {
+        "datasets": 1,
+        "adapters": 1,
+        "unfinished_jobs": 1,
+    }
+    assert all(item.allowed > item.used and not item.per_replica for item in usage.limits)
+
+
 def test_server_info(client: Any) -> None:
     info = client.server_info()
     assert info.base.name == "bases/fake"

@@ -281,6 +281,20 @@ def test_adapters_load_unload_delete(run: Run, mine: str) -> None:
     assert "No adapters yet" in run("adapters", "list").stderr
 
 
+def test_usage(run: Run, rows: Path) -> None:
+    shown = run("usage").stdout
+    assert "tenants/default/usage" in shown
+    assert "1 datasets" in shown
+    found = json.loads(run("usage", "--json").stdout)
+    assert found["limits"][0] == {
+        "limit": "datasets",
+        "used": 1,
+        "allowed": 1_000_000,
+        "unit": "datasets",
+        "per_replica": False,
+    }
+
+
 def test_info(run: Run) -> None:
     assert json.loads(run("info", "--json").stdout)["base"]["name"] == "bases/fake"
     result = run("info")

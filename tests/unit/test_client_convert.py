@@ -23,6 +23,7 @@ from finetuned import (
     Lora,
     Optimization,
     ServerInfo,
+    TenantUsage,
 )
 from finetuned import _convert as convert
 from finetuned.v1 import (
@@ -31,6 +32,7 @@ from finetuned.v1 import (
     dataset_service_pb2,
     job_pb2,
     serving_service_pb2,
+    tenant_service_pb2,
 )
 from finetuned.values.jobs import DataReport, Estimate, JobError
 from finetuned.values.replies import ServeEvent
@@ -47,6 +49,7 @@ PAIRS: list[tuple[type[Message], type]] = [
     (adapter_service_pb2.AdapterVersion, AdapterVersion),
     (adapter_service_pb2.Alias, Alias),
     (serving_service_pb2.GetServerInfoResponse, ServerInfo),
+    (tenant_service_pb2.TenantUsage, TenantUsage),
     (serving_service_pb2.ServeAdapterResponse, ServeEvent),
 ]
 LATER = {

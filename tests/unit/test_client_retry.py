@@ -14,6 +14,7 @@ from finetuned.errors import (
     FinetunedError,
     Internal,
     NotFound,
+    QuotaExceeded,
     ResourceExhausted,
     Unavailable,
 )
@@ -69,6 +70,13 @@ def test_the_service_says_when() -> None:
     assert Attempts(POLICY, HOUR).delay_seconds(later) == 20.0
     with pytest.raises(ResourceExhausted):
         Attempts(POLICY, 10.0).delay_seconds(later)
+
+
+def test_a_quota_is_waited_for_only_if_it_is_soon_free() -> None:
+    soon = QuotaExceeded("streams", retry_after_seconds=1.5, from_service=True)
+    assert Attempts(POLICY, HOUR).delay_seconds(soon) >= 1.5
+    with pytest.raises(QuotaExceeded):
+        Attempts(POLICY, HOUR).delay_seconds(QuotaExceeded("datasets", retry_after_seconds=60.0))
 
 
 @pytest.mark.parametrize(

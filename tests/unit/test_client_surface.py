@@ -9,13 +9,14 @@ import sys
 import finetuned
 import pytest
 from finetuned import AsyncClient, Client, _aio_client, _client
-from finetuned._calls import adapters, aliases, bases, datasets, serving, tuning
+from finetuned._calls import adapters, aliases, bases, datasets, serving, tenants, tuning
 from finetuned._calls.call import Method
 from finetuned.v1 import (
     adapter_service_pb2,
     base_service_pb2,
     dataset_service_pb2,
     serving_service_pb2,
+    tenant_service_pb2,
     tuning_service_pb2,
 )
 
@@ -54,6 +55,7 @@ PUBLIC = [
     "JobState",
     "JobStateReason",
     "LearningRateSchedule",
+    "LimitUse",
     "Limits",
     "Lineage",
     "LongRows",
@@ -84,6 +86,7 @@ PUBLIC = [
     "Severity",
     "StateChanged",
     "Task",
+    "TenantUsage",
     "Timing",
     "TokenLogprobs",
     "TrainResult",
@@ -95,7 +98,7 @@ PUBLIC = [
     "errors",
 ]
 VERBS = {
-    "": "close generate generate_many quantize server_info stream train wait_until_ready within",
+    "": "close generate generate_many quantize server_info stream train usage wait_until_ready within",
     "datasets": "delete get import_uri list upload",
     "jobs": "cancel events follow get list wait watch",
     "adapters": (
@@ -160,11 +163,12 @@ def test_every_call_names_an_rpc_of_the_contract() -> None:
         base_service_pb2,
         dataset_service_pb2,
         serving_service_pb2,
+        tenant_service_pb2,
         tuning_service_pb2,
     ):
         services |= dict(module.DESCRIPTOR.services_by_name)
     used = set()
-    for module in (adapters, aliases, bases, datasets, serving, tuning):
+    for module in (adapters, aliases, bases, datasets, serving, tenants, tuning):
         source = inspect.getsource(module)
         for service in services.values():
             if f'_SERVICE = "{service.name}"' in source:

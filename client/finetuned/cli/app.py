@@ -10,7 +10,19 @@ from pydantic import ValidationError
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from finetuned.cli import adapters, chat, dataset, info, jobs, metrics, predict, quantize, service, train
+from finetuned.cli import (
+    adapters,
+    chat,
+    dataset,
+    info,
+    jobs,
+    metrics,
+    predict,
+    quantize,
+    service,
+    train,
+    usage,
+)
 from finetuned.cli.exit_codes import MEANING, ExitCode, exit_code
 from finetuned.cli.output import err, error_json, json_text
 from finetuned.cli.session import JSON_KEY, Session
@@ -115,3 +127,4 @@ app.add_typer(adapters.app, name="adapters", rich_help_panel=WORK)
 app.command("chat", rich_help_panel=WORK)(chat.chat)
 app.command("predict", rich_help_panel=WORK)(predict.predict)
 app.command("quantize", rich_help_panel=WORK)(quantize.quantize)
+app.command("usage", rich_help_panel=WORK)(usage.usage)

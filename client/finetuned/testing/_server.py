@@ -16,11 +16,13 @@ from finetuned.testing._datasets import FakeDatasets
 from finetuned.testing._faults import Fault, Faults, Gate
 from finetuned.testing._serving import FakeServing
 from finetuned.testing._store import Store, check_name, lookup
+from finetuned.testing._tenants import FakeTenants
 from finetuned.testing._tuning import FakeTuning
 from finetuned.v1.adapter_service_pb2_grpc import add_AdapterServiceServicer_to_server
 from finetuned.v1.base_service_pb2_grpc import add_BaseServiceServicer_to_server
 from finetuned.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from finetuned.v1.serving_service_pb2_grpc import add_ServingServiceServicer_to_server
+from finetuned.v1.tenant_service_pb2_grpc import add_TenantServiceServicer_to_server
 from finetuned.v1.tuning_service_pb2_grpc import add_TuningServiceServicer_to_server
 
 
@@ -61,6 +63,7 @@ class FakeServer:
         add_DatasetServiceServicer_to_server(FakeDatasets(self._store), self._server)
         add_AdapterServiceServicer_to_server(FakeAdapters(self._store), self._server)
         add_BaseServiceServicer_to_server(FakeBases(self._store), self._server)
+        add_TenantServiceServicer_to_server(FakeTenants(self._store), self._server)
         if tls is None:
             port = self._server.add_insecure_port(endpoint)
         else:

@@ -1,4 +1,4 @@
-"""What a server holds, can do and allows."""
+"""What a server holds, can do and allows, and what a tenant uses of it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,30 @@ class Limits:
     max_line_bytes: int
     max_lora_rank: int
     max_batch_requests: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LimitUse:
+    """One limit of a tenant; what would go above it raises `errors.QuotaExceeded`."""
+
+    limit: str
+    """For example "storage_bytes", "unfinished_jobs" or "requests_per_second"."""
+    used: int
+    """With uploads in progress and the results that unfinished jobs will have."""
+    allowed: int
+    unit: str
+    per_replica: bool
+    """Each replica counts for itself; `used` is of the one that answered."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """What a tenant uses of what it may have and do."""
+
+    name: str
+    limits: tuple[LimitUse, ...]
 
 
 @final

@@ -34,6 +34,12 @@ class ServerMetrics:
             ["reason"],
             registry=registry,
         )
+        self.quota_refusals = Counter(
+            "finetuned_quota_refusals",
+            "RPCs refused because of a limit of their tenant, by the limit.",
+            ["limit"],
+            registry=registry,
+        )
         self.sequences = Counter(
             "finetuned_sequences",
             "Sequences by the kind of model and by their end: end, stop, length, or left (by the caller), "

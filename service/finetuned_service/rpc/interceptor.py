@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_status import rpc_status
 
-from finetuned_service.errors import FinetunedError, Internal, InvalidField
+from finetuned_service.errors import FinetunedError, Internal, InvalidField, QuotaExceeded
 from finetuned_service.metrics import ServerMetrics
 from finetuned_service.rpc.status import status_of
 from finetuned_service.telemetry.logs import logger
@@ -91,6 +91,8 @@ class Boundary(aio.ServerInterceptor):
             refusal = error if isinstance(error, FinetunedError) else _fault(name, error)
             code = refusal.status
             self._metrics.refusals.labels(refusal.reason).inc()
+            if isinstance(refusal, QuotaExceeded):
+                self._metrics.quota_refusals.labels(refusal.metadata["limit"]).inc()
             status: Any = rpc_status.to_status(status_of(refusal))
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:

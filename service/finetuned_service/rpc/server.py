@@ -14,6 +14,8 @@ from finetuned.v1 import (
     dataset_service_pb2_grpc,
     serving_service_pb2,
     serving_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
     tuning_service_pb2,
     tuning_service_pb2_grpc,
 )
@@ -23,11 +25,14 @@ from grpc_reflection.v1alpha import reflection
 from finetuned_service.errors import StartRefused
 from finetuned_service.metrics import ServerMetrics
 from finetuned_service.rpc.adapters import AdapterServicer
+from finetuned_service.rpc.admission import Admission
 from finetuned_service.rpc.bases import BaseServicer
 from finetuned_service.rpc.datasets import DatasetServicer
 from finetuned_service.rpc.interceptor import Boundary
 from finetuned_service.rpc.serving import ServingServicer
+from finetuned_service.rpc.tenants import TenantServicer
 from finetuned_service.rpc.tuning import TuningServicer
+from finetuned_service.tenancy.traffic import Traffic
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS: Sequence[tuple[str, int]] = (
@@ -48,26 +53,31 @@ class Servicers:
     datasets: DatasetServicer
     adapters: AdapterServicer
     bases: BaseServicer
+    tenants: TenantServicer
 
 
-def build_server(servicers: Servicers, metrics: ServerMetrics, address: str) -> tuple[aio.Server, int]:
+def build_server(
+    servicers: Servicers, metrics: ServerMetrics, traffic: Traffic, address: str
+) -> tuple[aio.Server, int]:
     """The server, not started yet, and its port.
 
     Raises:
         StartRefused: the address cannot be bound.
     """
-    server = aio.server(interceptors=[Boundary(metrics)], options=list(_OPTIONS))
+    server = aio.server(interceptors=[Boundary(metrics), Admission(traffic)], options=list(_OPTIONS))
     tuning_service_pb2_grpc.add_TuningServiceServicer_to_server(servicers.tuning, server)
     serving_service_pb2_grpc.add_ServingServiceServicer_to_server(servicers.serving, server)
     dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server(servicers.datasets, server)
     adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(servicers.adapters, server)
     base_service_pb2_grpc.add_BaseServiceServicer_to_server(servicers.bases, server)
+    tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(servicers.tenants, server)
     modules = (
         tuning_service_pb2,
         serving_service_pb2,
         dataset_service_pb2,
         adapter_service_pb2,
         base_service_pb2,
+        tenant_service_pb2,
     )
     names = [service.full_name for m in modules for service in m.DESCRIPTOR.services_by_name.values()]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
