@@ -139,13 +139,14 @@ def save_tiny_adapter(
     return TinyAdapter(directory, facts.digest)
 
 
-def load_peft(base_directory: Path, adapter: TinyAdapter | None) -> Any:
-    """The base with the adapter as PEFT applies it: the oracle."""
-    base = load_plain(base_directory)
+def load_peft(base_directory: Path, adapter: TinyAdapter | None, dtype: torch.dtype | None = None) -> Any:
+    """The base with the adapter as PEFT applies it, both in `dtype`: the oracle."""
+    base = load_plain(base_directory, dtype)
     if adapter is None:
         return base
     with peft_warnings_allowed():
-        return PeftModel.from_pretrained(base, str(adapter.directory)).eval()
+        model = PeftModel.from_pretrained(base, str(adapter.directory), autocast_adapter_dtype=False)
+        return model.to(base.dtype).eval()
 
 
 @contextmanager

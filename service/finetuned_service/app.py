@@ -193,6 +193,7 @@ class Server:
                 limits=TaskLimits(
                     threads=settings.job_threads, memory_budget_bytes=settings.job_memory_bytes
                 ),
+                cache_directory=settings.resolved_cache_dir,
             ),
             Publisher(registry=registry, bases=bases, max_rank=settings.max_lora_rank),
             job_metrics,
@@ -231,6 +232,8 @@ class Server:
             EngineConfig(
                 base_directory=str(directory),
                 threads=settings.threads,
+                compute=settings.compute,
+                cache_directory=settings.resolved_cache_dir,
                 max_running_sequences=settings.max_running_sequences,
                 max_queued_sequences=settings.max_queued_sequences,
                 max_prefill_tokens=settings.max_prefill_tokens,

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path("data")
     """Directory of everything the server keeps: database, bases, adapters, datasets, jobs."""
+    cache_dir: Path | None = None
+    """Directory of code compiled for this machine; default `finetuned` in the user's cache directory."""
     database_url: str = ""
     """SQLAlchemy URL of the store; empty means SQLite in the data directory."""
     base: str = "smollm2-135m-instruct"
@@ -106,6 +108,9 @@ class Settings(BaseSettings):
     """Show the gauges for routing by the Gateway API inference extension under vLLM's names too."""
     replica: str = Field(default_factory=socket.gethostname)
     """This replica's name, as served_by and residency tell it."""
+    compute: Literal["auto", "native", "plain"] = "auto"
+    """How the engine computes: `native` (compiled for this machine at the first start, which needs a C++
+    compiler), `plain` PyTorch, or `auto`: native where this machine and the base allow it."""
     threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
     """Compute threads of the engine."""
     max_running_sequences: int = Field(default=32, ge=1, le=1024)
@@ -181,6 +186,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = Path(os.environ.get("FINETUNED_CONFIG", "finetuned.toml"))
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file))
+
+    @property
+    def resolved_cache_dir(self) -> str:
+        """As engine and jobs take it: empty for the user's cache directory."""
+        return "" if self.cache_dir is None else str(self.cache_dir.resolve())
 
     @property
     def resolved_database_url(self) -> str:

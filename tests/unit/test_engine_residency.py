@@ -33,6 +33,8 @@ class FakePlace:
 class FakeMemory:
     """Each adapter takes the bytes that its directory names, on the host and on the device alike."""
 
+    shares_host_copy = False
+
     def __init__(self, device_bytes):
         self.device_bytes = device_bytes
         self.places = []

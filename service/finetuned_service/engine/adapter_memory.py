@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -24,6 +25,7 @@ class AdapterMemory:
 
     reader: AdapterReader
     banks: LoraBanks
+    shares_host_copy = False
 
     def size_bytes(self, handle: AdapterHandle) -> int:
         return self.reader.size_bytes(handle)
@@ -50,21 +52,21 @@ class AdapterMemory:
 class LoaderThread:
     """Loads one adapter after another on a thread of its own (`memory.Loader`)."""
 
-    def __init__(self, deliver: Callable[[Loaded[LoraWeights]], None]) -> None:
+    def __init__(self, deliver: Callable[[Loaded[Any]], None]) -> None:
         """Args: deliver: called on the loader's thread with the end of each load."""
         self._deliver = deliver
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
 
-    def begin(self, digest: str, work: Callable[[], LoraWeights | None]) -> None:
+    def begin(self, digest: str, work: Callable[[], Any]) -> None:
         self._executor.submit(self._run, digest, work)
 
     def close(self) -> None:
         """Wait for the load that runs; drop those that have not begun."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _run(self, digest: str, work: Callable[[], LoraWeights | None]) -> None:
+    def _run(self, digest: str, work: Callable[[], Any]) -> None:
         began = time.monotonic()
-        weights: LoraWeights | None = None
+        weights: Any = None
         error: FinetunedError | None = None
         try:
             weights = work()

@@ -24,8 +24,11 @@ class Range:
 class RangeAllocator:
     """Owns `[0, capacity)`; every unit is free or in exactly one allocated range."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, granularity: int = 1) -> None:
+        """Ranges begin at multiples of `granularity` and are rounded up to them; capacity is rounded down."""
+        capacity -= capacity % granularity
         self.capacity = capacity
+        self._granularity = granularity
         self._free = [Range(0, capacity)] if capacity else []
         self._used: dict[int, Range] = {}
 
@@ -36,22 +39,23 @@ class RangeAllocator:
 
     def copy(self) -> RangeAllocator:
         """An independent allocator in the same state, to try a plan on."""
-        twin = RangeAllocator(self.capacity)
+        twin = RangeAllocator(self.capacity, self._granularity)
         twin._free = list(self._free)
         twin._used = dict(self._used)
         return twin
 
     def can_allocate(self, length: int) -> bool:
-        return any(hole.length >= length for hole in self._free)
+        return any(hole.length >= self._rounded(length) for hole in self._free)
 
     def allocate(self, length: int) -> Range | None:
-        """The first hole's first `length` units, or None if no hole is that long.
+        """The first hole's first units, at least `length`, or None if no hole is that long.
 
         Raises:
             ValueError: if `length` is not positive.
         """
         if length < 1:
             raise ValueError(f"length is {length}; a range has at least one unit")
+        length = self._rounded(length)
         for index, hole in enumerate(self._free):
             if hole.length >= length:
                 taken = Range(hole.start, length)
@@ -60,6 +64,9 @@ class RangeAllocator:
                 self._used[taken.start] = taken
                 return taken
         return None
+
+    def _rounded(self, length: int) -> int:
+        return -(-length // self._granularity) * self._granularity
 
     def free(self, taken: Range) -> None:
         """Give back a range that `allocate` returned.

@@ -108,3 +108,12 @@ def _attend_span(
 def register() -> None:
     """Make `IMPLEMENTATION` known to transformers; harmless to repeat."""
     AttentionInterface.register(IMPLEMENTATION, packed_attention)
+
+
+def refuse_partial_attention(config: Any) -> None:
+    """Full attention in every layer is what every path computes."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    if kinds or (window is not None and window < config.max_position_embeddings):
+        found = ", ".join(sorted(kinds)) or f"a sliding window of {window} tokens"
+        raise Unimplemented.feature(f"a base with {found}", "bases with full attention in every layer")

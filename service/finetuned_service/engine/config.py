@@ -14,7 +14,11 @@ class EngineConfig:
     base_directory: str
     """config.json and model.safetensors (and base.json) of the one base it holds."""
     threads: int = 1
-    """Compute threads of torch."""
+    """Compute threads."""
+    compute: str = "auto"
+    """`native`, `plain`, or `auto`: native where this machine and this base allow it."""
+    cache_directory: str = ""
+    """Where the compiled native path is kept; empty is `finetuned` in the user's cache directory."""
     max_running_sequences: int = 32
     """Sequences in one batch."""
     max_queued_sequences: int = 256

@@ -10,14 +10,13 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
-from finetuned_service.engine.adapter_memory import AdapterMemory, LoaderThread
-from finetuned_service.engine.batch import build_batch
+from finetuned_service.engine.adapter_memory import LoaderThread
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.histogram import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, Histogram
-from finetuned_service.engine.lora_bank import LoraBanks, LoraWeights, Placement
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
     Answer,
@@ -32,10 +31,9 @@ from finetuned_service.engine.messages import (
     Started,
     Submit,
 )
-from finetuned_service.engine.model import EngineModel
-from finetuned_service.engine.peft_files import AdapterReader
 from finetuned_service.engine.replies import Replies, limit_tokens
 from finetuned_service.engine.residency import ResidencyManager
+from finetuned_service.engine.runner import Model
 from finetuned_service.engine.scheduler import Chunk, Readiness, Scheduler
 from finetuned_service.engine.sequence import Sequence
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Unavailable
@@ -52,13 +50,13 @@ class _Verified:
     base_digest: str
 
 
-Delivery = Command | Loaded[LoraWeights] | _Verified
+Delivery = Command | Loaded[Any] | _Verified
 
 
 class EngineLoop:
     """One base, its adapters, and the sequences that run on it."""
 
-    def __init__(self, model: EngineModel, config: EngineConfig) -> None:
+    def __init__(self, model: Model, config: EngineConfig) -> None:
         self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._model = model
         self._calls: list[SetResidency] = []
@@ -68,18 +66,17 @@ class EngineLoop:
         self._step_seconds = Histogram(STEP_SECONDS)
         self._step_sequences = Histogram(STEP_SEQUENCES)
         self._step_tokens = Histogram(STEP_TOKENS)
-        self.banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
-        self.arena = model.make_arena(config.kv_capacity_tokens)
+        self.runner = model.open(config)
         self._loader = LoaderThread(self._inbox.put)
-        memory = AdapterMemory(AdapterReader(model.sites, model.dtype), self.banks)
-        self.residency = ResidencyManager[LoraWeights, Placement](
-            memory, self._loader, config.host_budget_bytes
+        self.residency = ResidencyManager[Any, Any](
+            self.runner.memory, self._loader, config.host_budget_bytes
         )
         self._scheduler = Scheduler(
             max_running=config.max_running_sequences,
             max_prefill_tokens=config.max_prefill_tokens,
             kv_capacity_tokens=config.kv_capacity_tokens,
             adapters=self.residency,
+            kv_block_tokens=self.runner.kv_block_tokens,
         )
         self.kv = self._scheduler.kv
         self._replies = Replies(model.end_token_ids, model.device)
@@ -117,6 +114,7 @@ class EngineLoop:
         for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting.values()]:
             self._fail(sequence, Unavailable("the engine stopped; try again", retry_after_seconds=1.0))
         self._loader.close()
+        self.runner.close()
         events, self._events = self._events, []
         return events
 
@@ -179,9 +177,8 @@ class EngineLoop:
     def _compute(self, chunks: list[Chunk]) -> None:
         began = time.monotonic()
         try:
-            batch = build_batch(chunks, self._place_of, self.arena, self._model.dtype, self._model.device)
-            logits = self._model.forward(batch, self.banks)
-            greedy = self._replies.greedy(logits) if batch.chosen else []
+            step = self.runner.run(chunks, self._place_of)
+            greedy = self._replies.greedy(step.logits) if step.chosen else []
         except Exception as error:  # noqa: BLE001 - the step's sequences fail, the engine goes on
             fault = self._fault(error)
             self._counters["step_failures"] += 1
@@ -193,9 +190,9 @@ class EngineLoop:
             kind = "decode_tokens" if chunk.sequence.new_tokens else "prefill_tokens"
             self._counters[kind] += chunk.rows
             chunk.sequence.computed_tokens += chunk.rows
-        for row, sequence in enumerate(batch.chosen):
+        for row, sequence in enumerate(step.chosen):
             try:
-                tokens = self._replies.extend(sequence, logits[row], greedy[row], now)
+                tokens = self._replies.extend(sequence, step.logits[row], greedy[row], now)
             except FinetunedError as error:
                 self._fail(sequence, error)
                 continue
@@ -214,7 +211,7 @@ class EngineLoop:
         self._step_sequences.observe(len(chunks))
         self._step_tokens.observe(sum(chunk.rows for chunk in chunks))
 
-    def _place_of(self, sequence: Sequence) -> Placement | None:
+    def _place_of(self, sequence: Sequence) -> Any:
         return self.residency.place_of(sequence.adapter) if sequence.adapter else None
 
     def _end(self, sequence: Sequence) -> None:
@@ -252,7 +249,7 @@ class EngineLoop:
                 )
                 self._events.append(Answer(call.call_id, None, error.to_wire()))
 
-    def _finish_load(self, loaded: Loaded[LoraWeights]) -> None:
+    def _finish_load(self, loaded: Loaded[Any]) -> None:
         self.residency.finish(loaded)
         calls, self._calls = self._calls, []
         for call in calls:
@@ -277,7 +274,7 @@ class EngineLoop:
             kv_tokens_used=self.kv.used,
             kv_tokens_capacity=self.kv.capacity,
             base_bytes=self._model.size_bytes,
-            kv_bytes=self.arena.size_bytes,
+            kv_bytes=self.runner.kv_bytes,
             adapters=self.residency.snapshot(),
             base_digest=base_digest,
             counters={

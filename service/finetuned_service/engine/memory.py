@@ -34,6 +34,11 @@ P = TypeVar("P", bound=Place)
 class Memory(Protocol[W, P]):
     """Where adapters are read from and placed. `read` and `fill` run on the loader, the rest on the engine."""
 
+    @property
+    def shares_host_copy(self) -> bool:
+        """The serving layout is the HOST form itself: an adapter that is in both takes its memory once."""
+        ...
+
     def size_bytes(self, handle: AdapterHandle) -> int:
         """HOST memory it needs at most; FinetunedError if its files cannot be reached."""
         ...

@@ -112,6 +112,8 @@ class Ready:
     base_digest: str
     context_tokens: int
     device: str
+    path: str = ""
+    """How the engine computes, for people."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from finetuned_service.bases.manifest import canonical_config, read_config
 from finetuned_service.digests import tensors_digest
 from finetuned_service.engine import attention
 from finetuned_service.engine.batch import StepBatch
+from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.lora_kernel import LoraKernel, LoraRows, build_kernels
+from finetuned_service.engine.runner import Runner
 from finetuned_service.engine.sites import CurrentStep, install_sites
-from finetuned_service.errors import Unimplemented
 
 _SAFETENSORS_DTYPE: Mapping[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -35,7 +36,7 @@ class EngineModel:
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
         self.config: Any = module.config
-        self.end_token_ids = _end_token_ids(module)
+        self.end_token_ids = end_token_ids(module)
         self._stored = stored_tensors(module, directory)
         self._directory = directory
         self._module = module
@@ -55,9 +56,20 @@ class EngineModel:
         """
         attention.register()
         module: Any = load_base(directory, dtype=dtype, attn_implementation=attention.IMPLEMENTATION)
-        _refuse_partial_attention(module.config)
+        attention.refuse_partial_attention(module.config)
         module.to(device).requires_grad_(requires_grad=False)
         return cls(module, directory)
+
+    @property
+    def path(self) -> str:
+        """See `runner.Model`."""
+        return f"plain PyTorch, {self.dtype} on {self.device.type}"
+
+    def open(self, config: EngineConfig) -> Runner:
+        """See `runner.Model`."""
+        from finetuned_service.engine.plain import PlainRunner  # noqa: PLC0415 - it holds an EngineModel
+
+        return PlainRunner(self, config)
 
     @property
     def context_tokens(self) -> int:
@@ -104,12 +116,7 @@ class EngineModel:
 
     def fingerprint(self) -> str:
         """The base's digest from the weights in memory now; reads all of them."""
-        tensors = []
-        for name, read in self._stored.items():
-            tensor = read().detach().cpu().contiguous()
-            buffer = tensor.reshape(-1).view(torch.uint8).numpy()
-            tensors.append((name, _SAFETENSORS_DTYPE[tensor.dtype], tuple(tensor.shape), buffer))
-        return tensors_digest(tensors, canonical_config(read_config(self._directory)))
+        return fingerprint(self._stored, self._directory)
 
     def _kernels_for(self, rows: LoraRows, banks: LoraBanks) -> list[LoraKernel | None] | None:
         if not rows.decoding and not rows.chunks:
@@ -119,7 +126,17 @@ class EngineModel:
         return self._kernels[1]
 
 
-def _end_token_ids(module: Any) -> frozenset[int]:
+def fingerprint(stored: Mapping[str, Callable[[], Tensor]], directory: Path) -> str:
+    """The digest of a base whose tensors `stored` reads from memory, by their names in the file."""
+    tensors: list[tuple[str, str, tuple[int, ...], Any]] = []
+    for name, read in stored.items():
+        tensor = read().detach().cpu().contiguous()
+        buffer = tensor.reshape(-1).view(torch.uint8).numpy()
+        tensors.append((name, _SAFETENSORS_DTYPE[tensor.dtype], tuple(tensor.shape), buffer))
+    return tensors_digest(tensors, canonical_config(read_config(directory)))
+
+
+def end_token_ids(module: Any) -> frozenset[int]:
     """The base's own end-of-sequence tokens: generation_config.json's, else config.json's."""
     ids = module.generation_config.eos_token_id
     if ids is None:
@@ -127,12 +144,3 @@ def _end_token_ids(module: Any) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset(ids if isinstance(ids, list) else [ids])
-
-
-def _refuse_partial_attention(config: Any) -> None:
-    """Full attention in every layer is what `attention.py` computes."""
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    window = getattr(config, "sliding_window", None)
-    if kinds or (window is not None and window < config.max_position_embeddings):
-        found = ", ".join(sorted(kinds)) or f"a sliding window of {window} tokens"
-        raise Unimplemented.feature(f"a base with {found}", "bases with full attention in every layer")

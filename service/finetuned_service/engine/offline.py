@@ -6,15 +6,13 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from finetuned_service.engine.batch import build_batch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.loop import EngineLoop
-from finetuned_service.engine.lora_bank import Placement
 from finetuned_service.engine.messages import (
     AdapterHandle,
     Answer,
@@ -32,7 +30,7 @@ from finetuned_service.engine.messages import (
     TokenLogprobs,
     Tokens,
 )
-from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.runner import Model
 from finetuned_service.engine.scheduler import Chunk, Readiness
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.errors import FinetunedError, ResourceExhausted, from_wire
@@ -68,11 +66,11 @@ class Completion:
 class OfflineEngine:
     """Owns a loop over `model`; use as a context manager, or call `close`. Not thread-safe.
 
-    `config` gives the sizes; its `base_directory` and `threads` are not looked at.
+    `config` gives the sizes; its `base_directory` is not looked at, nor are its `threads` on the plain path,
+    where they are PyTorch's.
     """
 
-    def __init__(self, model: EngineModel, config: EngineConfig) -> None:
-        self._model = model
+    def __init__(self, model: Model, config: EngineConfig) -> None:
         self._config = config
         self._loop = EngineLoop(model, config)
 
@@ -159,21 +157,14 @@ class OfflineEngine:
             with self._held(adapter) as place:
                 while sequence.pending_tokens:
                     rows = min(sequence.pending_tokens, self._config.max_prefill_tokens)
-                    batch = build_batch(
-                        [Chunk(sequence, rows)],
-                        lambda _: place,
-                        self._loop.arena,
-                        self._model.dtype,
-                        self._model.device,
-                        all_logits=True,
-                    )
-                    yield self._model.forward(batch, self._loop.banks).float()
+                    step = self._loop.runner.run([Chunk(sequence, rows)], lambda _: place, all_logits=True)
+                    yield step.logits.float()
                     sequence.computed_tokens += rows
         finally:
             self._loop.kv.free(sequence.kv)
 
     @contextmanager
-    def _held(self, adapter: AdapterHandle | None) -> Generator[Placement | None]:
+    def _held(self, adapter: AdapterHandle | None) -> Generator[Any]:
         """The adapter's place, loaded if it must be, and kept while the block runs."""
         if adapter is None:
             yield None

@@ -20,10 +20,10 @@ import torch
 import transformers
 
 from finetuned_service.bases.manifest import read_manifest
+from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.loop import EngineLoop
 from finetuned_service.engine.messages import Event, Ready, StartFailed
-from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.wire import encode, receive
 from finetuned_service.errors import FinetunedError, Internal
 from finetuned_service.telemetry import logs
@@ -53,7 +53,7 @@ def main(descriptor: int) -> int:
         _send(connection, [StartFailed(fault.to_wire())])
         return 1
     _send(connection, [ready])
-    _log.info("engine_ready", base_digest=ready.base_digest, threads=config.threads)
+    _log.info("engine_ready", base_digest=ready.base_digest, threads=config.threads, path=ready.path)
     threading.Thread(target=_read_commands, args=(connection, loop), name="commands", daemon=True).start()
     while not loop.stopped:
         _send(connection, loop.step())
@@ -64,13 +64,15 @@ def main(descriptor: int) -> int:
 def _start(config: EngineConfig) -> tuple[EngineLoop, Ready]:
     directory = Path(config.base_directory)
     manifest = read_manifest(directory)
-    model = EngineModel.load(directory)
+    model = load_model(directory, compute=config.compute, cache_directory=config.cache_directory)
     if config.verify_base and (found := model.fingerprint()) != manifest.digest:
         raise Internal(
             f"the weights of {manifest.name} have the digest {found}, its manifest says {manifest.digest}; "
             "restore the base's files, or delete the base and make it again"
         )
-    return EngineLoop(model, config), Ready(manifest.digest, model.context_tokens, model.device.type)
+    return EngineLoop(model, config), Ready(
+        manifest.digest, model.context_tokens, model.device.type, model.path
+    )
 
 
 def _read_commands(connection: socket.socket, loop: EngineLoop) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from finetuned_service.engine.messages import FinishReason, Submit, Tokens
-from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.runner import Model
 from finetuned_service.engine.sampling import draw_token, greedy_tokens, make_generator, token_logprobs
 from finetuned_service.engine.sequence import Sequence
 from finetuned_service.errors import (
@@ -19,7 +19,7 @@ from finetuned_service.errors import (
 )
 
 
-def limit_tokens(submit: Submit, model: EngineModel, kv_capacity_tokens: int) -> int:
+def limit_tokens(submit: Submit, model: Model, kv_capacity_tokens: int) -> int:
     """Prompt and reply together: how many tokens the sequence may reach.
 
     Raises:

@@ -184,13 +184,19 @@ class ResidencyManager(Generic[W, P]):
                 residency=entry.tier,
                 pinned=entry.pinned is not Residency.STORED,
                 running_sequences=entry.holds,
-                resident_bytes=entry.host_bytes + (entry.place.size_bytes if entry.place else 0),
+                resident_bytes=self._resident_bytes(entry),
                 modules=entry.modules,
                 device_bytes=entry.place.size_bytes if entry.place else 0,
             )
             for digest, entry in self._entries.items()
             if entry.tier is not Residency.STORED
         )
+
+    def _resident_bytes(self, entry: _Entry[W, P]) -> int:
+        placed_bytes = entry.place.size_bytes if entry.place else 0
+        if self._memory.shares_host_copy:
+            return max(entry.host_bytes, placed_bytes)
+        return entry.host_bytes + placed_bytes
 
     def _begin_read(self, entry: _Entry[W, P]) -> Readiness:
         needed_bytes = self._memory.size_bytes(entry.handle)

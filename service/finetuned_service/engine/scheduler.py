@@ -91,12 +91,18 @@ class Scheduler:
     """Owns the queue, the running set and the KV ranges."""
 
     def __init__(
-        self, *, max_running: int, max_prefill_tokens: int, kv_capacity_tokens: int, adapters: AdapterGate
+        self,
+        *,
+        max_running: int,
+        max_prefill_tokens: int,
+        kv_capacity_tokens: int,
+        adapters: AdapterGate,
+        kv_block_tokens: int = 1,
     ) -> None:
         self._max_running = max_running
         self._max_prefill_tokens = max_prefill_tokens
         self._adapters = adapters
-        self.kv = RangeAllocator(kv_capacity_tokens)
+        self.kv = RangeAllocator(kv_capacity_tokens, kv_block_tokens)
         self.waiting: dict[int, Sequence] = {}
         self.running: dict[int, Sequence] = {}
 

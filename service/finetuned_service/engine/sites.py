@@ -95,6 +95,15 @@ def install_sites(model: Any, current: CurrentStep) -> SiteTable:
         model: a transformers causal LM; changed in place.
         current: what the sites look at in each forward.
     """
+    table = find_sites(model)
+    for index, name in enumerate(table.names):
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, AdapterSite(model.get_submodule(name), index, current))
+    return table
+
+
+def find_sites(model: Any) -> SiteTable:
+    """Every `nn.Linear` (and subclasses) inside the decoder's layers of a transformers causal LM."""
     layers = model.get_decoder().layers
     prefix = next(name for name, module in model.named_modules() if module is layers)
     found = [
@@ -104,8 +113,7 @@ def install_sites(model: Any, current: CurrentStep) -> SiteTable:
     ]
     members: dict[tuple[str, int, int], list[int]] = {}
     for index, (name, linear) in enumerate(found):
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, AdapterSite(linear, index, current))
+        last = name.rpartition(".")[2]
         members.setdefault((last, linear.in_features, linear.out_features), []).append(index)
     kinds = tuple(
         SiteKind(last, in_features, out_features, tuple(sites))

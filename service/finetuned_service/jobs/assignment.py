@@ -24,6 +24,7 @@ class Assignments:
     datasets: DatasetStore
     registry: AdapterRegistry
     limits: TaskLimits
+    cache_directory: str = ""
 
     def task_for(self, job: Job, directory: Path) -> TrainTask | QuantizeTask:
         """The task of one attempt; `directory` is the job's own.
@@ -55,6 +56,7 @@ class Assignments:
             eval_path=str(held_out.path) if held_out else "",
             eval_digest=held_out.digest if held_out else "",
             incumbent_directory=self._incumbent(job, spec, base_digest, directory / TASK_FILE),
+            cache_directory=self.cache_directory,
             work_directory=str(directory / "work"),
             output_directory=str(directory / "output"),
             limits=self.limits,

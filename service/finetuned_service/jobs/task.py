@@ -66,6 +66,8 @@ class TrainTask(Value):
     """The adapter that `promote_if` compares with, in PEFT's layout; empty if there is none."""
     work_directory: str
     """Checkpoints; private to the job, kept between attempts."""
+    cache_directory: str = ""
+    """Where compiled code is kept; empty is the user's cache directory."""
     output_directory: str
     """Where adapter_config.json and adapter_model.safetensors go; absent until the end."""
     limits: TaskLimits

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Failed, Sampling, Submit, Tokens
-from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
 from finetuned_service.jobs.memory import free_unused_memory
@@ -62,6 +62,7 @@ class Evaluator:
 
     tokenizer: BaseTokenizer
     base_directory: Path
+    cache_directory: str
     threads: int
     options: EvaluationOptions
     scored_rows: Sequence[Row]
@@ -114,7 +115,7 @@ class Evaluator:
         rows: Sequence[EncodedRow],
     ) -> tuple[list[str], float | None]:
         """Answers to the prompts and the loss of the rows, from an engine that lives no longer than this."""
-        model = EngineModel.load(self.base_directory)
+        model = load_model(self.base_directory, cache_directory=self.cache_directory)
         self._tell_left_out(subject, rows, model.context_tokens)
         kv_tokens = max(_KV_TOKENS, model.context_tokens)
         config = EngineConfig(str(self.base_directory), threads=self.threads, kv_capacity_tokens=kv_tokens)

@@ -146,6 +146,7 @@ def _evaluate(job: _Job, subject: Subject, directory: Path | None = None, step: 
     evaluator = Evaluator(
         tokenizer=job.tokenizer,
         base_directory=base_directory,
+        cache_directory=job.task.cache_directory,
         threads=job.task.limits.threads,
         options=job.spec.evaluation,
         scored_rows=[example.row for example in job.data.heldout],

@@ -1,0 +1,37 @@
+"""Which path computes a base: the native one where it exists for machine and base, else the plain one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.native.build import CannotCompile, library_path
+from finetuned_service.engine.native.geometry import NotNative
+from finetuned_service.engine.native.library import Library
+from finetuned_service.engine.native.model import NativeModel
+from finetuned_service.engine.runner import Model
+from finetuned_service.errors import StartRefused
+
+_log = structlog.get_logger()
+
+
+def load_model(directory: Path, *, compute: str = "auto", cache_directory: str = "") -> Model:
+    """The base in `directory`, on the path that `EngineConfig.compute` asks for.
+
+    Raises:
+        StartRefused: if the native path is asked for and cannot be taken; the message says why.
+        Unimplemented: if no path computes it.
+    """
+    if compute == "plain":
+        return EngineModel.load(directory)
+    try:
+        return NativeModel.load(directory, Library(library_path(cache_directory)))
+    except (CannotCompile, NotNative, OSError) as error:
+        if compute == "native":
+            raise StartRefused(
+                f"the native path cannot compute {directory.name}: {error}; choose compute 'auto' or 'plain'"
+            ) from error
+        _log.warning("engine_plain", reason=str(error), note="it serves, but slower")
+        return EngineModel.load(directory)

@@ -1,0 +1,129 @@
+"""The compiled decoder's functions and structs, as `source/decoder.h` declares them. Torch-free.
+
+Arrays enter as addresses; whoever calls keeps them alive until the call returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+SITES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear modules of a layer in the order of `Site`."""
+PANEL = 32
+"""kPanel: columns of packed weights, tokens of a block of the KV cache."""
+RANK_GROUP = 16
+"""kLanes."""
+
+
+class LinearStruct(Structure):
+    """`Linear`."""
+
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+    )
+
+
+class LayerStruct(Structure):
+    """`Layer`."""
+
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("post_norm", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("sites", LinearStruct * len(SITES)),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    )
+
+
+class ModelStruct(Structure):
+    """`Model`."""
+
+    _fields_ = (
+        ("layers", POINTER(LayerStruct)),
+        ("embedding", c_void_p),
+        ("final_norm", c_void_p),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("head", LinearStruct),
+        ("kv_capacity", c_int64),
+        ("layer_count", c_int32),
+        ("hidden", c_int32),
+        ("intermediate", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("epsilon", c_float),
+        ("scaling", c_float),
+    )
+
+
+class LoraPairStruct(Structure):
+    """`LoraPair`."""
+
+    _fields_ = (("a", c_void_p), ("b", c_void_p), ("rank", c_int64))
+
+
+class SegmentStruct(Structure):
+    """`Segment`."""
+
+    _fields_ = (("pairs", POINTER(LoraPairStruct)), ("row", c_int32), ("rows", c_int32))
+
+
+class SpanStruct(Structure):
+    """`Span`."""
+
+    _fields_ = (
+        ("kv_start", c_int64),
+        ("row", c_int32),
+        ("rows", c_int32),
+        ("live", c_int32),
+        ("unused", c_int32),
+    )
+
+
+class StepStruct(Structure):
+    """`Step`."""
+
+    _fields_ = (
+        ("tokens", POINTER(c_int32)),
+        ("positions", POINTER(c_int32)),
+        ("segments", POINTER(SegmentStruct)),
+        ("spans", POINTER(SpanStruct)),
+        ("logit_rows", POINTER(c_int32)),
+        ("logits", c_void_p),
+        ("rows", c_int32),
+        ("segment_count", c_int32),
+        ("span_count", c_int32),
+        ("logit_count", c_int32),
+    )
+
+
+class Library:
+    """The functions of one compiled library."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError if it cannot be loaded on this machine."""
+        functions = ctypes.CDLL(str(path))
+
+        def function(name: str, result: Any, *arguments: Any) -> Any:
+            found = getattr(functions, f"finetuned_{name}")
+            found.restype, found.argtypes = result, arguments
+            return found
+
+        self.decoder_new = function("decoder_new", c_void_p, c_int)
+        self.decoder_free = function("decoder_free", None, c_void_p)
+        self.decoder_step = function(
+            "decoder_step", c_int, c_void_p, POINTER(ModelStruct), POINTER(StepStruct)
+        )
+        self.pack_panels = function("pack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
+        self.unpack_panels = function("unpack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
+        self.pack_ranks = function("pack_ranks", None, c_void_p, c_int64, c_int64, c_void_p)
+        self.uses_avx512_bf16 = bool(function("uses_avx512_bf16", c_int)())

@@ -1,0 +1,198 @@
+"""The native path: a Llama-like base in bfloat16, its steps computed by `source/decoder.cpp`.
+
+One call a step, without the interpreter's lock. What a row computes does not depend, in any bit, on the rows
+beside it, on how its prompt was cut into chunks, or on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ctypes import byref, c_int32
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from finetuned_service.bases.load import load_base, stored_tensors
+from finetuned_service.engine.attention import refuse_partial_attention
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.lazy_pages import lazy_zeros
+from finetuned_service.engine.model import end_token_ids, fingerprint
+from finetuned_service.engine.native.adapters import NativeAdapters, Placed, neighbours
+from finetuned_service.engine.native.geometry import check_geometry
+from finetuned_service.engine.native.library import (
+    PANEL,
+    Library,
+    SegmentStruct,
+    SpanStruct,
+    StepStruct,
+)
+from finetuned_service.engine.native.weights import NativeWeights
+from finetuned_service.engine.peft_files import AdapterReader
+from finetuned_service.engine.runner import PlaceOf, StepLogits
+from finetuned_service.engine.scheduler import Chunk
+from finetuned_service.engine.sequence import Sequence as TokenSequence
+from finetuned_service.engine.sites import SiteTable, find_sites
+
+
+@final
+class NativeModel:
+    """A base packed for the native decoder. The stored weights stay mapped from the file, shared with jobs."""
+
+    def __init__(
+        self,
+        library: Library,
+        weights: NativeWeights,
+        stored: dict[str, Callable[[], Tensor]],
+        directory: Path,
+        sites: SiteTable,
+        ends: frozenset[int],
+    ) -> None:
+        """See `load`."""
+        self.library = library
+        self.weights = weights
+        self.sites = sites
+        self.device = torch.device("cpu")
+        self.end_token_ids = ends
+        self._stored = stored
+        self._directory = directory
+
+    @classmethod
+    def load(cls, directory: Path, library: Library) -> NativeModel:
+        """The base in `directory`.
+
+        Raises:
+            NotNative: if the decoder does not compute it.
+            Unimplemented: if its attention has a feature that no path of the engine computes.
+        """
+        module = load_base(directory)
+        refuse_partial_attention(module.config)
+        geometry = check_geometry(module)
+        stored = stored_tensors(module, directory)
+        weights = NativeWeights(library, module, geometry)
+        return cls(library, weights, stored, directory, find_sites(module), end_token_ids(module))
+
+    @property
+    def context_tokens(self) -> int:
+        return self.weights.geometry.context
+
+    @property
+    def vocabulary_tokens(self) -> int:
+        return self.weights.geometry.vocabulary
+
+    @property
+    def size_bytes(self) -> int:
+        """The stored weights, mapped and shared, and the packed ones."""
+        return sum(read().nbytes for read in self._stored.values()) + self.weights.packed_bytes
+
+    @property
+    def path(self) -> str:
+        """See `runner.Model`."""
+        return "native, AVX512-BF16" if self.library.uses_avx512_bf16 else "native, portable"
+
+    def open(self, config: EngineConfig) -> NativeRunner:
+        """See `runner.Model`."""
+        return NativeRunner(self, config)
+
+    def fingerprint(self) -> str:
+        """The digest of what serves: packed weights are read back out of their packed form."""
+        return fingerprint(self._stored | self._packed(), self._directory)
+
+    def _packed(self) -> dict[str, Callable[[], Tensor]]:
+        readers = self.weights.readers()
+        return {name: read for name, read in readers.items() if name in self._stored}
+
+
+@final
+class NativeRunner:
+    """The steps of one engine on a NativeModel."""
+
+    kv_block_tokens = PANEL
+
+    def __init__(self, model: NativeModel, config: EngineConfig) -> None:
+        """See `NativeModel.open`.
+
+        Raises:
+            MemoryError: if there is none for its threads.
+        """
+        geometry = model.weights.geometry
+        self._library = model.library
+        self._vocabulary = geometry.vocabulary
+        capacity_tokens = config.kv_capacity_tokens // PANEL * PANEL
+        shape = (capacity_tokens * geometry.kv_heads * geometry.head_dim,)
+        self._keys = [lazy_zeros(shape, torch.bfloat16, model.device) for _ in range(geometry.layers)]
+        self._values = [lazy_zeros(shape, torch.bfloat16, model.device) for _ in range(geometry.layers)]
+        self._layers, self._struct = model.weights.with_arena(self._keys, self._values, capacity_tokens)
+        self._model = model  # its tensors are what the structs point to
+        self.memory = NativeAdapters(
+            model.library,
+            AdapterReader(model.sites, torch.bfloat16),
+            geometry.layers,
+            config.device_budget_bytes,
+        )
+        self._decoder = model.library.decoder_new(config.threads)
+        if not self._decoder:
+            raise MemoryError
+
+    @property
+    def kv_bytes(self) -> int:
+        return 2 * sum(keys.nbytes for keys in self._keys)
+
+    def close(self) -> None:
+        """End the threads; harmless to repeat."""
+        if self._decoder:
+            self._library.decoder_free(self._decoder)
+            self._decoder = None
+
+    def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
+        """See `runner.Runner`.
+
+        Raises:
+            MemoryError: if there is none for a step of this size.
+        """
+        placed: list[tuple[Chunk, Placed | None]] = [(chunk, place_of(chunk.sequence)) for chunk in chunks]
+        placed.sort(key=lambda entry: -1 if entry[1] is None else entry[1].position)
+        token_ids: list[int] = []
+        positions: list[int] = []
+        logit_rows: list[int] = []
+        spans: list[SpanStruct] = []
+        chosen: list[TokenSequence] = []
+        row_places: list[Placed | None] = []
+        for chunk, place in placed:
+            sequence, row = chunk.sequence, len(token_ids)
+            first, end = sequence.computed_tokens, sequence.computed_tokens + chunk.rows
+            kv = sequence.kv
+            assert kv is not None, "a running sequence has its KV range"
+            token_ids.extend(sequence.tokens[first:end])
+            positions.extend(range(first, end))
+            row_places.extend([place] * chunk.rows)
+            spans.append(SpanStruct(kv.start, row, chunk.rows, end))
+            if chunk.completes:
+                logit_rows.append(len(token_ids) - 1)
+                chosen.append(sequence)
+        if all_logits:
+            logit_rows = list(range(len(token_ids)))
+        segments = [
+            SegmentStruct(place.adapter.pairs, row, rows) for row, rows, place in neighbours(row_places)
+        ]
+        logits = torch.empty(len(logit_rows), self._vocabulary)
+        step = StepStruct(
+            tokens=_int32(token_ids),
+            positions=_int32(positions),
+            segments=(SegmentStruct * len(segments))(*segments),
+            spans=(SpanStruct * len(spans))(*spans),
+            logit_rows=_int32(logit_rows),
+            logits=logits.data_ptr(),
+            rows=len(token_ids),
+            segment_count=len(segments),
+            span_count=len(spans),
+            logit_count=len(logit_rows),
+        )
+        if self._library.decoder_step(self._decoder, byref(self._struct), byref(step)):
+            raise MemoryError
+        return StepLogits(logits, tuple(chosen))
+
+
+def _int32(values: list[int]) -> object:
+    return (c_int32 * len(values))(*values)

@@ -1,0 +1,344 @@
+// One step of a Llama-like decoder for packed rows of many sequences, each with its adapter or none.
+//
+// The residual stream is float32, what enters a product is bfloat16, sums are float32. Every element is computed
+// from its own row in a fixed order, whatever else is in the step, however many threads there are.
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+
+#include "attention.h"
+#include "packing.h"
+#include "team.h"
+#include "workspace.h"
+
+namespace finetuned {
+namespace {
+
+float inverse_rms(const float* x, long n, float epsilon) {
+  Float16 squares{};
+  for (long i = 0; i < n; i += kLanes) squares += load(x + i) * load(x + i);
+  return 1.0f / std::sqrt(sum(squares) / static_cast<float>(n) + epsilon);
+}
+
+// n a multiple of 16.
+void rms_norm(const float* x, const float* weight, long n, float epsilon, const Rows& out, long row) {
+  const float scale = inverse_rms(x, n, epsilon);
+  for (long i = 0; i < n; i += kLanes) out.put(row, i, load(x + i) * scale * load(weight + i));
+}
+
+// Rotary position embedding of one head in place, the halves rotated (https://arxiv.org/abs/2104.09864).
+void rotate(float* head, const float* cosines, const float* sines, long half) {
+  for (long i = 0; i < half; ++i) {
+    float low = head[i], high = head[half + i];
+    head[i] = low * cosines[i] - high * sines[i];
+    head[half + i] = high * cosines[i] + low * sines[i];
+  }
+}
+
+class Forward {
+ public:
+  Forward(Team& team, Workspace& space, const Model& model, const Step& step)
+      : team_(team), space_(space), model_(model), step_(step), rows_(step.rows), group_(model.heads / model.kv_heads) {
+    const auto T = static_cast<size_t>(rows_);
+    const long widest = plan_rows();
+    plan_lines();
+    auto rows_of = [&](Buffer<uint32_t>& buffer, long columns) {
+      return Rows(buffer.at_least(Rows::words_for(rows_, columns)), columns);
+    };
+    residual_ = space.residual.at_least(T * static_cast<size_t>(model.hidden));
+    queries_ = space.queries.at_least(T * static_cast<size_t>(model.heads) * static_cast<size_t>(model.head_dim));
+    normed_ = rows_of(space.normed, model.hidden);
+    attended_ = rows_of(space.attended, static_cast<long>(model.heads) * model.head_dim);
+    activated_ = rows_of(space.activated, model.intermediate);
+    for (int place = 0; place < 3; ++place) shrunk_[place] = rows_of(space.shrunk[place], widest);
+    // A unit of q, k, v holds whole heads and whole panels.
+    head_unit_ = model.head_dim;
+    while (head_unit_ % kPanel) head_unit_ += model.head_dim;
+    for (auto& columns : space.columns) columns.at_least(T * static_cast<size_t>(std::max<long>(head_unit_, 2 * kPanel)));
+  }
+
+  // On every thread alike.
+  void compute(int thread) {
+    float* columns = space_.columns[static_cast<size_t>(thread)].at_least(1);
+    team_.each(rows_, [&](long row) { embed(row); });
+    for (int l = 0; l < model_.layer_count; ++l) {
+      const Layer& layer = model_.layers[l];
+      const LoraSites lora{l * kSites};
+      each_block([&](const RowBlock& b) { norm(b, layer.input_norm, lora, {kQuery, kKey, kValue}); });
+      team_.each(head_units(), [&](long unit) { project_heads(unit, layer, lora, columns); });
+      team_.each(model_.kv_heads * static_cast<long>(space_.lines.size()), [&](long unit) { attend_lines(unit, layer); });
+      if (space_.adapted) each_block([&](const RowBlock& b) { shrink(b, lora, kOutput, 0, attended_); });
+      each_panel(model_.hidden, [&](long p) { add(p, layer, lora, kOutput, attended_, columns); });
+      each_block([&](const RowBlock& b) { norm(b, layer.post_norm, lora, {kGate, kUp}); });
+      each_panel(model_.intermediate, [&](long p) { activate(p, layer, lora, columns); });
+      if (space_.adapted) each_block([&](const RowBlock& b) { shrink(b, lora, kDown, 0, activated_); });
+      each_panel(model_.hidden, [&](long p) { add(p, layer, lora, kDown, activated_, columns); });
+    }
+    team_.each(step_.logit_count, [&](long i) { final_norm(i); });
+    each_panel(model_.head.outputs, [&](long panel) { logits(panel, columns); });
+  }
+
+ private:
+  struct LoraSites {
+    int first;
+    const LoraPair& of(const LoraPair* pairs, Site site) const { return pairs[first + site]; }
+  };
+
+  template <typename Body>
+  void each_block(const Body& body) {
+    team_.each(static_cast<long>(space_.rows.size()), [&](long i) { body(space_.rows[static_cast<size_t>(i)]); });
+  }
+
+  template <typename Body>
+  void each_panel(long outputs, const Body& body) {
+    team_.each((outputs + kPanel - 1) / kPanel, body);
+  }
+
+  // --- what is done together ---
+
+  // Returns the widest rank, at least 2.
+  long plan_rows() {
+    space_.rows.clear();
+    space_.adapted = step_.segment_count > 0;
+    long widest = 2, row = 0;
+    auto cut = [&](const LoraPair* pairs, long end) {
+      while (row < end) {
+        const long stop = std::min(end, (row / kBlockRows + 1) * kBlockRows);
+        space_.rows.push_back({pairs, static_cast<int32_t>(row), static_cast<int32_t>(stop - row)});
+        row = stop;
+      }
+    };
+    for (int s = 0; s < step_.segment_count; ++s) {
+      const Segment& segment = step_.segments[s];
+      cut(nullptr, segment.row);
+      cut(segment.pairs, segment.row + segment.rows);
+      for (int i = 0; i < model_.layer_count * kSites; ++i) widest = std::max<long>(widest, segment.pairs[i].rank);
+    }
+    cut(nullptr, rows_);
+    return (widest + kLanes - 1) / kLanes * kLanes;
+  }
+
+  void plan_lines() {
+    space_.lines.clear();
+    slots_ = space_.slots.at_least(static_cast<size_t>(rows_));
+    for (int s = 0; s < step_.span_count; ++s) {
+      const Span& span = step_.spans[s];
+      const long lines = span.rows * group_;
+      for (long line = 0; line < lines; line += kBlockRows)
+        space_.lines.push_back({&span, static_cast<int32_t>(line), static_cast<int32_t>(std::min<long>(kBlockRows, lines - line))});
+      for (int r = 0; r < span.rows; ++r) slots_[span.row + r] = span.kv_start + span.live - span.rows + r;
+    }
+  }
+
+  // --- products ---
+
+  // C [rows, 32] of one panel of W; `stride` of C.
+  void product(const Linear& linear, long panel, const Rows& x, long rows, float* c, long stride) const {
+    const bf16* weights = linear.packed + panel * kPanel * linear.inputs;
+    for (long row = 0; row < rows; row += kBlockRows)
+      multiply<2, false>(static_cast<int>(std::min<long>(kBlockRows, rows - row)), c + row * stride, stride, x.at(row), weights,
+                         2 * kPanel, x.pairs());
+    if (linear.bias == nullptr) return;
+    const long first = panel * kPanel, count = std::min<long>(kPanel, linear.outputs - first);
+    for (long row = 0; row < rows; ++row)
+      for (long i = 0; i < count; ++i) c[row * stride + i] += linear.bias[first + i];
+  }
+
+  // The same for all rows, with every adapter's share.
+  void adapted(const Linear& linear, long panel, const Rows& x, LoraSites lora, Site site, int place, float* c, long stride) const {
+    product(linear, panel, x, rows_, c, stride);
+    if (!space_.adapted) return;
+    for (const RowBlock& block : space_.rows) {
+      if (block.pairs == nullptr) continue;
+      const LoraPair& pair = lora.of(block.pairs, site);
+      if (pair.rank > 0)
+        multiply<2, true>(block.rows, c + block.row * stride, stride, shrunk_[place].at(block.row),
+                          pair.b + panel * kPanel * pair.rank, 2 * kPanel, pair.rank / 2);
+    }
+  }
+
+  // x A^T of a block's rows, rounded to bfloat16.
+  void shrink(const RowBlock& block, LoraSites lora, Site site, int place, const Rows& x) const {
+    if (block.pairs == nullptr) return;
+    const LoraPair& pair = lora.of(block.pairs, site);
+    alignas(64) float sums[kBlockRows][kLanes];
+    for (long first = 0; first < pair.rank; first += kLanes) {
+      const long ranks = std::min<long>(kLanes, pair.rank - first);
+      const bf16* a = pair.a + first * 2 * x.pairs();
+      if (ranks == kLanes)
+        multiply<1, false>(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * kLanes, x.pairs());
+      else
+        multiply<1, false, true>(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * ranks, x.pairs(), static_cast<int>(ranks));
+      for (int r = 0; r < block.rows; ++r) shrunk_[place].put(block.row + r, first, load(sums[r]));
+    }
+  }
+
+  // --- the phases ---
+
+  void embed(long row) const {
+    const bf16* from = model_.embedding + static_cast<long>(step_.tokens[row]) * model_.hidden;
+    for (long i = 0; i < model_.hidden; ++i) residual_[row * model_.hidden + i] = widen(from[i]);
+  }
+
+  void norm(const RowBlock& block, const float* weight, LoraSites lora, std::initializer_list<Site> sites) const {
+    const long hidden = model_.hidden;
+    for (int r = block.row; r < block.row + block.rows; ++r)
+      rms_norm(residual_ + r * hidden, weight, hidden, model_.epsilon, normed_, r);
+    int place = 0;
+    for (Site site : sites) shrink(block, lora, site, place++, normed_);
+  }
+
+  long units_of(Site site) const {
+    const long heads = site == kQuery ? model_.heads : model_.kv_heads;
+    return (heads * model_.head_dim + head_unit_ - 1) / head_unit_;
+  }
+
+  long head_units() const { return units_of(kQuery) + 2 * units_of(kKey); }
+
+  void project_heads(long unit, const Layer& layer, LoraSites lora, float* columns) const {
+    Site site = kQuery;
+    for (; unit >= units_of(site); site = static_cast<Site>(site + 1)) unit -= units_of(site);
+    const Linear& linear = layer.sites[site];
+    const long first = unit * head_unit_, dim = model_.head_dim;
+    const long wanted = std::min<long>(head_unit_, linear.outputs - first);
+    for (long done = 0; done < wanted; done += kPanel)
+      adapted(linear, (first + done) / kPanel, normed_, lora, site, site - kQuery, columns + done, head_unit_);
+    for (long row = 0; row < rows_; ++row)
+      for (long done = 0; done < wanted; done += dim)
+        place_head(layer, site, (first + done) / dim, row, columns + row * head_unit_ + done);
+  }
+
+  void place_head(const Layer& layer, Site site, long head, long row, float* values) const {
+    const long dim = model_.head_dim, half = dim / 2, position = step_.positions[row];
+    const float* weight = site == kQuery ? layer.query_norm : layer.key_norm;
+    if (site != kValue) {
+      if (weight != nullptr) {
+        const float scale = inverse_rms(values, dim, model_.epsilon);
+        for (long d = 0; d < dim; ++d) values[d] *= scale * weight[d];
+      }
+      rotate(values, model_.cosines + position * half, model_.sines + position * half, half);
+    }
+    switch (site) {
+      case kQuery: {
+        bf16* to = queries_ + ((head / group_ * rows_ + row) * group_ + head % group_) * dim;
+        for (long d = 0; d < dim; ++d) to[d] = narrow(values[d]);
+        break;
+      }
+      case kKey:
+        write_key(model_, layer, head, slots_[row], values);
+        break;
+      default:
+        write_value(model_, layer, head, slots_[row], values);
+    }
+  }
+
+  void attend_lines(long unit, const Layer& layer) const {
+    const long kv_head = unit % model_.kv_heads, dim = model_.head_dim;
+    const LineBlock& block = space_.lines[static_cast<size_t>(unit / model_.kv_heads)];
+    const bf16* lines = queries_ + ((kv_head * rows_ + block.span->row) * group_ + block.line) * dim;
+    attend(model_, layer, kv_head, *block.span, block.line, block.lines, lines, [&](long line, long d, Float16 values) {
+      const long row = block.span->row + line / group_, head = kv_head * group_ + line % group_;
+      attended_.put(row, head * dim + d, values);
+    });
+  }
+
+  void add(long panel, const Layer& layer, LoraSites lora, Site site, const Rows& x, float* columns) const {
+    adapted(layer.sites[site], panel, x, lora, site, 0, columns, kPanel);
+    const long first = panel * kPanel, count = std::min<long>(kPanel, model_.hidden - first);
+    for (long row = 0; row < rows_; ++row)
+      for (long i = 0; i < count; ++i) residual_[row * model_.hidden + first + i] += columns[row * kPanel + i];
+  }
+
+  // silu(gate) * up
+  void activate(long panel, const Layer& layer, LoraSites lora, float* columns) const {
+    adapted(layer.sites[kGate], panel, normed_, lora, kGate, 0, columns, 2 * kPanel);
+    adapted(layer.sites[kUp], panel, normed_, lora, kUp, 1, columns + kPanel, 2 * kPanel);
+    const long first = panel * kPanel, count = std::min<long>(kPanel, model_.intermediate - first);
+    for (long row = 0; row < rows_; ++row)
+      for (long i = 0; i < count; i += kLanes) {
+        const Float16 gate = load(columns + row * 2 * kPanel + i), up = load(columns + row * 2 * kPanel + kPanel + i);
+        activated_.put(row, first + i, gate / (exponential(-gate) + 1.0f) * up);
+      }
+  }
+
+  void final_norm(long i) const {
+    rms_norm(residual_ + step_.logit_rows[i] * static_cast<long>(model_.hidden), model_.final_norm, model_.hidden, model_.epsilon,
+             normed_, i);
+  }
+
+  void logits(long panel, float* columns) const {
+    product(model_.head, panel, normed_, step_.logit_count, columns, kPanel);
+    const long first = panel * kPanel, count = std::min<long>(kPanel, model_.head.outputs - first);
+    for (long i = 0; i < step_.logit_count; ++i)
+      std::memcpy(step_.logits + i * static_cast<long>(model_.head.outputs) + first, columns + i * kPanel,
+                  sizeof(float) * static_cast<size_t>(count));
+  }
+
+  Team& team_;
+  Workspace& space_;
+  const Model& model_;
+  const Step& step_;
+  const long rows_, group_;
+  long head_unit_;
+  float* residual_;
+  bf16* queries_;
+  Rows normed_, attended_, activated_, shrunk_[3];
+  int64_t* slots_ = nullptr;
+};
+
+struct Decoder {
+  Team team;
+  Workspace space;
+  explicit Decoder(int threads) : team(threads), space(threads) {}
+};
+
+}  // namespace
+}  // namespace finetuned
+
+using namespace finetuned;
+
+extern "C" {
+
+// Threads and working memory; null if there is no memory for them.
+void* finetuned_decoder_new(int threads) {
+  try {
+    return new Decoder(threads);
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+void finetuned_decoder_free(void* decoder) { delete static_cast<Decoder*>(decoder); }
+
+// 0, or 1 if there was no memory for a step of this size (then nothing was written).
+int finetuned_decoder_step(void* decoder, const Model* model, const Step* step) {
+  auto& all = *static_cast<Decoder*>(decoder);
+  try {
+    Forward forward(all.team, all.space, *model, *step);
+    all.team.run([&](int thread) { forward.compute(thread); });
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+void finetuned_pack_panels(const uint16_t* weight, int64_t outputs, int64_t inputs, uint16_t* packed) {
+  pack_panels(weight, outputs, inputs, packed);
+}
+
+void finetuned_unpack_panels(const uint16_t* packed, int64_t outputs, int64_t inputs, uint16_t* weight) {
+  unpack_panels(packed, outputs, inputs, weight);
+}
+
+void finetuned_pack_ranks(const uint16_t* a, int64_t rank, int64_t inputs, uint16_t* packed) { pack_ranks(a, rank, inputs, packed); }
+
+// 1 where products use AVX512-BF16, 0 where they are portable.
+int finetuned_uses_avx512_bf16(void) {
+#ifdef FINETUNED_AVX512_BF16
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+}  // extern "C"

@@ -1,0 +1,88 @@
+// What crosses the border between Python (library.py mirrors each struct) and the decoder.
+//
+// All pointers are owned by Python and outlive the call. T is the rows of a step, one for each token.
+#pragma once
+
+#include <cstdint>
+
+#include "numeric.h"
+
+namespace finetuned {
+
+constexpr int kSites = 7;  // q, k, v, o, gate, up, down
+enum Site { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
+
+// y = x W^T + bias, W [outputs, inputs] packed by `pack_panels`; `bias` may be null.
+struct Linear {
+  const bf16* packed;
+  const float* bias;
+  int32_t outputs;
+  int32_t inputs;
+};
+
+// RMS norms; `query_norm` and `key_norm` (of a head) may be null.
+struct Layer {
+  const float* input_norm;
+  const float* post_norm;
+  const float* query_norm;
+  const float* key_norm;
+  Linear sites[kSites];
+  bf16* keys;    // [kv_heads, capacity / 32, head_dim / 2, 32, 2]
+  bf16* values;  // [kv_heads, capacity / 32, 16, head_dim, 2]
+};
+
+struct Model {
+  const Layer* layers;
+  const bf16* embedding;    // [vocabulary, hidden]
+  const float* final_norm;  // [hidden]
+  const float* cosines;     // [context, head_dim / 2]
+  const float* sines;       // [context, head_dim / 2]
+  Linear head;
+  int64_t kv_capacity;  // tokens, a multiple of 32
+  int32_t layer_count;
+  int32_t hidden;
+  int32_t intermediate;
+  int32_t heads;
+  int32_t kv_heads;
+  int32_t head_dim;
+  float epsilon;
+  float scaling;
+};
+
+// One site of a LoRA adapter: y += (x A^T) B, scaling folded into B. Rank 0: the site is left alone.
+struct LoraPair {
+  const bf16* a;  // `pack_ranks` of A [rank, inputs]
+  const bf16* b;  // `pack_panels` of B^T [outputs, rank], rank even
+  int64_t rank;
+};
+
+// Consecutive rows with one adapter; `pairs` [layers * 7].
+struct Segment {
+  const LoraPair* pairs;
+  int32_t row;
+  int32_t rows;
+};
+
+// Consecutive rows that are the last of a sequence's `live` tokens; its KV begins at `kv_start`, a multiple of 32.
+struct Span {
+  int64_t kv_start;
+  int32_t row;
+  int32_t rows;
+  int32_t live;
+  int32_t unused;
+};
+
+struct Step {
+  const int32_t* tokens;      // [T]
+  const int32_t* positions;   // [T]
+  const Segment* segments;    // rows without an adapter are in none
+  const Span* spans;          // every row is in one
+  const int32_t* logit_rows;  // [S]
+  float* logits;              // [S, vocabulary]
+  int32_t rows;
+  int32_t segment_count;
+  int32_t span_count;
+  int32_t logit_count;
+};
+
+}  // namespace finetuned

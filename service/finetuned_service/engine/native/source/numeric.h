@@ -1,0 +1,182 @@
+// Vectors of 16 floats, bfloat16, and the one product that everything is made of.
+//
+// GCC vector extensions, so that the same source compiles for any instruction set; the one intrinsic is
+// vdpbf16ps of AVX512-BF16, which multiplies pairs of bfloat16 and adds them up in float32.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BF16__) && !defined(FINETUNED_PORTABLE)
+#define FINETUNED_AVX512_BF16 1
+#include <immintrin.h>
+#endif
+
+namespace finetuned {
+
+using bf16 = uint16_t;
+typedef float Float16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Int16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t Word16 __attribute__((vector_size(64), aligned(4), may_alias));
+
+constexpr int kLanes = 16;
+constexpr int kPanel = 32;      // columns of a panel of packed weights, and tokens of a block of the KV cache
+constexpr int kBlockRows = 12;  // rows computed together: 12 x 2 accumulators, 2 weights and a row's value fit 32 registers
+
+inline float widen(bf16 x) {
+  uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Round to nearest, ties to even; a NaN stays one.
+inline bf16 narrow(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<bf16>((bits >> 16) | 0x40);
+  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+inline Float16 load(const float* p) {
+  Float16 v;
+  std::memcpy(&v, p, 64);
+  return v;
+}
+
+inline void store(float* p, Float16 v) { std::memcpy(p, &v, 64); }
+
+inline Float16 splat(float x) { return Float16{} + x; }
+
+// 16 floats to 16 bfloat16, as `narrow`.
+inline void store_narrow(bf16* p, Float16 v) {
+#ifdef FINETUNED_AVX512_BF16
+  __m256bh packed = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &packed, 32);
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = narrow(v[i]);
+#endif
+}
+
+inline Float16 maximum(Float16 a, Float16 b) { return a > b ? a : b; }
+
+inline float sum(Float16 v) {
+  // A tree of fixed shape: the same lanes meet whatever the compiler does.
+  float part[kLanes];
+  store(part, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  return part[0];
+}
+
+inline float largest(Float16 v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// e^x by 2^n * p(r) with |r| <= ln(2)/2 and a polynomial of degree 6 (Taylor): relative error below 2e-7.
+// Below -87 it is 0, so that what is masked with -infinity weighs nothing. A NaN stays one.
+inline Float16 exponential(Float16 x) {
+  const Float16 low = splat(-87.0f), high = splat(88.0f);
+  Int16 vanishes = x < low;
+  Float16 bounded = x > high ? high : x;
+  Float16 shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer lands in the low bits
+  Float16 n = shifted - 12582912.0f;
+  Float16 r = bounded - n * 0.693145752f - n * 1.42860677e-6f;
+  Float16 p = splat(1.0f / 720.0f);
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  Int16 exponent = ((Int16)shifted - 0x4b400000 + 127) << 23;
+  Float16 value = p * (Float16)exponent;
+  return (Float16)((Int16)value & ~vanishes);
+}
+
+// acc + a.low * b.low + a.high * b.high in each of 16 lanes of bfloat16 pairs.
+inline Float16 pair_product(Float16 acc, Word16 a, Word16 b) {
+#ifdef FINETUNED_AVX512_BF16
+  return reinterpret_cast<Float16>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a),
+                                                    reinterpret_cast<__m512bh>(b)));
+#else
+  acc += (Float16)(a & 0xffff0000u) * (Float16)(b & 0xffff0000u);
+  return acc + (Float16)(a << 16) * (Float16)(b << 16);
+#endif
+}
+
+// Rows as `multiply` reads them: blocks of 12, in a block pair after pair of elements, each of all 12 rows:
+// [T / 12, columns / 2, 12, 2]. So one pointer and fixed offsets reach the values of a whole block.
+class Rows {
+ public:
+  Rows() = default;
+  Rows(uint32_t* words, long columns) : words_(words), pairs_(columns / 2) {}
+
+  static size_t words_for(long rows, long columns) {
+    return static_cast<size_t>((rows + kBlockRows - 1) / kBlockRows * kBlockRows * (columns / 2));
+  }
+
+  long pairs() const { return pairs_; }
+  uint32_t* at(long row) const { return words_ + row / kBlockRows * pairs_ * kBlockRows + row % kBlockRows; }
+
+  // 16 values of a row, rounded to bfloat16, from an even column on.
+  void put(long row, long column, Float16 values) const {
+    alignas(32) uint32_t words[kLanes / 2];
+    store_narrow(reinterpret_cast<bf16*>(words), values);
+    uint32_t* to = at(row) + column / 2 * kBlockRows;
+    for (int i = 0; i < kLanes / 2; ++i) to[i * kBlockRows] = words[i];
+  }
+
+ private:
+  uint32_t* words_ = nullptr;
+  long pairs_ = 0;
+};
+
+// c[M x 16*V] (+)= a[M x 2*pairs] * b[2*pairs x 16*V], a as in Rows, b interleaved by pairs of rows.
+//
+// Each element is the sum over the pairs in their order, by its own row and column alone: what a row
+// computes does not depend on the rows beside it, nor on M.
+// `b_stride` is the distance between pairs in bfloat16; Part reads and computes `columns` < 16 only, V = 1.
+template <int M, int V, bool Accumulate, bool Part>
+inline void multiply_rows(float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs, int columns) {
+  // Every loop over accumulators is unrolled: one that is not puts them on the stack, three times slower.
+  Float16 acc[M][V];
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) acc[m][v] = Accumulate ? load(c + m * c_stride + v * kLanes) : Float16{};
+  for (long p = 0; p < pairs; ++p, a += kBlockRows, b += b_stride) {
+    Word16 weights[V] = {};
+    if constexpr (Part)
+      std::memcpy(weights, b, 4 * static_cast<size_t>(columns));
+    else
+      std::memcpy(weights, b, 64 * V);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+      const Word16 value = Word16{} + a[m];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) acc[m][v] = pair_product(acc[m][v], value, weights[v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(c + m * c_stride + v * kLanes, acc[m][v]);
+}
+
+template <int V, bool Accumulate, bool Part = false>
+inline void multiply(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs,
+                     int columns = kLanes * V) {
+  switch (rows) {
+#define FINETUNED_CASE(M) \
+  case M:                 \
+    return multiply_rows<M, V, Accumulate, Part>(c, c_stride, a, b, b_stride, pairs, columns);
+    FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5) FINETUNED_CASE(6)
+    FINETUNED_CASE(7) FINETUNED_CASE(8) FINETUNED_CASE(9) FINETUNED_CASE(10) FINETUNED_CASE(11) FINETUNED_CASE(12)
+#undef FINETUNED_CASE
+  }
+}
+
+}  // namespace finetuned

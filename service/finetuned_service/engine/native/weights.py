@@ -1,0 +1,138 @@
+"""The base as the native decoder reads it: linear weights packed, norms and angles in float32.
+
+Packing is a private copy of the linear weights. Where the packed copy stands for the stored one, nothing
+else keeps the stored one in memory: it stays in the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetuned_service.engine.native.geometry import Geometry
+from finetuned_service.engine.native.library import (
+    PANEL,
+    SITES,
+    LayerStruct,
+    Library,
+    LinearStruct,
+    ModelStruct,
+)
+
+
+def pack_panels(library: Library, weight: Tensor) -> Tensor:
+    """`[outputs, inputs]` bfloat16 to panels `[ceil(outputs / 32) * 32 * inputs]`."""
+    outputs, inputs = weight.shape
+    stored = weight.detach().contiguous()
+    packed = torch.empty(-(-outputs // PANEL) * PANEL * inputs, dtype=torch.bfloat16)
+    library.pack_panels(stored.data_ptr(), outputs, inputs, packed.data_ptr())
+    return packed
+
+
+def unpack_panels(library: Library, packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The way back: bit for bit what was packed."""
+    weight = torch.empty(outputs, inputs, dtype=torch.bfloat16)
+    library.unpack_panels(packed.data_ptr(), outputs, inputs, weight.data_ptr())
+    return weight
+
+
+class NativeWeights:
+    """Owns every tensor that its structs point to, except the arenas of keys and values."""
+
+    def __init__(self, library: Library, model: Any, geometry: Geometry) -> None:
+        """Pack `model`, one module after another."""
+        self.geometry = geometry
+        self._library = library
+        self._kept: list[Tensor] = []
+        self._packed: dict[str, tuple[Tensor, int, int]] = {}
+        decoder = model.get_decoder()
+        prefix = next(name for name, module in model.named_modules() if module is decoder)
+        self._layers = (LayerStruct * geometry.layers)()
+        for index, (struct, layer) in enumerate(zip(self._layers, decoder.layers, strict=True)):
+            self._fill_layer(struct, layer, f"{prefix}.layers.{index}")
+        cosines, sines = _angles(decoder.rotary_emb, geometry)
+        head = model.get_output_embeddings()
+        self._struct = ModelStruct(
+            layers=self._layers,
+            embedding=self._keep(model.get_input_embeddings().weight),
+            final_norm=self._keep(decoder.norm.weight.float()),
+            cosines=self._keep(cosines),
+            sines=self._keep(sines),
+            head=self._linear(head, "lm_head"),
+            layer_count=geometry.layers,
+            hidden=geometry.hidden,
+            intermediate=geometry.intermediate,
+            heads=geometry.heads,
+            kv_heads=geometry.kv_heads,
+            head_dim=geometry.head_dim,
+            epsilon=geometry.epsilon,
+            scaling=float(decoder.layers[0].self_attn.scaling),
+        )
+
+    def with_arena(
+        self, keys: list[Tensor], values: list[Tensor], capacity_tokens: int
+    ) -> tuple[ctypes.Array[LayerStruct], ModelStruct]:
+        """Layers and model of one engine, whose keys and values lie in the given tensors.
+
+        Args:
+            keys: of each layer, `[capacity_tokens * kv_heads * head_dim]` bfloat16.
+            values: as `keys`.
+            capacity_tokens: a multiple of PANEL.
+        """
+        layers = type(self._layers).from_buffer_copy(self._layers)
+        for struct, layer_keys, layer_values in zip(layers, keys, values, strict=True):
+            struct.keys, struct.values = layer_keys.data_ptr(), layer_values.data_ptr()
+        model = ModelStruct.from_buffer_copy(self._struct)
+        model.layers = layers
+        model.kv_capacity = capacity_tokens
+        return layers, model
+
+    def readers(self) -> dict[str, Callable[[], Tensor]]:
+        """For each packed weight, by its name in the file, how to read it back out of its packed form."""
+        return {
+            name: partial(unpack_panels, self._library, packed, outputs, inputs)
+            for name, (packed, outputs, inputs) in self._packed.items()
+        }
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(packed.nbytes for packed, _, _ in self._packed.values())
+
+    def _fill_layer(self, struct: LayerStruct, layer: Any, name: str) -> None:
+        attention = layer.self_attn
+        struct.input_norm = self._keep(layer.input_layernorm.weight.float())
+        struct.post_norm = self._keep(layer.post_attention_layernorm.weight.float())
+        for field, norm in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
+            module = getattr(attention, norm, None)
+            setattr(struct, field, None if module is None else self._keep(module.weight.float()))
+        for index, site in enumerate(SITES):
+            parent = "self_attn" if hasattr(attention, site) else "mlp"
+            struct.sites[index] = self._linear(
+                getattr(getattr(layer, parent), site), f"{name}.{parent}.{site}"
+            )
+
+    def _linear(self, module: Any, name: str) -> LinearStruct:
+        outputs, inputs = module.weight.shape
+        packed = pack_panels(self._library, module.weight)
+        self._packed[f"{name}.weight"] = (packed, outputs, inputs)
+        bias = None if module.bias is None else self._keep(module.bias.float())
+        return LinearStruct(packed.data_ptr(), bias, outputs, inputs)
+
+    def _keep(self, tensor: Tensor) -> int:
+        kept = tensor.detach().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+
+def _angles(rotary: Any, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[context, head_dim / 2]` float32 of transformers' own rotary embedding."""
+    positions = torch.arange(geometry.context)[None]
+    with torch.inference_mode():
+        cosines, sines = rotary(torch.zeros(1, dtype=torch.float32), positions)
+    half = geometry.head_dim // 2
+    return cosines[0, :, :half].contiguous(), sines[0, :, :half].contiguous()

@@ -1,0 +1,41 @@
+"""The plain path's runner: transformers' own modules with adapter sites, PyTorch's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from finetuned_service.engine.adapter_memory import AdapterMemory
+from finetuned_service.engine.batch import build_batch
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.lora_bank import LoraBanks
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.peft_files import AdapterReader
+from finetuned_service.engine.runner import PlaceOf, StepLogits
+from finetuned_service.engine.scheduler import Chunk
+
+
+@final
+class PlainRunner:
+    """Any architecture, dtype, weight format and device that transformers loads."""
+
+    kv_block_tokens = 1
+
+    def __init__(self, model: EngineModel, config: EngineConfig) -> None:
+        """See `EngineModel.open`."""
+        self._model = model
+        self._banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
+        self._arena = model.make_arena(config.kv_capacity_tokens)
+        self.memory = AdapterMemory(AdapterReader(model.sites, model.dtype), self._banks)
+
+    @property
+    def kv_bytes(self) -> int:
+        return self._arena.size_bytes
+
+    def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
+        model = self._model
+        batch = build_batch(chunks, place_of, self._arena, model.dtype, model.device, all_logits=all_logits)
+        return StepLogits(model.forward(batch, self._banks), batch.chosen)
+
+    def close(self) -> None:
+        """Nothing but memory, which goes with the object."""

@@ -1,0 +1,90 @@
+"""What the engine's loop needs of whatever computes its steps: the plain path or the native one.
+
+A model is one base in memory. Opened with the sizes of an engine it gives a runner, which owns the keys
+and values of the running sequences and the adapters in serving layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.memory import Memory
+from finetuned_service.engine.scheduler import Chunk
+from finetuned_service.engine.sequence import Sequence as TokenSequence
+
+PlaceOf = Callable[[TokenSequence], Any]
+"""The place of a sequence's adapter, as the runner's `memory` gave it; None for the plain base."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepLogits:
+    """What one forward says."""
+
+    logits: Tensor
+    """`[S, vocabulary]`, of the rows that choose a token, or of all rows if that was asked for."""
+    chosen: tuple[TokenSequence, ...]
+    """The sequences that choose a token, in the order of their rows."""
+
+
+class Runner(Protocol):
+    """Computes the steps of one loop."""
+
+    @property
+    def memory(self) -> Memory[Any, Any]:
+        """Where its adapters are read from and placed."""
+        ...
+
+    @property
+    def kv_block_tokens(self) -> int:
+        """A sequence's keys and values begin at a multiple of it."""
+        ...
+
+    @property
+    def kv_bytes(self) -> int:
+        """The most that keys and values take."""
+        ...
+
+    def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
+        """One forward for all chunks; each sequence holds its KV range and its adapter."""
+        ...
+
+    def close(self) -> None:
+        """Free what it owns."""
+        ...
+
+
+class Model(Protocol):
+    """One frozen base in memory."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def end_token_ids(self) -> frozenset[int]: ...
+    @property
+    def context_tokens(self) -> int: ...
+    @property
+    def vocabulary_tokens(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int:
+        """All weights in memory, tied ones once."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """How it computes, for people."""
+        ...
+
+    def open(self, config: EngineConfig) -> Runner:
+        """What computes the steps of one engine."""
+        ...
+
+    def fingerprint(self) -> str:
+        """The base's digest from the weights in memory now; reads all of them."""
+        ...
