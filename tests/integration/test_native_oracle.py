@@ -65,7 +65,9 @@ def adapters(base, tmp_path_factory):
         {"rank": 37, "target_modules": ("down_proj", "o_proj"), "use_rslora": True},
         {"rank": 3, "rank_pattern": {"q_proj": 9, "layers.1.mlp.up_proj": 2}},
     ]
-    saved = [save_tiny_adapter(root / str(i), base, seed=i, spread=0.1, **shape) for i, shape in enumerate(shapes)]
+    saved = [
+        save_tiny_adapter(root / str(i), base, seed=i, spread=0.1, **shape) for i, shape in enumerate(shapes)
+    ]
     return [None, *saved]
 
 
