@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -193,3 +194,25 @@ def test_quantized_base_is_served_as_transformers_serves_it(tmp_path: Path, weig
         reply = client.generate(RawText("one two three"), plain_base=True, max_tokens=12, ignore_eos=True)
     prompt = BaseTokenizer.load(directory).encode("one two three", add_special_tokens=True)
     assert list(reply.token_ids) == oracle_tokens(load_base(directory), prompt, 12)
+
+
+def test_results_fit_the_place_that_their_jobs_held(server: TinyServer, tmp_rows: Path) -> None:
+    """Or a tenant would come to have more than its limit allows."""
+
+    def stored_bytes(client: Client) -> int:
+        return next(item.used for item in client.usage().limits if item.limit == "storage_bytes")
+
+    with Client(server.endpoint, tenant="holds") as client:
+        client.datasets.upload(tmp_rows, "rows")
+        for begin in (
+            lambda: start(client, "rows", "mine"),
+            lambda: client.quantize("INT8", "mine-int8"),
+            lambda: client.quantize("NF4", "mine-nf4"),
+        ):
+            before = stored_bytes(client)
+            job = finished(client, begin()).check()
+            with sqlite3.connect(server.data_directory / "finetuned.db") as raw:
+                query = "SELECT reserved_bytes FROM jobs WHERE id = ?"
+                ((held,),) = raw.execute(query, (job.name.rpartition("/")[2],)).fetchall()
+            raw.close()
+            assert 0 < stored_bytes(client) - before <= held
