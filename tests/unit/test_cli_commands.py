@@ -295,6 +295,20 @@ def test_usage(run: Run, rows: Path) -> None:
     }
 
 
+def test_a_quota_leads_to_the_usage_and_not_to_another_server(
+    run: Run, server: FakeServer, rows: Path
+) -> None:
+    message = "datasets of tenants/default: 10 are used"
+    refusal = errors.QuotaExceeded(
+        message, violations=[Violation("tenants/default", message)], retry_after_seconds=60.0
+    )
+    server.fail("ImportDataset", refusal)
+    result = run("dataset", "import", "file:///rows.jsonl", "more", expected=ExitCode.UNAVAILABLE)
+    assert result.stderr.count(message) == 1
+    assert "finetuned usage" in result.stderr
+    assert "finetuned serve" not in result.stderr
+
+
 def test_info(run: Run) -> None:
     assert json.loads(run("info", "--json").stdout)["base"]["name"] == "bases/fake"
     result = run("info")

@@ -26,7 +26,7 @@ from finetuned.cli import (
 from finetuned.cli.exit_codes import MEANING, ExitCode, exit_code
 from finetuned.cli.output import err, error_json, json_text
 from finetuned.cli.session import JSON_KEY, Session
-from finetuned.errors import FinetunedError
+from finetuned.errors import FinetunedError, QuotaExceeded
 
 EPILOG = "\n\n".join(
     [
@@ -44,6 +44,7 @@ HINTS = {
     ExitCode.UNAVAILABLE: "`finetuned serve` starts a server here; FINETUNED_ENDPOINT names one elsewhere",
     ExitCode.NOT_ALLOWED: "FINETUNED_API_KEY is where the key is read from",
 }
+QUOTA_HINT = "All limits, and what you use of them: finetuned usage"
 
 
 class Commands(TyperGroup):
@@ -71,8 +72,12 @@ def _tell(error: FinetunedError, *, as_json: bool) -> None:
         err().print(json_text(error_json(error)), markup=False, soft_wrap=True)
         return
     lines = [f"[red]error:[/red] {escape(error.message)}"]
-    lines += [f"  [bold]{escape(item.field)}[/bold]: {escape(item.description)}" for item in error.violations]
-    hint = HINTS.get(exit_code(error))
+    lines += [
+        f"  [bold]{escape(item.field)}[/bold]: {escape(item.description)}"
+        for item in error.violations
+        if item.description != error.message
+    ]
+    hint = QUOTA_HINT if isinstance(error, QuotaExceeded) else HINTS.get(exit_code(error))
     lines += [f"[dim]{hint}[/dim]"] if hint is not None else []
     for line in lines:
         err().print(line, soft_wrap=True)
