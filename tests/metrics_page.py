@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,11 +26,13 @@ class Family:
     name: str
     type: str
     help: str
-    labels: set[str] = field(default_factory=set)
+    labels: set[str] | None = None
+    """None where the page has no series of it: a counter by label that has counted nothing yet."""
 
-    @property
-    def row(self) -> str:
-        labels = ", ".join(f"`{label}`" for label in sorted(self.labels))
+    def row(self, labels: str | None = None) -> str:
+        """As docs/metrics.md has it; `labels` stand for those that the page does not tell."""
+        if self.labels is not None:
+            labels = ", ".join(f"`{label}`" for label in sorted(self.labels))
         return f"| `{self.name}` | {self.type} | {labels} | {self.help} |"
 
     @property
@@ -48,6 +50,7 @@ def families(page: str) -> dict[str, Family]:
         if family.name.startswith("finetuned_"):
             name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+            labels = labels if family.samples else None
             found[name] = Family(name, family.type, family.documentation, labels)
     return found
 
