@@ -225,7 +225,12 @@ class Server:
     async def build(cls, settings: Settings) -> Server:
         """Put everything in place; the engine reads the base meanwhile."""
         base, directory = await asyncio.to_thread(
-            provide_base, settings.base, settings.data_dir, verify=settings.verify_base
+            provide_base,
+            settings.base,
+            settings.data_dir,
+            source=settings.base_source,
+            digest=settings.base_digest,
+            verify=settings.verify_base,
         )
         database = Database(settings.resolved_database_url)
         engine = await EngineClient.start(

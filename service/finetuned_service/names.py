@@ -109,5 +109,10 @@ class BaseName:
         found = _match(rf"(?:tenants/({_ID})/)?bases/({_ID})", name, field, shape)
         return cls(found.group(2), found.group(1))
 
+    @classmethod
+    def parse_short(cls, name: str, field: str = "name") -> BaseName:
+        """As `parse`; an id alone is a shared base."""
+        return cls.parse(name, field) if "/" in name else cls(check_id(name, field))
+
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/bases/{self.base}" if self.tenant else f"bases/{self.base}"

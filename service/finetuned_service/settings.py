@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import psutil
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -27,6 +27,8 @@ from finetuned_service.names import ID_PATTERN
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+
+DEFAULT_BASE = "smollm2-135m-instruct"
 
 MAX_LIMIT = 2**53
 """What JSON and TOML readers of every language carry without loss."""
@@ -93,9 +95,16 @@ class Settings(BaseSettings):
     """Directory of code compiled for this machine; default `finetuned` in the user's cache directory."""
     database_url: str = ""
     """SQLAlchemy URL of the store; empty means SQLite in the data directory."""
-    base: str = "smollm2-135m-instruct"
+    base: str = DEFAULT_BASE
     """The base to hold in memory: the name of one in the data directory, or of a packaged one, which is
     converted once."""
+    base_source: str = Field(default="", max_length=2048)
+    """Where the base comes from if the data directory does not have it: a directory, file:///directory,
+    packaged:NAME, hf://org/name@revision or an URL of fsspec such as s3://bucket/prefix. It is fetched once
+    and kept under the name that `base` gives it; credentials stay in the environment (HF_TOKEN, AWS_*)."""
+    base_digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
+    """The digest that the base must have ('finetuned base list' tells it); empty takes what is there. Set it
+    in production: a branch of a hub and a bucket can change."""
     listen_address: Address = "127.0.0.1:8433"
     """Host and port of the gRPC API."""
     health_address: Address = "127.0.0.1:8434"
@@ -173,6 +182,15 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(":") if part)
+        return value
+
+    @field_validator("base_source")
+    @classmethod
+    def _named_source(cls, value: str, info: ValidationInfo) -> str:
+        if value and not value.startswith("packaged:") and info.data.get("base") == DEFAULT_BASE:
+            raise PydanticCustomError(
+                "base_source", "base is still '{name}'; set base to a name of its own", {"name": DEFAULT_BASE}
+            )
         return value
 
     @classmethod

@@ -221,6 +221,11 @@ REFUSALS = {
         InvalidField,
         r"config\.json is not JSON",
     ),
+    "config cannot be read": (
+        lambda d: ((d / "config.json").unlink(), (d / "config.json").mkdir()),
+        InvalidField,
+        r"config\.json cannot be read: Is a directory",
+    ),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), InvalidField, "not a JSON object"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), InvalidField, r"no tokenizer\.json"),
     "remote code": (lambda d: edit_config(d, auto_map={"AutoModel": "m.M"}), InvalidField, "auto_map"),
@@ -263,7 +268,7 @@ def test_gpt2_is_named_as_not_built_yet(tmp_path):
 
 
 def test_a_source_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InvalidField, match="not a directory"):
+    with pytest.raises(InvalidField, match="'absent' does not exist; expected a directory"):
         import_directory(tmp_path / "absent", tmp_path / "mine")
 
 

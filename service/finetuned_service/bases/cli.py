@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from finetuned_service.bases.catalog import BaseCatalog
-from finetuned_service.bases.manifest import BaseManifest
+from finetuned_service.bases.manifest import DIGEST_PATTERN, BaseManifest
 from finetuned_service.bases.packaged import PACKAGED_BASES
-from finetuned_service.names import check_id
+from finetuned_service.bases.source import default_name, parse_source
+from finetuned_service.errors import InvalidField
+from finetuned_service.names import BaseName
 
 app = typer.Typer(
     name="finetuned base",
-    help="Base models of a data directory: the packaged ones, or any local directory.",
+    help="Base models of a data directory: packaged, from a directory, a hub or an object store.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -53,27 +56,35 @@ def list_bases(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> Non
 
 @app.command()
 def add(
-    base: Annotated[
-        str, typer.Argument(help="Name of a packaged base, or a directory with a Hugging Face model.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a packaged base, a directory with a Hugging Face model, hf://org/name[@revision], or "
+            "an URL of fsspec such as s3://bucket/prefix."
+        ),
     ],
-    name: Annotated[
-        str, typer.Option(help="Name in the store; default the package's or the directory's.")
-    ] = "",
+    name: Annotated[str, typer.Option(help="Name in the store; default the source's last part.")] = "",
+    digest: Annotated[str, typer.Option(help="The digest that the base must have; any by default.")] = "",
     data_dir: DataDir = Path("data"),
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Put a base into the data directory; one that is there already is left alone."""
-    from finetuned_service.bases.convert import convert_packaged, import_directory  # noqa: PLC0415 - torch
+    from finetuned_service.bases.convert import add_base  # noqa: PLC0415 - torch
 
     def progress(what: str, fraction: float) -> None:
         typer.echo(f"  {fraction:4.0%} {what}", err=True)
 
-    if base in PACKAGED_BASES and not name:
-        manifest = convert_packaged(base, data_dir / "bases" / base, progress)
-    else:
-        source = Path(base)
-        base_id = check_id(name or source.name.lower().replace("_", "-").replace(".", "-"), "name")
-        manifest = import_directory(source, data_dir / "bases" / base_id, progress=progress)
+    parsed = parse_source(source)
+    base_name = BaseName.parse_short(name or default_name(parsed), "name")
+    if digest and not re.fullmatch(DIGEST_PATTERN, digest):
+        raise InvalidField.one("digest", f"is {digest!r}; expected 'sha256:' and 64 digits of 0-9 and a-f")
+    manifest = add_base(
+        parsed,
+        BaseCatalog(data_dir).path(base_name),
+        name=base_name,
+        expected_digest=digest,
+        progress=progress,
+    )
     typer.echo(manifest.model_dump_json() if as_json else f"{manifest.name} {manifest.digest}")
 
 

@@ -1,4 +1,5 @@
-"""How bases get into the store: from a packaged GGUF file, or from a directory of Hugging Face's kind.
+"""How bases get into the store: from a packaged GGUF file, or from a directory of Hugging Face's kind,
+which a hub or an object store is fetched into first.
 
 Both load the weights with transformers and write them anew in one form (one safetensors file, the
 model class's own tensor names, one dtype), so that the digest does not depend on how the source was
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from finetuned_service.bases.importable import check_importable, copy_tokenizer
+from finetuned_service.bases.fetch import Progress, fetch_files, require_room
+from finetuned_service.bases.importable import check_importable, copy_tokenizer, is_weights
 from finetuned_service.bases.manifest import (
     MANIFEST_FILE,
     BaseManifest,
@@ -30,14 +32,20 @@ from finetuned_service.bases.manifest import (
     read_manifest,
     write_manifest,
 )
-from finetuned_service.bases.packaged import find_gguf, packaged_base
-from finetuned_service.bases.publish import building
+from finetuned_service.bases.packaged import PackagedBase, find_gguf, packaged_base
+from finetuned_service.bases.publish import building, staging
+from finetuned_service.bases.source import (
+    BaseSource,
+    DirectorySource,
+    HubSource,
+    PackagedSource,
+    RemoteSource,
+    refuse_other,
+)
 from finetuned_service.errors import AlreadyExists, InvalidField
 from finetuned_service.names import BaseName
+from finetuned_service.storage.files import refusing_full_disk
 from finetuned_service.vocabulary import WeightFormat
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done now and the fraction of the work that is behind."""
 
 STORED_FORMATS = {
     torch.float32: WeightFormat.FP32,
@@ -48,118 +56,142 @@ STORED_FORMATS = {
 TOKENIZER_NOISE = ("is_local", "local_files_only", "name_or_path")
 """Keys that transformers writes into tokenizer_config.json about this machine, not about the tokenizer."""
 
+_BF16_OVER_GGUF = 4
+"""16 bits instead of 4 and the scales of their blocks."""
+
 
 def _silent(_text: str, _fraction: float) -> None:
     pass
 
 
 def convert_packaged(base_id: str, directory: Path, progress: Progress = _silent) -> BaseManifest:
-    """The packaged base `base_id` as bfloat16 in `directory`, made now if it is not there.
-
-    bfloat16 holds what the GGUF's 4-bit blocks dequantize to in float32 up to rounding to 8 bits of
-    significand; nothing is gained by more.
-
-    Args:
-        base_id: one of `packaged.PACKAGED_BASES`; also the base's name in the store.
-        directory: where the base shall be; its parent is created.
-        progress: told what is done at the moment.
-
-    Raises:
-        InvalidField: if no packaged base has that id.
-        NotFound: if its Python package is not installed; the message says how to install it.
-        AlreadyExists: if `directory` holds something else.
-    """
-    packaged = packaged_base(base_id)
-    source = f"{packaged.requirement} (Python package), {Path(packaged.gguf_path).name}"
-    with building(directory) as scratch:
-        if (existing := _existing(directory, source)) is not None:
-            return existing
-        progress("checking the packaged file", 0.0)
-        gguf = find_gguf(packaged)
-        progress("restoring the weights from the packaged 4-bit file", 0.05)
-        with _quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.bfloat16,
-                local_files_only=True,
-            )
-            # The result is a plain model; as "quantized" it could not be saved.
-            model.is_quantized = False
-            model.hf_quantizer = None
-            vars(model.config).pop("quantization_config", None)
-            vars(model.config).pop("_name_or_path", None)
-            progress("writing the weights", 0.7)
-            model.save_pretrained(scratch)
-            progress("restoring the tokenizer", 0.8)
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, local_files_only=True
-            )
-            tokenizer.save_pretrained(scratch)
-        _drop_noise(scratch / "tokenizer_config.json")
-        progress("computing the digest", 0.95)
-        write_manifest(
-            scratch,
-            describe_base(
-                scratch,
-                name=BaseName(base_id),
-                weight_format=WeightFormat.BF16,
-                source=source,
-                recipe=f"{packaged.weights_were} dequantized, rounded to BF16",
-                lineage_note=(
-                    f"These weights were restored from a 4-bit ({packaged.weights_were}) GGUF file. What that "
-                    "rounding took from the original model is gone; quality figures of formats made from this "
-                    "base compare with the restored weights, not with the original."
-                ),
-            ),
-        )
-    progress("done", 1.0)
-    return read_manifest(directory)
+    """The packaged base `base_id` in `directory`, under its own name; see `add_base`."""
+    source = PackagedSource(packaged_base(base_id))
+    return add_base(source, directory, name=BaseName(base_id), progress=progress)
 
 
 def import_directory(
     source: Path, directory: Path, *, name: BaseName | None = None, progress: Progress = _silent
 ) -> BaseManifest:
-    """A causal language model that `save_pretrained` or a model hub left in `source`, as a base.
+    """The model in the directory `source`; None names it `bases/` and the last part of `directory`."""
+    name = name or BaseName.parse(f"bases/{directory.name}")
+    return add_base(DirectorySource(source), directory, name=name, progress=progress)
+
+
+def add_base(
+    source: BaseSource,
+    directory: Path,
+    *,
+    name: BaseName,
+    expected_digest: str = "",
+    progress: Progress = _silent,
+) -> BaseManifest:
+    """The base that `source` holds, in `directory`; made now if it is not there.
 
     Args:
-        source: holds config.json, safetensors weights (one file or shards) and tokenizer.json.
+        source: a causal language model: config.json, safetensors (one file or shards), tokenizer.json; or
+            a packaged one.
         directory: where the base shall be; its parent is created.
-        name: the base's name in the store; None is `bases/` and the last part of `directory`.
+        name: the base's name in the store.
+        expected_digest: the base's digest ("sha256:…"); "" takes what is found.
         progress: told what is done at the moment.
 
     Raises:
-        InvalidField: if `source` is not such a model: what was found, and the remedy.
+        InvalidField: `source` is not such a model, cannot be read, or has another digest.
         Unimplemented: if the architecture is not one this build serves.
+        NotFound: if its Python package is not installed; the message says how to install it.
         AlreadyExists: if `directory` holds something else.
+        ResourceExhausted: the disk has no room for it.
+        Unavailable: the source cannot be reached, or broke off.
     """
-    name = name or BaseName.parse(f"bases/{directory.name}")
-    origin = f"directory {source.resolve().name!r}"
-    with building(directory) as scratch:
-        if (existing := _existing(directory, origin)) is not None:
+    with refusing_full_disk(), building(directory) as scratch:
+        if (existing := _existing(directory, source, expected_digest)) is not None:
             return existing
-        progress("checking the files", 0.0)
-        check_importable(source)
-        progress("reading the weights", 0.1)
-        with _quiet():
-            model = _load_whole(source)
-            dtype: torch.dtype = model.dtype
-            _check_finite(model)
-            vars(model.config).pop("_name_or_path", None)
-            progress("writing the weights", 0.5)
-            model.save_pretrained(scratch, max_shard_size="1TB")
-        copy_tokenizer(source, scratch)
-        progress("computing the digest", 0.8)
-        write_manifest(
-            scratch,
-            describe_base(scratch, name=name, weight_format=STORED_FORMATS[dtype], source=origin),
-        )
+        match source:
+            case PackagedSource(packaged):
+                about = _restore(packaged, scratch, progress)
+            case DirectorySource(path):
+                about = _rewrite(path, scratch, progress)
+            case HubSource() | RemoteSource():
+                with staging(directory) as fetched:
+                    commit = fetch_files(
+                        source, fetched, lambda what, fraction: progress(what, 0.5 * fraction)
+                    )
+                    about = _rewrite(
+                        fetched, scratch, lambda what, fraction: progress(what, 0.5 + 0.5 * fraction)
+                    )
+                about["recipe"] = f"fetched at commit {commit}" if commit else ""
+        progress("computing the digest", 0.95)
+        manifest = describe_base(scratch, name=name, source=source.origin, **about)
+        if expected_digest not in {"", manifest.digest}:
+            raise InvalidField.one(
+                "digest",
+                f"is {expected_digest}; the base in {source.origin} has {manifest.digest}. Nothing was put in "
+                "place: if it is the base that you mean, give its digest, else correct the source",
+            )
+        write_manifest(scratch, manifest)
     progress("done", 1.0)
     return read_manifest(directory)
 
 
-def _existing(directory: Path, source: str) -> BaseManifest | None:
+def _restore(packaged: PackagedBase, scratch: Path, progress: Progress) -> dict[str, Any]:
+    """Write a packaged base as bfloat16, which holds what the GGUF's 4-bit blocks dequantize to in float32
+    up to rounding to 8 bits of significand; nothing is gained by more. Returns what the manifest says.
+    """
+    progress("checking the packaged file", 0.0)
+    gguf = find_gguf(packaged)
+    require_room(scratch, _BF16_OVER_GGUF * gguf.stat().st_size)
+    progress("restoring the weights from the packaged 4-bit file", 0.05)
+    with _quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            local_files_only=True,
+        )
+        # The result is a plain model; as "quantized" it could not be saved.
+        model.is_quantized = False
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
+        vars(model.config).pop("_name_or_path", None)
+        progress("writing the weights", 0.7)
+        model.save_pretrained(scratch)
+        progress("restoring the tokenizer", 0.8)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True
+        )
+        tokenizer.save_pretrained(scratch)
+    _drop_noise(scratch / "tokenizer_config.json")
+    return {
+        "weight_format": WeightFormat.BF16,
+        "recipe": f"{packaged.weights_were} dequantized, rounded to BF16",
+        "lineage_note": (
+            f"These weights were restored from a 4-bit ({packaged.weights_were}) GGUF file. What that "
+            "rounding took from the original model is gone; quality figures of formats made from this "
+            "base compare with the restored weights, not with the original."
+        ),
+    }
+
+
+def _rewrite(source: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
+    """Check a model of Hugging Face's kind and write it anew; returns what the manifest says."""
+    progress("checking the files", 0.0)
+    check_importable(source)
+    require_room(scratch, sum(path.stat().st_size for path in source.iterdir() if is_weights(path.name)))
+    progress("reading the weights", 0.1)
+    with _quiet():
+        model = _load_whole(source)
+        dtype: torch.dtype = model.dtype
+        _check_finite(model)
+        vars(model.config).pop("_name_or_path", None)
+        progress("writing the weights", 0.5)
+        model.save_pretrained(scratch, max_shard_size="1TB")
+    copy_tokenizer(source, scratch)
+    return {"weight_format": STORED_FORMATS[dtype]}
+
+
+def _existing(directory: Path, source: BaseSource, expected_digest: str) -> BaseManifest | None:
     if not directory.exists():
         return None
     if not (directory / MANIFEST_FILE).is_file():
@@ -167,10 +199,7 @@ def _existing(directory: Path, source: str) -> BaseManifest | None:
             f"{directory.name!r} exists and is not a base (no {MANIFEST_FILE}); move it away, or choose another name"
         )
     manifest = read_manifest(directory)
-    if manifest.source != source:
-        raise AlreadyExists(
-            f"{manifest.name} exists and was made from {manifest.source}; delete it, or choose another name"
-        )
+    refuse_other(manifest, source, expected_digest)
     return manifest
 
 

@@ -37,12 +37,41 @@ def check_importable(source: Path) -> None:
         Unimplemented: for an architecture that this build does not serve.
     """
     if not source.is_dir():
+        found = "is not a directory" if source.exists() else "does not exist"
         raise InvalidField.one(
-            "source", "is not a directory; expected one with config.json and safetensors weights"
+            "source",
+            f"{source.name!r} {found}; expected a directory with config.json and safetensors weights",
         )
-    names = {path.name for path in source.iterdir()}
-    weights = sorted(path for path in source.glob("*.safetensors") if path.name.startswith("model"))
-    if not weights:
+    try:
+        names = frozenset(path.name for path in source.iterdir())
+    except PermissionError as error:
+        raise InvalidField.one(
+            "source", f"{source.name!r} may not be read by the server's user; give it the right to"
+        ) from error
+    check_names(names)
+    check_small_files(source)
+    weights = sorted(source / name for name in names if is_weights(name))
+    for path in weights:
+        try:
+            read_safetensors_header(path)
+        except InvalidAdapterFiles as error:
+            raise InvalidField.one("source", error.message) from error
+        except OSError as error:
+            raise InvalidField.one("source", f"its {path.name} cannot be read: {error.strerror}") from error
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name is taken for weights of the model."""
+    return name.startswith("model") and name.endswith(".safetensors")
+
+
+def check_names(names: frozenset[str]) -> None:
+    """Refuse by the names of the files alone.
+
+    Raises:
+        InvalidField: naming what is missing or wrong, with the remedy.
+    """
+    if not any(map(is_weights, names)):
         pickles = sorted(name for name in names if Path(name).suffix in PICKLE_SUFFIXES)
         found = (
             f"its weights are pickles ({', '.join(pickles[:3])}), which can run code when they are read"
@@ -59,18 +88,24 @@ def check_importable(source: Path) -> None:
             "source",
             "it holds adapter_config.json, so it is an adapter; import it as an adapter, or merge it first",
         )
-    _check_config(_read_json(source / "config.json"))
+    if "config.json" not in names:
+        raise InvalidField.one("source", "it has no config.json")
     if "tokenizer.json" not in names:
         raise InvalidField.one(
             "source",
             "it has no tokenizer.json (the fast tokenizer); write it with "
             "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`",
         )
-    for path in weights:
-        try:
-            read_safetensors_header(path)
-        except InvalidAdapterFiles as error:
-            raise InvalidField.one("source", error.message) from error
+
+
+def check_small_files(source: Path) -> None:
+    """Refuse by config.json.
+
+    Raises:
+        InvalidField: it cannot be read, or says what is not allowed.
+        Unimplemented: for an architecture that this build does not serve.
+    """
+    _check_config(_read_json(source / "config.json"))
 
 
 def _check_config(config: dict[str, Any]) -> None:
@@ -103,6 +138,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InvalidField.one("source", f"it has no {path.name}") from error
+    except OSError as error:
+        raise InvalidField.one("source", f"its {path.name} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InvalidField.one("source", f"its {path.name} is not JSON") from error
     if not isinstance(value, dict):

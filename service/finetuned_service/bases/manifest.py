@@ -70,7 +70,8 @@ def _legal_name(name: str) -> str:
     return str(BaseName.parse(name))
 
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+DIGEST_PATTERN = r"sha256:[0-9a-f]{64}"
+Digest = Annotated[str, Field(pattern=f"^{DIGEST_PATTERN}$")]
 
 
 class BaseManifest(Value):

@@ -1,49 +1,61 @@
-"""The base that a server was asked to hold: found, or converted once, and checked.
+"""The base that a server was asked to hold: found, or put in place once, and checked.
 
-Conversion runs in a process of its own: it needs torch, and its memory is gone when it ends.
+Fetching and conversion run in a process of their own (`finetuned base add`): they need torch, and their
+memory is gone when they end.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.manifest import BaseManifest, compute_digest
 from finetuned_service.bases.packaged import PACKAGED_BASES
-from finetuned_service.errors import NotFound, StartRefused
+from finetuned_service.bases.source import parse_source, refuse_other
+from finetuned_service.errors import FinetunedError, NotFound, StartRefused
 from finetuned_service.names import BaseName
 from finetuned_service.telemetry.logs import logger
 
 _LOG = logger("bases")
 
 
-def provide_base(name: str, data_directory: Path, *, verify: bool) -> tuple[BaseManifest, Path]:
-    """The manifest and directory of the base called `name`, converted first if it is a packaged one.
+def provide_base(
+    name: str, data_directory: Path, *, source: str = "", digest: str = "", verify: bool = True
+) -> tuple[BaseManifest, Path]:
+    """The manifest and directory of the base called `name`, made first if it is not there.
 
     Args:
         name: the id of a shared base, or a full name such as `tenants/acme/bases/small`.
         data_directory: the server's.
+        source: where it comes from, see `bases/source.py`; "" knows the packaged bases by their names.
+        digest: what the base's digest must be; "" takes what is there.
         verify: compare the digest of the file with the manifest.
 
     Raises:
-        StartRefused: there is no such base, it cannot be converted, or its digest is wrong.
+        StartRefused: there is no such base, it cannot be made, or it is another one than was asked for;
+            what lies in the data directory is as it was.
     """
+    try:
+        base_name = BaseName.parse_short(name, "base")
+        wanted = parse_source(source) if source else None
+    except FinetunedError as error:
+        raise StartRefused(f"base_source or base: {error.message}") from error
     catalog = BaseCatalog(data_directory)
-    base_name = BaseName.parse(name if "/" in name else f"bases/{name}", "base")
     directory = catalog.path(base_name)
     try:
         manifest = catalog.get(base_name)
     except NotFound:
-        if base_name.tenant is not None or base_name.base not in PACKAGED_BASES:
-            known = ", ".join([m.name for m in catalog.list()] + sorted(PACKAGED_BASES))
-            raise StartRefused(
-                f"base {name!r} is not in {data_directory}; available: {known}. Add one with "
-                "'finetuned base add'"
-            ) from None
-        _convert(base_name.base, data_directory)
+        if not source:
+            source = _packaged(base_name, catalog, data_directory)
+        _add(source, base_name, digest, data_directory)
         manifest = catalog.get(base_name)
+    try:
+        refuse_other(manifest, wanted, digest)
+    except FinetunedError as error:
+        raise StartRefused(f"base_source or base_digest: {error.message}") from error
     if verify:
         found = compute_digest(directory)
         if found != manifest.digest:
@@ -54,18 +66,38 @@ def provide_base(name: str, data_directory: Path, *, verify: bool) -> tuple[Base
     return manifest, directory
 
 
-def _convert(base_id: str, data_directory: Path) -> None:
-    _LOG.info("base_conversion_started", base=base_id, note="once; about half a minute")
-    command = [
-        sys.executable,
-        "-m",
-        "finetuned_service",
-        "base",
-        "add",
-        base_id,
-        "--data-dir",
-        str(data_directory),
-    ]
-    done = subprocess.run(command, check=False, stdout=sys.stderr)  # noqa: S603 - our own module
-    if done.returncode != 0:
-        raise StartRefused(f"base {base_id!r} could not be converted; the lines above say why")
+def _packaged(name: BaseName, catalog: BaseCatalog, data_directory: Path) -> str:
+    if name.tenant is None and name.base in PACKAGED_BASES:
+        return name.base
+    known = ", ".join([m.name for m in catalog.list()] + sorted(PACKAGED_BASES))
+    raise StartRefused(
+        f"base {name.base!r} is not in {data_directory}; available: {known}. Add one with 'finetuned base "
+        "add', or set base_source"
+    )
+
+
+def _add(source: str, name: BaseName, digest: str, data_directory: Path) -> None:
+    options = ["--name", str(name), "--digest", digest, "--data-dir", str(data_directory)]
+    _LOG.info("base_started", base=str(name), source=source, note="once; what follows is its progress")
+    said = _run([sys.executable, "-m", "finetuned_service", "base", "add", *options, "--", source])
+    if said is not None:
+        raise StartRefused(f"{name} could not be put in place: {said}")
+    _LOG.info("base_finished", base=str(name))
+
+
+def _run(command: Sequence[str]) -> str | None:
+    """Run to the end and log what it tells; None if all went well, else its last words."""
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        last = ""
+        # As it comes, so that a fetch of an hour is seen to go on.
+        for line in process.stderr or ():
+            if line.strip():
+                last = line.strip()
+                _LOG.info("base_progress", said=last)
+    if process.returncode == 0:
+        return None
+    if process.returncode < 0:
+        return f"its process was ended by signal {-process.returncode} (9 may be a lack of memory); {last}"
+    return last.removeprefix("finetuned: ")

@@ -40,3 +40,17 @@ def building(directory: Path) -> Generator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+@contextmanager
+def staging(directory: Path) -> Generator[Path]:
+    """A directory for what is fetched while `directory` is being built; inside the block of `building`, whose
+    lock keeps others out. It never outlives the block, and what a crash left of it is not gone on with.
+    """
+    fetched = directory.parent / f".{directory.name}.fetched"
+    shutil.rmtree(fetched, ignore_errors=True)
+    fetched.mkdir()
+    try:
+        yield fetched
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
