@@ -52,7 +52,12 @@ lint: install ## Style, and the lint of the contract
 types: install ## Strict types
 	$(BIN)/basedpyright
 
-unit: install $(BIN)/promtool ## All tests but those that need a GPU
+# The native path is compiled by its tests; a server without a compiler takes the plain one.
+.PHONY: compiler
+compiler:
+	command -v g++ || command -v clang++ || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends g++ libc6-dev; }
+
+unit: install compiler $(BIN)/promtool ## All tests but those that need a GPU
 	$(BIN)/pytest -m "not gpu"
 
 # grpcio-tools 1.74 generates code that imports on protobuf 6 and 7; it lives apart, because it pins
