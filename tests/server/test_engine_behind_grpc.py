@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -9,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import grpc
+import pytest
 from finetuned import Client, GenerateRequest, RawText, Reply
 from finetuned._retry import RetryPolicy
 from finetuned.errors import InvalidField, QueueFull
+from finetuned_service.engine.messages import Cancel, Command, Inspect, Snapshot
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tiny_server import TinyServer
@@ -46,6 +49,40 @@ def test_channel_gone_mid_stream_frees_its_place(client: Client, server: TinySer
     next(other.stream(PROMPT, plain_base=True, **LONG))
     other.close()
     eventually(lambda: running(client) == 0)
+
+
+@pytest.mark.parametrize("leave", ["the call is cancelled", "the channel is closed"])
+def test_client_gone_mid_stream_frees_its_place_within_one_step(
+    server: TinyServer, monkeypatch: pytest.MonkeyPatch, leave: str
+) -> None:
+    """The engine is asked what runs right before and right after it learns of the end."""
+    engine = server.server.engine
+    send = engine._send
+    answers: list[asyncio.Future[Snapshot]] = []
+
+    def inspect() -> None:
+        answers.append(server.loop.create_future())
+        engine._calls[-len(answers)] = answers[-1]
+        send(Inspect(-len(answers)))
+
+    def send_between_inspections(command: Command) -> None:
+        if not isinstance(command, Cancel):
+            send(command)
+            return
+        inspect()
+        send(command)
+        inspect()
+
+    monkeypatch.setattr(engine, "_send", send_between_inspections)
+    with Client(server.endpoint) as other:
+        stream = other.stream(PROMPT, plain_base=True, **LONG)
+        next(stream)
+        (other.close if leave == "the channel is closed" else stream.close)()
+        eventually(lambda: len(answers) == 2 and all(answer.done() for answer in answers))
+    before, after = (answer.result() for answer in answers)
+    assert (before.running_sequences, after.running_sequences) == (1, 0)
+    assert after.kv_tokens_used == 0
+    assert after.counters["steps"] - before.counters["steps"] <= 1
 
 
 def test_full_queue_is_refused_with_a_time_to_retry(client: Client, server: TinyServer) -> None:
