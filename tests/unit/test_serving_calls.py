@@ -67,9 +67,17 @@ class ToldEngine:
         if isinstance(script, Exception):
             raise script
         stream = EngineStream(number, self.cancelled.append)
-        for event in script:
-            stream.feed(event)
+        self._say(stream, iter(script))
         return stream
+
+    def _say(self, stream, events) -> None:
+        """One event now, the next when the reader has taken it: what a reader that keeps up sees."""
+        if stream._events.empty():
+            event = next(events, None)
+            if event is None:
+                return
+            stream.feed(event)
+        asyncio.get_running_loop().call_soon(self._say, stream, events)
 
 
 @pytest.fixture(scope="module")

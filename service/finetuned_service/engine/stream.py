@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,9 @@ from finetuned_service.errors import from_wire
 
 class EngineStream:
     """An asynchronous iterator over Started and Tokens; its last has `finish` set.
+
+    Tokens that came while the reader was busy are one event: a reader that is slower than the engine, as all
+    are together on a full machine, gets fewer and longer ones instead of falling behind.
 
     Iterating raises the FinetunedError with which a request ends, and Unavailable if the engine dies.
     Leaving early (`aclose`, `async with`, or a cancelled `__anext__`) cancels the request.
@@ -44,8 +48,24 @@ class EngineStream:
         if isinstance(event, Failed):
             self._over = True
             raise from_wire(event.error)
-        self._over = isinstance(event, Tokens) and event.finish is not None
+        if isinstance(event, Tokens):
+            event = self._with_what_came(event)
+            self._over = event.finish is not None
         return event
+
+    def _with_what_came(self, first: Tokens) -> Tokens:
+        if self._events.empty():
+            return first
+        last, token_ids, logprobs = first, list(first.token_ids), list(first.logprobs)
+        while not self._events.empty():
+            following = self._events.get_nowait()
+            if not isinstance(following, Tokens):
+                self._events.put_nowait(following)  # Failed, the last of all: nothing can overtake it
+                break
+            last = following
+            token_ids.extend(following.token_ids)
+            logprobs.extend(following.logprobs)
+        return replace(last, token_ids=tuple(token_ids), logprobs=tuple(logprobs))
 
     async def aclose(self) -> None:
         """Cancel the request if it has not ended; harmless to repeat."""
