@@ -1,4 +1,4 @@
-"""Entry point of the service: `finetuned serve` and `finetuned base` end here."""
+"""Entry point of the service: `finetuned serve`, `finetuned worker` and `finetuned base` end here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXIT_REFUSED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `serve [flags]` or `base add|list …`; returns the exit code.
+    """Run `serve [flags]`, `worker [flags]` or `base add|list …`; returns the exit code.
 
     What cannot start says in one message what was found, what is allowed and the remedy.
     """
@@ -27,12 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from finetuned_service.app import serve  # noqa: PLC0415 - `--help` answers at once
 
                 return asyncio.run(serve(Settings.from_arguments(rest)))
+            case "worker":
+                from finetuned_service.worker import WorkerSettings, work  # noqa: PLC0415 - as above
+
+                return asyncio.run(work(WorkerSettings.from_arguments(rest)))
             case "base":
                 from finetuned_service.bases.cli import run  # noqa: PLC0415 - not needed to serve
 
                 return run(rest)
             case _:
-                print(f"unknown command {command!r}; available: serve, base", file=sys.stderr)
+                print(f"unknown command {command!r}; available: serve, worker, base", file=sys.stderr)
                 return EXIT_REFUSED
     except FinetunedError as error:
         print(f"finetuned: {error.message}", file=sys.stderr)

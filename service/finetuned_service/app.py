@@ -27,13 +27,8 @@ from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
-from finetuned_service.jobs.assignment import Assignments
-from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
-from finetuned_service.jobs.publish import Publisher
-from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
-from finetuned_service.jobs.task import TaskLimits
 from finetuned_service.metrics import JobMetrics, ServerMetrics, SweepMetrics, new_registry, watch_replica
 from finetuned_service.metrics import serve as serve_metrics
 from finetuned_service.names import BaseName
@@ -58,6 +53,7 @@ from finetuned_service.tenancy.traffic import Traffic
 from finetuned_service.tenancy.usage import Usage
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.preview import RowPreview
+from finetuned_service.worker import build_dispatcher
 
 _LOG = logs.logger("server")
 _SNAPSHOT_SECONDS = 1.0
@@ -177,27 +173,7 @@ class Server:
             tenants=TenantServicer(Usage(database, tenant_limits, traffic)),
         )
         self._grpc, self.port = build_server(servicers, metrics, traffic, settings.listen_address)
-        self._dispatcher = Dispatcher(
-            DispatcherSettings(
-                owner=settings.replica,
-                directory=settings.data_dir / "jobs",
-                max_running=settings.max_running_jobs,
-                lease_seconds=settings.lease_seconds,
-                grace_seconds=settings.shutdown_grace_seconds,
-            ),
-            JobQueue(database),
-            Assignments(
-                bases=bases,
-                datasets=datasets,
-                registry=registry,
-                limits=TaskLimits(
-                    threads=settings.job_threads, memory_budget_bytes=settings.job_memory_bytes
-                ),
-                cache_directory=settings.resolved_cache_dir,
-            ),
-            Publisher(registry=registry, bases=bases, max_rank=settings.max_lora_rank),
-            job_metrics,
-        )
+        self._dispatcher = build_dispatcher(settings, settings.replica, database, registry, job_metrics)
         self._sweeper = Sweeper(
             Collector(database, settings.data_dir, kept),
             settings.sweep_interval_seconds,

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import psutil
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
         )
 
     @classmethod
-    def from_arguments(cls, arguments: Sequence[str]) -> Settings:
+    def from_arguments(cls, arguments: Sequence[str]) -> Self:
         """Settings from command-line flags over environment over file.
 
         Raises:

@@ -5,48 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from finetuned import (
     Client,
-    EvaluationOptions,
     Job,
     JobState,
-    Lora,
-    Optimization,
     PromoteIf,
 )
 from finetuned.errors import JobStateConflict
+from served_jobs import eventually, finished, start
 from tiny_server import TinyServer, make_data_directory, running
-
-WAIT_SECONDS = 180.0
-
-
-def start(
-    client: Client, dataset: str, adapter: str, *, steps: int = 6, every: int = 2, **settings: object
-) -> Job:
-    return client.train(
-        dataset=dataset,
-        adapter=adapter,
-        lora=Lora(rank=4),
-        optimization=Optimization(max_steps=steps, batch_rows=4, checkpoint_interval_steps=every),
-        evaluation=EvaluationOptions(evaluations=2, generation_rows=2, generation_max_tokens=4),
-        **settings,  # type: ignore[arg-type]
-    )
-
-
-def finished(client: Client, job: Job) -> Job:
-    return client.jobs.wait(job.name, timeout_seconds=WAIT_SECONDS)
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.05)
 
 
 def test_train_serve_repeat(client: Client, tmp_rows: Path) -> None:

@@ -18,6 +18,7 @@ CLIENT = Path(finetuned.__file__).parent
 FLOORS = (
     ("__main__",),
     ("app",),
+    ("worker",),
     ("rpc",),
     ("retention",),
     ("serving", "training", "quantization"),

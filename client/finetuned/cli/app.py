@@ -122,6 +122,7 @@ def options(
 
 SERVER, WORK = "The server", "Your work"
 app.command("serve", rich_help_panel=SERVER, **service.PASS_ALL)(service.serve)
+app.command("worker", rich_help_panel=SERVER, **service.PASS_ALL)(service.worker)
 app.command("base", rich_help_panel=SERVER, **service.PASS_ALL)(service.base)
 app.command("info", rich_help_panel=SERVER)(info.info)
 app.command("metrics", rich_help_panel=SERVER)(metrics.metrics)

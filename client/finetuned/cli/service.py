@@ -36,6 +36,11 @@ def serve(context: typer.Context) -> None:
     _delegate("serve", context)
 
 
+def worker(context: typer.Context) -> None:
+    """Run jobs beside a server that runs none itself; `finetuned worker --help` explains each setting."""
+    _delegate("worker", context)
+
+
 def base(context: typer.Context) -> None:
     """Add a base model to a data directory of this machine, or list what is there."""
     _delegate("base", context)
