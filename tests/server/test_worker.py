@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from finetuned import Client, JobState
-from finetuned_service.__main__ import main
 from served_jobs import eventually, finished, start
 from tiny_server import TinyServer, make_data_directory, running
 
@@ -78,15 +77,19 @@ def test_a_worker_that_stops_gives_its_job_back(jobless: TinyServer, tmp_rows: P
         client.jobs.cancel(job.name)
 
 
-def test_two_of_one_name_and_no_data_directory_are_refused(
-    jobless: TinyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def refusal(*flags: str) -> str:
+    """What a worker says that does not start."""
+    command = [sys.executable, "-m", "finetuned_service", "worker", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_two_of_one_name_and_no_data_directory_are_refused(jobless: TinyServer, tmp_path: Path) -> None:
     with worker(jobless, "one") as process:
-        lock = jobless.data_directory / ".lock-test-one"
-        eventually(lock.exists)
-        flags = ["--data-dir", str(jobless.data_directory), "--replica", "test", "--worker-name", "one"]
-        assert main(["worker", *flags]) == 1
-        assert "runs already; stop it, or choose another worker_name" in capsys.readouterr().err
+        eventually((jobless.data_directory / ".lock-test-one").exists)
+        data_dir = str(jobless.data_directory)
+        said = refusal("--data-dir", data_dir, "--replica", "test", "--worker-name", "one")
+        assert "runs already; stop it, or choose another worker_name" in said
         assert process.poll() is None
-    assert main(["worker", "--data-dir", str(tmp_path / "nowhere")]) == 1
-    assert "start the server first" in capsys.readouterr().err
+    assert "start the server first" in refusal("--data-dir", str(tmp_path / "nowhere"))
