@@ -306,7 +306,10 @@ class Server:
         """Keep the last snapshot for metrics, and the health of serving true."""
         while True:
             try:
-                self._snapshot = await asyncio.wait_for(self.engine.inspect(), _SILENT_SECONDS)
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes as the answer does, and `stop`
+                # would wait for this task forever.
+                async with asyncio.timeout(_SILENT_SECONDS):
+                    self._snapshot = await self.engine.inspect()
             except (FinetunedError, TimeoutError):
                 self._snapshot = None
             for name in ("", SERVING):
