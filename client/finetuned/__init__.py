@@ -13,6 +13,7 @@ from finetuned.errors import FinetunedError
 from finetuned.settings import Settings
 from finetuned.values.adapters import (
     Adapter,
+    AdapterState,
     AdapterVersion,
     Alias,
     ExportedAdapter,
@@ -73,6 +74,7 @@ from finetuned.values.specs import (
 
 __all__ = [
     "Adapter",
+    "AdapterState",
     "AdapterVersion",
     "Alias",
     "AsyncClient",

@@ -48,6 +48,7 @@ class AsyncJobs:
     watch = streamed(tuning.watch)
     follow = streamed(tuning.follow)
     cancel = verb(tuning.cancel)
+    rerun = verb(tuning.rerun)
 
     async def wait(
         self,

@@ -48,6 +48,7 @@ class Jobs:
     watch = streamed(tuning.watch)
     follow = streamed(tuning.follow)
     cancel = verb(tuning.cancel)
+    rerun = verb(tuning.rerun)
 
     def wait(
         self,

@@ -13,6 +13,7 @@
     │   ├── JobStateConflict     e.g. cancel of a finished job
     │   ├── RequestIdReused      the request id came before, with another body
     │   ├── AdapterIncompatible  the adapter belongs to another base
+    │   ├── RerunRefused         the data of the job to run again has changed
     │   ├── ResourceInUse        something still points to it
     │   ├── QualityGateFailed    a quantized base lost more quality than allowed; in a job's error
     │   └── StartRefused         the service could not start; told at its start, never by a call
@@ -143,6 +144,10 @@ class RequestIdReused(FailedPrecondition):
 
 class AdapterIncompatible(FailedPrecondition):
     reason = "ADAPTER_INCOMPATIBLE"
+
+
+class RerunRefused(FailedPrecondition):
+    reason = "RERUN_REFUSED"
 
 
 class ResourceInUse(FailedPrecondition):

@@ -11,6 +11,7 @@
     ├── AlreadyExists          the name is taken
     ├── FailedPrecondition     the state of something does not allow the call
     │   ├── JobStateConflict     e.g. cancel of a finished job
+    │   ├── RerunRefused         a job's data is not what it was
     │   ├── RequestIdReused      the request id came before, with another body
     │   ├── AdapterIncompatible  the adapter belongs to another base
     │   ├── ResourceInUse        something still points to it
@@ -163,6 +164,10 @@ class FailedPrecondition(FinetunedError):
 
 class JobStateConflict(FailedPrecondition):
     reason = "JOB_STATE_CONFLICT"
+
+
+class RerunRefused(FailedPrecondition):
+    reason = "RERUN_REFUSED"
 
 
 class RequestIdReused(FailedPrecondition):

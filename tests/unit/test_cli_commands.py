@@ -385,3 +385,19 @@ def test_a_service_that_is_down_is_named(run: Run, monkeypatch: pytest.MonkeyPat
 
 def test_unavailable_is_what_a_lost_connection_is() -> None:
     assert exit_code(Unavailable("gone")) is ExitCode.UNAVAILABLE
+
+
+def test_after_a_change_of_base_lists_say_so_and_rerun_mends_it(
+    run: Run, mine: str, server: FakeServer
+) -> None:
+    server.change_base("bases/second")
+    listed = run("adapters", "list")
+    assert "incompatible" in listed.stdout
+    assert "mine cannot be served: it was made for the base sha256:" in listed.stderr
+    run("predict", "--adapter", "mine", "hello", expected=ExitCode.REFUSED)
+    (job,) = json.loads(run("jobs", "list", "--json").stdout)
+    run("jobs", "rerun", job["name"], "--base", "second", "--json")
+    versions = run("adapters", "versions", mine).stdout
+    assert "second" in versions
+    assert "fake" in versions
+    assert "ready" in versions

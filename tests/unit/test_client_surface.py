@@ -22,6 +22,7 @@ from finetuned.v1 import (
 
 PUBLIC = [
     "Adapter",
+    "AdapterState",
     "AdapterVersion",
     "Alias",
     "AsyncClient",
@@ -100,7 +101,7 @@ PUBLIC = [
 VERBS = {
     "": "close generate generate_many quantize server_info stream train usage wait_until_ready within",
     "datasets": "delete get import_uri list upload",
-    "jobs": "cancel events follow get list wait watch",
+    "jobs": "cancel events follow get list rerun wait watch",
     "adapters": (
         "alias aliases delete delete_alias delete_version export get import_directory list load rollback "
         "set_alias unload version versions"

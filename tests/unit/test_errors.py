@@ -31,6 +31,7 @@ from finetuned_service.errors import (
     QueueFull,
     QuotaExceeded,
     RequestIdReused,
+    RerunRefused,
     ResourceExhausted,
     ResourceInUse,
     StartRefused,
@@ -68,7 +69,19 @@ EXAMPLES: dict[type[FinetunedError], FinetunedError] = {
     RequestIdReused: RequestIdReused("request id 'x' came before with another body"),
     AdapterIncompatible: AdapterIncompatible(
         "the adapter belongs to another base",
-        metadata={"adapter_base_digest": "sha256:aa", "server_base_digest": "sha256:bb"},
+        metadata={
+            "adapter_base_digest": "sha256:aa",
+            "server_base_digest": "sha256:bb",
+            "job": "tenants/a/jobs/c",
+        },
+    ),
+    RerunRefused: RerunRefused(
+        "the dataset has changed",
+        metadata={
+            "dataset": "tenants/a/datasets/b",
+            "recorded_digest": "sha256:aa",
+            "found_digest": "sha256:bb",
+        },
     ),
     ResourceInUse: ResourceInUse("a job uses it", metadata={"used_by": "tenants/a/jobs/b"}),
     QualityGateFailed: QualityGateFailed(

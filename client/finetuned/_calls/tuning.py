@@ -79,6 +79,39 @@ def train(
     return Call(Method(_SERVICE, "TrainJob", pb.TrainJobResponse), request, _job, Kind.WRITE)
 
 
+def rerun(
+    names: Names,
+    name: str,
+    *,
+    base: str | None = None,
+    display_name: str = "",
+    validate_only: bool = False,
+    request_id: str | None = None,
+) -> Call[Job]:
+    """Run a TrainJob again from its own record: on the same data, with the settings that its caller had made;
+    what the old base had decided is chosen anew. It makes the adapter's next version.
+
+    Args:
+        name: the job to repeat.
+        base: the base to train on; without it the server's.
+        display_name, validate_only, request_id: as for `train`.
+
+    Raises:
+        NotFound: there is no such job, or its data or the base are gone.
+        RerunRefused: the data has changed since it ran.
+        InvalidField: it is no TrainJob, or its settings do not fit the base.
+    """
+    request = pb.TrainJobRequest(
+        parent=names.parent,
+        spec=job_pb2.TrainSpec(base=names.base(base)) if base else None,
+        display_name=display_name,
+        validate_only=validate_only,
+        request_id=request_id or new_request_id(),
+        rerun_of=names.job(name),
+    )
+    return Call(Method(_SERVICE, "TrainJob", pb.TrainJobResponse), request, _job, Kind.WRITE)
+
+
 def quantize(
     names: Names,
     weight_format: WeightFormat | str,

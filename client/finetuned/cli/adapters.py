@@ -26,13 +26,19 @@ def list_all(context: typer.Context, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [[short(one.name), one.version_count, short(one.latest_version), _aliases(one)] for one in found]
+    rows = [
+        [short(one.name), one.version_count, short(one.latest_version), _aliases(one), one.state.lower()]
+        for one in found
+    ]
     print_table(
         "Adapters",
-        ["name", "versions", "latest", "aliases"],
+        ["name", "versions", "latest", "aliases", "default is"],
         rows,
         empty="No adapters yet. Next: finetuned train --dataset NAME --adapter NAME",
     )
+    for one in found:
+        if one.incompatible_reason:
+            err().print(f"[dim]{short(one.name)} cannot be served: {one.incompatible_reason}[/dim]")
 
 
 def _aliases(adapter: Adapter) -> str:
@@ -46,15 +52,18 @@ def versions(context: typer.Context, name: Name, *, as_json: AsJson = False) -> 
     """List the versions of an adapter, newest first."""
     with connect(context) as client:
         found = list(client.adapters.versions(name))
+        bases = {} if as_json else {base.digest: short(base.name) for base in client.bases.list()}
     if as_json:
         print_json(found)
         return
     print_table(
         f"Versions of {short(name)}",
-        ["name", "method", "rank", "figures", "size", "where", "created", "kept until"],
+        ["name", "base", "state", "method", "rank", "figures", "size", "where", "created", "kept until"],
         [
             [
                 short(one.name),
+                bases.get(one.base_digest, one.base_digest[:19]),
+                one.state.lower(),
                 one.method,
                 one.rank,
                 metrics(one.metrics),

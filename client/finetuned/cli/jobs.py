@@ -1,4 +1,4 @@
-"""`finetuned jobs`: list, get, watch, events, cancel; and how commands that start jobs follow them."""
+"""`finetuned jobs`: list, get, watch, events, rerun, cancel; and how commands that start jobs follow them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.output import cell, err, print_json, print_table
 from finetuned.cli.progress import JobDisplay
 from finetuned.cli.report import say_next, show_job
-from finetuned.cli.session import AsJson, connect
+from finetuned.cli.session import AsJson, Detach, connect
 
 app = typer.Typer(help="Jobs: TrainJobs and Quantize runs.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The job's name.")]
@@ -140,6 +140,25 @@ def _words(event: JobEvent) -> str:
         for field in body.__dataclass_fields__
         if isinstance(value := getattr(body, field), (str, int, float)) and value not in {0, "", "UNKNOWN"}
     )
+
+
+@app.command()
+def rerun(
+    context: typer.Context,
+    name: Name,
+    *,
+    base: Annotated[
+        str | None, typer.Option(help="The base to train on.", show_default="the server's")
+    ] = None,
+    display_name: Annotated[str, typer.Option("--name", help="Your own name for the job.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a TrainJob again from its own record, for example on another base."""
+    with connect(context) as client:
+        job = client.jobs.rerun(name, base=base, display_name=display_name, validate_only=dry_run)
+        follow(client, job, as_json=as_json, detach=detach)
 
 
 @app.command()

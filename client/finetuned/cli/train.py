@@ -36,6 +36,9 @@ def train(
     adapter: Annotated[
         str, typer.Option("--adapter", "-a", help="The adapter; this makes its next version.")
     ],
+    base: Annotated[
+        str | None, typer.Option(help="The base to train on; the server's.", show_default=False)
+    ] = None,
     eval_dataset: Annotated[str | None, _option(DATA, "Held-out rows; else a part of the dataset.")] = None,
     holdout_fraction: Annotated[float | None, _option(DATA, "Part held out without them; 0.1.")] = None,
     max_row_tokens: Annotated[int | None, _option(DATA, "The longest row; 1024 or the context.")] = None,
@@ -88,6 +91,7 @@ def train(
         job = client.train(
             dataset=dataset,
             adapter=adapter,
+            base=base,
             eval_dataset=eval_dataset,
             lora=Lora(
                 rank=rank,

@@ -16,8 +16,8 @@ from finetuned.errors import (
     InvalidField,
     ResourceInUse,
 )
-from finetuned.testing._store import BASE_DIGEST, Store, check_name, lookup, page
-from finetuned.testing._versions import adapter_of, add_version, describe, resolve, set_alias
+from finetuned.testing._store import Store, check_name, lookup, page
+from finetuned.testing._versions import adapter_of, add_version, check_served, describe, resolve, set_alias
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import common_pb2
 from finetuned.v1.adapter_service_pb2_grpc import AdapterServiceServicer
@@ -108,12 +108,14 @@ class FakeAdapters(AdapterServiceServicer):
         check_name(start.adapter, _ADAPTER, "start.adapter")
         if start.WhichOneof("base") is None:
             raise InvalidField.one("start.base", "is not set")
-        if start.expected_base_digest not in {"", BASE_DIGEST}:
+        with self._store.lock:
+            held = self._store.bases[self._store.resident].digest
+        if start.expected_base_digest not in {"", held}:
             raise AdapterIncompatible(
                 "the adapter was made for another base",
                 metadata={
                     "adapter_base_digest": start.expected_base_digest,
-                    "server_base_digest": BASE_DIGEST,
+                    "server_base_digest": held,
                 },
             )
         files = _receive(request_iterator)
@@ -147,6 +149,7 @@ class FakeAdapters(AdapterServiceServicer):
             raise InvalidField.one("residency", "is STORED; allowed: HOST, DEVICE")
         with self._store.lock:
             version = self._resolved(request.name)
+            check_served(self._store, version)
             version.residency[0].residency = wanted
             version.residency[0].pinned = request.pin
             version.residency[0].resident_bytes = version.size_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import final
@@ -18,6 +19,7 @@ from finetuned.testing._serving import FakeServing
 from finetuned.testing._store import Store, check_name, lookup
 from finetuned.testing._tenants import FakeTenants
 from finetuned.testing._tuning import FakeTuning
+from finetuned.testing._versions import judge
 from finetuned.v1.adapter_service_pb2_grpc import add_AdapterServiceServicer_to_server
 from finetuned.v1.base_service_pb2_grpc import add_BaseServiceServicer_to_server
 from finetuned.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
@@ -104,6 +106,19 @@ class FakeServer:
         check_name(job, "tenants/{}/jobs/{}")
         with self._store.lock:
             lookup(self._store.jobs, job).first_kept = first_kept
+
+    def change_base(self, name: str) -> None:
+        """Go on as a server that was started again with another base; what was made for other bases stays and
+        is INCOMPATIBLE. The name is the full one, `bases/fake` is the first.
+        """
+        check_name(name, "bases/{}")
+        with self._store.lock:
+            known = self._store.bases.get(name)
+            digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+            self._store.hold(name, digest if known is None else known.digest)
+            for state in self._store.adapters.values():
+                for version in state.versions.values():
+                    judge(self._store, version)
 
     def calls(self, rpc: str) -> int:
         """How often an RPC was called, with the calls that failed."""

@@ -18,14 +18,13 @@ from finetuned._names import short
 from finetuned.errors import FinetunedError, InvalidField, PromptTooLong, Unimplemented
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import (
-    BASE,
     CONTEXT_TOKENS,
     MAX_BATCH_REQUESTS,
     REPLICA,
     Store,
     check_name,
 )
-from finetuned.testing._versions import resolve
+from finetuned.testing._versions import check_served, resolve
 from finetuned.v1 import common_pb2
 from finetuned.v1 import serving_service_pb2 as pb
 from finetuned.v1.serving_service_pb2_grpc import ServingServiceServicer
@@ -96,11 +95,12 @@ class FakeServing(ServingServiceServicer):
 
     def _served_by(self, request: pb.ServeAdapterRequest) -> pb.ServedBy:
         with self._store.lock:
-            base = self._store.bases[BASE]
+            base = self._store.bases[self._store.resident]
             served_by = pb.ServedBy(base=base.name, base_digest=base.digest, replica=REPLICA)
             if request.WhichOneof("model") == "adapter":
                 state, number = resolve(self._store, request.adapter, "adapter")
                 version = state.versions[number]
+                check_served(self._store, version)
                 version.residency[0].residency = common_pb2.RESIDENCY_DEVICE
                 served_by.adapter_version = version.name
                 served_by.adapter_digest = version.digest
@@ -111,7 +111,7 @@ class FakeServing(ServingServiceServicer):
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
         with self._store.lock:
-            base = self._store.bases[BASE]
+            base = self._store.bases[self._store.resident]
             return pb.GetServerInfoResponse(
                 service_version="fake",
                 replica=REPLICA,

@@ -72,16 +72,25 @@ class Store:
     adapters: dict[str, AdapterState] = field(default_factory=dict[str, AdapterState])
     bases: dict[str, base_service_pb2.Base] = field(default_factory=dict[str, base_service_pb2.Base])
     job_errors: list[FinetunedError] = field(default_factory=list[FinetunedError])
+    resident: str = BASE
+    """The name of the base that the server holds."""
     _answers: dict[tuple[str, str], tuple[bytes, Message]] = field(
         default_factory=dict[tuple[str, str], tuple[bytes, Message]]
     )
     _ticks: int = 0
 
     def __post_init__(self) -> None:
-        self.bases[BASE] = base_service_pb2.Base(
-            name=BASE,
-            digest=BASE_DIGEST,
-            root_digest=BASE_DIGEST,
+        self.hold(BASE, BASE_DIGEST)
+
+    def hold(self, name: str, digest: str) -> None:
+        """Be a server that was started with this base."""
+        self.resident = name
+        for base in self.bases.values():
+            base.resident = False
+        self.bases[name] = base_service_pb2.Base(
+            name=name,
+            digest=digest,
+            root_digest=digest,
             architecture="EchoForCausalLM",
             weight_format=common_pb2.WEIGHT_FORMAT_BF16,
             parameters=1000,

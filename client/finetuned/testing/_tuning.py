@@ -15,7 +15,7 @@ import grpc
 
 from finetuned.errors import InvalidField, JobStateConflict, OutOfRange, Unimplemented
 from finetuned.testing._plan import FINAL, begin, cancel, step
-from finetuned.testing._store import BASE, RunningJob, Store, check_name, lookup, page
+from finetuned.testing._store import RunningJob, Store, check_name, lookup, page
 from finetuned.v1 import common_pb2, job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceServicer
@@ -30,6 +30,8 @@ class FakeTuning(TuningServiceServicer):
 
     def TrainJob(self, request: pb.TrainJobRequest, context: grpc.ServicerContext) -> pb.TrainJobResponse:
         check_name(request.parent, "tenants/{}", "parent")
+        if request.rerun_of:
+            return self._rerun(request)
         spec = request.spec
         check_name(spec.adapter, "tenants/{}/adapters/{}", "spec.adapter")
         method = spec.WhichOneof("method")
@@ -42,8 +44,27 @@ class FakeTuning(TuningServiceServicer):
                 lookup(self._store.datasets, name)
             if not spec.dataset:
                 raise InvalidField.one("spec.dataset", "is empty; expected a dataset's name")
-            lookup(self._store.bases, spec.base or BASE)
+            lookup(self._store.bases, spec.base or self._store.resident)
             job = job_pb2.Job(display_name=request.display_name, train=spec)
+            return self._accept(request, job, pb.TrainJobResponse)
+
+    def _rerun(self, request: pb.TrainJobRequest) -> pb.TrainJobResponse:
+        given = [field.name for field, _ in request.spec.ListFields() if field.name != "base"]
+        if given:
+            raise InvalidField.one(f"spec.{given[0]}", "is set beside rerun_of; leave it out")
+        check_name(request.rerun_of, "tenants/{}/jobs/{}", "rerun_of")
+        with self._store.lock:
+            record = lookup(self._store.jobs, request.rerun_of).job
+            if record.WhichOneof("spec") != "train":
+                raise InvalidField.one("rerun_of", f"is {record.name!r}, a Quantize run")
+            lookup(self._store.datasets, record.train.dataset)
+            base = lookup(self._store.bases, request.spec.base or self._store.resident)
+            job = job_pb2.Job(
+                display_name=request.display_name or record.display_name,
+                train=record.train,
+                rerun_of=record.name,
+            )
+            job.train.base = base.name
             return self._accept(request, job, pb.TrainJobResponse)
 
     def Quantize(self, request: pb.QuantizeRequest, context: grpc.ServicerContext) -> pb.QuantizeResponse:
@@ -54,7 +75,7 @@ class FakeTuning(TuningServiceServicer):
             name = common_pb2.WeightFormat.Name(spec.weight_format)
             raise _unimplemented(name, "WEIGHT_FORMAT_INT8, WEIGHT_FORMAT_NF4")
         with self._store.lock:
-            lookup(self._store.bases, spec.base or BASE)
+            lookup(self._store.bases, spec.base or self._store.resident)
             job = job_pb2.Job(display_name=request.display_name, quantize=spec)
             return self._accept(request, job, pb.QuantizeResponse)
 

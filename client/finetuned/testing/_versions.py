@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from finetuned.errors import EtagMismatch, FailedPrecondition, NotFound
-from finetuned.testing._store import BASE_DIGEST, REPLICA, AdapterState, Store, check_name, lookup
+from finetuned.errors import AdapterIncompatible, EtagMismatch, FailedPrecondition, NotFound
+from finetuned.testing._store import REPLICA, AdapterState, Store, check_name, lookup
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import common_pb2
 
@@ -18,9 +18,10 @@ def adapter_of(name: str) -> str:
 
 
 def add_version(
-    store: Store, adapter: str, files: Mapping[str, bytes], lineage: pb.Lineage, *, rank: int
+    store: Store, adapter: str, files: Mapping[str, bytes], lineage: pb.Lineage, *, rank: int, base: str = ""
 ) -> pb.AdapterVersion:
-    """The next version; the first one gets the alias "default"."""
+    """The next version, of a base (the server's if empty); the first one gets the alias "default"."""
+    base_digest = store.bases[base or store.resident].digest
     state = store.adapters.setdefault(
         adapter, AdapterState(pb.Adapter(name=adapter, create_time=store.now()), {}, {}, {})
     )
@@ -30,10 +31,9 @@ def add_version(
     version = pb.AdapterVersion(
         name=f"{adapter}/versions/{number}",
         digest="sha256:" + content.hexdigest(),
-        base_digest=BASE_DIGEST,
-        base_root_digest=BASE_DIGEST,
+        base_digest=base_digest,
+        base_root_digest=base_digest,
         base_verified=True,
-        compatible=True,
         method=common_pb2.METHOD_LORA,
         task=common_pb2.TASK_TEXT_GENERATION,
         lineage=lineage,
@@ -43,6 +43,7 @@ def add_version(
         rank=rank,
         create_time=store.now(),
     )
+    judge(store, version)
     version.residency.add(replica=REPLICA, residency=common_pb2.RESIDENCY_STORED)
     state.versions[number] = version
     state.files[number] = dict(files)
@@ -58,7 +59,39 @@ def describe(state: AdapterState) -> pb.Adapter:
     adapter.latest_version = f"{adapter.name}/versions/{max(state.versions)}" if state.versions else ""
     adapter.version_count = len(state.versions)
     adapter.aliases.extend(alias for _, alias in sorted(state.aliases.items()))
+    default = state.versions[int(state.aliases["default"].version.rpartition("/")[2])]
+    adapter.state = default.state
+    adapter.incompatible_reason = default.incompatible_reason
     return adapter
+
+
+def judge(store: Store, version: pb.AdapterVersion) -> None:
+    """Write into a version whether the server's base can serve it."""
+    base = store.bases[store.resident]
+    fits = version.base_digest == base.digest
+    version.compatible = fits
+    version.state = pb.ADAPTER_STATE_READY if fits else pb.ADAPTER_STATE_INCOMPATIBLE
+    version.incompatible_reason = (
+        "" if fits else f"it was made for the base {version.base_digest}; this server holds {base.digest}"
+    )
+
+
+def check_served(store: Store, version: pb.AdapterVersion) -> None:
+    """Refuse a version of another base.
+
+    Raises:
+        AdapterIncompatible: naming both digests, and the job that can be run again.
+    """
+    if not version.compatible:
+        job = version.lineage.job
+        raise AdapterIncompatible(
+            f"{version.name} cannot be served: {version.incompatible_reason}. Train it again on this base",
+            metadata={
+                "adapter_base_digest": version.base_digest,
+                "server_base_digest": store.bases[store.resident].digest,
+            }
+            | ({"job": job} if job else {}),
+        )
 
 
 def resolve(store: Store, name: str, field: str = "name") -> tuple[AdapterState, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from finetuned.errors import QualityGateFailed
 from finetuned.testing._refusals import to_message
-from finetuned.testing._store import BASE, Happening, Store
+from finetuned.testing._store import Happening, Store
 from finetuned.testing._versions import add_version, set_alias
 from finetuned.v1 import adapter_service_pb2, base_service_pb2, common_pb2, job_pb2
 
@@ -89,7 +89,9 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         "adapter_config.json": b'{"peft_type": "LORA"}',
         "adapter_model.safetensors": job.name.encode(),
     }
-    version = add_version(store, job.train.adapter, content, lineage, rank=job.train.lora.rank or 16)
+    version = add_version(
+        store, job.train.adapter, content, lineage, rank=job.train.lora.rank or 16, base=job.train.base
+    )
     number = int(version.name.rpartition("/")[2])
     version.metrics.extend(figures(number))
     job.metrics.extend(version.metrics)
@@ -124,7 +126,7 @@ def _promote(store: Store, job: job_pb2.Job, version: adapter_service_pb2.Adapte
 
 def _store_base(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
     spec = job.quantize
-    source = store.bases[spec.base or BASE]
+    source = store.bases[spec.base or store.resident]
     rise = RISE_OF_PERPLEXITY[spec.weight_format]
     report = job.quantize_result.report
     report.source_bytes = source.weight_bytes

@@ -3,6 +3,7 @@ import datetime
 from finetuned.v1 import common_pb2 as _common_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -10,22 +11,35 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class AdapterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_STATE_UNSPECIFIED: _ClassVar[AdapterState]
+    ADAPTER_STATE_READY: _ClassVar[AdapterState]
+    ADAPTER_STATE_INCOMPATIBLE: _ClassVar[AdapterState]
+ADAPTER_STATE_UNSPECIFIED: AdapterState
+ADAPTER_STATE_READY: AdapterState
+ADAPTER_STATE_INCOMPATIBLE: AdapterState
+
 class Adapter(_message.Message):
-    __slots__ = ("name", "create_time", "latest_version", "version_count", "aliases")
+    __slots__ = ("name", "create_time", "latest_version", "version_count", "aliases", "state", "incompatible_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     VERSION_COUNT_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    INCOMPATIBLE_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     create_time: _timestamp_pb2.Timestamp
     latest_version: str
     version_count: int
     aliases: _containers.RepeatedCompositeFieldContainer[Alias]
-    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latest_version: _Optional[str] = ..., version_count: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
+    state: AdapterState
+    incompatible_reason: str
+    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latest_version: _Optional[str] = ..., version_count: _Optional[int] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., state: _Optional[_Union[AdapterState, str]] = ..., incompatible_reason: _Optional[str] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
-    __slots__ = ("name", "digest", "base_digest", "base_root_digest", "base_verified", "compatible", "incompatible_reason", "method", "task", "metrics", "lineage", "size_bytes", "parameters", "modules", "rank", "create_time", "residency", "expire_time")
+    __slots__ = ("name", "digest", "base_digest", "base_root_digest", "base_verified", "compatible", "incompatible_reason", "method", "task", "metrics", "lineage", "size_bytes", "parameters", "modules", "rank", "create_time", "residency", "expire_time", "state")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +58,7 @@ class AdapterVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     base_digest: str
@@ -62,7 +77,8 @@ class AdapterVersion(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     residency: _containers.RepeatedCompositeFieldContainer[ReplicaResidency]
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., base_root_digest: _Optional[str] = ..., base_verified: bool = ..., compatible: bool = ..., incompatible_reason: _Optional[str] = ..., method: _Optional[_Union[_common_pb2.Method, str]] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ..., size_bytes: _Optional[int] = ..., parameters: _Optional[int] = ..., modules: _Optional[int] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., residency: _Optional[_Iterable[_Union[ReplicaResidency, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    state: AdapterState
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., base_root_digest: _Optional[str] = ..., base_verified: bool = ..., compatible: bool = ..., incompatible_reason: _Optional[str] = ..., method: _Optional[_Union[_common_pb2.Method, str]] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ..., size_bytes: _Optional[int] = ..., parameters: _Optional[int] = ..., modules: _Optional[int] = ..., rank: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., residency: _Optional[_Iterable[_Union[ReplicaResidency, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state: _Optional[_Union[AdapterState, str]] = ...) -> None: ...
 
 class Lineage(_message.Message):
     __slots__ = ("job", "dataset", "dataset_digest", "parent_version", "source")

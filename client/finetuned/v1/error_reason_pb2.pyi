@@ -30,6 +30,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_START_REFUSED: _ClassVar[ErrorReason]
     ERROR_REASON_QUALITY_GATE_FAILED: _ClassVar[ErrorReason]
     ERROR_REASON_NO_ROOM: _ClassVar[ErrorReason]
+    ERROR_REASON_RERUN_REFUSED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_INVALID_DATA: ErrorReason
@@ -54,3 +55,4 @@ ERROR_REASON_INTERNAL_FAULT: ErrorReason
 ERROR_REASON_START_REFUSED: ErrorReason
 ERROR_REASON_QUALITY_GATE_FAILED: ErrorReason
 ERROR_REASON_NO_ROOM: ErrorReason
+ERROR_REASON_RERUN_REFUSED: ErrorReason

@@ -89,7 +89,7 @@ SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity
 
 class Job(_message.Message):
-    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time")
+    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time", "rerun_of")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class Job(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     EVENTS_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    RERUN_OF_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     state: JobState
@@ -142,7 +143,8 @@ class Job(_message.Message):
     samples: _containers.RepeatedCompositeFieldContainer[EvaluationSample]
     expire_time: _timestamp_pb2.Timestamp
     events_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    rerun_of: str
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ...) -> None: ...
 
 class TrainSpec(_message.Message):
     __slots__ = ("dataset", "eval_dataset", "adapter", "base", "task", "objective", "head", "layers", "full", "bottleneck", "lora", "qlora", "ia3", "optimization", "data", "evaluation", "promote_if", "continue_from")

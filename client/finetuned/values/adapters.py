@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import final
 
 from finetuned.values.common import Method, Metric, Residency, Task
+
+
+class AdapterState(StrEnum):
+    """Whether the server can serve an adapter: INCOMPATIBLE was made for another base than it holds."""
+
+    UNKNOWN = "UNKNOWN"
+    READY = "READY"
+    INCOMPATIBLE = "INCOMPATIBLE"
 
 
 @final
@@ -32,6 +41,9 @@ class Adapter:
     latest_version: str
     version_count: int
     aliases: tuple[Alias, ...]
+    state: AdapterState
+    """Of the version that `default` points to."""
+    incompatible_reason: str
 
 
 @final
@@ -71,6 +83,8 @@ class AdapterVersion:
     compatible: bool
     """Whether the server's base can serve it."""
     incompatible_reason: str
+    state: AdapterState
+    """Says the same as `compatible`, as lists show it."""
     method: Method
     task: Task
     metrics: tuple[Metric, ...]

@@ -173,6 +173,8 @@ class Job:
     expire_time: datetime | None
     """When its record goes; None if it is kept, or not finished."""
     events_expire_time: datetime | None
+    rerun_of: str
+    """The job whose record this one repeats; empty for others."""
 
     @property
     def kind(self) -> JobKind:

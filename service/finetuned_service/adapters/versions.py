@@ -51,6 +51,8 @@ class Adapter:
     latest_version: int
     version_count: int
     aliases: tuple[Alias, ...]
+    base_digest: str
+    """Of the base that the version which `default` points to was made for."""
 
     @property
     def name(self) -> str:
@@ -76,8 +78,16 @@ def load_adapter(connection: Connection, tenant: str, adapter: str) -> Adapter:
     if row is None:
         raise NotFound.resource(f"tenants/{tenant}/adapters/{adapter}")
     found = tuple(list_aliases(connection, tenant, adapter))
+    default = next(alias.version for alias in found if alias.alias == DEFAULT_ALIAS)
+    base_digest = connection.execute(
+        select(adapter_versions.c.base_digest).where(
+            adapter_versions.c.tenant == tenant,
+            adapter_versions.c.adapter == adapter,
+            adapter_versions.c.version == default,
+        )
+    ).scalar_one()
     created = datetime.fromtimestamp(row.create_time, UTC)
-    return Adapter(tenant, adapter, created, row.latest, row.version_count, found)
+    return Adapter(tenant, adapter, created, row.latest, row.version_count, found, base_digest)
 
 
 def weights_directory(directory: Path, digest: str) -> Path:

@@ -18,6 +18,7 @@ from finetuned_service.errors import (
     NotFound,
     Unimplemented,
 )
+from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import BaseFacts, lora_bytes, resolve_train
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
@@ -42,10 +43,51 @@ class Submission:
     resident_base: BaseName
     report: DataReporter
 
-    def train(
-        self, tenant: str, spec: TrainSpec, display_name: str, request: RequestKey, *, validate_only: bool
+    def rerun(
+        self,
+        tenant: str,
+        name: ResourceName,
+        base: str,
+        display_name: str,
+        request: RequestKey,
+        *,
+        validate_only: bool,
     ) -> Job:
-        """Check a TrainJob and queue it, or only say what it would be.
+        """`train` with the spec of a job's record, on `base`; "" is this server's.
+
+        Raises:
+            NotFound: there is no such job, or its data or the base are gone.
+            InvalidField: it was no TrainJob, or its settings do not fit the base.
+            RerunRefused: its data has changed.
+            QuotaExceeded: a limit of the tenant is reached.
+        """
+        made = None if validate_only else self.store.made_by(request)
+        if made is not None:
+            return made
+        if name.tenant != tenant:
+            raise NotFound.resource(str(name))
+        record = self.store.get(tenant, name.id)
+        spec = spec_again(record, base)
+        return self.train(
+            tenant,
+            spec,
+            display_name or record.display_name,
+            request,
+            validate_only=validate_only,
+            record=record,
+        )
+
+    def train(
+        self,
+        tenant: str,
+        spec: TrainSpec,
+        display_name: str,
+        request: RequestKey,
+        *,
+        validate_only: bool,
+        record: Job | None = None,
+    ) -> Job:
+        """Check a TrainJob and queue it, or only say what it would be; `record` is the job that it repeats.
 
         Raises:
             InvalidField, InvalidData: settings or rows cannot be trained on.
@@ -70,6 +112,8 @@ class Submission:
         held_out = (
             self._dataset(tenant, spec.eval_dataset, "spec.eval_dataset") if spec.eval_dataset else None
         )
+        if record is not None:
+            refuse_changed(record, rows, held_out)
         base = self._trainable_base(tenant, spec.base)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(
@@ -79,7 +123,12 @@ class Submission:
         )
         report = self.report(resolved, rows.path, held_out.path if held_out else None)
         job = self._job(tenant, resolved, display_name).model_copy(
-            update={"data_report": report, "estimate": _estimate(resolved, report)}
+            update={
+                "data_report": report,
+                "estimate": _estimate(resolved, report),
+                "defaulted_from_base": defaulted_from_base(spec),
+                "rerun_of": record.name if record else "",
+            }
         )
         if validate_only:
             return job

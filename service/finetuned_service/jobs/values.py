@@ -324,6 +324,10 @@ class Job(Value):
     """`FinetunedError.to_wire`."""
     fault: Fault | None = None
     result: Result | None = None
+    rerun_of: str = ""
+    """The TrainJob whose record this one repeats."""
+    defaulted_from_base: tuple[str, ...] = ()
+    """Settings of the spec that nobody had set and the base has decided; chosen again for another base."""
     last_event: int = 0
     samples: tuple[EvaluationSample, ...] = ()
 

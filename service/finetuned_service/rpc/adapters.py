@@ -14,7 +14,7 @@ from grpc import aio
 from finetuned_service.adapters.aliases import Alias
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.transfer import AdapterImports, export_chunks
-from finetuned_service.adapters.versions import AdapterVersion
+from finetuned_service.adapters.versions import Adapter, AdapterVersion
 from finetuned_service.engine.messages import AdapterHandle, AdapterResidency, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, InvalidField, InvalidUpload
 from finetuned_service.names import AdapterSelector, parse_tenant
@@ -39,7 +39,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.GetAdapterRequest, pb.GetAdapterResponse],
     ) -> pb.GetAdapterResponse:
         adapter = await asyncio.to_thread(self._registry.get, _adapter_selector(request.name))
-        return pb.GetAdapterResponse(adapter=adapter_to_proto(adapter))
+        return pb.GetAdapterResponse(adapter=self._adapter(adapter))
 
     async def ListAdapters(  # noqa: N802 - the contract's name
         self,
@@ -52,7 +52,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
             PageRequest.parse(request.page_size, request.page_token),
         )
         return pb.ListAdaptersResponse(
-            adapters=[adapter_to_proto(adapter) for adapter in page.items], next_page_token=page.next_token
+            adapters=[self._adapter(adapter) for adapter in page.items], next_page_token=page.next_token
         )
 
     async def DeleteAdapter(  # noqa: N802 - the contract's name
@@ -232,13 +232,17 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         except FinetunedError:
             return None
 
+    def _adapter(self, adapter: Adapter) -> pb.Adapter:
+        reason = incompatible_reason(adapter.base_digest, self._serving.base)
+        return adapter_to_proto(adapter, incompatible_reason=reason)
+
     def _version(self, version: AdapterVersion, snapshot: Snapshot | None) -> pb.AdapterVersion:
         residency: AdapterResidency | None = next(
             (a for a in (snapshot.adapters if snapshot else ()) if a.digest == version.manifest.digest), None
         )
         return version_to_proto(
             version,
-            incompatible_reason=incompatible_reason(version, self._serving.base),
+            incompatible_reason=incompatible_reason(version.manifest.base_digest, self._serving.base),
             expire_time=self._registry.expire_time(version),
             residency=residency,
             replica=self._serving.replica,

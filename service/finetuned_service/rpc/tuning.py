@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from finetuned.v1 import job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1 import tuning_service_pb2_grpc as grpc_pb
 from grpc import aio
@@ -43,14 +44,26 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
     ) -> pb.TrainJobResponse:
         tenant = parse_tenant(request.parent)
         _refuse_large(request)
-        job = await asyncio.to_thread(
-            self._submission.train,
-            tenant,
-            train_spec_from_proto(request.spec),
-            request.display_name,
-            request_key(tenant, request),
-            validate_only=request.validate_only,
-        )
+        if request.rerun_of:
+            _refuse_settings(request.spec)
+            job = await asyncio.to_thread(
+                self._submission.rerun,
+                tenant,
+                ResourceName.parse(request.rerun_of, "jobs", "rerun_of"),
+                request.spec.base,
+                request.display_name,
+                request_key(tenant, request),
+                validate_only=request.validate_only,
+            )
+        else:
+            job = await asyncio.to_thread(
+                self._submission.train,
+                tenant,
+                train_spec_from_proto(request.spec),
+                request.display_name,
+                request_key(tenant, request),
+                validate_only=request.validate_only,
+            )
         return pb.TrainJobResponse(job=job_to_proto(job))
 
     async def Quantize(  # noqa: N802 - the contract's name
@@ -159,6 +172,16 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         context: aio.ServicerContext[pb.DeleteJobRequest, pb.DeleteJobResponse],
     ) -> pb.DeleteJobResponse:
         raise Unimplemented.feature("DeleteJob", "CancelJob")
+
+
+def _refuse_settings(spec: job_pb2.TrainSpec) -> None:
+    given = [field.name for field, _ in spec.ListFields() if field.name != "base"]
+    if given:
+        raise InvalidField.one(
+            f"spec.{given[0]}",
+            "is set beside rerun_of, which takes all but the base from the job's record; leave it out, or start "
+            "a TrainJob of its own",
+        )
 
 
 def _refuse_large(request: pb.TrainJobRequest | pb.QuantizeRequest) -> None:

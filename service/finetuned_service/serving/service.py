@@ -135,27 +135,31 @@ def handle_of(version: AdapterVersion) -> AdapterHandle:
     return AdapterHandle(version.manifest.digest, str(version.directory))
 
 
-def incompatible_reason(version: AdapterVersion, base: BaseManifest) -> str:
-    """Why this base cannot serve the version, or ""."""
-    if version.manifest.base_digest == base.digest:
+def incompatible_reason(adapter_base_digest: str, base: BaseManifest) -> str:
+    """Why this base cannot serve what was made for the base of that digest, or ""."""
+    if adapter_base_digest == base.digest:
         return ""
-    return f"it was made for the base {version.manifest.base_digest}; this server holds {base.digest}"
+    return f"it was made for the base {adapter_base_digest}; this server holds {base.name}, {base.digest}"
 
 
 def check_compatible(version: AdapterVersion, base: BaseManifest) -> None:
     """Refuse a version that was made for another base.
 
     Raises:
-        AdapterIncompatible: naming both digests.
+        AdapterIncompatible: naming both digests and the way to a version that fits.
     """
-    reason = incompatible_reason(version, base)
+    made_for, job = version.manifest.base_digest, version.manifest.lineage.job
+    reason = incompatible_reason(made_for, base)
     if reason:
+        remedy = (
+            f"Train it again from its record with 'finetuned jobs rerun {job.rsplit('/', 1)[-1]}'"
+            if job
+            else "Train it, or import one, for this base"
+        )
         raise AdapterIncompatible(
-            f"{version.name} cannot be served: {reason}. Train it again on this base",
-            metadata={
-                "adapter_base_digest": version.manifest.base_digest,
-                "server_base_digest": base.digest,
-            },
+            f"{version.name} cannot be served: {reason}. {remedy}, or ask a server that holds its base",
+            metadata={"adapter_base_digest": made_for, "server_base_digest": base.digest}
+            | ({"job": job} if job else {}),
         )
 
 

@@ -13,7 +13,7 @@ from finetuned_service.engine.messages import AdapterResidency
 from finetuned_service.rpc.convert.common import TASKS, method_to_proto, metrics_to_proto, time_to_proto
 
 
-def adapter_to_proto(adapter: Adapter) -> pb.Adapter:
+def adapter_to_proto(adapter: Adapter, *, incompatible_reason: str) -> pb.Adapter:
     latest = f"{adapter.name}/versions/{adapter.latest_version}" if adapter.version_count else ""
     return pb.Adapter(
         name=adapter.name,
@@ -21,7 +21,13 @@ def adapter_to_proto(adapter: Adapter) -> pb.Adapter:
         latest_version=latest,
         version_count=adapter.version_count,
         aliases=[alias_to_proto(alias) for alias in adapter.aliases],
+        state=_state(incompatible_reason),
+        incompatible_reason=incompatible_reason,
     )
+
+
+def _state(incompatible_reason: str) -> pb.AdapterState:
+    return pb.ADAPTER_STATE_INCOMPATIBLE if incompatible_reason else pb.ADAPTER_STATE_READY
 
 
 def version_to_proto(
@@ -42,6 +48,7 @@ def version_to_proto(
         base_verified=manifest.base_verified,
         compatible=not incompatible_reason,
         incompatible_reason=incompatible_reason,
+        state=_state(incompatible_reason),
         method=method_to_proto(manifest.method),
         task=TASKS[manifest.task],
         metrics=metrics_to_proto(manifest.metrics),

@@ -49,6 +49,7 @@ def job_to_proto(job: Job) -> pb.Job:
         error=wire_error_to_proto(job.error),
         fault=f"FAULT_{job.fault or 'UNSPECIFIED'}",
         last_event=job.last_event,
+        rerun_of=job.rerun_of,
         samples=[pb.EvaluationSample(**sample.model_dump()) for sample in job.samples],
     )
     if isinstance(job.spec, TrainSpec):

@@ -1,0 +1,64 @@
+"""A TrainJob again, from its own record: on another base, with what the old base had decided left open."""
+
+from __future__ import annotations
+
+from finetuned_service.datasets.store import Dataset
+from finetuned_service.errors import InvalidField, RerunRefused
+from finetuned_service.jobs.values import Job, TrainSpec
+
+BASE_DECIDES = ("lora.target_modules", "optimization.learning_rate", "data.max_row_tokens")
+"""What `jobs/resolve.py` chooses from the base where it is not set; all else it fills in from the spec
+itself or the data, so that it comes out the same on any base."""
+
+
+def defaulted_from_base(asked: TrainSpec) -> tuple[str, ...]:
+    """Which settings of a spec, as its caller wrote it, are the base's to decide."""
+    return tuple(path for path in BASE_DECIDES if _value(asked, path) in {None, ()})
+
+
+def spec_again(record: Job, base: str) -> TrainSpec:
+    """The spec of a job of old, to be resolved on `base`; "" is the server's.
+
+    Raises:
+        InvalidField: the job was no TrainJob.
+    """
+    spec = record.spec
+    if not isinstance(spec, TrainSpec):
+        raise InvalidField.one(
+            "rerun_of", f"is {record.name!r}, a Quantize run; only TrainJobs can be run again this way"
+        )
+    again = spec.model_copy(update={"base": base})
+    for path in record.defaulted_from_base:
+        group, _, setting = path.partition(".")
+        unset = () if isinstance(_value(spec, path), tuple) else None
+        settings = getattr(spec, group).model_copy(update={setting: unset})
+        again = again.model_copy(update={group: settings})
+    return again
+
+
+def refuse_changed(record: Job, rows: Dataset, held_out: Dataset | None) -> None:
+    """Refuse datasets that have other content than when the job ran. What a job that never ran would have
+    read is not known, and not compared.
+
+    Raises:
+        RerunRefused: naming the dataset and both digests.
+    """
+    if record.environment is None:
+        return
+    recorded = (record.environment.dataset_digest, record.environment.eval_dataset_digest)
+    for digest, dataset in zip(recorded, (rows, held_out), strict=True):
+        if digest and dataset is not None and dataset.digest != digest:
+            raise RerunRefused(
+                f"{dataset.name} has the digest {dataset.digest}; {record.name} was trained on {digest}. Upload "
+                "those rows again under that name, or start a TrainJob of its own on the new ones",
+                metadata={
+                    "dataset": dataset.name,
+                    "recorded_digest": digest,
+                    "found_digest": dataset.digest,
+                },
+            )
+
+
+def _value(spec: TrainSpec, path: str) -> object:
+    group, _, setting = path.partition(".")
+    return getattr(getattr(spec, group), setting)

@@ -1,0 +1,62 @@
+"""A job's record becomes a spec again: what was set stays, what the old base decided is open."""
+
+from __future__ import annotations
+
+import pytest
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.rerun import BASE_DECIDES, defaulted_from_base, spec_again
+from finetuned_service.jobs.resolve import BaseFacts, resolve_train
+from finetuned_service.jobs.values import DataOptions, Job, LoraSettings, Optimization, TrainSpec
+from tiny_jobs import quantize_job, train_job
+
+OLD = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj", "v_proj"))
+NEW = BaseFacts(hidden_size=512, context_tokens=200, linear_modules=("qkv_proj",))
+
+
+def record_of(**asked: object) -> Job:
+    """A job as the store has it, with its spec resolved on the old base."""
+    job = train_job(**asked)
+    assert isinstance(job.spec, TrainSpec)
+    resolved = resolve_train(job.spec, base=OLD, train_rows=100)
+    changes = {"id": "j1", "spec": resolved, "defaulted_from_base": defaulted_from_base(job.spec)}
+    return job.model_copy(update=changes)
+
+
+def test_what_the_old_base_decided_is_decided_anew():
+    record = record_of(optimization=Optimization(max_steps=7))
+    assert set(record.defaulted_from_base) == set(BASE_DECIDES)
+    asked_for_new = train_job(optimization=Optimization(max_steps=7), lora=LoraSettings()).spec
+    assert isinstance(asked_for_new, TrainSpec)
+    expected = resolve_train(asked_for_new.model_copy(update={"base": "bases/new"}), base=NEW, train_rows=100)
+    again = resolve_train(spec_again(record, "bases/new"), base=NEW, train_rows=100)
+    assert again == expected
+    assert again.lora.target_modules == ("qkv_proj",)
+
+
+def test_what_was_set_stays():
+    lora = LoraSettings(rank=3, target_modules=("v_proj", "q_proj"))
+    rate, longest = Optimization(learning_rate=0.125, epochs=2.0), DataOptions(max_row_tokens=100)
+    record = record_of(lora=lora, optimization=rate, data=longest)
+    assert record.defaulted_from_base == ()
+    assert spec_again(record, "bases/tiny") == record.spec
+
+
+def test_on_the_same_base_it_is_the_same_spec():
+    record = record_of(lora=LoraSettings(rank=3))
+    assert resolve_train(spec_again(record, "bases/tiny"), base=OLD, train_rows=100) == record.spec
+
+
+def test_modules_that_were_set_and_that_the_new_base_lacks_are_refused():
+    record = record_of(lora=LoraSettings(target_modules=("q_proj",)))
+    with pytest.raises(InvalidField, match="names 'q_proj'; the base's linear modules are qkv_proj"):
+        resolve_train(spec_again(record, "bases/new"), base=NEW, train_rows=100)
+
+
+def test_a_record_of_an_older_build_keeps_all_its_settings():
+    record = record_of().model_copy(update={"defaulted_from_base": ()})
+    assert spec_again(record, "bases/tiny") == record.spec
+
+
+def test_a_quantize_run_is_refused():
+    with pytest.raises(InvalidField, match=r"rerun_of: is .*, a Quantize run"):
+        spec_again(quantize_job().model_copy(update={"id": "j1"}), "")
