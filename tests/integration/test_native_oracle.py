@@ -190,3 +190,47 @@ def test_the_digest_is_that_of_what_serves(model, base):
     assert before != model.fingerprint()
     packed[7] = kept
     assert before == model.fingerprint()
+
+
+def ask(request_id, prompt, adapter, tenant="acme"):
+    sampling = Sampling(max_new_tokens=8, ignore_eos=True, logprobs=2)
+    return Submit(request_id, tuple(prompt), handle_of(adapter), sampling, tenant)
+
+
+def test_a_shared_beginning_changes_no_bit_and_crosses_no_border(model, adapters):
+    """Same beginnings under other weights, other tenants, in one batch and one after the other."""
+    shared = random_prompt(7, 70)
+    asked = [
+        ask(100 * t + 10 * a + n, [*shared, *random_prompt(20 + n, 5)], adapters[a], tenant)
+        for t, tenant in enumerate(("acme", "globex"))
+        for a in range(3)
+        for n in range(3)
+    ]
+    alone = []
+    for submit in asked:
+        with OfflineEngine(model, CONFIG) as engine:
+            alone += engine.generate([submit])
+    with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=40)) as engine:
+        together = engine.generate(asked)
+        counters = engine.inspect().counters
+        again = engine.generate(
+            [dataclasses.replace(submit, request_id=-1 - i) for i, submit in enumerate(asked)]
+        )
+        snapshot = engine.inspect()
+    assert together == alone
+    assert again == alone
+    # 64 of each prompt's 75 tokens for all but the first of the six kinds, at the least; all of them again.
+    assert counters["prefix_tokens_reused"] >= 6 * 64
+    assert snapshot.counters["prefix_tokens_reused"] >= counters["prefix_tokens_reused"] + 18 * 64
+    assert snapshot.kv_tokens_used == 0
+
+
+def test_scores_from_a_place_on_are_those_of_the_whole_row(model, adapters):
+    rows = [[*random_prompt(8, 66), *random_prompt(30 + i, 9)] for i in range(3)]
+    with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=50)) as engine:
+        whole = engine.score(rows, adapters[1].handle)
+        parts = engine.score(rows, adapters[1].handle, [66, 60, 1])
+    assert all(
+        torch.equal(full[first - 1 :], part)
+        for full, part, first in zip(whole, parts, (66, 60, 1), strict=True)
+    )

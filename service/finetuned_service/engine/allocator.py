@@ -65,6 +65,26 @@ class RangeAllocator:
                 return taken
         return None
 
+    def shrink(self, taken: Range, length: int) -> Range:
+        """Keep the first units of an allocated range, at least `length` of them, and free the rest.
+
+        Raises:
+            ValueError: if it is not allocated, or `length` is not from 1 to its own.
+        """
+        if not 1 <= length <= taken.length:
+            raise ValueError(f"length is {length}; allowed: 1 to {taken.length}")
+        kept = Range(taken.start, self._rounded(length))
+        if kept == taken:
+            return taken
+        self.free(taken)
+        # What was just freed is a hole that begins where it began, or goes on before: take its place again.
+        index = next(i for i, hole in enumerate(self._free) if hole.start <= kept.start < hole.end)
+        hole = self._free[index]
+        parts = (Range(hole.start, kept.start - hole.start), Range(kept.end, hole.end - kept.end))
+        self._free[index : index + 1] = [part for part in parts if part.length]
+        self._used[kept.start] = kept
+        return kept
+
     def _rounded(self, length: int) -> int:
         return -(-length // self._granularity) * self._granularity
 

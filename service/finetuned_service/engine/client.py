@@ -99,7 +99,11 @@ class EngineClient:
         return None if self._engine is None else self._engine.process.pid
 
     def submit(
-        self, prompt_token_ids: Sequence[int], adapter: AdapterHandle | None, sampling: Sampling
+        self,
+        prompt_token_ids: Sequence[int],
+        adapter: AdapterHandle | None,
+        sampling: Sampling,
+        tenant: str = "",
     ) -> EngineStream:
         """Queue a request at once. Leave the stream with `aclose` (or `async with`): it cancels what runs.
 
@@ -118,7 +122,7 @@ class EngineClient:
         request_id = next(self._ids)
         stream = EngineStream(request_id, self._leave)
         self._streams[request_id] = stream
-        self._send(Submit(request_id, tuple(prompt_token_ids), adapter, sampling))
+        self._send(Submit(request_id, tuple(prompt_token_ids), adapter, sampling, tenant))
         return stream
 
     async def set_residency(

@@ -39,7 +39,14 @@ from finetuned_service.engine.sequence import Sequence
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Unavailable
 
 _log = structlog.get_logger()
-_COUNTERS = ("steps", "prefill_tokens", "decode_tokens", "step_seconds", "step_failures")
+_COUNTERS = (
+    "steps",
+    "prefill_tokens",
+    "prefix_tokens_reused",
+    "decode_tokens",
+    "step_seconds",
+    "step_failures",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +78,14 @@ class EngineLoop:
         self.residency = ResidencyManager[Any, Any](
             self.runner.memory, self._loader, config.host_budget_bytes
         )
-        self._scheduler = Scheduler(
+        self.scheduler = Scheduler(
             max_running=config.max_running_sequences,
             max_prefill_tokens=config.max_prefill_tokens,
             kv_capacity_tokens=config.kv_capacity_tokens,
             adapters=self.residency,
             kv_block_tokens=self.runner.kv_block_tokens,
+            shares_prefixes=self.runner.shares_prefixes,
         )
-        self.kv = self._scheduler.kv
         self._replies = Replies(model.end_token_ids, model.device)
 
     def deliver(self, delivery: Delivery) -> None:
@@ -90,7 +97,7 @@ class EngineLoop:
         """A Shutdown has come, and nothing runs any more or its time is over."""
         if self._stop_seconds is None:
             return False
-        busy = self._scheduler.running or self._scheduler.waiting
+        busy = self.scheduler.running or self.scheduler.waiting
         return not busy or time.monotonic() >= self._stop_seconds
 
     def step(self) -> list[Event]:
@@ -101,7 +108,8 @@ class EngineLoop:
         while not self._inbox.empty():
             self._take(self._inbox.get())
         self._admit()
-        chunks = self._scheduler.plan_step()
+        self._counters["prefix_tokens_reused"] += self.scheduler.share_prefixes(self.runner.copy_kv)
+        chunks = self.scheduler.plan_step()
         if chunks:
             self._compute(chunks)
         elif not self._events:
@@ -111,7 +119,7 @@ class EngineLoop:
 
     def close(self) -> list[Event]:
         """End what is left, and the loader's thread; the engine cannot be used after it."""
-        for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting.values()]:
+        for sequence in [*self.scheduler.running.values(), *self.scheduler.waiting.values()]:
             self._fail(sequence, Unavailable("the engine stopped; try again", retry_after_seconds=1.0))
         self._loader.close()
         self.runner.close()
@@ -132,8 +140,8 @@ class EngineLoop:
             case Submit():
                 self._submit(delivery)
             case Cancel(request_id=request_id):
-                if (sequence := self._scheduler.find(request_id)) is not None:
-                    self._end(sequence)
+                if (sequence := self.scheduler.find(request_id)) is not None:
+                    self._end(sequence, sound=True)
             case SetResidency():
                 self._set_residency(delivery)
             case Inspect(call_id=call_id, verify_base=True):
@@ -151,15 +159,15 @@ class EngineLoop:
         try:
             if self._stop_seconds is not None:
                 raise Unavailable("the engine is stopping; try again", retry_after_seconds=1.0)
-            limit = limit_tokens(submit, self._model, self.kv.capacity)
+            limit = limit_tokens(submit, self._model, self.scheduler.kv.capacity)
         except FinetunedError as error:
             self._events.append(Failed(submit.request_id, error.to_wire()))
             return
         sequence = Sequence(submit, limit, time.monotonic(), list(submit.prompt_token_ids))
-        self._scheduler.enqueue(sequence)
+        self.scheduler.enqueue(sequence)
 
     def _admit(self) -> None:
-        admission = self._scheduler.admit(time.monotonic())
+        admission = self.scheduler.admit(time.monotonic())
         for refusal in admission.refused:
             self._fail(refusal.sequence, refusal.error)
         for sequence in admission.admitted:
@@ -201,7 +209,7 @@ class EngineLoop:
                 continue
             self._events.append(tokens)
             if tokens.finish is not None:
-                self._end(sequence)
+                self._end(sequence, sound=True)
         self._count_step(chunks, time.monotonic() - began)
 
     def _count_step(self, chunks: list[Chunk], seconds: float) -> None:
@@ -214,8 +222,8 @@ class EngineLoop:
     def _place_of(self, sequence: Sequence) -> Any:
         return self.residency.place_of(sequence.adapter) if sequence.adapter else None
 
-    def _end(self, sequence: Sequence) -> None:
-        self._scheduler.end(sequence)
+    def _end(self, sequence: Sequence, *, sound: bool = False) -> None:
+        self.scheduler.end(sequence, sound=sound)
         self._replies.forget(sequence)
 
     def _fail(self, sequence: Sequence, error: FinetunedError) -> None:
@@ -260,7 +268,7 @@ class EngineLoop:
             else:
                 self._set_residency(call)
         if loaded.error is not None:
-            for sequence in list(self._scheduler.waiting.values()):
+            for sequence in list(self.scheduler.waiting.values()):
                 if sequence.adapter is not None and sequence.adapter.digest == loaded.digest:
                     self._fail(sequence, loaded.error)
 
@@ -269,10 +277,10 @@ class EngineLoop:
 
     def _snapshot(self, base_digest: str = "") -> Snapshot:
         return Snapshot(
-            running_sequences=len(self._scheduler.running),
-            waiting_sequences=len(self._scheduler.waiting),
-            kv_tokens_used=self.kv.used,
-            kv_tokens_capacity=self.kv.capacity,
+            running_sequences=len(self.scheduler.running),
+            waiting_sequences=len(self.scheduler.waiting),
+            kv_tokens_used=self.scheduler.kv_tokens_used,
+            kv_tokens_capacity=self.scheduler.kv.capacity,
             base_bytes=self._model.size_bytes,
             kv_bytes=self.runner.kv_bytes,
             adapters=self.residency.snapshot(),
@@ -293,6 +301,6 @@ class EngineLoop:
                 "fill_seconds": self.residency.fill_seconds.read(),
             },
             waiting_adapters=tuple(
-                dict.fromkeys(s.adapter.digest for s in self._scheduler.waiting.values() if s.adapter)
+                dict.fromkeys(s.adapter.digest for s in self.scheduler.waiting.values() if s.adapter)
             ),
         )

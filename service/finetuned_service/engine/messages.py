@@ -68,6 +68,8 @@ class Submit:
     prompt_token_ids: tuple[int, ...]
     adapter: AdapterHandle | None
     sampling: Sampling
+    tenant: str = ""
+    """Prompts of different tenants share no keys and values, nor the time that sharing saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class Tokens:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: FinishReason | None = None
+    cached_tokens: int = 0
+    """Set with the first token: how many of the prompt's came from the prefix cache."""
     prefill_seconds: float = 0.0
     """Set with `finish`: from the place in the batch to the first token."""
     decode_seconds: float = 0.0
@@ -206,7 +210,7 @@ class Snapshot:
     base_digest: str = ""
     """Recomputed from memory if Inspect.verify_base, else empty."""
     counters: dict[str, float] = field(default_factory=dict[str, float])
-    """Monotonic since start: steps, prefill_tokens, decode_tokens, step_seconds, step_failures, adapter_loads,
+    """Monotonic since start: steps, prefill_tokens, prefix_tokens_reused, decode_tokens, step_seconds, step_failures, adapter_loads,
     adapter_evictions, host_evictions, load_seconds, load_failures."""
     histograms: dict[str, HistogramCounts] = field(default_factory=dict[str, HistogramCounts])
     """Monotonic since start: step_seconds, step_sequences, step_tokens, read_seconds (to HOST), fill_seconds

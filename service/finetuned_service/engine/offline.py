@@ -127,41 +127,62 @@ class OfflineEngine:
         """
         return torch.cat(list(self._chunk_logits(token_ids, adapter)))
 
-    def score(self, rows: Sequence[Sequence[int]], adapter: AdapterHandle | None = None) -> list[Tensor]:
-        """For each row of T tokens the natural log-probability `[T - 1]` float32 of each token but the first.
+    def score(
+        self,
+        rows: Sequence[Sequence[int]],
+        adapter: AdapterHandle | None = None,
+        firsts: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """For each row of T tokens the natural log-probabilities `[T - first]` float32 of its tokens from `first` on.
+
+        Args:
+            rows: token ids.
+            adapter: None for the plain base.
+            firsts: 1 or more for each row; None is 1 for all. What rows have in common before it is computed once.
 
         Raises:
             FinetunedError: if the adapter cannot be applied.
         """
-        return [self._score_row(row, adapter) for row in rows]
+        return [
+            self._score_row(row, first, adapter)
+            for row, first in zip(rows, firsts or [1] * len(rows), strict=True)
+        ]
 
-    def _score_row(self, row: Sequence[int], adapter: AdapterHandle | None) -> Tensor:
-        following = torch.tensor(list(row[1:]))
+    def _score_row(self, row: Sequence[int], first: int, adapter: AdapterHandle | None) -> Tensor:
+        following = torch.tensor(list(row[first:]))
         parts: list[Tensor] = []
         done = 0
-        for logits in self._chunk_logits(row, adapter):
+        for logits in self._chunk_logits(row, adapter, first - 1):
             targets = following[done : done + logits.shape[0]]
             logprobs = logits[: targets.shape[0]].log_softmax(dim=-1)
             parts.append(logprobs.gather(1, targets[:, None])[:, 0])
             done += logits.shape[0]
         return torch.cat(parts)
 
-    def _chunk_logits(self, token_ids: Sequence[int], adapter: AdapterHandle | None) -> Iterator[Tensor]:
-        """Chunk by chunk, so that the logits of a long row are never all in memory."""
+    def _chunk_logits(
+        self, token_ids: Sequence[int], adapter: AdapterHandle | None, first_row: int = 0
+    ) -> Iterator[Tensor]:
+        """Of the rows from `first_row` on; by chunks, so that the logits of a long row are never all in memory."""
+        scheduler, runner = self._loop.scheduler, self._loop.runner
         submit = Submit(0, tuple(token_ids), adapter, Sampling(max_new_tokens=1))
         sequence = TokenSequence(submit, len(token_ids), 0.0, list(token_ids))
-        sequence.kv = self._loop.kv.allocate(len(token_ids))
+        sequence.kv = scheduler.allocate_kv(len(token_ids))
         if sequence.kv is None:
             raise ResourceExhausted(f"a row has {len(token_ids)} tokens; the KV cache is too small for it")
         try:
             with self._held(adapter) as place:
+                scheduler.begin_at(sequence, first_row, runner.copy_kv)
                 while sequence.pending_tokens:
                     rows = min(sequence.pending_tokens, self._config.max_prefill_tokens)
-                    step = self._loop.runner.run([Chunk(sequence, rows)], lambda _: place, all_logits=True)
-                    yield step.logits.float()
+                    before = first_row - sequence.computed_tokens
+                    if before > 0:
+                        rows = min(rows, before)
+                    step = runner.run([Chunk(sequence, rows)], lambda _: place, all_logits=before <= 0)
                     sequence.computed_tokens += rows
+                    if before <= 0:
+                        yield step.logits.float()
         finally:
-            self._loop.kv.free(sequence.kv)
+            scheduler.end(sequence, sound=not sequence.pending_tokens)
 
     @contextmanager
     def _held(self, adapter: AdapterHandle | None) -> Generator[Any]:

@@ -11,6 +11,7 @@ from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.peft_files import AdapterReader
+from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
 from finetuned_service.engine.scheduler import Chunk
 
@@ -20,6 +21,7 @@ class PlainRunner:
     """Any architecture, dtype, weight format and device that transformers loads."""
 
     kv_block_tokens = 1
+    shares_prefixes = False
 
     def __init__(self, model: EngineModel, config: EngineConfig) -> None:
         """See `EngineModel.open`."""
@@ -36,6 +38,10 @@ class PlainRunner:
         model = self._model
         batch = build_batch(chunks, place_of, self._arena, model.dtype, model.device, all_logits=all_logits)
         return StepLogits(model.forward(batch, self._banks), batch.chosen)
+
+    def copy_kv(self, copy: PrefixCopy) -> None:
+        """Never asked for: bits of rows depend on their batch-mates here."""
+        raise NotImplementedError(copy)
 
     def close(self) -> None:
         """Nothing but memory, which goes with the object."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -91,10 +93,8 @@ class Replies:
         sequence.tokens.append(token_id)
         if len(sequence.tokens) == sequence.limit_tokens:
             last = _last(sequence, FinishReason.LENGTH, now_seconds)
-            return Tokens(
-                last.request_id, (token_id,), logprobs, last.finish, last.prefill_seconds, last.decode_seconds
-            )
-        return Tokens(sequence.request_id, (token_id,), logprobs)
+            return replace(last, token_ids=(token_id,), logprobs=logprobs)
+        return Tokens(sequence.request_id, (token_id,), logprobs, cached_tokens=_cached(sequence))
 
     def _generator(self, sequence: Sequence) -> torch.Generator | None:
         generator = self._generators.get(sequence.request_id)
@@ -105,12 +105,18 @@ class Replies:
         return generator
 
 
+def _cached(sequence: Sequence) -> int:
+    """Told once, with the first token."""
+    return sequence.cached_tokens if sequence.new_tokens <= 1 else 0
+
+
 def _last(sequence: Sequence, finish: FinishReason, now_seconds: float) -> Tokens:
     first_seconds = sequence.first_token_seconds or now_seconds
     return Tokens(
         sequence.request_id,
         (),
         finish=finish,
+        cached_tokens=_cached(sequence),
         prefill_seconds=first_seconds - sequence.admitted_seconds,
         decode_seconds=now_seconds - first_seconds,
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.memory import Memory
+from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 
@@ -43,6 +44,15 @@ class Runner(Protocol):
     @property
     def kv_block_tokens(self) -> int:
         """A sequence's keys and values begin at a multiple of it."""
+        ...
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Keys and values do not depend on batch-mates or chunks, so that copies are as good as computed ones."""
+        ...
+
+    def copy_kv(self, copy: PrefixCopy) -> None:
+        """Copy keys and values of all layers inside the arena; only if `shares_prefixes`."""
         ...
 
     @property

@@ -9,12 +9,14 @@ preempted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from finetuned_service.engine.allocator import RangeAllocator
+from finetuned_service.engine.allocator import Range, RangeAllocator
 from finetuned_service.engine.messages import AdapterHandle
+from finetuned_service.engine.prefix_cache import PrefixCache, PrefixCopy
 from finetuned_service.engine.sequence import Phase, Sequence
 from finetuned_service.errors import FinetunedError
 
@@ -98,11 +100,13 @@ class Scheduler:
         kv_capacity_tokens: int,
         adapters: AdapterGate,
         kv_block_tokens: int = 1,
+        shares_prefixes: bool = False,
     ) -> None:
         self._max_running = max_running
         self._max_prefill_tokens = max_prefill_tokens
         self._adapters = adapters
         self.kv = RangeAllocator(kv_capacity_tokens, kv_block_tokens)
+        self.prefixes = PrefixCache(self.kv, kv_block_tokens) if shares_prefixes else None
         self.waiting: dict[int, Sequence] = {}
         self.running: dict[int, Sequence] = {}
 
@@ -112,12 +116,32 @@ class Scheduler:
     def find(self, request_id: int) -> Sequence | None:
         return self.running.get(request_id) or self.waiting.get(request_id)
 
-    def end(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, with all that it holds."""
+    @property
+    def kv_tokens_used(self) -> int:
+        """Of running sequences; what the prefix cache holds is given up as soon as it is needed."""
+        return self.kv.used - (self.prefixes.used if self.prefixes else 0)
+
+    def allocate_kv(self, length: int) -> Range | None:
+        """A range for `length` tokens, from the prefix cache if it must be; None if there is none."""
+        if self.prefixes is not None:
+            self.prefixes.make_room(length)
+        return self.kv.allocate(length)
+
+    def end(self, sequence: Sequence, *, sound: bool = False) -> None:
+        """Take a sequence out, wherever it is, with all that it holds.
+
+        Args:
+            sequence: waiting, running or ended.
+            sound: what it computed is right and may serve later prompts.
+        """
         self.waiting.pop(sequence.request_id, None)
         self.running.pop(sequence.request_id, None)
         if sequence.kv is not None:
-            self.kv.free(sequence.kv)
+            if sound and self.prefixes is not None:
+                computed = sequence.tokens[: sequence.computed_tokens]
+                self.prefixes.keep(sequence.cache_key, computed, sequence.kv)
+            else:
+                self.kv.free(sequence.kv)
             sequence.kv = None
         if sequence.holds_adapter and sequence.adapter is not None:
             self._adapters.release(sequence.adapter)
@@ -151,6 +175,24 @@ class Scheduler:
                 break
         return admission
 
+    def share_prefixes(self, copy: Callable[[PrefixCopy], None]) -> int:
+        """Before a step: copy what prompts that have not begun share with others; returns how many tokens."""
+        fresh = [sequence for sequence in self.running.values() if not sequence.computed_tokens]
+        return sum(self.begin_at(sequence, len(sequence.tokens) - 1, copy) for sequence in fresh)
+
+    def begin_at(self, sequence: Sequence, most_tokens: int, copy: Callable[[PrefixCopy], None]) -> int:
+        """Copy up to `most_tokens` of a sequence's beginning if they are known; returns how many were."""
+        if self.prefixes is None or sequence.kv is None:
+            return 0
+        prompt = sequence.tokens[: most_tokens + 1]
+        found = self.prefixes.find(sequence.cache_key, prompt, self.running.values())
+        if found is None:
+            return 0
+        source, tokens = found
+        copy(PrefixCopy(source.start, sequence.kv.start, tokens))
+        sequence.computed_tokens = sequence.cached_tokens = tokens
+        return tokens
+
     def plan_step(self) -> list[Chunk]:
         """One row for each decoding sequence, then prompt chunks in order of admission, within the budget."""
         decoding: list[Chunk] = []
@@ -166,7 +208,11 @@ class Scheduler:
         return decoding + prefill
 
     def _has_room(self, sequence: Sequence) -> bool:
-        return len(self.running) < self._max_running and self.kv.can_allocate(sequence.limit_tokens)
+        if len(self.running) >= self._max_running:
+            return False
+        if self.prefixes is not None:
+            return self.prefixes.make_room(sequence.limit_tokens)
+        return self.kv.can_allocate(sequence.limit_tokens)
 
     def _prepare(self, sequence: Sequence) -> None:
         """Its turn comes soon: its adapter is loaded while it waits."""

@@ -40,6 +40,8 @@ class Sequence:
     load_began_seconds: float | None = None
     load_seconds: float = 0.0
     admitted_seconds: float = 0.0
+    cached_tokens: int = 0
+    """How many tokens of the prompt had their keys and values copied instead of computed."""
     first_token_seconds: float | None = None
     last_token_seconds: float = 0.0
 
@@ -50,6 +52,11 @@ class Sequence:
     @property
     def adapter(self) -> AdapterHandle | None:
         return self.request.adapter
+
+    @property
+    def cache_key(self) -> tuple[str, str]:
+        """Whose prompts it may share keys and values with: same tenant, same weights."""
+        return (self.request.tenant, self.request.adapter.digest if self.request.adapter else "")
 
     @property
     def prompt_tokens(self) -> int:

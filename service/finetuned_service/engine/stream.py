@@ -57,6 +57,7 @@ class EngineStream:
         if self._events.empty():
             return first
         last, token_ids, logprobs = first, list(first.token_ids), list(first.logprobs)
+        cached_tokens = first.cached_tokens
         while not self._events.empty():
             following = self._events.get_nowait()
             if not isinstance(following, Tokens):
@@ -65,7 +66,10 @@ class EngineStream:
             last = following
             token_ids.extend(following.token_ids)
             logprobs.extend(following.logprobs)
-        return replace(last, token_ids=tuple(token_ids), logprobs=tuple(logprobs))
+            cached_tokens += following.cached_tokens
+        return replace(
+            last, token_ids=tuple(token_ids), logprobs=tuple(logprobs), cached_tokens=cached_tokens
+        )
 
     async def aclose(self) -> None:
         """Cancel the request if it has not ended; harmless to repeat."""

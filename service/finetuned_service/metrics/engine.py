@@ -18,6 +18,10 @@ Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 
 _COUNTERS: Mapping[str, tuple[str, str]] = {
     "prefill_tokens": ("finetuned_engine_prefill_tokens", "Prompt tokens processed."),
+    "prefix_tokens_reused": (
+        "finetuned_engine_prefix_tokens_reused",
+        "Prompt tokens whose keys and values came from the prefix cache.",
+    ),
     "decode_tokens": ("finetuned_engine_decode_tokens", "Tokens processed one at a time, after the prompt."),
     "step_failures": ("finetuned_engine_step_failures", "Forward passes that failed with their sequences."),
     "adapter_loads": ("finetuned_adapter_loads", "Adapters brought into the serving layout."),

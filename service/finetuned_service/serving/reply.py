@@ -41,6 +41,7 @@ class Reply:
     outcome: Outcome | None = None
     timing: Timing = field(default_factory=Timing)
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
     async def follow(self, submit: Callable[[], EventStream]) -> AsyncGenerator[Started | Delta]:
         """The engine's events as deltas, ended by the engine or by a stop string.
@@ -66,6 +67,7 @@ class Reply:
                 yield event
                 continue
             now = time.perf_counter()
+            self.cached_tokens += event.cached_tokens
             self._count_tokens(len(event.token_ids), now, now - last)
             last = now
             piece = self.text.push(event.token_ids)

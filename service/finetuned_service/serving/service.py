@@ -111,7 +111,7 @@ class Serving:
         prompt = prompts[reply.input]
         handle = None if version is None else handle_of(version)
         sampling = sampling_for(call.generation, prompt, reply.input)
-        return reply.follow(lambda: self.engine.submit(prompt.token_ids, handle, sampling))
+        return reply.follow(lambda: self.engine.submit(prompt.token_ids, handle, sampling, call.tenant))
 
     def _served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
         expected = 0 if version is None else version.manifest.modules
@@ -175,6 +175,7 @@ def _done(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Done:
     return Done(
         outcomes=tuple(outcomes),
         prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+        cached_tokens=sum(reply.cached_tokens for reply in replies),
         completion_tokens=sum(reply.completion_tokens for reply in replies),
         timing=max(timings, key=lambda timing: timing.total),
     )

@@ -106,6 +106,8 @@ class Timing:
 class Done:
     outcomes: tuple[Outcome, ...]
     prompt_tokens: int
+    cached_tokens: int
+    """How many of the prompts' tokens came from the prefix cache."""
     completion_tokens: int
     timing: Timing
     """Of the slowest input."""

@@ -182,8 +182,10 @@ class _Run:
         total, supervised = 0.0, 0
         for row in rows:
             if len(row.token_ids) <= context_tokens:
-                (log_probabilities,) = self._engine.score([row.token_ids], self._adapter)
-                marked = [place - 1 for place, flag in enumerate(row.supervised) if flag]
+                places = [place for place, flag in enumerate(row.supervised) if flag]
+                first = min(places, default=1)
+                (log_probabilities,) = self._engine.score([row.token_ids], self._adapter, [first])
+                marked = [place - first for place in places]
                 total -= float(log_probabilities[marked].double().sum())
                 supervised += len(marked)
             self._finish(1)

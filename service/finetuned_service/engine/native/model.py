@@ -30,6 +30,7 @@ from finetuned_service.engine.native.library import (
 )
 from finetuned_service.engine.native.weights import NativeWeights
 from finetuned_service.engine.peft_files import AdapterReader
+from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
 from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
@@ -109,6 +110,7 @@ class NativeRunner:
     """The steps of one engine on a NativeModel."""
 
     kv_block_tokens = PANEL
+    shares_prefixes = True
 
     def __init__(self, model: NativeModel, config: EngineConfig) -> None:
         """See `NativeModel.open`.
@@ -120,7 +122,8 @@ class NativeRunner:
         self._library = model.library
         self._vocabulary = geometry.vocabulary
         capacity_tokens = config.kv_capacity_tokens // PANEL * PANEL
-        shape = (capacity_tokens * geometry.kv_heads * geometry.head_dim,)
+        self._head_dim = geometry.head_dim
+        shape = (geometry.kv_heads, capacity_tokens * geometry.head_dim)
         self._keys = [lazy_zeros(shape, torch.bfloat16, model.device) for _ in range(geometry.layers)]
         self._values = [lazy_zeros(shape, torch.bfloat16, model.device) for _ in range(geometry.layers)]
         self._layers, self._struct = model.weights.with_arena(self._keys, self._values, capacity_tokens)
@@ -144,6 +147,12 @@ class NativeRunner:
         if self._decoder:
             self._library.decoder_free(self._decoder)
             self._decoder = None
+
+    def copy_kv(self, copy: PrefixCopy) -> None:
+        """See `runner.Runner`; whole blocks lie side by side for each head."""
+        source, target, count = (place * self._head_dim for place in (copy.source, copy.target, copy.tokens))
+        for kept in (*self._keys, *self._values):
+            kept[:, target : target + count] = kept[:, source : source + count]
 
     def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
         """See `runner.Runner`.

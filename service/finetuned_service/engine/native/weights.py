@@ -80,7 +80,7 @@ class NativeWeights:
         """Layers and model of one engine, whose keys and values lie in the given tensors.
 
         Args:
-            keys: of each layer, `[capacity_tokens * kv_heads * head_dim]` bfloat16.
+            keys: of each layer, `[kv_heads, capacity_tokens * head_dim]` bfloat16.
             values: as `keys`.
             capacity_tokens: a multiple of PANEL.
         """

@@ -154,7 +154,11 @@ def done_to_proto(done: Done) -> pb.Done:
             )
             for outcome in done.outcomes
         ],
-        usage=pb.Usage(prompt_tokens=done.prompt_tokens, completion_tokens=done.completion_tokens),
+        usage=pb.Usage(
+            prompt_tokens=done.prompt_tokens,
+            cached_tokens=done.cached_tokens,
+            completion_tokens=done.completion_tokens,
+        ),
         timing=pb.Timing(
             queue=seconds_to_proto(done.timing.queue),
             load=seconds_to_proto(done.timing.load),
