@@ -1,4 +1,4 @@
-"""Entry point of the service: `finetuned serve`, `finetuned worker` and `finetuned base` end here."""
+"""Entry point of the service: `finetuned serve`, `worker`, `base`, `gc`, `backup` and `restore` end here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXIT_REFUSED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `serve [flags]`, `worker [flags]` or `base add|list …`; returns the exit code.
+    """Run `serve [flags]` or another command of the service; returns the exit code.
 
     What cannot start says in one message what was found, what is allowed and the remedy.
     """
@@ -35,8 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from finetuned_service.bases.cli import run  # noqa: PLC0415 - not needed to serve
 
                 return run(rest)
+            case "gc" | "backup" | "restore":
+                from finetuned_service.retention.cli import run  # noqa: PLC0415 - not needed to serve
+
+                return run([command, *rest])
             case _:
-                print(f"unknown command {command!r}; available: serve, worker, base", file=sys.stderr)
+                known = "serve, worker, base, gc, backup, restore"
+                print(f"unknown command {command!r}; available: {known}", file=sys.stderr)
                 return EXIT_REFUSED
     except FinetunedError as error:
         print(f"finetuned: {error.message}", file=sys.stderr)

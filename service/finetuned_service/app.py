@@ -8,11 +8,8 @@ write a checkpoint and wait in the store), then the engine goes.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import signal
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 from finetuned_service import VERSION
 from finetuned_service.adapters.files import BaseGeometry
@@ -47,6 +44,7 @@ from finetuned_service.rpc.tuning import TuningServicer
 from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
+from finetuned_service.storage.directory import holding
 from finetuned_service.telemetry import logs
 from finetuned_service.tenancy.stored import StoredLimits
 from finetuned_service.tenancy.traffic import Traffic
@@ -69,29 +67,9 @@ async def serve(settings: Settings) -> int:
         StartRefused, FinetunedError: what was found does not allow a start.
     """
     logs.configure(settings.log_format, settings.log_level)
-    with _owned(settings.data_dir):
+    with holding(settings.data_dir):
         server = await Server.build(settings)
         return await server.run()
-
-
-@contextmanager
-def _owned(data_dir: Path) -> Generator[None]:
-    """Hold the data directory: two servers on one SQLite directory would disturb each other's jobs."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / ".lock").open("w")
-    except OSError as error:
-        raise StartRefused(
-            f"data_dir {data_dir} cannot be written: {error.strerror}; choose another"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StartRefused(
-                f"data_dir {data_dir} is in use by another server; stop it, or choose another data_dir"
-            ) from error
-        yield
 
 
 class Server:

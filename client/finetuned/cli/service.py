@@ -1,4 +1,4 @@
-"""`finetuned serve` and `finetuned base`: commands of the service itself, passed on as they are."""
+"""Commands of the service itself (`serve`, `base`, `gc`, `backup`, `restore`), passed on as they are."""
 
 from __future__ import annotations
 
@@ -44,6 +44,21 @@ def worker(context: typer.Context) -> None:
 def base(context: typer.Context) -> None:
     """Add a base model to a data directory of this machine, or list what is there."""
     _delegate("base", context)
+
+
+def gc(context: typer.Context) -> None:
+    """Remove what has expired and files that nothing names from a data directory of this machine."""
+    _delegate("gc", context)
+
+
+def backup(context: typer.Context) -> None:
+    """Copy a data directory of this machine, consistently, also while its server runs."""
+    _delegate("backup", context)
+
+
+def restore(context: typer.Context) -> None:
+    """Make a new data directory from a backup."""
+    _delegate("restore", context)
 
 
 def _delegate(command: str, context: typer.Context) -> None:

@@ -121,6 +121,18 @@ def spell_out_config(directory: Path) -> None:
     write_atomically(directory / CONFIG_FILE, (json.dumps(spelled, indent=2) + "\n").encode())
 
 
+def stored_digest(directory: Path) -> str:
+    """The digest of a stored adapter, from its files as they are now; reads every byte of the weights.
+
+    Raises:
+        InvalidAdapterFiles: they cannot be read.
+    """
+    config, infos = _read(directory)
+    modules = {found["module"] for info in infos if (found := _TENSOR_NAME.fullmatch(info.name))}
+    with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
+        return tensors_digest(tensors, config.spelled_out(modules))
+
+
 def _read(directory: Path) -> tuple[LoraConfig, list[TensorInfo]]:
     _check_entries(directory)
     with (directory / CONFIG_FILE).open("rb") as file:

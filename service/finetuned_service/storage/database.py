@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from finetuned_service.errors import FinetunedError, ResourceExhausted, StartRefused, Unavailable
-from finetuned_service.storage.upgrade import bring_up_to_date, check_version
+from finetuned_service.storage.upgrade import bring_up_to_date, check_version, refuse_other_version
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a transaction waits for another writer of a SQLite file."""
@@ -40,7 +40,10 @@ class Database:
     ResourceExhausted (its disk is full).
     """
 
-    def __init__(self, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS, upgrade: bool = True
+    ) -> None:
+        """Without `upgrade` only a store of exactly this build's version is opened, and nothing changed."""
         sqlite = make_url(url).get_backend_name() == "sqlite"
         connect_args: dict[str, Any] = {"timeout": busy_timeout_seconds} if sqlite else {}
         self._engine = create_engine(url, connect_args=connect_args)
@@ -50,7 +53,10 @@ class Database:
         with _refusing_damage():
             # First without writing: what is refused is left as it was found.
             with self.read() as connection:
-                check_version(connection)
+                found = check_version(connection)
+            if not upgrade:
+                refuse_other_version(found)
+                return
             with self.begin() as connection:
                 bring_up_to_date(connection)
 

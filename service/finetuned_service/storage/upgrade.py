@@ -51,6 +51,20 @@ def check_version(connection: Connection) -> int | None:
     return found
 
 
+def refuse_other_version(found: int | None) -> None:
+    """For commands that look at a store and must not change it.
+
+    Raises:
+        StartRefused: the store is empty, or would have to be upgraded first.
+    """
+    if found != schema.SCHEMA_VERSION:
+        was = "is empty" if found is None else f"has schema version {found}"
+        raise StartRefused(
+            f"the store {was}; this build's is {schema.SCHEMA_VERSION}. Start the server once: it upgrades the "
+            "store"
+        )
+
+
 def bring_up_to_date(connection: Connection, revisions: Path = REVISIONS) -> None:
     """Create what an empty store lacks, or run the revisions that an older one lacks.
 
