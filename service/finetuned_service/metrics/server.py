@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from finetuned_service.tenancy.limits import Limit
+
 _CALL_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 _FIRST_TOKEN_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 60)
 _INTER_TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2)
@@ -40,6 +42,8 @@ class ServerMetrics:
             ["limit"],
             registry=registry,
         )
+        for limit in Limit:
+            self.quota_refusals.labels(limit)  # at 0 from the start: a rate needs a first value
         self.sequences = Counter(
             "finetuned_sequences",
             "Sequences by the kind of model and by their end: end, stop, length, or left (by the caller), "
