@@ -47,6 +47,11 @@ def training(bench: Bench) -> Iterator[Figure]:
                 began = time.monotonic()
                 time.sleep(window)
                 solo.append(job.tokens_per_second(began))
+                if not solo[-1]:
+                    raise RuntimeError(
+                        f"no step of the job alone ended within {window:.0f} s: something else keeps the "
+                        "processors busy, and a job gets only what is idle"
+                    )
                 began = time.monotonic()
                 busy.append(serve())
                 beside.append(job.tokens_per_second(began))
