@@ -44,7 +44,7 @@ from finetuned_service.rpc.tuning import TuningServicer
 from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
-from finetuned_service.storage.directory import holding
+from finetuned_service.storage.directory import holding, refuse_full_disk
 from finetuned_service.telemetry import logs
 from finetuned_service.tenancy.stored import StoredLimits
 from finetuned_service.tenancy.traffic import Traffic
@@ -178,15 +178,21 @@ class Server:
     @classmethod
     async def build(cls, settings: Settings) -> Server:
         """Put everything in place; the engine reads the base meanwhile."""
-        base, directory = await asyncio.to_thread(
-            provide_base,
-            settings.base,
-            settings.data_dir,
-            source=settings.base_source,
-            digest=settings.base_digest,
-            verify=settings.verify_base,
-        )
+        refuse_full_disk(settings.data_dir, settings.min_free_disk_bytes)
+        # Before the base: a store of a newer build is refused before a base is fetched for it.
         database = Database(settings.resolved_database_url)
+        try:
+            base, directory = await asyncio.to_thread(
+                provide_base,
+                settings.base,
+                settings.data_dir,
+                source=settings.base_source,
+                digest=settings.base_digest,
+                verify=settings.verify_base,
+            )
+        except BaseException:
+            database.close()
+            raise
         engine = await EngineClient.start(
             EngineConfig(
                 base_directory=str(directory),

@@ -164,6 +164,8 @@ class Settings(BaseSettings):
     deleted. What is in use, pinned, or named by an unfinished job stays."""
     upload_retention_days: Days = 7.0
     """How long an upload waits for its end, after its start."""
+    min_free_disk_bytes: int = Field(default=256 * MIB, ge=0)
+    """Room that data_dir must have for the server to start."""
     sweep_interval_seconds: float = Field(default=3600.0, ge=1.0, le=7 * 86_400.0)
     """Time between two sweeps, which remove what has expired and files that nothing names."""
     limits: TenantLimits = TenantLimits()

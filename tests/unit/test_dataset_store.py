@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -165,6 +166,25 @@ def test_a_full_disk_is_told_and_the_upload_can_go_on(store, tmp_path):
     path.unlink()
     assert store.uploads.start(TENANT, "up", "rows") == 0
     assert upload(store).rows == 2
+
+
+def test_an_upload_that_fills_the_disk_gives_back_its_bytes_and_begins_again(store, monkeypatch):
+    from finetuned_service.datasets import upload_file
+
+    store.uploads.start(TENANT, "up", "rows")
+    store.uploads.append(TENANT, "up", 0, ROWS[:10])
+
+    def full(file, data: bytes) -> None:
+        file.write(data[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upload_file, "_write_all", full)
+        with pytest.raises(ResourceExhausted, match="no room"):
+            store.uploads.append(TENANT, "up", 10, ROWS[10:])
+    assert committed(store) == (0, "rows")
+    assert store.uploads.append(TENANT, "up", 0, ROWS) == len(ROWS)
+    assert store.finish(TENANT, "up", len(ROWS), b"", NO_REQUEST).rows == 2
 
 
 def test_an_upload_belongs_to_one_dataset(store):

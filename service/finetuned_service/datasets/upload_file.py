@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetuned_service.errors import InvalidUpload, NotFound
 from finetuned_service.names import ResourceName
-from finetuned_service.storage.files import refusing_full_disk
+from finetuned_service.storage.files import refusing_full_disk, says_full_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class UploadFile:
         Raises:
             InvalidUpload: for another offset (a repeated chunk, a gap), or more than `max_bytes`.
             NotFound: the upload is finished.
-            ResourceExhausted: the disk is full; what was committed before stays.
+            ResourceExhausted: the disk is full; the upload gives back its bytes, and may begin again.
         """
         with refusing_full_disk(), self.held() as file:
             committed = file.seek(0, os.SEEK_END)
@@ -68,9 +68,10 @@ class UploadFile:
             with room or nullcontext():
                 try:
                     _write_all(file, data)
-                except OSError:
+                except OSError as error:
                     with suppress(OSError):
-                        file.truncate(committed)
+                        # What fills the disk must not hold it for days: the upload begins again at 0.
+                        file.truncate(0 if says_full_disk(error) else committed)
                     raise
             return committed + len(data)
 

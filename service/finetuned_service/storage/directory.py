@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,3 +37,18 @@ def holding(data_dir: Path, remedy: str = "stop it, or choose another data_dir")
         except BlockingIOError as error:
             raise StartRefused(f"data_dir {data_dir} is in use by another server; {remedy}") from error
         yield
+
+
+def refuse_full_disk(data_dir: Path, needed_bytes: int) -> None:
+    """At start, before anything is written: a store on a full disk takes no job and keeps no checkpoint.
+
+    Raises:
+        StartRefused: less is free.
+    """
+    free_bytes = shutil.disk_usage(data_dir).free
+    if free_bytes < needed_bytes:
+        raise StartRefused(
+            f"the disk of data_dir {data_dir} has {free_bytes:,} bytes free; at least {needed_bytes:,} "
+            "(min_free_disk_bytes) are needed. Free some: 'finetuned gc' removes what has expired; or give it a "
+            "larger volume"
+        )

@@ -27,12 +27,16 @@ def refusing_full_disk() -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if not says_full_disk(error):
             raise
         raise ResourceExhausted(
             "the server's disk has no room for this; free some there, then try again",
             metadata={"subject": "server"},
         ) from error
+
+
+def says_full_disk(error: OSError) -> bool:
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def sync_directory(directory: Path) -> None:
