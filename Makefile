@@ -11,7 +11,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := client service tests examples benchmarks
 
-.PHONY: help install demo serve test lint types proto proto-check unit floor bench bench-peers clean
+.PHONY: help install demo serve test lint types proto proto-check unit floor deploy-check bench bench-peers clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -59,6 +59,10 @@ compiler:
 
 unit: install compiler $(BIN)/promtool ## All tests but those that need a GPU
 	$(BIN)/pytest -m "not gpu"
+
+# A part of `unit`, alone: seconds for who changes the image or the chart. No container engine, no cluster.
+deploy-check: install $(BIN)/promtool ## Image and chart: built, linted, rendered, validated
+	$(BIN)/pytest tests/integration/test_image.py tests/unit/test_chart.py tests/unit/test_alert_rules.py
 
 # grpcio-tools 1.74 generates code that imports on protobuf 6 and 7; it lives apart, because it pins
 # protobuf 6 itself.

@@ -1,4 +1,4 @@
-"""Entry point of the service: `finetuned serve`, `worker`, `base`, `gc`, `backup` and `restore` end here."""
+"""Entry point of the service: `finetuned serve`, `worker`, `health`, `base`, `gc`, `backup` and `restore` end here."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from finetuned_service.worker import WorkerSettings, work  # noqa: PLC0415 - as above
 
                 return asyncio.run(work(WorkerSettings.from_arguments(rest)))
+            case "health":
+                from finetuned_service.rpc.probe import ProbeSettings, probe  # noqa: PLC0415 - as above
+
+                print(said := probe(ProbeSettings.from_arguments(rest)))
+                return 0 if said == "SERVING" else EXIT_REFUSED
             case "base":
                 from finetuned_service.bases.cli import run  # noqa: PLC0415 - not needed to serve
 
@@ -40,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 return run([command, *rest])
             case _:
-                known = "serve, worker, base, gc, backup, restore"
+                known = "serve, worker, health, base, gc, backup, restore"
                 print(f"unknown command {command!r}; available: {known}", file=sys.stderr)
                 return EXIT_REFUSED
     except FinetunedError as error:

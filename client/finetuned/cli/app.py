@@ -123,6 +123,7 @@ def options(
 SERVER, WORK = "The server", "Your work"
 app.command("serve", rich_help_panel=SERVER, **service.PASS_ALL)(service.serve)
 app.command("worker", rich_help_panel=SERVER, **service.PASS_ALL)(service.worker)
+app.command("health", rich_help_panel=SERVER, **service.PASS_ALL)(service.health)
 app.command("base", rich_help_panel=SERVER, **service.PASS_ALL)(service.base)
 app.command("gc", rich_help_panel=SERVER, **service.PASS_ALL)(service.gc)
 app.command("backup", rich_help_panel=SERVER, **service.PASS_ALL)(service.backup)

@@ -1,4 +1,4 @@
-"""Commands of the service itself (`serve`, `base`, `gc`, `backup`, `restore`), passed on as they are."""
+"""Commands of the service itself (`serve`, `worker`, `health`, `base`, `gc`, `backup`, `restore`), passed on as they are."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def serve(context: typer.Context) -> None:
 def worker(context: typer.Context) -> None:
     """Run jobs beside a server that runs none itself; `finetuned worker --help` explains each setting."""
     _delegate("worker", context)
+
+
+def health(context: typer.Context) -> None:
+    """Ask the health port of a server or worker; exit code 0 means that it serves."""
+    _delegate("health", context)
 
 
 def base(context: typer.Context) -> None:
