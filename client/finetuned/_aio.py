@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from finetuned._calls.call import Call, Kind, Page, SendCall, StreamCall
-from finetuned._channel import OPTIONS, credentials, metadata, serialize
+from finetuned._channel import credentials, metadata, options, serialize
 from finetuned._names import Names
 from finetuned._resume import StreamProgress
 from finetuned._retry import Attempts, Deadlines, RetryPolicy
@@ -39,11 +39,11 @@ class LazyChannel:
 
     def get(self) -> grpc.aio.Channel:
         if self._opened is None:
-            target, options = self.settings.target, list(OPTIONS)
+            target, arguments = self.settings.target, options(self.settings)
             if self.tls is None:
-                self._opened = grpc.aio.insecure_channel(target, options=options)
+                self._opened = grpc.aio.insecure_channel(target, options=arguments)
             else:
-                self._opened = grpc.aio.secure_channel(target, self.tls, options=options)
+                self._opened = grpc.aio.secure_channel(target, self.tls, options=arguments)
         return self._opened
 
     def for_sending(self) -> grpc.Channel:

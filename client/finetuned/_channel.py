@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import grpc
 from google.protobuf.message import Message
 
+from finetuned.errors import InvalidField
 from finetuned.settings import Settings
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -22,6 +24,23 @@ OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
 )
 
 
+_PLAIN_LOOPBACK: Final = re.compile(
+    r"(?:dns:(?://[^/]*)?/?)?(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?|unix(?:-abstract)?:.*"
+    r"|ipv4:127(?:\.\d{1,3}){3}(?::\d+)?|ipv6:\[::1\](?::\d+)?"
+)
+"""Targets that only this machine reaches (https://github.com/grpc/grpc/blob/master/doc/naming.md)."""
+
+
+def options(settings: Settings) -> list[tuple[str, str | int]]:
+    """A loopback is reached directly: a proxy of the environment would read what is not encrypted."""
+    direct = [("grpc.enable_http_proxy", 0)] if not settings.tls and _is_loopback(settings) else []
+    return [*OPTIONS, *direct]
+
+
+def _is_loopback(settings: Settings) -> bool:
+    return _PLAIN_LOOPBACK.fullmatch(settings.target) is not None
+
+
 def credentials(settings: Settings) -> grpc.ChannelCredentials | None:
     """None for a connection without TLS.
 
@@ -34,8 +53,19 @@ def credentials(settings: Settings) -> grpc.ChannelCredentials | None:
 
 
 def metadata(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """What goes with every call.
+
+    Raises:
+        InvalidField: the key would go over a network without encryption.
+    """
     if settings.api_key is None:
         return ()
+    if not settings.tls and not _is_loopback(settings):
+        raise InvalidField.one(
+            "endpoint",
+            f"is {settings.endpoint!r}, without TLS and not on this machine: an API key is never sent there. Use "
+            "https://…, or set FINETUNED_CA to the server's authority; behind a tunnel or a sidecar use localhost",
+        )
     return (("authorization", f"Bearer {settings.api_key.get_secret_value()}"),)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast, final
 import grpc
 
 from finetuned._calls.call import Call, Kind, Page, SendCall, StreamCall
-from finetuned._channel import OPTIONS, credentials, metadata, serialize
+from finetuned._channel import credentials, metadata, options, serialize
 from finetuned._names import Names
 from finetuned._resume import StreamProgress
 from finetuned._retry import Attempts, Deadlines, RetryPolicy
@@ -30,8 +30,8 @@ def error_of(failed: grpc.RpcError) -> FinetunedError:
 def open_channel(settings: Settings) -> grpc.Channel:
     tls = credentials(settings)
     if tls is None:
-        return grpc.insecure_channel(settings.target, options=OPTIONS)
-    return grpc.secure_channel(settings.target, tls, options=OPTIONS)
+        return grpc.insecure_channel(settings.target, options=options(settings))
+    return grpc.secure_channel(settings.target, tls, options=options(settings))
 
 
 @final
@@ -45,7 +45,8 @@ class Transport:
 
     @classmethod
     def open(cls, settings: Settings, deadlines: Deadlines, retry: RetryPolicy) -> Transport:
-        return cls(open_channel(settings), Names(settings.tenant), metadata(settings), deadlines, retry)
+        sent = metadata(settings)  # before the channel: what it refuses leaves none open
+        return cls(open_channel(settings), Names(settings.tenant), sent, deadlines, retry)
 
     def call(self, call: Call[T]) -> T:
         attempts = Attempts.of_call(call, self.retry, self.deadlines)

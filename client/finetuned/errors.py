@@ -210,10 +210,12 @@ class Cancelled(FinetunedError):
 
 class Unauthenticated(FinetunedError):
     code = StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
 
 
 class PermissionDenied(FinetunedError):
     code = StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class Internal(FinetunedError):

@@ -1,4 +1,5 @@
-"""Entry point of the service: `finetuned serve`, `worker`, `health`, `base`, `gc`, `backup` and `restore` end here."""
+"""Entry point of the service: `finetuned serve`, `worker`, `health`, `base`, `gc`, `backup`, `restore` and
+`keys` end here."""
 
 from __future__ import annotations
 
@@ -44,8 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from finetuned_service.retention.cli import run  # noqa: PLC0415 - not needed to serve
 
                 return run([command, *rest])
+            case "keys":
+                from finetuned_service.tenancy.cli import run as run_keys  # noqa: PLC0415 - as above
+
+                return run_keys(rest)
             case _:
-                known = "serve, worker, health, base, gc, backup, restore"
+                known = "serve, worker, health, base, gc, backup, restore, keys"
                 print(f"unknown command {command!r}; available: {known}", file=sys.stderr)
                 return EXIT_REFUSED
     except FinetunedError as error:

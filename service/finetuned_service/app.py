@@ -36,6 +36,7 @@ from finetuned_service.retention.sweeper import Sweeper
 from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.rpc.bases import BaseServicer
 from finetuned_service.rpc.datasets import DatasetServicer
+from finetuned_service.rpc.door import Door
 from finetuned_service.rpc.health import SERVING, TRAINING, HealthServer
 from finetuned_service.rpc.server import Servicers, build_server
 from finetuned_service.rpc.serving import ServerLimits, ServingServicer
@@ -81,6 +82,7 @@ class Server:
         base: BaseManifest,
         database: Database,
         engine: EngineClient,
+        door: Door,
     ) -> None:
         self._settings = settings
         self._base = base
@@ -150,7 +152,7 @@ class Server:
             bases=BaseServicer(bases, self._jobs, base.name),
             tenants=TenantServicer(Usage(database, tenant_limits, traffic)),
         )
-        self._grpc, self.port = build_server(servicers, metrics, traffic, settings.listen_address)
+        self._grpc, self.port = build_server(servicers, metrics, traffic, door, settings.listen_address)
         self._dispatcher = build_dispatcher(settings, settings.replica, database, registry, job_metrics)
         self._sweeper = Sweeper(
             Collector(database, settings.data_dir, kept),
@@ -179,6 +181,7 @@ class Server:
     async def build(cls, settings: Settings) -> Server:
         """Put everything in place; the engine reads the base meanwhile."""
         refuse_full_disk(settings.data_dir, settings.min_free_disk_bytes)
+        door = Door.of_settings(settings)
         # Before the base: a store of a newer build is refused before a base is fetched for it.
         database = Database(settings.resolved_database_url)
         try:
@@ -211,7 +214,7 @@ class Server:
             )
         )
         try:
-            return cls(settings, base, database, engine)
+            return cls(settings, base, database, engine, door)
         except BaseException:
             await engine.shutdown(0.0)
             raise

@@ -25,6 +25,8 @@
     │   └── QueueFull            too many requests wait: retry later
     ├── Unimplemented          in the contract, not in this build; names the feature
     ├── Unavailable            the service cannot answer now (starting, stopping, engine restarting)
+    ├── Unauthenticated        no credentials, or ones that are not accepted
+    ├── PermissionDenied       the caller's role does not allow it
     ├── DeadlineExceeded       the call's time was over before it could be served
     ├── Cancelled              the caller went away
     └── Internal               our own fault: an opaque id, never a path, prompt or token
@@ -56,6 +58,8 @@ class Status(StrEnum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     UNIMPLEMENTED = "UNIMPLEMENTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     UNAVAILABLE = "UNAVAILABLE"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
@@ -232,6 +236,16 @@ class Unimplemented(FinetunedError):
 class Unavailable(FinetunedError):
     status = Status.UNAVAILABLE
     reason = "SERVICE_UNAVAILABLE"
+
+
+class Unauthenticated(FinetunedError):
+    status = Status.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(FinetunedError):
+    status = Status.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class DeadlineExceeded(FinetunedError):

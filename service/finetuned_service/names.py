@@ -43,6 +43,12 @@ def parse_usage(name: str, field: str = "name") -> str:
     return _match(rf"tenants/({_ID})/usage", name, field, "'tenants/{tenant}/usage'").group(1)
 
 
+def tenant_part(name: str) -> str | None:
+    """What stands in a name where the tenant belongs, well-formed or not; None in a name without one."""
+    parts = name.split("/", 2)
+    return parts[1] if parts[0] == "tenants" and len(parts) > 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceName:
     """`tenants/{tenant}/{collection}/{id}` for jobs, datasets, uploads and adapters."""

@@ -108,9 +108,21 @@ class Settings(BaseSettings):
     listen_address: Address = "127.0.0.1:8433"
     """Host and port of the gRPC API."""
     health_address: Address = "127.0.0.1:8434"
-    """Host and port of grpc.health.v1, apart from the API so that load never fails a probe."""
+    """Host and port of grpc.health.v1, apart from the API so that load never fails a probe. Without TLS and
+    keys, also beyond loopback: probes of Kubernetes speak neither."""
     metrics_address: Address = "127.0.0.1:9464"
-    """Host and port of the Prometheus metrics over HTTP."""
+    """Host and port of the Prometheus metrics over HTTP. Without TLS and keys, also beyond loopback: let only
+    Prometheus reach it, or set metrics_max_adapters to 0."""
+    tls_certificate_file: Path | None = None
+    """Certificate of the API in PEM, then those of its authorities; read again when it changes."""
+    tls_key_file: Path | None = None
+    """Private key of that certificate in PEM, without a password."""
+    keys_file: Path | None = None
+    """API keys, as 'finetuned keys' writes them; read again when it changes. Default: keys.json in the data
+    directory, where there is one. With a keys file every call needs a key, without one none does."""
+    insecure: bool = False
+    """Listen beyond loopback although TLS or API keys are missing: whoever reaches the port may read what
+    passes and, without keys, change what every tenant has. For networks that something else guards."""
     metrics_max_adapters: int = Field(default=32, ge=0, le=1000)
     """The most adapters that metrics name at once (with their tenants, to whoever may scrape); 0 names none."""
     metrics_vllm_aliases: bool = False

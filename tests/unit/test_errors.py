@@ -26,6 +26,7 @@ from finetuned_service.errors import (
     JobStateConflict,
     NotFound,
     OutOfRange,
+    PermissionDenied,
     PromptTooLong,
     QualityGateFailed,
     QueueFull,
@@ -36,6 +37,7 @@ from finetuned_service.errors import (
     ResourceInUse,
     StartRefused,
     Status,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
     Violation,
@@ -100,6 +102,10 @@ EXAMPLES: dict[type[FinetunedError], FinetunedError] = {
     QueueFull: QueueFull("256 requests wait", metadata={"limit": "256"}, retry_after_seconds=0.5),
     Unimplemented: Unimplemented.feature("METHOD_IA3", "METHOD_LORA"),
     Unavailable: Unavailable("the engine restarts", retry_after_seconds=2.0),
+    Unauthenticated: Unauthenticated("the call has no API key", metadata={"problem": "MISSING"}),
+    PermissionDenied: PermissionDenied(
+        "bases/a is shared by all tenants", metadata={"role": "user", "needed_role": "admin"}
+    ),
     DeadlineExceeded: DeadlineExceeded("the deadline was over before a slot was free"),
     Cancelled: Cancelled("the caller went away"),
     Internal: Internal.opaque(),

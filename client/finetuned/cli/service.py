@@ -1,4 +1,4 @@
-"""Commands of the service itself (`serve`, `worker`, `health`, `base`, `gc`, `backup`, `restore`), passed on as they are."""
+"""Commands of the service itself (`serve`, `worker`, `health`, `base`, `gc`, `backup`, `restore`, `keys`), passed on as they are."""
 
 from __future__ import annotations
 
@@ -64,6 +64,11 @@ def backup(context: typer.Context) -> None:
 def restore(context: typer.Context) -> None:
     """Make a new data directory from a backup."""
     _delegate("restore", context)
+
+
+def keys(context: typer.Context) -> None:
+    """Make, list, rotate and revoke the API keys of a server on this machine."""
+    _delegate("keys", context)
 
 
 def _delegate(command: str, context: typer.Context) -> None:

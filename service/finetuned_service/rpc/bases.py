@@ -14,6 +14,7 @@ from finetuned_service.jobs.store import JobStore
 from finetuned_service.names import BaseName, parse_tenant
 from finetuned_service.rpc.convert.bases import base_to_proto
 from finetuned_service.storage.pages import PageRequest, page_of
+from finetuned_service.tenancy.caller import current_caller
 
 
 class BaseServicer(grpc_pb.BaseServiceServicer):
@@ -47,6 +48,8 @@ class BaseServicer(grpc_pb.BaseServiceServicer):
         context: aio.ServicerContext[pb.DeleteBaseRequest, pb.DeleteBaseResponse],
     ) -> pb.DeleteBaseResponse:
         name = BaseName.parse(request.name)
+        if name.tenant is None:
+            current_caller().check_admin(f"deleting {name}, which all tenants share,")
         users = _told(await asyncio.to_thread(self._jobs.using_base, str(name)), name.tenant)
         if str(name) == self._resident:
             users = ["this server", *users]

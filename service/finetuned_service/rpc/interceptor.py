@@ -1,7 +1,7 @@
-"""One interceptor around every RPC: errors become statuses, calls are counted and logged.
+"""One interceptor around every RPC: callers are known, errors become statuses, calls are counted and logged.
 
 Handlers raise errors of the house and know nothing of statuses. What is not one of ours is a fault of
-ours: the caller gets an opaque id, the log gets the cause.
+ours: the caller gets an opaque id, the log gets the cause. Nothing of a call is read before its caller is known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from grpc_status import rpc_status
 from finetuned_service.errors import FinetunedError, Internal, InvalidField, QuotaExceeded
 from finetuned_service.metrics import ServerMetrics
 from finetuned_service.rpc.status import status_of
+from finetuned_service.rpc.subject import checked
 from finetuned_service.telemetry.logs import logger
+from finetuned_service.tenancy.authenticator import Authenticator, Presented
+from finetuned_service.tenancy.caller import Caller, set_caller
 
 _LOG = logger("rpc")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -30,8 +33,9 @@ _UNOBSERVED = ("/grpc.health.", "/grpc.reflection.")
 class Boundary(aio.ServerInterceptor):
     """The border between gRPC and the house."""
 
-    def __init__(self, metrics: ServerMetrics) -> None:
+    def __init__(self, metrics: ServerMetrics, authenticator: Authenticator) -> None:
         self._metrics = metrics
+        self._authenticator = authenticator
 
     async def intercept_service(
         self,
@@ -40,39 +44,65 @@ class Boundary(aio.ServerInterceptor):
     ) -> Handler | None:
         handler: Any = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or method.startswith(_UNOBSERVED):
-            return handler
+        if handler is None:
+            return None
         name = method.rsplit("/", 1)[-1]
+        try:
+            caller = await self._authenticator.authenticate(_presented(handler_call_details))
+        except Exception as error:  # noqa: BLE001 - the border: whatever it is, the caller gets a status
+            # As a stream, whatever the call is: gRPC reads the message of any other before it asks us.
+            return grpc.stream_stream_rpc_method_handler(self._refused(name, error))
+        if method.startswith(_UNOBSERVED):
+            return handler
         unary: dict[str, Any] = {
             "request_deserializer": _tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(name, handler.unary_unary), **unary)
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(name, caller, handler.unary_unary), **unary
+            )
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._unary(name, handler.stream_unary), **unary)
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(name, caller, handler.stream_unary), **unary
+            )
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(name, handler.unary_stream), **unary)
-        return grpc.stream_stream_rpc_method_handler(self._stream(name, handler.stream_stream), **unary)
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(name, caller, handler.unary_stream), **unary
+            )
+        return grpc.stream_stream_rpc_method_handler(
+            self._stream(name, caller, handler.stream_stream), **unary
+        )
 
-    def _unary(self, name: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _unary(
+        self, name: str, caller: Caller, behaviour: Callable[..., Awaitable[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            set_caller(caller)
             async with self._observed(name, context):
-                return await behaviour(_understood(request), context)
+                return await behaviour(checked(caller, _understood(request)), context)
 
         return call
 
     def _stream(
-        self, name: str, behaviour: Callable[..., AsyncGenerator[Any]]
+        self, name: str, caller: Caller, behaviour: Callable[..., AsyncGenerator[Any]]
     ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            set_caller(caller)
             # aclosing: when the caller goes away, what the call holds is freed now, not at collection.
             async with (
                 self._observed(name, context),
-                aclosing(behaviour(_understood(request), context)) as responses,
+                aclosing(behaviour(checked(caller, _understood(request)), context)) as responses,
             ):
                 async for response in responses:
                     yield response
+
+        return call
+
+    def _refused(self, name: str, error: Exception) -> Callable[..., Awaitable[None]]:
+        async def call(_requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> None:
+            async with self._observed(name, context):
+                raise error
 
         return call
 
@@ -99,6 +129,11 @@ class Boundary(aio.ServerInterceptor):
             running.dec()
             self._metrics.rpcs.labels(name, code).inc()
             self._metrics.rpc_seconds.labels(name).observe(time.perf_counter() - started)
+
+
+def _presented(details: grpc.HandlerCallDetails) -> Presented:
+    metadata = details.invocation_metadata or ()
+    return Presented(tuple(str(value) for key, value in metadata if key == "authorization"))
 
 
 class _Malformed:

@@ -28,6 +28,7 @@ from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.rpc.admission import Admission
 from finetuned_service.rpc.bases import BaseServicer
 from finetuned_service.rpc.datasets import DatasetServicer
+from finetuned_service.rpc.door import Door
 from finetuned_service.rpc.interceptor import Boundary
 from finetuned_service.rpc.serving import ServingServicer
 from finetuned_service.rpc.tenants import TenantServicer
@@ -57,14 +58,16 @@ class Servicers:
 
 
 def build_server(
-    servicers: Servicers, metrics: ServerMetrics, traffic: Traffic, address: str
+    servicers: Servicers, metrics: ServerMetrics, traffic: Traffic, door: Door, address: str
 ) -> tuple[aio.Server, int]:
     """The server, not started yet, and its port.
 
     Raises:
         StartRefused: the address cannot be bound.
     """
-    server = aio.server(interceptors=[Boundary(metrics), Admission(traffic)], options=list(_OPTIONS))
+    # A caller is known, and names what is its own, before the call counts against a tenant's limits.
+    interceptors = [Boundary(metrics, door.authenticator), Admission(traffic)]
+    server = aio.server(interceptors=interceptors, options=list(_OPTIONS))
     tuning_service_pb2_grpc.add_TuningServiceServicer_to_server(servicers.tuning, server)
     serving_service_pb2_grpc.add_ServingServiceServicer_to_server(servicers.serving, server)
     dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server(servicers.datasets, server)
@@ -82,7 +85,10 @@ def build_server(
     names = [service.full_name for m in modules for service in m.DESCRIPTOR.services_by_name.values()]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
     try:
-        port = server.add_insecure_port(address)
+        if door.certificate is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, door.certificate.credentials())
     except RuntimeError as error:
         raise StartRefused(f"listen_address {address} cannot be bound; is another server running?") from error
     return server, port

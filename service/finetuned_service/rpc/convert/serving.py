@@ -46,7 +46,7 @@ def call_from_proto(request: pb.ServeAdapterRequest, default_parent: str = "") -
         case "adapter":
             selector = AdapterSelector.parse(request.adapter, "adapter")
             if selector.tenant != tenant:
-                raise NotFound.resource(request.adapter)
+                raise NotFound.resource(selector.adapter_name)
         case "plain_base":
             selector = None
         case _:
