@@ -1,5 +1,6 @@
 """Entry point of the service: `finetuned serve`, `worker`, `health`, `base`, `gc`, `backup`, `restore` and
-`keys` end here."""
+`keys` end here.
+"""
 
 from __future__ import annotations
 

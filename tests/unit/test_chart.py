@@ -104,6 +104,9 @@ def test_kubernetes_accepts_it(values: dict[str, Any], version: str) -> None:
         ({"persistence": {"size": "50"}}, "size"),
         ({"base": {"digest": "latest"}}, "digest"),
         ({"networkPolicy": {"clients": [{}]}}, "clients"),
+        ({"access": {"tlsSecret": ""}}, "tlsSecret"),
+        ({"access": {"keysSecret": ""}}, "keysSecret"),
+        ({"access": {"keys": "ftk_"}}, "keys"),
         ({"serviceMonitor": {"enabled": "yes"}}, "enabled"),
     ],
 )
@@ -124,6 +127,7 @@ def test_pods_are_restricted(values: dict[str, Any]) -> None:
         "persistentVolumeClaim",
         "emptyDir",
         "configMap",
+        "secret",
     }
     for container in pod["containers"]:
         assert container["securityContext"] == {
@@ -177,6 +181,23 @@ def test_probes_ask_the_port_that_the_container_s_health_listens_on() -> None:
         assert probes
         assert {f"0.0.0.0:{probe['port']}" for probe in probes} == {address}
         assert {probe["service"] for probe in probes} <= {"serving", "live"}
+
+
+def test_the_api_has_tls_and_keys_unless_told_otherwise() -> None:
+    """What the server is given is mounted, in its container alone, as a directory: a file would not follow."""
+    server, worker = pod_of({})["containers"]
+    given = {name: value for name, value in variables(server).items() if name.endswith("_FILE")}
+    assert set(given) == {
+        "FINETUNED_TLS_CERTIFICATE_FILE",
+        "FINETUNED_TLS_KEY_FILE",
+        "FINETUNED_KEYS_FILE",
+    }
+    mounted = {mount["mountPath"] for mount in server["volumeMounts"] if "subPath" not in mount}
+    assert {str(Path(path).parent) for path in given.values()} <= mounted
+    assert not {"tls", "keys"} & {mount["name"] for mount in worker["volumeMounts"]}
+    open_pod = pod_of({"access": {"tlsSecret": "", "keysSecret": "", "insecure": True}})
+    assert variables(open_pod["containers"][0])["FINETUNED_INSECURE"] == "true"
+    assert "secret" not in str(open_pod["volumes"])
 
 
 def test_nothing_comes_in_or_goes_out_unless_it_is_named() -> None:
