@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from finetuned import Client, RetryPolicy, Settings
-from finetuned.errors import Unavailable
+from finetuned import AsyncClient, Client, RetryPolicy, Settings
+from finetuned._channel import metadata
+from finetuned.errors import InvalidField, Unavailable
 from finetuned.settings import settings_of
 from finetuned.testing import FakeServer
 from pydantic import ValidationError
@@ -100,3 +101,35 @@ def test_tls_with_an_authority_of_our_own(tmp_path: Path) -> None:
 def test_a_missing_authority_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Client(ca=tmp_path / "none.pem")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("localhost:1", "127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "http://localhost:1", "dns:///localhost:1"),
+        *("unix:/run/finetuned.sock", "ipv4:127.0.0.1:1", "ipv6:[::1]:1", "https://there:1", "localhost"),
+    ],
+)
+def test_a_key_goes_to_this_machine_or_through_tls(endpoint: str) -> None:
+    sent = (("authorization", "Bearer secret"),)
+    assert metadata(settings_of(endpoint=endpoint, tenant=None, api_key="secret", ca=None)) == sent
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("there:1", "10.0.0.1:1", "http://there:1", "localhost.there:1", "127.0.0.1.there:1", "[::2]:1"),
+        *("dns:///there:1", "dns://127.0.0.1/there:1", "ipv4:10.0.0.1:1", "ipv4:127.0.0.1:1,10.0.0.1:1"),
+    ],
+)
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_a_key_is_never_sent_over_a_network_in_plaintext(
+    client: type[Client | AsyncClient], endpoint: str
+) -> None:
+    with pytest.raises(InvalidField, match=r"endpoint: is .*never sent there.*FINETUNED_CA") as caught:
+        client(endpoint, api_key="secret")
+    assert "secret" not in caught.value.message
+
+
+def test_a_server_without_keys_is_reached_in_plaintext() -> None:
+    assert metadata(settings_of(endpoint="there:1", tenant=None, api_key=None, ca=None)) == ()

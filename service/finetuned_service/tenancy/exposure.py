@@ -37,7 +37,7 @@ def refuse_exposed(settings: Settings, *, keys: bool) -> None:
         return
     missing: list[str] = []
     if settings.tls_certificate_file is None:
-        missing.append("a TLS certificate (tls_certificate_file, tls_key_file)")
+        missing.append("TLS certificate (tls_certificate_file, tls_key_file)")
     if not keys:
         missing.append("API keys ('finetuned keys create --tenant NAME')")
     if not missing:
