@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from finetuned import Client, Residency
 from finetuned.v1 import adapter_service_pb2 as adapters
 from finetuned.v1 import base_service_pb2 as bases
 from finetuned.v1 import common_pb2 as common
@@ -16,6 +17,7 @@ from finetuned.v1 import job_pb2 as jobs
 from finetuned.v1 import serving_service_pb2 as serving
 from finetuned.v1 import tenant_service_pb2 as tenants
 from finetuned.v1 import tuning_service_pb2 as tuning
+from finetuned.values.adapters import ReplicaResidency
 from finetuned_service.tenancy.keys import ApiKeys
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
@@ -335,6 +337,37 @@ def test_request_ids_and_names_of_tenants_are_apart(server: GuardedServer, job: 
         assert mine.digest != theirs.digest
         assert acme.datasets.get("have") == theirs
         beta.datasets.delete("have")
+
+
+def test_same_content_of_two_tenants_is_apart(server: GuardedServer, job: str, tmp_path: Path) -> None:
+    """One in the engine; yet none learns of the other's, and none takes it out of memory."""
+
+    def told(client: Client, version: str) -> ReplicaResidency:
+        return client.adapters.version(version).residency[0]
+
+    def held(client: Client) -> tuple[Residency, bool]:
+        found = told(client, "have@1")
+        return found.residency, found.pinned
+
+    with server.client("acme") as acme, server.client("beta") as beta:
+        acme.adapters.export("have", tmp_path / "files")
+        acme.adapters.load("have@1", pin=True)
+        digest = beta.server_info().base.digest
+        beta.adapters.import_directory(tmp_path / "files", "same", expected_base_digest=digest)
+        assert beta.adapters.version("same@1").digest == acme.adapters.version("have@1").digest
+        assert held(acme) == (Residency.DEVICE, True)
+        hidden = told(beta, "same@1")
+        assert (hidden.residency, hidden.pinned, hidden.resident_bytes) == (Residency.STORED, False, 0)
+        for change in (
+            lambda: beta.adapters.load("same@1", residency=Residency.HOST),
+            lambda: beta.adapters.load("same@1", residency=Residency.HOST, pin=True),
+            lambda: beta.adapters.unload("same@1"),
+            lambda: beta.adapters.delete("same"),
+        ):
+            change()
+            assert held(acme) == (Residency.DEVICE, True)
+        acme.adapters.unload("have@1")
+        assert held(acme) == (Residency.STORED, False)
 
 
 def test_shared_base_is_read_by_all_and_deleted_by_admins(

@@ -12,6 +12,7 @@ import threading
 import pytest
 from finetuned_service.errors import (
     Internal,
+    InvalidField,
     JobStateConflict,
     NotFound,
     OutOfRange,
@@ -200,6 +201,19 @@ def test_jobs_come_newest_first_in_pages(store):
         if not token:
             break
     assert pages == [[made[4], made[3]], [made[2], made[1]], [made[0]]]
+
+
+def test_a_page_token_tells_nothing_of_other_tenants_and_is_of_no_use_to_them(store):
+    for _ in range(3):
+        store.create(train_job(), NO_REQUEST)
+    tokens = {store.list(TENANT, JobFilter(), PageRequest(2)).next_token}
+    newest = store.create(train_job(tenant="other"), NO_REQUEST)
+    tokens.add(store.list(TENANT, JobFilter(), PageRequest(2)).next_token)
+    assert len(tokens) == 1
+    token = PageRequest.parse(2, tokens.pop())
+    assert str(newest.id) not in token.after
+    with pytest.raises(InvalidField, match="page_token"):
+        store.list("other", JobFilter(), token)
 
 
 def test_jobs_are_filtered_by_state_kind_and_adapter(store, queue):

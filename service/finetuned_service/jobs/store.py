@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, exists, insert, select
 
-from finetuned_service.errors import NotFound, OutOfRange
+from finetuned_service.errors import InvalidField, NotFound, OutOfRange
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -119,23 +119,24 @@ class JobStore:
             return self._expiring(job, kept=_has_version(connection, job))
 
     def list(self, tenant: str, wanted: JobFilter, page: PageRequest) -> Page[Job]:
-        """Newest first."""
-        query = select(jobs.c.sequence, jobs.c.document, HAS_VERSION.label("kept")).where(
-            jobs.c.tenant == tenant
-        )
+        """Newest first.
+
+        A token names the page's last job. Its place among the jobs of all tenants would tell how many they have.
+        """
+        query = select(jobs.c.id, jobs.c.document, HAS_VERSION.label("kept")).where(jobs.c.tenant == tenant)
         if wanted.states:
             query = query.where(jobs.c.state.in_(wanted.states))
         if wanted.kind:
             query = query.where(jobs.c.kind == wanted.kind)
         if wanted.adapter:
             query = query.where(jobs.c.adapter == wanted.adapter)
-        before = page.after_number(default=2**62)
-        query = query.where(jobs.c.sequence < before).order_by(jobs.c.sequence.desc()).limit(page.size + 1)
+        query = query.order_by(jobs.c.sequence.desc()).limit(page.size + 1)
         with self._database.read() as connection:
+            if page.after:
+                query = query.where(jobs.c.sequence < _sequence_of(connection, tenant, page.after))
             rows = connection.execute(query).all()
         found = [
-            (str(row.sequence), self._expiring(Job.model_validate_json(row.document), kept=row.kept))
-            for row in rows
+            (row.id, self._expiring(Job.model_validate_json(row.document), kept=row.kept)) for row in rows
         ]
         return page_of(found, page.size)
 
@@ -218,6 +219,20 @@ class JobStore:
         with self._database.read() as connection:
             found = [Job.model_validate_json(row.document) for row in connection.execute(query)]
         return [job.name for job in found if job.spec.base == base]
+
+
+def _sequence_of(connection: Connection, tenant: str, job_id: str) -> int:
+    """The place of the job that a page token names.
+
+    Raises:
+        InvalidField: it is none of the tenant's, or has expired between two pages.
+    """
+    found = connection.scalar(select(jobs.c.sequence).where(jobs.c.tenant == tenant, jobs.c.id == job_id))
+    if found is None:
+        raise InvalidField.one(
+            "page_token", "is not a next_page_token of this list, or its job is gone; leave it empty"
+        )
+    return int(found)
 
 
 def _has_version(connection: Connection, job: Job) -> bool:

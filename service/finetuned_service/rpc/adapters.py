@@ -15,13 +15,13 @@ from finetuned_service.adapters.aliases import Alias
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.transfer import AdapterImports, export_chunks
 from finetuned_service.adapters.versions import Adapter, AdapterVersion
-from finetuned_service.engine.messages import AdapterHandle, AdapterResidency, Residency, Snapshot
+from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, InvalidField, InvalidUpload
 from finetuned_service.names import AdapterSelector, parse_tenant
 from finetuned_service.rpc.convert.adapters import adapter_to_proto, alias_to_proto, version_to_proto
 from finetuned_service.rpc.convert.common import enum_name, method_from_proto
 from finetuned_service.rpc.request_key import request_key
-from finetuned_service.serving.service import Serving, check_compatible, handle_of, incompatible_reason
+from finetuned_service.serving.service import Serving, incompatible_reason
 from finetuned_service.storage.pages import PageRequest
 
 MAX_SOURCE_CHARACTERS = 1000
@@ -157,12 +157,11 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.LoadAdapterRequest, pb.LoadAdapterResponse],
     ) -> pb.LoadAdapterResponse:
         version = await asyncio.to_thread(self._registry.resolve, AdapterSelector.parse(request.name))
-        check_compatible(version, self._serving.base)
         name = enum_name(common.Residency, request.residency, "RESIDENCY_", "residency")
         wanted = Residency(name or Residency.DEVICE)
         if wanted is Residency.STORED:
             raise InvalidField.one("residency", "is RESIDENCY_STORED; to free memory call UnloadAdapter")
-        snapshot = await self._serving.engine.set_residency(handle_of(version), wanted, pinned=request.pin)
+        snapshot = await self._serving.load(version, wanted, pin=request.pin)
         return pb.LoadAdapterResponse(version=self._version(version, snapshot))
 
     async def UnloadAdapter(  # noqa: N802 - the contract's name
@@ -171,9 +170,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.UnloadAdapterRequest, pb.UnloadAdapterResponse],
     ) -> pb.UnloadAdapterResponse:
         version = await asyncio.to_thread(self._registry.resolve, AdapterSelector.parse(request.name))
-        snapshot = await self._serving.engine.set_residency(
-            handle_of(version), Residency.STORED, pinned=False
-        )
+        snapshot = await self._serving.unload(version)
         return pb.UnloadAdapterResponse(version=self._version(version, snapshot))
 
     async def GetAlias(  # noqa: N802 - the contract's name
@@ -221,6 +218,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         for digest in digests:
             directory = self._registry.directory_of(digest)
             if not directory.exists():
+                self._serving.holders.forget(digest)
                 with suppress(FinetunedError):  # an engine that is not there holds nothing
                     handle = AdapterHandle(digest, str(directory))
                     await self._serving.engine.set_residency(handle, Residency.STORED)
@@ -237,8 +235,8 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         return adapter_to_proto(adapter, incompatible_reason=reason)
 
     def _version(self, version: AdapterVersion, snapshot: Snapshot | None) -> pb.AdapterVersion:
-        residency: AdapterResidency | None = next(
-            (a for a in (snapshot.adapters if snapshot else ()) if a.digest == version.manifest.digest), None
+        residency = self._serving.holders.seen_by(
+            version.tenant, version.manifest.digest, snapshot.adapters if snapshot else ()
         )
         return version_to_proto(
             version,

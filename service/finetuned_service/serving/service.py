@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import dataclass, field
 
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.client import EngineClient
-from finetuned_service.engine.messages import AdapterHandle, Started
-from finetuned_service.errors import AdapterIncompatible, Internal
+from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot, Started
+from finetuned_service.errors import AdapterIncompatible, FinetunedError, Internal
 from finetuned_service.metrics import ServerMetrics
 from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, sampling_for
+from finetuned_service.serving.holders import Holders
 from finetuned_service.serving.merge import merged
 from finetuned_service.serving.reply import Reply
 from finetuned_service.serving.values import (
@@ -52,6 +53,36 @@ class Serving:
     """Prompt and reply together: the base's context or the KV cache, whichever is smaller."""
     replica: str
     metrics: ServerMetrics
+    holders: Holders = field(default_factory=Holders)
+    """Whose weights are in memory."""
+
+    async def load(self, version: AdapterVersion, tier: Residency, *, pin: bool) -> Snapshot:
+        """Bring a version's weights to a tier, and keep them there if asked; answers when they are there.
+
+        Raises:
+            AdapterIncompatible: it belongs to another base.
+            FinetunedError: from the engine; then nothing is pinned.
+        """
+        check_compatible(version, self.base)
+        digest, tenant = version.manifest.digest, version.tenant
+        # Before the engine is asked: another tenant's call meanwhile must not undo this one.
+        self.holders.used(digest, tenant)
+        if pin:
+            self.holders.pin(digest, tenant, tier)
+        else:
+            self.holders.unpin(digest, tenant)
+        tier, pinned = self.holders.at_least(digest, tier)
+        try:
+            return await self.engine.set_residency(handle_of(version), tier, pinned=pinned)
+        except FinetunedError:
+            self.holders.leave(digest, tenant)
+            raise
+
+    async def unload(self, version: AdapterVersion) -> Snapshot:
+        """Free the memory of a version's weights, unless another tenant has pinned the same."""
+        self.holders.leave(version.manifest.digest, version.tenant)
+        tier, pinned = self.holders.at_least(version.manifest.digest, Residency.STORED)
+        return await self.engine.set_residency(handle_of(version), tier, pinned=pinned)
 
     async def serve(self, call: ServeCall) -> AsyncGenerator[ServeEvent]:
         """ServedBy, then deltas of all inputs as they come, then Done.
@@ -78,17 +109,25 @@ class Serving:
             for i, prompt in enumerate(prompts)
         ]
         told = False
-        async with aclosing(merged([self._follow(call, version, prompts, r) for r in replies])) as events:
-            async for event in events:
-                if isinstance(event, Delta):
-                    yield event
-                    continue
-                # Of every sequence, not only of the first: each was given its weights by itself.
-                served_by = self._served_by(version, event)
-                if not told:
-                    told = True
-                    yield served_by
+        follow = merged([self._follow(call, version, prompts, r) for r in replies])
+        with self._running(version, len(replies)):
+            async with aclosing(follow) as events:
+                async for event in events:
+                    if isinstance(event, Delta):
+                        yield event
+                        continue
+                    # Of every sequence, not only of the first: each was given its weights by itself.
+                    served_by = self._served_by(version, event)
+                    if not told:
+                        told = True
+                        yield served_by
         yield _done(prompts, replies)
+
+    def _running(self, version: AdapterVersion | None, sequences: int) -> AbstractContextManager[None]:
+        if version is None:
+            return nullcontext()
+        self.holders.used(version.manifest.digest, version.tenant)
+        return self.holders.running(version.manifest.digest, version.tenant, sequences)
 
     def _prepare(self, call: ServeCall) -> tuple[AdapterVersion | None, list[Prompt]]:
         version = None

@@ -1,0 +1,63 @@
+"""Equal weights of two tenants: one in the engine, told apart."""
+
+from __future__ import annotations
+
+import pytest
+from finetuned_service.engine.messages import AdapterResidency, Residency
+from finetuned_service.serving.holders import Holders
+
+IN_ENGINE = [
+    AdapterResidency("other", Residency.HOST, pinned=False, running_sequences=0, resident_bytes=1, modules=1),
+    AdapterResidency("same", Residency.DEVICE, pinned=True, running_sequences=3, resident_bytes=9, modules=2),
+]
+
+
+def test_only_who_brought_weights_into_memory_sees_them_there() -> None:
+    holders = Holders()
+    holders.used("same", "acme")
+    assert holders.seen_by("beta", "same", IN_ENGINE) is None
+    seen = holders.seen_by("acme", "same", IN_ENGINE)
+    assert seen is not None
+    assert (seen.residency, seen.resident_bytes) == (Residency.DEVICE, 9)
+    assert holders.seen_by("acme", "same", IN_ENGINE[:1]) is None
+    holders.leave("same", "acme")
+    assert holders.seen_by("acme", "same", IN_ENGINE) is None
+
+
+def test_each_sees_its_own_pins_and_sequences() -> None:
+    holders = Holders()
+    for tenant in ("acme", "beta"):
+        holders.used("same", tenant)
+    holders.pin("same", "acme", Residency.HOST)
+    with holders.running("same", "acme", 2), holders.running("same", "acme", 1):
+        told = [holders.seen_by(tenant, "same", IN_ENGINE) for tenant in ("acme", "beta")]
+    assert [(seen.pinned, seen.running_sequences) for seen in told if seen] == [(True, 3), (False, 0)]
+    after = holders.seen_by("acme", "same", IN_ENGINE)
+    assert after is not None
+    assert after.running_sequences == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (Residency.STORED, (Residency.HOST, True)),
+        (Residency.HOST, (Residency.HOST, True)),
+        (Residency.DEVICE, (Residency.DEVICE, True)),
+    ],
+)
+def test_a_pin_holds_against_other_tenants(wanted: Residency, expected: tuple[Residency, bool]) -> None:
+    holders = Holders()
+    holders.pin("same", "acme", Residency.HOST)
+    holders.leave("same", "beta")
+    assert holders.at_least("same", wanted) == expected
+    holders.unpin("same", "acme")
+    assert holders.at_least("same", wanted) == (wanted, False)
+
+
+def test_what_is_gone_from_the_store_is_held_by_nobody() -> None:
+    holders = Holders()
+    holders.used("same", "acme")
+    holders.pin("same", "acme", Residency.DEVICE)
+    holders.forget("same")
+    assert holders.seen_by("acme", "same", IN_ENGINE) is None
+    assert holders.pinned("same") is Residency.STORED
