@@ -431,6 +431,15 @@ async def test_figures_count_a_sequence_that_is_left_with_what_it_said(serving, 
     assert metric(page, "finetuned_tokens_total", kind="completion", model="base") == len(ids("hello"))
 
 
+async def test_tokens_beside_the_first_are_counted_too(serving, engine, page):
+    """A busy server gives the first tokens of a reply in one message."""
+    engine.scripts = [[started(), said("abc"), said("de", finish=FinishReason.LENGTH)]]
+    await collect(serving, call("hi"))
+    assert metric(page, "finetuned_time_to_first_token_seconds_count", model="base") == 1
+    told = len(ids("abc") + ids("de"))
+    assert metric(page, "finetuned_inter_token_seconds_count", model="base") == told - 1
+
+
 async def test_time_between_tokens_is_counted_once_a_token(serving, engine, page):
     engine.scripts = [[started(), said("a"), said("bcd"), said("ef", finish=FinishReason.LENGTH)]]
     await collect(serving, call("hi"))

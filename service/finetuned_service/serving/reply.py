@@ -90,13 +90,15 @@ class Reply:
         self.metrics.tokens.labels("prompt", self.model).inc(self.prompt_tokens)
 
     def _count_tokens(self, new_tokens: int, now: float, seconds: float) -> None:
-        """`seconds` have passed since the message before."""
+        """`seconds` have passed since the message before; the tokens of one message share them."""
+        following = new_tokens
         if new_tokens and self.completion_tokens == 0:
             self.metrics.first_token_seconds.labels(self.model).observe(now - self.arrived)
-        elif new_tokens:
+            following, seconds = new_tokens - 1, 0.0  # those beside the first came with it
+        if following:
             between = self.metrics.inter_token_seconds.labels(self.model)
-            for _ in range(new_tokens):
-                between.observe(seconds / new_tokens)
+            for _ in range(following):
+                between.observe(seconds / following)
         self.completion_tokens += new_tokens
         self.metrics.tokens.labels("completion", self.model).inc(new_tokens)
 
