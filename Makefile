@@ -57,12 +57,18 @@ types: install ## Strict types
 compiler:
 	command -v g++ || command -v clang++ || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends g++ libc6-dev; }
 
-unit: install compiler $(BIN)/promtool ## All tests but those that need a GPU
+# checkov pins many libraries to other versions than ours.
+.venv-checkov/installed: tests/checkov.txt
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip --disable-pip-version-check --quiet install --requirement tests/checkov.txt
+	touch $@
+
+unit: install compiler $(BIN)/promtool .venv-checkov/installed ## All tests but those that need a GPU
 	$(BIN)/pytest -m "not gpu"
 
 # A part of `unit`, alone: seconds for who changes the image or the chart. No container engine, no cluster.
-deploy-check: install $(BIN)/promtool ## Image and chart: built, linted, rendered, validated
-	$(BIN)/pytest tests/integration/test_image.py tests/unit/test_chart.py tests/unit/test_alert_rules.py
+deploy-check: install $(BIN)/promtool .venv-checkov/installed ## Image and chart: built, linted, rendered, validated
+	$(BIN)/pytest tests/integration/test_image.py tests/unit/test_chart.py tests/unit/test_policies.py tests/unit/test_alert_rules.py
 
 # grpcio-tools 1.74 generates code that imports on protobuf 6 and 7; it lives apart, because it pins
 # protobuf 6 itself.
@@ -101,4 +107,4 @@ bench-peers: install ## Measure everything, beside every peer, each built once i
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## Remove environments and build output; keeps $(DATA_DIR)
-	rm -rf .venv .venv-proto .venv-floor build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-proto .venv-floor .venv-checkov build .pytest_cache .ruff_cache
