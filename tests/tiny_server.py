@@ -81,6 +81,7 @@ def running(data_directory: Path, **overrides: Any) -> Iterator[TinyServer]:
     def wait_for(coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=120)
 
+    data_directory.mkdir(parents=True, exist_ok=True)  # as `serve` does before it builds
     try:
         server = wait_for(Server.build(settings))
         wait_for(server.start())
