@@ -200,6 +200,15 @@ def test_the_api_has_tls_and_keys_unless_told_otherwise() -> None:
     assert "secret" not in str(open_pod["volumes"])
 
 
+def test_gateways_are_told_plaintext_only_where_it_is() -> None:
+    def api_port(values: dict[str, Any]) -> dict[str, Any]:
+        return of_kind(render(values), "Service")["spec"]["ports"][0]
+
+    assert "appProtocol" not in api_port({})
+    plaintext = api_port({"access": {"tlsSecret": "", "insecure": True}})
+    assert plaintext["appProtocol"] == "kubernetes.io/h2c"
+
+
 def test_nothing_comes_in_or_goes_out_unless_it_is_named() -> None:
     policy = of_kind(render({"networkPolicy": {"clients": [], "prometheus": []}}), "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]

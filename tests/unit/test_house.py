@@ -14,6 +14,7 @@ import pytest
 
 SERVICE = Path(finetuned_service.__file__).parent
 CLIENT = Path(finetuned.__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS = (
     ("__main__",),
@@ -109,3 +110,13 @@ def test_client_never_imports_the_service() -> None:
 def test_rpc_process_never_loads_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit(any(name in sys.modules for name in {sorted(HEAVY)!r}))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_links_lead_to_what_the_project_has() -> None:
+    """A link to a place of somebody's machine once kept `make` from building an environment there."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    links = [ROOT / line.partition("\t")[2] for line in listed.split("\0") if line.startswith("120000")]
+    assert links, "the chart links to the alert rules"
+    assert [str(link) for link in links if not link.resolve().is_relative_to(ROOT) or not link.exists()] == []
