@@ -135,7 +135,7 @@ def show_promotion(client: Client, ops: Example, console: Console) -> None:
             except Exception as error:  # noqa: BLE001 - counted and shown: none may fail
                 failed += 1
                 console.print(f"  a request failed: {error}")
-            done.wait(0.5)
+            done.wait(1.0)
 
     asking = threading.Thread(target=ask)
     asking.start()

@@ -306,5 +306,6 @@ def test_the_environment_is_the_dispatchers_own_and_what_must_be_set_early():
     environment = environment_for_job_process(7)
     assert environment["OMP_NUM_THREADS"] == "7"
     assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert 0 < int(environment["GOMP_SPINCOUNT"]) <= 1000
     assert environment["FINETUNED_JOB_PARENT_PID"] == str(os.getpid())
     assert environment["PATH"] == os.environ["PATH"]
