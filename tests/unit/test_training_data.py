@@ -13,7 +13,7 @@ from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import PromptCompletion
 from finetuned_service.training.data import JobData, read_job_data
-from finetuned_service.training.order import RowOrder, slices
+from finetuned_service.training.order import RowOrder
 from tiny_tokenizers import write_tokenizer
 from training_tasks import counting_rows, write_rows
 
@@ -123,7 +123,3 @@ def test_a_batch_may_be_larger_than_the_data():
 
 def test_the_order_is_the_same_on_every_python():
     assert RowOrder(rows=6, batch_rows=6, seed=0).rows_of_step(0) == [3, 5, 1, 2, 0, 4]
-
-
-def test_slices():
-    assert list(slices([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]

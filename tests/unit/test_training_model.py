@@ -11,7 +11,7 @@ from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.model import AdaptedModel, adapt, load_model
-from finetuned_service.training.order import slices
+from finetuned_service.training.order import micro_batches
 from finetuned_service.training.packing import pack
 from peft import LoraConfig, get_peft_model
 from tiny_models import ALL_PROJECTIONS, VOCABULARY, save_tiny_base
@@ -105,7 +105,7 @@ def plain_loss(model: Any, examples: list[EncodedRow]) -> torch.Tensor:
 def packed_loss(model: AdaptedModel, examples: list[EncodedRow], micro_batch_rows: int) -> float:
     scale = 1.0 / sum(row.supervised_tokens for row in examples)
     total = 0.0
-    for part in slices(examples, micro_batch_rows):
+    for part in micro_batches(examples, micro_batch_rows):
         loss = model.loss(pack(part), scale)
         loss.backward()
         total += loss.item()

@@ -182,6 +182,16 @@ DROPOUT_TASK = {
 }
 
 
+def test_fused_layers_resume_to_the_last_digit(tmp_path):
+    base = make_base(tmp_path / "base", dtype=torch.bfloat16, head_dim=16)
+    whole, task = (make_task(tmp_path / name, base, heldout=HELDOUT) for name in ("whole", "stopped"))
+    finish(whole)
+    for stop in (StopAfter(2), StopAfter(1)):
+        assert run(task, stop, stop) == EXIT_STOPPED
+    finish(task)
+    assert digest(task) == digest(whole)
+
+
 def test_a_run_stopped_again_and_again_ends_as_one_that_never_was(tmp_path, base):
     uninterrupted = make_task(tmp_path / "whole", base, **DROPOUT_TASK)
     expected = finish(uninterrupted)

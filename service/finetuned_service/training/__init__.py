@@ -3,11 +3,13 @@
     run.py          the whole job: data, baseline, training, evaluation, result
     data.py         rows to ids, long rows, held-out rows
     preview.py      the same reading for a job that is being submitted
-    order.py        which rows each step takes
+    order.py        which rows each step takes, and in which parts they run
     packing.py      rows of a step as one packed sequence
     model.py        the base, mapped from its file, with LoRA on its linear modules
     lora.py         one linear module with its low-rank update, forward and backward
     norm.py         RMS norm with a frozen weight
+    fused.py        a whole Llama-like layer in bfloat16 as one function, forward and backward
+    native/         its passes in C++, compiled for the machine
     attention.py    attention within each row of a packed sequence
     loss.py         cross-entropy of supervised tokens only, without all logits in memory
     schedule.py     learning rates, and when to evaluate and to write a checkpoint

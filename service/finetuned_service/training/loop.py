@@ -17,7 +17,7 @@ from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.checkpoint import CheckpointStore, Evaluation, RunState
 from finetuned_service.training.model import AdaptedModel
-from finetuned_service.training.order import RowOrder, slices
+from finetuned_service.training.order import RowOrder, micro_batches
 from finetuned_service.training.packing import pack
 from finetuned_service.training.schedule import Plan
 from finetuned_service.vocabulary import Metric
@@ -113,9 +113,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = 0.0
-        # Rows of like length together: only attention pads.
-        rows.sort(key=lambda row: len(row.token_ids))
-        for micro_batch in slices(rows, self.settings.micro_batch_rows or len(rows)):
+        for micro_batch in micro_batches(rows, self.settings.micro_batch_rows or len(rows)):
             part = self.model.loss(pack(micro_batch), scale)
             part.backward()
             loss += part.item()
@@ -196,8 +194,7 @@ class Trainer:
 def heldout_loss(model: AdaptedModel, rows: Sequence[EncodedRow]) -> float:
     """Mean loss of all supervised tokens of the rows, in nats; at least one row."""
     scale = 1.0 / sum(row.supervised_tokens for row in rows)
-    by_length = sorted(rows, key=lambda row: len(row.token_ids))
     model.train(mode=False)
-    loss = sum(model.loss(pack(part), scale).item() for part in slices(by_length, EVALUATION_ROWS))
+    loss = sum(model.loss(pack(part), scale).item() for part in micro_batches(rows, EVALUATION_ROWS))
     model.train(mode=True)
     return loss

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from finetuned_service.training.native.kernels import Kernels
+
 MAX_CHUNK_ELEMENTS = 2**23
-"""Logits at a time: 32 MiB in float32."""
+"""Logits at a time: 32 MiB in float32, 16 in bfloat16."""
 TOKENS_MULTIPLE = 32
 """The tokens of a chunk are filled up to a multiple of this."""
 
 
-def supervised_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, scale: float) -> Tensor:
+def supervised_cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, scale: float, kernels: Kernels | None = None
+) -> Tensor:
     """`scale` times the sum of -log p(target), in nats.
 
     Args:
@@ -28,17 +32,20 @@ def supervised_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, scal
         targets: int64 [N].
         scale: 1 / (supervised tokens of the whole batch) makes the losses of micro-batches add up to
             the loss of the batch, whatever their sizes.
+        kernels: compiled passes over logits in bfloat16, without a copy in float32; None takes torch's.
 
     Returns:
         A scalar in float32 (float64 if hidden is).
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, head, targets, scale)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, head, targets, scale, kernels)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, scale: float, kernels: Kernels | None
+    ) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         tokens = hidden.shape[0]
         # Few different sizes, as in packing.py; tokens of padding count nothing.
@@ -50,9 +57,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk = max(TOKENS_MULTIPLE, MAX_CHUNK_ELEMENTS // head.shape[0] // TOKENS_MULTIPLE * TOKENS_MULTIPLE)
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
+            logits = hidden[part] @ head.T
+            if kernels is not None:
+                # The last chunk's padding is computed, so that sizes are few, and left out.
+                counted = min(tokens - start, logits.shape[0])
+                loss += kernels.cross_entropy_(
+                    logits[:counted], targets[start : start + counted], scale
+                ).sum()
+                logits[counted:] = 0
+                if grad is not None:
+                    grad[part] = logits @ head
+                continue
             target, weight = targets[part, None], weights[part]
             # Logits in the model's dtype, then exact: as transformers computes its loss.
-            log_probabilities = torch.log_softmax((hidden[part] @ head.T).to(exact), dim=-1)
+            log_probabilities = torch.log_softmax(logits.to(exact), dim=-1)
             loss -= (log_probabilities.gather(1, target) * weight).sum()
             if grad is not None:
                 d_logits = log_probabilities.exp_()
@@ -62,6 +80,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0].to(grad.dtype), None, None, None
+        return grad * grads[0].to(grad.dtype), None, None, None, None

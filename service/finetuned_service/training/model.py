@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.training import attention
+from finetuned_service.training.fused import fuse
 from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.native.kernels import Kernels
 from finetuned_service.training.norm import replace_norms
 from finetuned_service.training.packing import PackedRows
 
@@ -32,6 +34,8 @@ class AdaptedModel:
     """[vocabulary, hidden]: the frozen weight that makes logits."""
     lora: Mapping[str, LoraLinear]
     """By the name of the linear module each replaces, in the model's order."""
+    kernels: Kernels | None = None
+    """The compiled passes, where this machine and the base have them."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The trainable parameters, always in the same order."""
@@ -46,7 +50,7 @@ class AdaptedModel:
         )
         hidden: Tensor = out.last_hidden_state[0]
         return supervised_cross_entropy(
-            hidden.index_select(0, rows.predicting), self.head, rows.targets, scale
+            hidden.index_select(0, rows.predicting), self.head, rows.targets, scale, self.kernels
         )
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
@@ -55,13 +59,17 @@ class AdaptedModel:
             module.train(mode)
 
 
-def load_model(directory: Path, settings: LoraSettings, seed: int) -> AdaptedModel:
+def load_model(
+    directory: Path, settings: LoraSettings, seed: int, cache_directory: str | None = None
+) -> AdaptedModel:
     """Map a base and put LoRA on the modules that resolved settings name.
 
     Args:
         directory: a base's.
         settings: resolved; each target is the last part of the name of linear modules in the layers.
         seed: of the initial values of A.
+        cache_directory: where compiled passes are kept, as `library_path` takes it; None computes with plain
+            torch everywhere.
     """
     attention.register()
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -71,13 +79,14 @@ def load_model(directory: Path, settings: LoraSettings, seed: int) -> AdaptedMod
         local_files_only=True,
         use_safetensors=True,
     )
-    return adapt(model, settings, seed)
+    compiled = cache_directory is not None and model.dtype is torch.bfloat16
+    return adapt(model, settings, seed, Kernels.load(cache_directory or "") if compiled else None)
 
 
-def adapt(model: Any, settings: LoraSettings, seed: int) -> AdaptedModel:
+def adapt(model: Any, settings: LoraSettings, seed: int, kernels: Kernels | None = None) -> AdaptedModel:
     """Freeze a transformers causal LM and replace its target modules; see `load_model`.
 
-    The model must use `attention.IMPLEMENTATION`.
+    The model must use `attention.IMPLEMENTATION`. `kernels` are for the layers and the head in bfloat16.
     """
     model.requires_grad_(requires_grad=False)
     model.eval()
@@ -99,4 +108,7 @@ def adapt(model: Any, settings: LoraSettings, seed: int) -> AdaptedModel:
             linear, rank=settings.rank, scaling=settings.scaling, dropout=settings.dropout
         )
         setattr(model.get_submodule(parent), attribute, lora[name])
-    return AdaptedModel(model.get_decoder(), model.get_output_embeddings().weight, lora)
+    head: Tensor = model.get_output_embeddings().weight
+    if kernels is not None:
+        fuse(model.get_decoder().layers, kernels)
+    return AdaptedModel(model.get_decoder(), head, lora, kernels if head.dtype is torch.bfloat16 else None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar
 
-T = TypeVar("T")
+from finetuned_service.text.supervision import EncodedRow
+
+MICRO_BATCH_TOKENS = 1024
+"""Tokens that go through the model at once, where rows are shorter: products are at full speed from some 500 on
+(docs/decisions), and what is kept for the gradient grows with them."""
 
 
 class RowOrder:
@@ -35,7 +39,32 @@ class RowOrder:
         return sorted(range(self._rows), key=keys.__getitem__)
 
 
-def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """`items` in pieces of `size`; the last may be shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def micro_batches(
+    rows: Sequence[EncodedRow], most_rows: int, most_tokens: int = MICRO_BATCH_TOKENS
+) -> list[list[EncodedRow]]:
+    """The rows of a step in parts of like size, that run one after another.
+
+    Rows of like length come together, so that they need few padding where rows stand side by side. A row of
+    more than `most_tokens` is a part of its own. The same rows in any order give the same parts.
+
+    Args:
+        rows: at least one.
+        most_rows: of a part.
+        most_tokens: of a part.
+    """
+    ordered = sorted(rows, key=lambda row: (len(row.token_ids), row.token_ids))
+    total = sum(len(row.token_ids) for row in rows)
+    # As few parts as can be, and not a small one at the end.
+    wanted_tokens = total / math.ceil(total / most_tokens)
+    parts: list[list[EncodedRow]] = []
+    part_tokens = 0
+    for row in ordered:
+        tokens = len(row.token_ids)
+        last = parts[-1] if parts else []
+        full = len(last) == most_rows or part_tokens >= wanted_tokens or part_tokens + tokens > most_tokens
+        if full or not parts:
+            parts.append([])
+            part_tokens = 0
+        parts[-1].append(row)
+        part_tokens += tokens
+    return parts

@@ -36,12 +36,17 @@ class RowLayout:
     """int64 [B * L]: which packed token stands at each padded place; padding repeats some token."""
     to_packed: Tensor
     """int64 [T]: the padded place of each packed token."""
+    starts: Tensor
+    """int64 [B]: the first packed token of each row."""
+    lengths: Tensor
+    """int64 [B]."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], tokens: int) -> RowLayout:
         """The layout of rows of these lengths in a packed sequence of at least as many tokens."""
         longest = _rounded_up(max(lengths), ROW_MULTIPLE)
-        length = torch.tensor(lengths)[:, None]
+        lengths_of_rows = torch.tensor(lengths)
+        length = lengths_of_rows[:, None]
         starts = length.cumsum(0) - length
         places = torch.arange(longest)[None, :]
         to_packed = (places < length).flatten().nonzero().flatten()
@@ -50,6 +55,8 @@ class RowLayout:
             longest_tokens=longest,
             to_padded=(starts + places.minimum(length - 1)).flatten(),
             to_packed=functional.pad(to_packed, (0, tokens - to_packed.numel())),
+            starts=starts.flatten(),
+            lengths=lengths_of_rows,
         )
 
 

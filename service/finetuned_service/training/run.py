@@ -163,7 +163,8 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     optimization, evaluation = job.spec.optimization, job.spec.evaluation
     checkpoints = CheckpointStore(job.work_directory / "checkpoints")
-    model = load_model(Path(job.task.base_directory), job.spec.lora, optimization.seed)
+    base_directory, cache_directory = Path(job.task.base_directory), job.task.cache_directory
+    model = load_model(base_directory, job.spec.lora, optimization.seed, cache_directory)
     trainer = Trainer(
         model,
         optimization,

@@ -32,11 +32,14 @@ class CannotCompile(Exception):
     """There is no library for this machine, and why."""
 
 
-def library_path(cache_directory: str = "", *, extra_flags: tuple[str, ...] = ()) -> Path:
-    """The compiled decoder: from the cache, else compiled now (some ten seconds).
+def library_path(
+    cache_directory: str = "", *, source: Path = SOURCES / "decoder.cpp", extra_flags: tuple[str, ...] = ()
+) -> Path:
+    """The compiled decoder, or another source: from the cache, else compiled now (some ten seconds).
 
     Args:
         cache_directory: made if it does not exist; empty is `finetuned` in the user's cache directory.
+        source: what is compiled; it may include what lies beside it and beside the decoder.
         extra_flags: for the compiler, beside FLAGS.
 
     Raises:
@@ -46,9 +49,9 @@ def library_path(cache_directory: str = "", *, extra_flags: tuple[str, ...] = ()
     if compiler is None:
         raise CannotCompile("there is no C++ compiler (g++ or clang++, or the one that CXX names)")
     flags = FLAGS + extra_flags
-    path = _made(cache_directory) / f"decoder-{_key(compiler, flags)}.so"
+    path = _made(cache_directory) / f"{source.stem}-{_key(compiler, flags, source)}.so"
     if not path.exists():
-        _compile(compiler, flags, path)
+        _compile(compiler, flags, source, path)
     return path
 
 
@@ -62,11 +65,11 @@ def _made(cache_directory: str) -> Path:
     return directory
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    """Changes with the source, the compiler, and the processor that `-march=native` means."""
+def _key(compiler: str, flags: tuple[str, ...], source: Path) -> str:
+    """Changes with the sources, the compiler, and the processor that `-march=native` means."""
     digest = hashlib.sha256()
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for path in sorted({*SOURCES.iterdir(), *source.parent.iterdir()}):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout  # noqa: S603 - as chosen above
     for part in (version, repr(flags).encode(), platform.machine().encode(), _processor()):
         digest.update(part + b"\0")
@@ -83,13 +86,13 @@ def _processor() -> bytes:
     )
 
 
-def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
+def _compile(compiler: str, flags: tuple[str, ...], source: Path, path: Path) -> None:
     """Compile beside `path` and rename, so that it is never half there."""
     _log.info("engine_compiling", compiler=compiler, note="once for this machine; some ten seconds")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         made = Path(work) / path.name
-        command = [compiler, *flags, str(SOURCES / "decoder.cpp"), "-o", str(made)]
+        command = [compiler, *flags, f"-I{SOURCES}", str(source), "-o", str(made)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)  # noqa: S603 - our own source
         except (OSError, subprocess.SubprocessError) as error:
