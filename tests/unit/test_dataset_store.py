@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from finetuned_service.datasets.rows import RowKind
+from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.errors import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from finetuned_service.datasets.holdout import split
-from finetuned_service.datasets.rows import PromptCompletion, Row, Text
 from finetuned_service.errors import InvalidData
+from finetuned_service.text.values import PromptCompletion, Row, Text
 from hypothesis import given
 from hypothesis import strategies as st
 

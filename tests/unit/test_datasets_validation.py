@@ -8,9 +8,11 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from finetuned_service.datasets.rows import RowKind, Text, read_rows
+from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.datasets.rows import read_rows
 from finetuned_service.datasets.validation import DataLimits, DatasetFacts, validate_jsonl
 from finetuned_service.errors import InvalidData
+from finetuned_service.text.values import Text
 from hypothesis import given
 from hypothesis import strategies as st
 

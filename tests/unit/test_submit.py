@@ -29,7 +29,7 @@ from finetuned_service.jobs.values import (
 from finetuned_service.names import BaseName
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
-from finetuned_service.vocabulary import DataReport, WeightFormat
+from finetuned_service.vocabulary import DataReport, Task, WeightFormat
 from tiny_files import write_base
 from tiny_jobs import NO_REQUEST, TENANT
 from tiny_worker import Workplace
@@ -133,6 +133,45 @@ def test_a_train_job_is_queued_with_everything_written_back(submission, place, r
 def test_the_estimate_follows_from_steps_and_rows(submission):
     job = train(submission, SPEC.model_copy(update={"optimization": Optimization(max_steps=5, batch_rows=4)}))
     assert (job.estimate.steps, job.estimate.tokens) == (5, 5 * 4 * 20)
+
+
+@pytest.fixture
+def add_rows(place):
+    def add(dataset_id: str, content: str) -> str:
+        path = place.directory / f"{dataset_id}.jsonl"
+        path.write_text(content)
+        place.datasets.import_file(TENANT, dataset_id, path.as_uri(), NO_REQUEST)
+        return f"tenants/{TENANT}/datasets/{dataset_id}"
+
+    return add
+
+
+def test_rows_that_the_task_cannot_use_are_refused(submission, place, rows, add_rows):
+    labelled = add_rows("labelled", '{"text":"a","label":"x"}\n')
+    spec = SPEC.model_copy(update={"dataset": labelled})
+    with pytest.raises(InvalidField) as refused:
+        train(submission, spec)
+    assert refused.value.message == (
+        "spec.dataset: tenants/acme/datasets/labelled holds LABELLED_TEXT rows; the task text-generation trains on "
+        "PROMPT_COMPLETION or CHAT or TEXT rows: choose another dataset, or the task text-classification"
+    )
+    with pytest.raises(InvalidField, match=r"spec.eval_dataset: .* is evaluated on PROMPT_COMPLETION"):
+        train(submission, SPEC.model_copy(update={"eval_dataset": labelled}))
+    with pytest.raises(InvalidField, match="quality is measured on PROMPT_COMPLETION or CHAT or TEXT rows"):
+        quantize(submission, dataset=labelled)
+    assert (stored(place), rows.asked) == ([], [])
+
+
+def test_rows_of_an_evaluation_are_of_the_same_kind(submission, add_rows):
+    spec = SPEC.model_copy(
+        update={
+            "task": Task.TEXT_CLASSIFICATION,
+            "dataset": add_rows("labelled", '{"text":"a","label":"x"}\n'),
+            "eval_dataset": add_rows("scored", '{"text":"a","score":1}\n'),
+        }
+    )
+    with pytest.raises(InvalidField, match=r"holds SCORED_TEXT rows; .* is evaluated on LABELLED_TEXT rows"):
+        train(submission, spec)
 
 
 def test_an_evaluation_dataset_leaves_all_rows_for_training(submission, place, rows):

@@ -30,6 +30,9 @@ class RowKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROW_KIND_PAIR: _ClassVar[RowKind]
     ROW_KIND_PREFERENCE: _ClassVar[RowKind]
     ROW_KIND_LABELLED_IMAGE: _ClassVar[RowKind]
+    ROW_KIND_MULTI_LABEL_TEXT: _ClassVar[RowKind]
+    ROW_KIND_SCORED_TEXT: _ClassVar[RowKind]
+    ROW_KIND_SCORED_PAIR: _ClassVar[RowKind]
 DATASET_FORMAT_UNSPECIFIED: DatasetFormat
 DATASET_FORMAT_JSONL: DatasetFormat
 DATASET_FORMAT_CSV: DatasetFormat
@@ -45,6 +48,9 @@ ROW_KIND_LABELLED_TOKENS: RowKind
 ROW_KIND_PAIR: RowKind
 ROW_KIND_PREFERENCE: RowKind
 ROW_KIND_LABELLED_IMAGE: RowKind
+ROW_KIND_MULTI_LABEL_TEXT: RowKind
+ROW_KIND_SCORED_TEXT: RowKind
+ROW_KIND_SCORED_PAIR: RowKind
 
 class Dataset(_message.Message):
     __slots__ = ("name", "digest", "row_kind", "rows", "size_bytes", "create_time", "source")

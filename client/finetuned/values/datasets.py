@@ -20,6 +20,9 @@ class RowKind(StrEnum):
     PAIR = "PAIR"
     PREFERENCE = "PREFERENCE"
     LABELLED_IMAGE = "LABELLED_IMAGE"
+    MULTI_LABEL_TEXT = "MULTI_LABEL_TEXT"
+    SCORED_TEXT = "SCORED_TEXT"
+    SCORED_PAIR = "SCORED_PAIR"
 
 
 class DatasetFormat(StrEnum):

@@ -10,11 +10,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-from finetuned_service.datasets.rows import Row, to_json
+from finetuned_service.datasets.kinds import DatasetRow
+from finetuned_service.datasets.rows import to_json
 from finetuned_service.errors import InvalidData
 
 
-def split(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def split(rows: Sequence[DatasetRow], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the rows to train on and of those held out, each in the order of the file.
 
     Args:
@@ -49,6 +50,6 @@ def split(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[int], l
     return [index for index in range(len(rows)) if index not in chosen], sorted(chosen)
 
 
-def _draw(row: Row, seed: int) -> bytes:
+def _draw(row: DatasetRow, seed: int) -> bytes:
     """A number between nothing and everything, from the row and the seed alone."""
     return hashlib.sha256(f"{seed}\n{to_json(row)}".encode()).digest()

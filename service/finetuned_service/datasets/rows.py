@@ -1,119 +1,91 @@
-"""The rows of a dataset: strict parsing and one canonical spelling.
-
-    {"prompt": "...", "completion": "..."}                      PROMPT_COMPLETION
-    {"messages": [{"role": "user", "content": "..."}, ...]}     CHAT
-    {"text": "..."}                                             TEXT
+"""Rows as JSON: strict parsing, one canonical spelling, and typed reading of what is stored.
 
 A row that would teach nothing is refused, and so is a field nobody reads: a misspelt one is the
-likeliest reason for it.
+likeliest reason for it. `shapes.py` has the table of kinds.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
-from enum import StrEnum
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, assert_never
 
+from finetuned_service.datasets import conversation, fields
+from finetuned_service.datasets.kinds import KIND_OF_TYPE, AnyRow, DatasetRow, LabelledImage, RowKind, kind_of
+from finetuned_service.datasets.shapes import check_fields, shape_of
 from finetuned_service.errors import InvalidData
-from finetuned_service.text.values import ROLES, Chat, ChatMessage, PromptCompletion, Role, Row, Text
+from finetuned_service.text.values import (
+    Chat,
+    ChatMessage,
+    LabelledText,
+    LabelledTokens,
+    MultiLabelText,
+    Pair,
+    Preference,
+    PromptCompletion,
+    Row,
+    ScoredPair,
+    ScoredText,
+    Text,
+)
 
-__all__ = [
-    "Chat",
-    "ChatMessage",
-    "PromptCompletion",
-    "Row",
-    "RowKind",
-    "Text",
-    "kind_of",
-    "parse_row",
-    "read_rows",
-    "to_json",
-]
-
-
-class RowKind(StrEnum):
-    """What the rows of a dataset hold; the contract's names. Only the first three can be parsed yet."""
-
-    PROMPT_COMPLETION = "PROMPT_COMPLETION"
-    CHAT = "CHAT"
-    TEXT = "TEXT"
-    LABELLED_TEXT = "LABELLED_TEXT"
-    LABELLED_TOKENS = "LABELLED_TOKENS"
-    PAIR = "PAIR"
-    PREFERENCE = "PREFERENCE"
-    LABELLED_IMAGE = "LABELLED_IMAGE"
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-FIELDS: Mapping[RowKind, tuple[str, ...]] = {
-    RowKind.PROMPT_COMPLETION: ("prompt", "completion"),
-    RowKind.CHAT: ("messages",),
-    RowKind.TEXT: ("text",),
-}
-"""All fields of each kind; all are required."""
-
-_CANONICAL = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_MESSAGE_FIELDS = ("role", "content")
-_SHOWN_FIELDS = 8
-"""How many field names a refusal shows and compares; an object may have 100,000."""
-_SHOWN_CHARACTERS = 40
-"""And how much of each; one may have a million characters."""
-_SHAPES = " or ".join(f"{{{', '.join(fields)}}}" for fields in FIELDS.values())
-
-
-def kind_of(row: Row) -> RowKind:
-    match row:
-        case PromptCompletion():
-            return RowKind.PROMPT_COMPLETION
-        case Chat():
-            return RowKind.CHAT
-        case Text():
-            return RowKind.TEXT
-        case _:
-            assert_never(row)
-
-
-def parse_row(obj: object) -> Row:
+def parse_row(obj: object) -> DatasetRow:
     """The row that decoded JSON describes.
 
     Raises:
         InvalidData: a field is unknown, missing or of the wrong type, or there is nothing to learn.
     """
-    fields = _object(obj, "the row")
-    kind = _kind_for(fields)
-    _check_fields(fields, FIELDS[kind], f"a {kind.value} row")
-    match kind:
-        case RowKind.PROMPT_COMPLETION:
-            completion = _string(fields["completion"], "completion")
-            return PromptCompletion(_string(fields["prompt"], "prompt"), _not_blank(completion, "completion"))
-        case RowKind.CHAT:
-            return Chat(_messages(fields["messages"]))
-        case _:
-            return Text(_not_blank(_string(fields["text"], "text"), "text"))
+    found = fields.json_object(obj, "the row")
+    shape = shape_of(found)
+    check_fields(found, f"a {shape.kind} row", shape.required, shape.optional)
+    return _PARSERS[shape.kind](found)
 
 
-def to_json(row: Row) -> str:
+def to_json(row: DatasetRow) -> str:
     """The canonical spelling: fixed order of fields, no spaces, no needless escapes; one line."""
-    match row:
-        case PromptCompletion(prompt, completion):
-            value: dict[str, Any] = {"prompt": prompt, "completion": completion}
-        case Chat(messages):
-            value = {"messages": [{"role": m.role, "content": m.content} for m in messages]}
-        case Text(text):
-            value = {"text": text}
-        case _:
-            assert_never(row)
-    return _CANONICAL.encode(value)
+    return _CANONICAL.encode(_object_of(row))
+
+
+def rows_of(path: Path, kind: type[AnyRow]) -> Iterator[AnyRow]:
+    """The rows of a stored dataset, in the order of the file, as values of one class.
+
+    Args:
+        path: canonical rows, as `validation.py` writes them.
+        kind: the class of row that is expected, such as `LabelledText`.
+
+    Raises:
+        InvalidData: the dataset holds rows of another kind, or its file is damaged; names the line.
+    """
+    for number, row in enumerate(stored_rows(path), start=1):
+        if not isinstance(row, kind):
+            raise InvalidData(f"line {number} is a {kind_of(row)} row; expected {KIND_OF_TYPE[kind]} rows")
+        yield row
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file that `validate_jsonl` wrote.
+    """The rows of a stored dataset that a language model learns to write: of either of the three kinds.
 
     Raises:
-        InvalidData: the file is not one of those; names the line.
+        InvalidData: the dataset holds rows of another kind, or its file is damaged; names the line.
+    """
+    for number, row in enumerate(stored_rows(path), start=1):
+        if not isinstance(row, Row):
+            raise InvalidData(
+                f"line {number} is a {kind_of(row)} row; expected PROMPT_COMPLETION, CHAT or TEXT rows"
+            )
+        yield row
+
+
+def stored_rows(path: Path) -> Iterator[DatasetRow]:
+    """The rows of a stored dataset, whatever they hold.
+
+    Raises:
+        InvalidData: the file is damaged; names the line.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -123,134 +95,122 @@ def read_rows(path: Path) -> Iterator[Row]:
                 raise InvalidData(f"line {number} of a stored dataset is damaged: {error}") from error
 
 
-def _object(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidData(f"{where} is {_type_name(value)}; expected an object")
-    return value
+def _prompt_completion(found: Mapping[str, Any]) -> PromptCompletion:
+    completion = fields.text(found["completion"], "completion")
+    return PromptCompletion(fields.string(found["prompt"], "prompt"), completion)
 
 
-def _kind_for(fields: Mapping[str, Any]) -> RowKind:
-    """The kind that has most in common with the fields found, misspelt ones included."""
-    for kind, names in FIELDS.items():
-        if set(fields) == set(names):
-            return kind
-    if not fields:
-        raise InvalidData(f"the row has no fields; expected {_SHAPES}")
-    found = tuple(name[:_SHOWN_CHARACTERS] for name in list(fields)[:_SHOWN_FIELDS])
-
-    def in_common(kind: RowKind) -> float:
-        exact = sum(name in fields for name in FIELDS[kind])
-        close = sum(bool(_close(name, found)) for name in FIELDS[kind])
-        return (exact + close / 2) / len(FIELDS[kind])
-
-    best = max(FIELDS, key=in_common)
-    if in_common(best) == 0:
-        raise InvalidData(f"the row has the fields {_names(fields)}; expected {_SHAPES}")
-    return best
+def _labelled_text(found: Mapping[str, Any]) -> LabelledText:
+    text = fields.text(found["text"], "text")
+    return LabelledText(text, fields.label(found["label"], "label"), _text_pair(found))
 
 
-def _check_fields(fields: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
-    for name in fields:
-        if name not in allowed:
-            missing = tuple(other for other in allowed if other not in fields)
-            close = _close(name[:_SHOWN_CHARACTERS], missing)
-            remedy = f"did you mean {close[0]!r}?" if close else "remove it"
-            raise InvalidData(
-                f"unknown field {_shown(name)}: {where} has the fields {', '.join(allowed)}; {remedy}"
-            )
-    for name in allowed:
-        if name not in fields:
-            raise InvalidData(f"lacks the field {name!r}: {where} has the fields {', '.join(allowed)}")
+def _multi_label_text(found: Mapping[str, Any]) -> MultiLabelText:
+    text = fields.text(found["text"], "text")
+    return MultiLabelText(text, fields.labels(found["labels"], "labels"), _text_pair(found))
 
 
-@lru_cache(maxsize=1024)
-def _close(name: str, names: tuple[str, ...]) -> list[str]:
-    """At most one of the names that `name` may have been meant to be. A misspelt file misspells every row."""
-    return get_close_matches(name, names, n=1, cutoff=0.75)
+def _scored_text(found: Mapping[str, Any]) -> ScoredText:
+    text = fields.text(found["text"], "text")
+    return ScoredText(text, fields.score(found["score"], "score"), _text_pair(found))
 
 
-def _string(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidData(f"{where} is {_type_name(value)}; expected a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidData(
-            f"{where} has half of a surrogate pair at character {error.start}; write whole characters"
-        ) from None
-    return value
+def _text_pair(found: Mapping[str, Any]) -> str:
+    return fields.text(found["text_pair"], "text_pair") if "text_pair" in found else ""
 
 
-def _not_blank(value: str, where: str) -> str:
-    if not value.strip():
-        raise InvalidData(
-            f"{where} is empty: there is nothing to learn from the row; fill it or remove the row"
-        )
-    return value
+def _labelled_tokens(found: Mapping[str, Any]) -> LabelledTokens:
+    tokens = fields.tokens(found["tokens"], "tokens")
+    return LabelledTokens(tokens, fields.tags(found["tags"], "tags", len(tokens)))
 
 
-def _messages(value: object) -> tuple[ChatMessage, ...]:
-    if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else _type_name(value)
-        raise InvalidData(f"messages is {found}; expected a list of {{role, content}} objects")
-    messages = tuple(_message(entry, place) for place, entry in enumerate(value))
-    roles = [message.role for message in messages]
-    if "system" in roles[1:]:
-        place = roles.index("system", 1)
-        raise InvalidData(f"messages[{place}] is a system turn; only the first message may be one")
-    if "assistant" not in roles:
-        raise InvalidData("messages has no assistant turn: there is nothing to learn from the row; add one")
-    if "user" not in roles[: roles.index("assistant")]:
-        raise InvalidData("messages has an assistant turn before any user turn; begin with what is answered")
-    if roles[-1] != "assistant":
-        raise InvalidData(
-            f"messages ends with a {roles[-1]} turn that nobody answers; end with an assistant turn"
-        )
-    return messages
+def _pair(found: Mapping[str, Any]) -> Pair:
+    anchor = "anchor" if "anchor" in found else "query"
+    if "negative" in found and "negatives" in found:
+        raise InvalidData("has both negative and negatives; keep one")
+    negatives = fields.texts(found["negatives"], "negatives") if "negatives" in found else ()
+    if "negative" in found:
+        negatives = (fields.text(found["negative"], "negative"),)
+    positive = fields.text(found["positive"], "positive")
+    if positive in negatives:
+        raise InvalidData("has its positive among the negatives; remove it there")
+    return Pair(fields.text(found[anchor], anchor), positive, negatives)
 
 
-def _message(value: object, place: int) -> ChatMessage:
-    where = f"messages[{place}]"
-    fields = _object(value, where)
-    _check_fields(fields, _MESSAGE_FIELDS, where)
-    role = _role(fields["role"], f"{where}.role")
-    content = _string(fields["content"], f"{where}.content")
-    if role == "assistant":
-        _not_blank(content, f"{where}.content")
-    return ChatMessage(role, content)
+def _scored_pair(found: Mapping[str, Any]) -> ScoredPair:
+    first, second = (fields.text(found[name], name) for name in ("sentence1", "sentence2"))
+    return ScoredPair(first, second, fields.score(found["score"], "score"))
 
 
-def _role(value: object, where: str) -> Role:
-    for role in ROLES:
-        if value == role:
-            return role
-    found = _shown(value) if isinstance(value, str) else _type_name(value)
-    raise InvalidData(f"{where} is {found}; allowed: {', '.join(ROLES)}")
+def _preference(found: Mapping[str, Any]) -> Preference:
+    if "messages" in found:
+        messages = conversation.unanswered(found["messages"])
+    else:
+        messages = (ChatMessage("user", fields.string(found["prompt"], "prompt")),)
+    chosen, rejected = (fields.text(found[name], name) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise InvalidData("has the same text chosen and rejected: there is nothing to prefer; remove the row")
+    return Preference(messages, chosen, rejected)
 
 
-def _type_name(value: object) -> str:
-    """JSON's word for the type of a decoded value."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "a list"
+def _labelled_image(found: Mapping[str, Any]) -> LabelledImage:
+    return LabelledImage(fields.image(found["image"], "image"), fields.label(found["label"], "label"))
+
+
+def _chat(found: Mapping[str, Any]) -> Chat:
+    return Chat(conversation.answered(found["messages"]))
+
+
+def _text(found: Mapping[str, Any]) -> Text:
+    return Text(fields.text(found["text"], "text"))
+
+
+_PARSERS: Mapping[RowKind, Callable[[Mapping[str, Any]], DatasetRow]] = {
+    RowKind.PROMPT_COMPLETION: _prompt_completion,
+    RowKind.CHAT: _chat,
+    RowKind.TEXT: _text,
+    RowKind.LABELLED_TEXT: _labelled_text,
+    RowKind.MULTI_LABEL_TEXT: _multi_label_text,
+    RowKind.SCORED_TEXT: _scored_text,
+    RowKind.LABELLED_TOKENS: _labelled_tokens,
+    RowKind.PAIR: _pair,
+    RowKind.SCORED_PAIR: _scored_pair,
+    RowKind.PREFERENCE: _preference,
+    RowKind.LABELLED_IMAGE: _labelled_image,
+}
+
+
+def _object_of(row: DatasetRow) -> dict[str, Any]:  # noqa: C901, PLR0911 - one case for each kind
+    match row:
+        case PromptCompletion(prompt, completion):
+            return {"prompt": prompt, "completion": completion}
+        case Chat(messages):
+            return {"messages": _messages(messages)}
+        case Text(text):
+            return {"text": text}
+        case LabelledText(text, label, pair):
+            return {"text": text, "label": label} | _given(text_pair=pair)
+        case MultiLabelText(text, labels, pair):
+            return {"text": text, "labels": labels} | _given(text_pair=pair)
+        case ScoredText(text, score, pair):
+            return {"text": text, "score": score} | _given(text_pair=pair)
+        case LabelledTokens(tokens, tags):
+            return {"tokens": tokens, "tags": tags}
+        case Pair(anchor, positive, negatives):
+            return {"anchor": anchor, "positive": positive} | _given(negatives=negatives)
+        case ScoredPair(first, second, score):
+            return {"sentence1": first, "sentence2": second, "score": score}
+        case Preference(messages, chosen, rejected):
+            return {"messages": _messages(messages), "chosen": chosen, "rejected": rejected}
+        case LabelledImage(image, label):
+            return {"image": base64.b64encode(image).decode(), "label": label}
         case _:
-            return "an object"
+            assert_never(row)
 
 
-def _shown(text: str) -> str:
-    """A name as found, safe to print: escaped, and cut where nobody would read on."""
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
+def _messages(messages: tuple[ChatMessage, ...]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def _names(fields: Mapping[str, Any]) -> str:
-    shown = ", ".join(_shown(name) for name in list(fields)[:_SHOWN_FIELDS])
-    more = len(fields) - _SHOWN_FIELDS
-    return f"{shown} and {more} more" if more > 0 else shown
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value}

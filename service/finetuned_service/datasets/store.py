@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from finetuned_service.datasets.import_roots import ImportRoots
-from finetuned_service.datasets.rows import RowKind
+from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.datasets.uploads import Uploads
 from finetuned_service.datasets.validation import DataLimits, DatasetFacts, validate_jsonl
 from finetuned_service.errors import (

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from finetuned_service.datasets.rows import Row, RowKind, kind_of, parse_row, to_json
+from finetuned_service.datasets.kinds import DatasetRow, RowKind, kind_of
+from finetuned_service.datasets.rows import parse_row, to_json
 from finetuned_service.errors import FinetunedError, InvalidData, Violation
 from finetuned_service.storage.files import sync_directory, sync_file
 
@@ -174,7 +175,7 @@ def _lines(lines: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes | 
         yield number, content if len(content) <= max_line_bytes else None
 
 
-def _row(line: bytes | None, max_line_bytes: int) -> Row | None:
+def _row(line: bytes | None, max_line_bytes: int) -> DatasetRow | None:
     """The row of a line, or None if the line is empty.
 
     Raises:
@@ -206,7 +207,9 @@ def _decode(text: str) -> Any:
     except RecursionError:
         raise InvalidData("is nested too deeply; rows are flat objects") from None
     except ValueError:  # the integer parser's limit of digits
-        raise InvalidData("holds a number with too many digits; rows hold strings") from None
+        raise InvalidData(
+            "holds a number with too many digits; rows hold finite numbers and strings"
+        ) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -219,7 +222,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidData(f"holds {name}, which is not JSON; rows hold strings")
+    raise InvalidData(f"holds {name}, which is not JSON; rows hold finite numbers and strings")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)

@@ -18,6 +18,7 @@ from finetuned_service.errors import (
     NotFound,
     Unimplemented,
 )
+from finetuned_service.jobs.data_check import check_kinds, check_measurable
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import BaseFacts, lora_bytes, resolve_train
 from finetuned_service.jobs.store import JobStore
@@ -114,6 +115,7 @@ class Submission:
         )
         if record is not None:
             refuse_changed(record, rows, held_out)
+        check_kinds(spec.task, rows, held_out)
         base = self._trainable_base(tenant, spec.base)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(
@@ -160,7 +162,7 @@ class Submission:
         if spec.quantize_embeddings and spec.weight_format is not WeightFormat.INT8:
             raise InvalidField.one("spec.quantize_embeddings", "is for WEIGHT_FORMAT_INT8 only; unset it")
         if spec.dataset:
-            self._dataset(tenant, spec.dataset, "spec.dataset")
+            check_measurable(self._dataset(tenant, spec.dataset, "spec.dataset"))
         self._refuse_taken(BaseName(spec.output_base_id, tenant))
         job = self._job(tenant, spec.model_copy(update={"base": str(source)}), display_name)
         if validate_only:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetuned.v1 import dataset_service_pb2 as pb
 
-from finetuned_service.datasets.rows import RowKind
+from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.datasets.store import Dataset
 from finetuned_service.errors import Unimplemented
 from finetuned_service.rpc.convert.common import enum_name, time_to_proto
