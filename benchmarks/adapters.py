@@ -13,8 +13,16 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
-def write_adapter(directory: Path, base: Path, rank: int, seed: int) -> Path:
-    """A bfloat16 adapter on all seven projections whose B is not zero; kept if it is there already."""
+def write_adapter(directory: Path, base: Path, rank: int, seed: int, *, spread: float = 0.01) -> Path:
+    """A bfloat16 adapter on all seven projections whose B is not zero; kept if it is there already.
+
+    Args:
+        directory: where it is written.
+        base: directory of the base, for the widths of its modules.
+        rank: of all modules.
+        seed: of A and B.
+        spread: standard deviation of B.
+    """
     if (directory / "adapter_config.json").exists():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -22,7 +30,7 @@ def write_adapter(directory: Path, base: Path, rank: int, seed: int) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     for module, inputs, outputs in _modules(base):
         a = torch.randn(rank, inputs, generator=generator) / inputs**0.5
-        b = torch.randn(outputs, rank, generator=generator) * 0.01
+        b = torch.randn(outputs, rank, generator=generator) * spread
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.bfloat16()
         tensors[f"base_model.model.{module}.lora_B.weight"] = b.bfloat16()
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

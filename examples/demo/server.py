@@ -18,6 +18,7 @@ from finetuned.errors import FinetunedError
 
 START_SECONDS = 180.0
 """The first start converts the packaged base; later ones take a few seconds."""
+STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,13 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(data_dir: Path, *flags: str) -> Iterator[RunningServer]:
+def running_server(data_dir: Path, *flags: str, patience: float = 1.0) -> Iterator[RunningServer]:
     """Start the server, wait until it serves, and stop it cleanly at the end of the block.
 
     Args:
         data_dir: everything it keeps, and its log.
         flags: more of `finetuned serve`, for example "--threads", "2".
+        patience: how many times longer than usual it may take to start and to stop, on a busy machine.
 
     Raises:
         RuntimeError: it did not start, or did not stop cleanly; its log says why.
@@ -51,17 +53,19 @@ def running_server(data_dir: Path, *flags: str) -> Iterator[RunningServer]:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=dict(os.environ))
     try:
         endpoint = f"127.0.0.1:{api}"
-        _wait_until_ready(process, endpoint, log)
+        _wait_until_ready(process, endpoint, log, START_SECONDS * patience)
         yield RunningServer(endpoint, f"http://127.0.0.1:{metrics}/metrics", log, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=STOP_SECONDS * patience)
     if code != 0:
         raise RuntimeError(f"the server did not stop cleanly: exit code {code}; see {log}")
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], endpoint: str, log: Path, start_seconds: float
+) -> None:
+    deadline = time.monotonic() + start_seconds
     with Client(endpoint) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
@@ -70,7 +74,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log: Path
                 client.within(2.0).server_info()
                 return
             time.sleep(0.2)
-    raise RuntimeError(f"the server is not ready after {START_SECONDS:.0f} s; see {log}")
+    raise RuntimeError(f"the server is not ready after {start_seconds:.0f} s; see {log}")
 
 
 def _free_port() -> int:

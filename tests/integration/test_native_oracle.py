@@ -11,8 +11,6 @@ import torch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
-from finetuned_service.engine.native.build import PORTABLE, library_path
-from finetuned_service.engine.native.library import Library
 from finetuned_service.engine.native.model import NativeModel
 from finetuned_service.engine.offline import OfflineEngine
 from tiny_models import (
@@ -36,12 +34,6 @@ CONFIG = EngineConfig(
     device_budget_bytes=4 * 1024 * 1024,
     host_budget_bytes=16 * 1024 * 1024,
 )
-
-
-@pytest.fixture(scope="session", params=["native", "portable"])
-def library(request, tmp_path_factory):
-    flags = (PORTABLE,) if request.param == "portable" else ()
-    return Library(library_path(str(tmp_path_factory.mktemp("cache")), extra_flags=flags))
 
 
 @pytest.fixture(scope="module")

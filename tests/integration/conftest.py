@@ -1,0 +1,14 @@
+"""The native path, compiled once for all tests of it."""
+
+from __future__ import annotations
+
+import pytest
+from finetuned_service.engine.native.build import PORTABLE, library_path
+from finetuned_service.engine.native.library import Library
+
+
+@pytest.fixture(scope="session", params=["native", "portable"])
+def library(request, tmp_path_factory):
+    """For this machine's own instructions, and for any machine's."""
+    flags = (PORTABLE,) if request.param == "portable" else ()
+    return Library(library_path(str(tmp_path_factory.mktemp("cache")), extra_flags=flags))
