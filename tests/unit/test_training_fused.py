@@ -148,6 +148,22 @@ def test_attention_stays_within_each_row(kernels, dim, heads, kv_heads):
     assert not out[used:].any()
 
 
+def test_results_do_not_depend_on_the_number_of_threads(kernels):
+    lengths = (100, 300, 37)
+    layout = RowLayout.of(lengths, sum(lengths))
+    q, grad = random(sum(lengths), 4, 64), random(sum(lengths), 4, 64)
+    k, v = random(sum(lengths), 2, 64), random(sum(lengths), 2, 64)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        out, sums = kernels.attention_forward(q, k, v, layout, 0.2)
+        slopes = kernels.attention_backward(q, k, v, out, sums, grad, layout, 0.2)
+        normed, _ = kernels.rms_forward(q.flatten(1), random(256).fill_(2), 1e-5)
+        found.append((out, *slopes, normed, kernels.swiglu_forward(q.flatten(1), grad.flatten(1))))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
