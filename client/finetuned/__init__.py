@@ -21,8 +21,17 @@ from finetuned.values.adapters import (
     ReplicaResidency,
 )
 from finetuned.values.bases import Base
-from finetuned.values.common import Method, Metric, Residency, Task, WeightFormat
+from finetuned.values.common import Method, Metric, ModelFamily, Pooling, Residency, Task, WeightFormat
 from finetuned.values.datasets import Dataset, DatasetFormat, RowKind, UploadProgress
+from finetuned.values.encodings import (
+    Classification,
+    Embedding,
+    Entity,
+    Image,
+    LabelScore,
+    TaggedToken,
+    Tagging,
+)
 from finetuned.values.events import (
     Checkpoint,
     EvaluationFinished,
@@ -48,6 +57,7 @@ from finetuned.values.jobs import (
     TrainResult,
 )
 from finetuned.values.replies import (
+    Answers,
     Delta,
     FinishReason,
     Reply,
@@ -77,12 +87,14 @@ __all__ = [
     "AdapterState",
     "AdapterVersion",
     "Alias",
+    "Answers",
     "AsyncClient",
     "AsyncReplyStream",
     "Base",
     "Baseline",
     "BaselineExample",
     "Checkpoint",
+    "Classification",
     "Client",
     "DataOptions",
     "DataReport",
@@ -90,7 +102,9 @@ __all__ = [
     "DatasetFormat",
     "Deadlines",
     "Delta",
+    "Embedding",
     "EngineLoad",
+    "Entity",
     "Environment",
     "Estimate",
     "EvaluationFinished",
@@ -101,12 +115,14 @@ __all__ = [
     "FinetunedError",
     "FinishReason",
     "GenerateRequest",
+    "Image",
     "Job",
     "JobError",
     "JobEvent",
     "JobKind",
     "JobState",
     "JobStateReason",
+    "LabelScore",
     "LearningRateSchedule",
     "LimitUse",
     "Limits",
@@ -117,8 +133,10 @@ __all__ = [
     "Message",
     "Method",
     "Metric",
+    "ModelFamily",
     "Notice",
     "Optimization",
+    "Pooling",
     "Progress",
     "PromoteIf",
     "Prompt",
@@ -138,6 +156,8 @@ __all__ = [
     "Settings",
     "Severity",
     "StateChanged",
+    "TaggedToken",
+    "Tagging",
     "Task",
     "TenantUsage",
     "Timing",

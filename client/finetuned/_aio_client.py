@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import final
 
 from finetuned._aio import AsyncTransport
-from finetuned._aio_verbs import paged, replied, reply_streamed, sent, streamed, verb
-from finetuned._calls import adapters, bases, datasets, serving, tenants, tuning
+from finetuned._aio_verbs import gathered, paged, replied, reply_streamed, sent, streamed, verb
+from finetuned._calls import adapters, bases, datasets, encoding, serving, tenants, tuning
 from finetuned._calls import aliases as alias_calls
 from finetuned._export import ExportDirectory
 from finetuned._retry import Deadlines, RetryPolicy
@@ -143,6 +143,9 @@ class AsyncClient:
     generate = replied(GenerateRequest)
     stream = reply_streamed(GenerateRequest)
     generate_many = verb(serving.serve_many)
+    embed = gathered(encoding.embed)
+    classify = gathered(encoding.classify)
+    tag_tokens = gathered(encoding.tag_tokens)
     server_info = verb(serving.server_info)
     usage = verb(tenants.usage)
     wait_until_ready = verb(serving.wait_until_ready)

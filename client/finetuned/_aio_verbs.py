@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from finetuned._aio import AsyncTransport
 from finetuned._calls import serving
 from finetuned._calls.call import Call, Page, SendCall, StreamCall
+from finetuned._calls.encoding import GatheredCall
 from finetuned._names import Names
 from finetuned._replies import AsyncReplyStream
 from finetuned._verbs import GENERATE_DOC, dress
@@ -57,6 +59,17 @@ def sent(
 ) -> Callable[Concatenate[AsyncRoom, P], Coroutine[Any, Any, T]]:
     async def method(room: AsyncRoom, *args: P.args, **kwargs: P.kwargs) -> T:
         return await room.transport.send(build(room.transport.names, *args, **kwargs))
+
+    return dress(method, build)
+
+
+def gathered(
+    build: Callable[Concatenate[Names, P], GatheredCall[T]],
+) -> Callable[Concatenate[AsyncRoom, P], Coroutine[Any, Any, T]]:
+    async def method(room: AsyncRoom, *args: P.args, **kwargs: P.kwargs) -> T:
+        call = build(room.transport.names, *args, **kwargs)
+        async with aclosing(room.transport.stream(call.stream)) as events:
+            return call.gather([event async for event in events])
 
     return dress(method, build)
 

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from finetuned._calls import serving
 from finetuned._calls.call import Call, Page, SendCall, StreamCall
+from finetuned._calls.encoding import GatheredCall
 from finetuned._names import Names
 from finetuned._replies import ReplyStream
 from finetuned._transport import Transport
@@ -84,6 +85,16 @@ def streamed(
 def sent(build: Callable[Concatenate[Names, P], SendCall[T]]) -> Callable[Concatenate[Room, P], T]:
     def method(room: Room, *args: P.args, **kwargs: P.kwargs) -> T:
         return room.transport.send(build(room.transport.names, *args, **kwargs))
+
+    return dress(method, build)
+
+
+def gathered(
+    build: Callable[Concatenate[Names, P], GatheredCall[T]],
+) -> Callable[Concatenate[Room, P], T]:
+    def method(room: Room, *args: P.args, **kwargs: P.kwargs) -> T:
+        call = build(room.transport.names, *args, **kwargs)
+        return call.gather(list(room.transport.stream(call.stream)))
 
     return dress(method, build)
 

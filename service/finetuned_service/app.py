@@ -16,7 +16,8 @@ from finetuned_service.adapters.files import BaseGeometry
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.transfer import AdapterImports
 from finetuned_service.bases.catalog import BaseCatalog
-from finetuned_service.bases.manifest import BaseManifest
+from finetuned_service.bases.inputs import base_inputs
+from finetuned_service.bases.manifest import BaseManifest, read_config
 from finetuned_service.bases.provide import provide_base
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
@@ -42,6 +43,8 @@ from finetuned_service.rpc.server import Servicers, build_server
 from finetuned_service.rpc.serving import ServerLimits, ServingServicer
 from finetuned_service.rpc.tenants import TenantServicer
 from finetuned_service.rpc.tuning import TuningServicer
+from finetuned_service.serving.encode import Encoding
+from finetuned_service.serving.inputs import Inputs
 from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
@@ -52,6 +55,7 @@ from finetuned_service.tenancy.traffic import Traffic
 from finetuned_service.tenancy.usage import Usage
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.preview import RowPreview
+from finetuned_service.vocabulary import Family
 from finetuned_service.worker import build_dispatcher
 
 _LOG = logs.logger("server")
@@ -112,7 +116,9 @@ class Server:
             tenant_limits,
             kept,
         )
-        tokenizer = BaseTokenizer.load(directory)
+        pooling, image = base_inputs(read_config(directory))
+        generates = base.family is Family.DECODER
+        tokenizer = None if image else BaseTokenizer.load(directory, generates=generates)
         serving = Serving(
             engine=engine,
             registry=registry,
@@ -122,6 +128,7 @@ class Server:
             replica=settings.replica,
             metrics=metrics,
         )
+        encoding = Encoding(serving, Inputs(tokenizer, image, serving.context_tokens), pooling)
         submission = Submission(
             store=self._jobs,
             datasets=datasets,
@@ -146,7 +153,7 @@ class Server:
         traffic = Traffic(settings.limits_of)
         servicers = Servicers(
             tuning=TuningServicer(self._jobs, submission, self._stop),
-            serving=ServingServicer(serving, limits),
+            serving=ServingServicer(serving, encoding, limits),
             datasets=DatasetServicer(datasets),
             adapters=AdapterServicer(registry, serving, imports),
             bases=BaseServicer(bases, self._jobs, base.name),

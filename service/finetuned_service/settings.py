@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the store; empty means SQLite in the data directory."""
     base: str = DEFAULT_BASE
     """The base to hold in memory: the name of one in the data directory, or of a packaged one, which is
-    converted once."""
+    converted once; or a directory (beginning with /, ./ or ../), which is brought in once, under its own name."""
     base_source: str = Field(default="", max_length=2048)
     """Where the base comes from if the data directory does not have it: a directory, file:///directory,
     packaged:NAME, hf://org/name@revision or an URL of fsspec such as s3://bucket/prefix. It is fetched once

@@ -35,6 +35,28 @@ class Task(StrEnum):
     IMAGE_CLASSIFICATION = "image-classification"
 
 
+class Family(StrEnum):
+    """What kind of model a base is; decides which tasks it can do."""
+
+    DECODER = "DECODER"
+    """A causal language model."""
+    ENCODER = "ENCODER"
+    """A text encoder: every token sees all others."""
+    VISION = "VISION"
+    """An image encoder."""
+
+
+class Pooling(StrEnum):
+    """How the vectors of an input's tokens become one."""
+
+    MEAN = "MEAN"
+    """Their mean."""
+    CLS = "CLS"
+    """That of the first token."""
+    LAST = "LAST"
+    """That of the last token."""
+
+
 class WeightFormat(StrEnum):
     FP32 = "FP32"
     FP16 = "FP16"

@@ -80,11 +80,14 @@ def test_long_prompt_is_cut_only_when_asked(channel: grpc.Channel, truncation: p
 
 
 @pytest.mark.parametrize("task", ["classify", "tag_tokens", "embed"])
-def test_task_of_later_builds_is_unimplemented(channel: grpc.Channel, task: str) -> None:
+def test_a_task_that_a_decoder_is_not_for(channel: grpc.Channel, task: str) -> None:
     asked = request()
+    del asked.inputs[:]
+    asked.inputs.add().content.parts.add(text="hello")
     getattr(asked, task).SetInParent()
     found = refusal_of(lambda: ServingServiceStub(channel).ServeAdapter(asked))
-    assert (found.code, found.metadata["feature"]) == ("UNIMPLEMENTED", task)
+    assert (found.code, found.fields) == ("INVALID_ARGUMENT", ("task",))
+    assert "a decoder (LlamaForCausalLM), which can be asked to generate" in found.message
 
 
 @pytest.mark.parametrize("method", ["head", "layers", "full", "bottleneck", "qlora", "ia3"])

@@ -63,7 +63,6 @@ LATER = {
         "ia3",
         "continue_from",
     },
-    "ServeAdapterResponse": {"result"},
 }
 """Fields that no server of this build sets."""
 

@@ -9,7 +9,7 @@ import sys
 import finetuned
 import pytest
 from finetuned import AsyncClient, Client, _aio_client, _client
-from finetuned._calls import adapters, aliases, bases, datasets, serving, tenants, tuning
+from finetuned._calls import adapters, aliases, bases, datasets, encoding, serving, tenants, tuning
 from finetuned._calls.call import Method
 from finetuned.v1 import (
     adapter_service_pb2,
@@ -25,12 +25,14 @@ PUBLIC = [
     "AdapterState",
     "AdapterVersion",
     "Alias",
+    "Answers",
     "AsyncClient",
     "AsyncReplyStream",
     "Base",
     "Baseline",
     "BaselineExample",
     "Checkpoint",
+    "Classification",
     "Client",
     "DataOptions",
     "DataReport",
@@ -38,7 +40,9 @@ PUBLIC = [
     "DatasetFormat",
     "Deadlines",
     "Delta",
+    "Embedding",
     "EngineLoad",
+    "Entity",
     "Environment",
     "Estimate",
     "EvaluationFinished",
@@ -49,12 +53,14 @@ PUBLIC = [
     "FinetunedError",
     "FinishReason",
     "GenerateRequest",
+    "Image",
     "Job",
     "JobError",
     "JobEvent",
     "JobKind",
     "JobState",
     "JobStateReason",
+    "LabelScore",
     "LearningRateSchedule",
     "LimitUse",
     "Limits",
@@ -65,8 +71,10 @@ PUBLIC = [
     "Message",
     "Method",
     "Metric",
+    "ModelFamily",
     "Notice",
     "Optimization",
+    "Pooling",
     "Progress",
     "PromoteIf",
     "Prompt",
@@ -86,6 +94,8 @@ PUBLIC = [
     "Settings",
     "Severity",
     "StateChanged",
+    "TaggedToken",
+    "Tagging",
     "Task",
     "TenantUsage",
     "Timing",
@@ -99,7 +109,10 @@ PUBLIC = [
     "errors",
 ]
 VERBS = {
-    "": "close generate generate_many quantize server_info stream train usage wait_until_ready within",
+    "": (
+        "classify close embed generate generate_many quantize server_info stream tag_tokens train usage "
+        "wait_until_ready within"
+    ),
     "datasets": "delete get import_uri list upload",
     "jobs": "cancel events follow get list rerun wait watch",
     "adapters": (
@@ -169,7 +182,7 @@ def test_every_call_names_an_rpc_of_the_contract() -> None:
     ):
         services |= dict(module.DESCRIPTOR.services_by_name)
     used = set()
-    for module in (adapters, aliases, bases, datasets, serving, tenants, tuning):
+    for module in (adapters, aliases, bases, datasets, encoding, serving, tenants, tuning):
         source = inspect.getsource(module)
         for service in services.values():
             if f'_SERVICE = "{service.name}"' in source:

@@ -1,7 +1,8 @@
 """ServingService of the fake server: the "model" repeats the last user turn and signs it.
 
 A word is a token. Adapters answer `[redact@3] words of the prompt`, the plain base the words alone;
-max_tokens and stop strings cut as a model's would; sampling settings are checked and change nothing.
+max_tokens and stop strings cut as a model's would; sampling settings are checked and change nothing. What is
+not generate is answered by `_encoding.py`.
 """
 
 # ruff: noqa: N802 - the methods have the names of the RPCs
@@ -15,7 +16,8 @@ from typing import final
 import grpc
 
 from finetuned._names import short
-from finetuned.errors import FinetunedError, InvalidField, PromptTooLong, Unimplemented
+from finetuned.errors import FinetunedError, InvalidField, PromptTooLong
+from finetuned.testing._encoding import encode
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import (
     CONTEXT_TOKENS,
@@ -62,9 +64,12 @@ class FakeServing(ServingServiceServicer):
                     item.reply.served_by.CopyFrom(answer.started.served_by)
                 elif answer.WhichOneof("event") == "done":
                     item.reply.done.CopyFrom(answer.done)
+                elif answer.WhichOneof("event") == "result":
+                    item.reply.results.append(answer.result)
                 else:
                     texts[answer.delta.input] += answer.delta.text
-            item.reply.texts.extend(texts)
+            if not item.reply.results:
+                item.reply.texts.extend(texts)
         except FinetunedError as error:
             item.error.CopyFrom(to_message(error))
         return item
@@ -72,6 +77,9 @@ class FakeServing(ServingServiceServicer):
     def _serve(self, request: pb.ServeAdapterRequest) -> Iterator[pb.ServeAdapterResponse]:
         check_name(request.parent, "tenants/{}", "parent")
         settings = _check(request)
+        if request.WhichOneof("task") != "generate":
+            yield from encode(request, self._served_by(request))
+            return
         served_by = self._served_by(request)
         prompts = [_prompt(item) for item in request.inputs]
         done = pb.Done()
@@ -140,9 +148,7 @@ def _check(request: pb.ServeAdapterRequest) -> pb.Generate:
         raise InvalidField.one("model", "is not set; allowed: adapter, plain_base")
     task = request.WhichOneof("task")
     if task is None:
-        raise InvalidField.one("task", "is not set; allowed: generate")
-    if task != "generate":
-        raise Unimplemented(f"{task} is not in this build; available: generate", metadata={"feature": task})
+        raise InvalidField.one("task", "is not set; allowed: generate, embed, classify, tag_tokens")
     if not request.inputs:
         raise InvalidField.one("inputs", "is empty; expected at least one")
     settings = request.generate

@@ -99,6 +99,7 @@ class Store:
             source="finetuned.testing",
             resident=True,
             create_time=self.now(),
+            family=common_pb2.MODEL_FAMILY_DECODER,
         )
 
     def now(self) -> Timestamp:

@@ -26,7 +26,7 @@ from finetuned.v1 import common_pb2 as finetuned_dot_v1_dot_common__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66inetuned/v1/base_service.proto\x12\x0c\x66inetuned.v1\x1a\x19\x66inetuned/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0broot_digest\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x31\n\rweight_format\x18\x05 \x01(\x0e\x32\x1a.finetuned.v1.WeightFormat\x12\x12\n\nparameters\x18\x06 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x08 \x01(\x05\x12\x0e\n\x06source\x18\t \x01(\t\x12\x0e\n\x06recipe\x18\n \x01(\t\x12\x10\n\x08resident\x18\x0b \x01(\x08\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1e\n\x0eGetBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x0fGetBaseResponse\x12 \n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x12.finetuned.v1.Base\"I\n\x10ListBasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"O\n\x11ListBasesResponse\x12!\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x12.finetuned.v1.Base\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11\x44\x65leteBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteBaseResponse2\xf4\x01\n\x0b\x42\x61seService\x12\x46\n\x07GetBase\x12\x1c.finetuned.v1.GetBaseRequest\x1a\x1d.finetuned.v1.GetBaseResponse\x12L\n\tListBases\x12\x1e.finetuned.v1.ListBasesRequest\x1a\x1f.finetuned.v1.ListBasesResponse\x12O\n\nDeleteBase\x12\x1f.finetuned.v1.DeleteBaseRequest\x1a .finetuned.v1.DeleteBaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66inetuned/v1/base_service.proto\x12\x0c\x66inetuned.v1\x1a\x19\x66inetuned/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x02\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0broot_digest\x18\x03 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x31\n\rweight_format\x18\x05 \x01(\x0e\x32\x1a.finetuned.v1.WeightFormat\x12\x12\n\nparameters\x18\x06 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x08 \x01(\x05\x12\x0e\n\x06source\x18\t \x01(\t\x12\x0e\n\x06recipe\x18\n \x01(\t\x12\x10\n\x08resident\x18\x0b \x01(\x08\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06\x66\x61mily\x18\r \x01(\x0e\x32\x19.finetuned.v1.ModelFamily\"\x1e\n\x0eGetBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x0fGetBaseResponse\x12 \n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x12.finetuned.v1.Base\"I\n\x10ListBasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"O\n\x11ListBasesResponse\x12!\n\x05\x62\x61ses\x18\x01 \x03(\x0b\x32\x12.finetuned.v1.Base\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11\x44\x65leteBaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteBaseResponse2\xf4\x01\n\x0b\x42\x61seService\x12\x46\n\x07GetBase\x12\x1c.finetuned.v1.GetBaseRequest\x1a\x1d.finetuned.v1.GetBaseResponse\x12L\n\tListBases\x12\x1e.finetuned.v1.ListBasesRequest\x1a\x1f.finetuned.v1.ListBasesResponse\x12O\n\nDeleteBase\x12\x1f.finetuned.v1.DeleteBaseRequest\x1a .finetuned.v1.DeleteBaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuned.v1.base_service_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BASE']._serialized_start=110
-  _globals['_BASE']._serialized_end=405
-  _globals['_GETBASEREQUEST']._serialized_start=407
-  _globals['_GETBASEREQUEST']._serialized_end=437
-  _globals['_GETBASERESPONSE']._serialized_start=439
-  _globals['_GETBASERESPONSE']._serialized_end=490
-  _globals['_LISTBASESREQUEST']._serialized_start=492
-  _globals['_LISTBASESREQUEST']._serialized_end=565
-  _globals['_LISTBASESRESPONSE']._serialized_start=567
-  _globals['_LISTBASESRESPONSE']._serialized_end=646
-  _globals['_DELETEBASEREQUEST']._serialized_start=648
-  _globals['_DELETEBASEREQUEST']._serialized_end=681
-  _globals['_DELETEBASERESPONSE']._serialized_start=683
-  _globals['_DELETEBASERESPONSE']._serialized_end=703
-  _globals['_BASESERVICE']._serialized_start=706
-  _globals['_BASESERVICE']._serialized_end=950
+  _globals['_BASE']._serialized_end=448
+  _globals['_GETBASEREQUEST']._serialized_start=450
+  _globals['_GETBASEREQUEST']._serialized_end=480
+  _globals['_GETBASERESPONSE']._serialized_start=482
+  _globals['_GETBASERESPONSE']._serialized_end=533
+  _globals['_LISTBASESREQUEST']._serialized_start=535
+  _globals['_LISTBASESREQUEST']._serialized_end=608
+  _globals['_LISTBASESRESPONSE']._serialized_start=610
+  _globals['_LISTBASESRESPONSE']._serialized_end=689
+  _globals['_DELETEBASEREQUEST']._serialized_start=691
+  _globals['_DELETEBASEREQUEST']._serialized_end=724
+  _globals['_DELETEBASERESPONSE']._serialized_start=726
+  _globals['_DELETEBASERESPONSE']._serialized_end=746
+  _globals['_BASESERVICE']._serialized_start=749
+  _globals['_BASESERVICE']._serialized_end=993
 # @@protoc_insertion_point(module_scope)

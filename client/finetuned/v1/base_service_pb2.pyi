@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Base(_message.Message):
-    __slots__ = ("name", "digest", "root_digest", "architecture", "weight_format", "parameters", "weight_bytes", "context_tokens", "source", "recipe", "resident", "create_time")
+    __slots__ = ("name", "digest", "root_digest", "architecture", "weight_format", "parameters", "weight_bytes", "context_tokens", "source", "recipe", "resident", "create_time", "family")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROOT_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class Base(_message.Message):
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     root_digest: str
@@ -36,7 +37,8 @@ class Base(_message.Message):
     recipe: str
     resident: bool
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., root_digest: _Optional[str] = ..., architecture: _Optional[str] = ..., weight_format: _Optional[_Union[_common_pb2.WeightFormat, str]] = ..., parameters: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., context_tokens: _Optional[int] = ..., source: _Optional[str] = ..., recipe: _Optional[str] = ..., resident: bool = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    family: _common_pb2.ModelFamily
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., root_digest: _Optional[str] = ..., architecture: _Optional[str] = ..., weight_format: _Optional[_Union[_common_pb2.WeightFormat, str]] = ..., parameters: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., context_tokens: _Optional[int] = ..., source: _Optional[str] = ..., recipe: _Optional[str] = ..., resident: bool = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., family: _Optional[_Union[_common_pb2.ModelFamily, str]] = ...) -> None: ...
 
 class GetBaseRequest(_message.Message):
     __slots__ = ("name",)

@@ -53,6 +53,20 @@ class WeightFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WEIGHT_FORMAT_NF4: _ClassVar[WeightFormat]
     WEIGHT_FORMAT_FP4: _ClassVar[WeightFormat]
 
+class ModelFamily(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_FAMILY_UNSPECIFIED: _ClassVar[ModelFamily]
+    MODEL_FAMILY_DECODER: _ClassVar[ModelFamily]
+    MODEL_FAMILY_ENCODER: _ClassVar[ModelFamily]
+    MODEL_FAMILY_VISION: _ClassVar[ModelFamily]
+
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_UNSPECIFIED: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
+    POOLING_CLS: _ClassVar[Pooling]
+    POOLING_LAST: _ClassVar[Pooling]
+
 class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ROLE_UNSPECIFIED: _ClassVar[Role]
@@ -90,6 +104,14 @@ WEIGHT_FORMAT_INT8: WeightFormat
 WEIGHT_FORMAT_INT4: WeightFormat
 WEIGHT_FORMAT_NF4: WeightFormat
 WEIGHT_FORMAT_FP4: WeightFormat
+MODEL_FAMILY_UNSPECIFIED: ModelFamily
+MODEL_FAMILY_DECODER: ModelFamily
+MODEL_FAMILY_ENCODER: ModelFamily
+MODEL_FAMILY_VISION: ModelFamily
+POOLING_UNSPECIFIED: Pooling
+POOLING_MEAN: Pooling
+POOLING_CLS: Pooling
+POOLING_LAST: Pooling
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role

@@ -103,16 +103,28 @@ class Generate(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., logprobs: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
 
 class Classify(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("top_k", "truncation")
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    top_k: int
+    truncation: Truncation
+    def __init__(self, top_k: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ...) -> None: ...
 
 class TagTokens(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("truncation",)
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    truncation: Truncation
+    def __init__(self, truncation: _Optional[_Union[Truncation, str]] = ...) -> None: ...
 
 class Embed(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("pooling", "normalize", "truncation")
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    pooling: _common_pb2.Pooling
+    normalize: bool
+    truncation: Truncation
+    def __init__(self, pooling: _Optional[_Union[_common_pb2.Pooling, str]] = ..., normalize: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ...) -> None: ...
 
 class ServeAdapterResponse(_message.Message):
     __slots__ = ("started", "delta", "result", "done")
@@ -173,10 +185,74 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("input",)
+    __slots__ = ("input", "embedding", "classification", "tagging")
     INPUT_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
+    TAGGING_FIELD_NUMBER: _ClassVar[int]
     input: int
-    def __init__(self, input: _Optional[int] = ...) -> None: ...
+    embedding: Embedding
+    classification: Classification
+    tagging: Tagging
+    def __init__(self, input: _Optional[int] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., tagging: _Optional[_Union[Tagging, _Mapping]] = ...) -> None: ...
+
+class Embedding(_message.Message):
+    __slots__ = ("values", "pooling")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    pooling: _common_pb2.Pooling
+    def __init__(self, values: _Optional[_Iterable[float]] = ..., pooling: _Optional[_Union[_common_pb2.Pooling, str]] = ...) -> None: ...
+
+class Classification(_message.Message):
+    __slots__ = ("labels", "value")
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedCompositeFieldContainer[LabelScore]
+    value: float
+    def __init__(self, labels: _Optional[_Iterable[_Union[LabelScore, _Mapping]]] = ..., value: _Optional[float] = ...) -> None: ...
+
+class LabelScore(_message.Message):
+    __slots__ = ("label", "score")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    score: float
+    def __init__(self, label: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+
+class Tagging(_message.Message):
+    __slots__ = ("tokens", "entities")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ENTITIES_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[TaggedToken]
+    entities: _containers.RepeatedCompositeFieldContainer[Entity]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[TaggedToken, _Mapping]]] = ..., entities: _Optional[_Iterable[_Union[Entity, _Mapping]]] = ...) -> None: ...
+
+class TaggedToken(_message.Message):
+    __slots__ = ("start", "end", "label", "score")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    label: str
+    score: float
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., label: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+
+class Entity(_message.Message):
+    __slots__ = ("label", "start", "end", "text", "score")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    start: int
+    end: int
+    text: str
+    score: float
+    def __init__(self, label: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., text: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("outcomes", "usage", "timing")
@@ -243,14 +319,16 @@ class BatchItem(_message.Message):
     def __init__(self, reply: _Optional[_Union[BatchReply, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class BatchReply(_message.Message):
-    __slots__ = ("served_by", "texts", "done")
+    __slots__ = ("served_by", "texts", "done", "results")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     served_by: ServedBy
     texts: _containers.RepeatedScalarFieldContainer[str]
     done: Done
-    def __init__(self, served_by: _Optional[_Union[ServedBy, _Mapping]] = ..., texts: _Optional[_Iterable[str]] = ..., done: _Optional[_Union[Done, _Mapping]] = ...) -> None: ...
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    def __init__(self, served_by: _Optional[_Union[ServedBy, _Mapping]] = ..., texts: _Optional[_Iterable[str]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

@@ -57,7 +57,7 @@ class ServingServiceServicer(object):
     """
 
     def ServeAdapter(self, request, context):
-        """ServeAdapter answers one request, as a stream: started, deltas, done.
+        """ServeAdapter answers one request, as a stream: started, deltas or results, done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class ServingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ServingServiceAsyncStub: ...
     ServeAdapter: _grpc.UnaryStreamMultiCallable[_serving_service_pb2.ServeAdapterRequest, _serving_service_pb2.ServeAdapterResponse]
-    """ServeAdapter answers one request, as a stream: started, deltas, done."""
+    """ServeAdapter answers one request, as a stream: started, deltas or results, done."""
     BatchServeAdapter: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.BatchServeAdapterRequest, _serving_service_pb2.BatchServeAdapterResponse]
     """BatchServeAdapter answers many short requests in one call; each succeeds or fails alone."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.GetServerInfoRequest, _serving_service_pb2.GetServerInfoResponse]
@@ -46,7 +46,7 @@ class ServingServiceAsyncStub(ServingServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ServeAdapter: _aio.UnaryStreamMultiCallable[_serving_service_pb2.ServeAdapterRequest, _serving_service_pb2.ServeAdapterResponse]  # type: ignore[assignment]
-    """ServeAdapter answers one request, as a stream: started, deltas, done."""
+    """ServeAdapter answers one request, as a stream: started, deltas or results, done."""
     BatchServeAdapter: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.BatchServeAdapterRequest, _serving_service_pb2.BatchServeAdapterResponse]  # type: ignore[assignment]
     """BatchServeAdapter answers many short requests in one call; each succeeds or fails alone."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.GetServerInfoRequest, _serving_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
@@ -61,7 +61,7 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _serving_service_pb2.ServeAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_serving_service_pb2.ServeAdapterResponse], _abc.AsyncIterator[_serving_service_pb2.ServeAdapterResponse]]:
-        """ServeAdapter answers one request, as a stream: started, deltas, done."""
+        """ServeAdapter answers one request, as a stream: started, deltas or results, done."""
 
     @_abc_1.abstractmethod
     def BatchServeAdapter(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import final
 
-from finetuned.values.common import WeightFormat
+from finetuned.values.common import ModelFamily, WeightFormat
 
 
 @final
@@ -29,3 +29,4 @@ class Base:
     resident: bool
     """Whether this server holds it in memory."""
     create_time: datetime | None
+    family: ModelFamily

@@ -56,6 +56,24 @@ class WeightFormat(StrEnum):
     FP4 = "FP4"
 
 
+class ModelFamily(StrEnum):
+    """What kind of model a base is."""
+
+    UNKNOWN = "UNKNOWN"
+    DECODER = "DECODER"
+    ENCODER = "ENCODER"
+    VISION = "VISION"
+
+
+class Pooling(StrEnum):
+    """How the vectors of an input's tokens become one."""
+
+    UNKNOWN = "UNKNOWN"
+    MEAN = "MEAN"
+    CLS = "CLS"
+    LAST = "LAST"
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Metric:

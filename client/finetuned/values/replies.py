@@ -1,12 +1,14 @@
-"""What comes back for a request for text."""
+"""What comes back from ServeAdapter."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import final
+from typing import Generic, TypeVar, final
 
 from finetuned._names import short
+from finetuned.values.encodings import Classification, Embedding, Tagging
 
 
 class FinishReason(StrEnum):
@@ -106,12 +108,49 @@ class Done:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Result:
+    """What one input was answered with; one form is set (none: a kind that this client does not know)."""
+
+    input: int
+    embedding: Embedding | None
+    classification: Classification | None
+    tagging: Tagging | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class ServeEvent:
     """One message of a stream; exactly one is set (none: a kind that this client does not know)."""
 
     started: Started | None
     delta: Delta | None
+    result: Result | None
     done: Done | None
+
+
+Answer = TypeVar("Answer", Embedding, Classification, Tagging)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Answers(Generic[Answer]):
+    """The answers to all inputs of a call, in their order: `embed`, `classify` and `tag_tokens` give one."""
+
+    items: tuple[Answer, ...]
+    served_by: ServedBy
+    truncated_tokens: tuple[int, ...]
+    """Tokens of each input that were dropped."""
+    usage: Usage
+    timing: Timing
+
+    def __iter__(self) -> Iterator[Answer]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Answer:
+        return self.items[index]
 
 
 @final

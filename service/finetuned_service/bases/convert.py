@@ -20,19 +20,23 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
+from finetuned_service.bases.family import ENCODER_CLASSES
 from finetuned_service.bases.fetch import Progress, fetch_files, require_room
 from finetuned_service.bases.importable import check_importable, copy_tokenizer, is_weights
+from finetuned_service.bases.inputs import declare_inputs
 from finetuned_service.bases.manifest import (
+    CONFIG_FILE,
     MANIFEST_FILE,
     BaseManifest,
     describe_base,
+    read_config,
     read_manifest,
     write_manifest,
 )
-from finetuned_service.bases.packaged import PackagedBase, find_gguf, packaged_base
+from finetuned_service.bases.packaged import PackagedBase, find_weights, packaged_base
 from finetuned_service.bases.publish import building, staging
 from finetuned_service.bases.source import (
     BaseSource,
@@ -108,8 +112,10 @@ def add_base(
         if (existing := _existing(directory, source, expected_digest)) is not None:
             return existing
         match source:
-            case PackagedSource(packaged):
+            case PackagedSource(packaged) if packaged.weights_were:
                 about = _restore(packaged, scratch, progress)
+            case PackagedSource(packaged):
+                about = _rewrite(find_weights(packaged).parent, scratch, progress)
             case DirectorySource(path):
                 about = _rewrite(path, scratch, progress)
             case HubSource() | RemoteSource():
@@ -120,7 +126,8 @@ def add_base(
                     about = _rewrite(
                         fetched, scratch, lambda what, fraction: progress(what, 0.5 + 0.5 * fraction)
                     )
-                about["recipe"] = f"fetched at commit {commit}" if commit else ""
+                fetched_at = f"fetched at commit {commit}" if commit else ""
+                about["recipe"] = "; ".join(filter(None, (fetched_at, about["recipe"])))
         progress("computing the digest", 0.95)
         manifest = describe_base(scratch, name=name, source=source.origin, **about)
         if expected_digest not in {"", manifest.digest}:
@@ -139,7 +146,7 @@ def _restore(packaged: PackagedBase, scratch: Path, progress: Progress) -> dict[
     up to rounding to 8 bits of significand; nothing is gained by more. Returns what the manifest says.
     """
     progress("checking the packaged file", 0.0)
-    gguf = find_gguf(packaged)
+    gguf = find_weights(packaged)
     require_room(scratch, _BF16_OVER_GGUF * gguf.stat().st_size)
     progress("restoring the weights from the packaged 4-bit file", 0.05)
     with _quiet():
@@ -181,14 +188,23 @@ def _rewrite(source: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
     require_room(scratch, sum(path.stat().st_size for path in source.iterdir() if is_weights(path.name)))
     progress("reading the weights", 0.1)
     with _quiet():
-        model = _load_whole(source)
+        model, left_behind = _load_whole(source)
         dtype: torch.dtype = model.dtype
         _check_finite(model)
         vars(model.config).pop("_name_or_path", None)
         progress("writing the weights", 0.5)
         model.save_pretrained(scratch, max_shard_size="1TB")
+    _add_inputs(source, scratch)
     copy_tokenizer(source, scratch)
-    return {"weight_format": STORED_FORMATS[dtype]}
+    return {"weight_format": STORED_FORMATS[dtype], "recipe": left_behind}
+
+
+def _add_inputs(source: Path, scratch: Path) -> None:
+    """Write what an encoder expects of its inputs into the base's config.json."""
+    added = declare_inputs(source, read_config(source))
+    if added:
+        config = read_config(scratch) | added
+        (scratch / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _existing(directory: Path, source: BaseSource, expected_digest: str) -> BaseManifest | None:
@@ -203,22 +219,29 @@ def _existing(directory: Path, source: BaseSource, expected_digest: str) -> Base
     return manifest
 
 
-def _load_whole(source: Path) -> Any:
+def _load_whole(source: Path) -> tuple[Any, str]:
+    """The model, and what of the checkpoint is left behind."""
+    encoder = ENCODER_CLASSES.get(read_config(source)["model_type"])
+    automatic: Any = AutoModelForCausalLM if encoder is None else AutoModel
+    options = {"add_pooling_layer": False} if encoder is not None and encoder.has_pooling_layer else {}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = automatic.from_pretrained(
             source,
             dtype="auto",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except (OSError, RuntimeError, ValueError, KeyError, StrictDataclassError) as error:
         raise InvalidField.one(
             "source", f"transformers cannot load the weights into the class that config.json names: {error}"
         ) from error
     model, info = loaded
-    for fault, names in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
+    unexpected = set(info["unexpected_keys"])
+    head = set[str]() if encoder is None else _of_heads(source, encoder.name, unexpected)
+    for fault, names in (("lacks", info["missing_keys"]), ("has unknown", unexpected - head)):
         if names:
             shown = ", ".join(sorted(names)[:5])
             raise InvalidField.one(
@@ -230,7 +253,13 @@ def _load_whole(source: Path) -> Any:
         raise InvalidField.one(
             "source", f"the weights are {model.dtype}; allowed: {', '.join(STORED_FORMATS.values())}"
         )
-    return model
+    return model, f"without its head ({', '.join(sorted(head)[:5])})" if head else ""
+
+
+def _of_heads(source: Path, class_name: str, unexpected: set[str]) -> set[str]:
+    """Those that belong to a head over the encoder and not to the encoder itself."""
+    pooling = {name for name in unexpected if name.rpartition("pooler.")[1]}
+    return pooling if read_config(source)["architectures"] == [class_name] else unexpected
 
 
 def _check_finite(model: Any) -> None:
@@ -249,15 +278,17 @@ def _drop_noise(path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """No progress bars of transformers: they would cut through those of the command line.
+    """No progress bars and no reports of transformers: they would cut through those of the command line.
 
     The GGUF reader's bar has no switch, so standard error is held back; failures are exceptions.
     """
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuned_service.bases.importable import TOKENIZER_FILES, check_names, check_small_files, is_weights
+from finetuned_service.bases.importable import DESCRIPTION_FILES, check_names, check_small_files, is_weights
 from finetuned_service.bases.source import FetchedSource, HubSource, RemoteSource
 from finetuned_service.errors import FinetunedError, InvalidField, ResourceExhausted, Unavailable
 from finetuned_service.storage.files import refusing_full_disk
@@ -25,10 +25,9 @@ Progress = Callable[[str, float], None]
 """Called with what is being done now and the fraction of the work that is behind."""
 
 _SMALL_FILES = (
-    "config.json",
     "generation_config.json",
     "model.safetensors.index.json",
-    *TOKENIZER_FILES,
+    *DESCRIPTION_FILES,
 )
 _MAX_SMALL_BYTES = 64 * 1024 * 1024
 """Far above the largest tokenizer."""

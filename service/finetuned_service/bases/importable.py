@@ -11,8 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetuned_service.bases.family import ENCODER_CLASSES, REFUSED_TYPES, family_of
+from finetuned_service.bases.inputs import IMAGE_FILE, POOLING_FILE, declare_inputs
 from finetuned_service.digests import read_safetensors_header
 from finetuned_service.errors import InvalidAdapterFiles, InvalidField, Unimplemented
+from finetuned_service.vocabulary import Family
 
 MODEL_CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -25,6 +28,9 @@ MODEL_CLASSES = {
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Copied as they are; everything else is left behind. generation_config.json is written by the model."""
+
+DESCRIPTION_FILES = ("config.json", *TOKENIZER_FILES, IMAGE_FILE, POOLING_FILE)
+"""The small files that say what a base is."""
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
@@ -90,22 +96,24 @@ def check_names(names: frozenset[str]) -> None:
         )
     if "config.json" not in names:
         raise InvalidField.one("source", "it has no config.json")
-    if "tokenizer.json" not in names:
-        raise InvalidField.one(
-            "source",
-            "it has no tokenizer.json (the fast tokenizer); write it with "
-            "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`",
-        )
 
 
 def check_small_files(source: Path) -> None:
-    """Refuse by config.json.
+    """Refuse by config.json and what lies beside it.
 
     Raises:
         InvalidField: it cannot be read, or says what is not allowed.
         Unimplemented: for an architecture that this build does not serve.
     """
-    _check_config(_read_json(source / "config.json"))
+    config = _read_json(source / "config.json")
+    _check_config(config)
+    if family_of(config) is not Family.VISION and not (source / "tokenizer.json").is_file():
+        raise InvalidField.one(
+            "source",
+            "it has no tokenizer.json (the fast tokenizer); write it with "
+            "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`",
+        )
+    declare_inputs(source, config)
 
 
 def _check_config(config: dict[str, Any]) -> None:
@@ -121,15 +129,40 @@ def _check_config(config: dict[str, Any]) -> None:
             "its weights are quantized already (quantization_config); import the unquantized model and "
             "use Quantize, which measures what is lost",
         )
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
+    if model_type in ENCODER_CLASSES:
+        _check_encoder(config, ENCODER_CLASSES[model_type].name)
+        return
     if model_type not in MODEL_CLASSES:
-        raise Unimplemented.feature(f"a base of model type {model_type!r}", ", ".join(MODEL_CLASSES))
+        because = f" ({REFUSED_TYPES[model_type]})" if model_type in REFUSED_TYPES else ""
+        raise Unimplemented.feature(
+            f"a base of model type {model_type!r}{because}", ", ".join([*MODEL_CLASSES, *ENCODER_CLASSES])
+        )
     expected = [MODEL_CLASSES[model_type]]
     if config.get("architectures") != expected:
         raise InvalidField.one(
             "source",
             f"config.json has architectures {config.get('architectures')!r}; a base of model type "
             f"{model_type!r} has {expected!r}",
+        )
+
+
+def _check_encoder(config: dict[str, Any], class_name: str) -> None:
+    """The bare model, or the model under a head, which is left behind."""
+    stem = class_name.removesuffix("Model")
+    found = config.get("architectures")
+    names: list[Any] = found if isinstance(found, list) else []
+    if len(names) != 1 or not (names[0] == class_name or str(names[0]).startswith(f"{stem}For")):
+        raise InvalidField.one(
+            "source",
+            f"config.json has architectures {found!r}; a base of model type {config['model_type']!r} has "
+            f"[{class_name!r}], or one with a head ({stem}For...), whose head is left behind",
+        )
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise Unimplemented.feature(f"{class_name} as a decoder (is_decoder)", "encoders")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise Unimplemented.feature(
+            f"position_embedding_type {config['position_embedding_type']!r}", "absolute positions"
         )
 
 

@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
+from finetuned_service.bases.family import ENCODER_CLASSES
 from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.digests import read_safetensors_header
@@ -30,13 +31,13 @@ def load_base(
     attn_implementation: str | None = None,
     repack_nf4: bool = False,
 ) -> Any:
-    """The causal LM in `directory`, in eval mode, its tensors mapped from the file where they are not cast.
+    """The model in `directory`, in eval mode, its tensors mapped from the file where they are not cast.
 
     Linear modules of an INT8 base are `Int8Linear`, those of an NF4 base bitsandbytes' `Linear4bit`;
     both are `nn.Linear`.
 
     Args:
-        directory: a base in the store.
+        directory: a base in the store: a causal LM with its head, an encoder without one.
         dtype: of everything that is not packed, and of the computation; None is as stored.
         attn_implementation: transformers' name of one; None takes its default.
         repack_nf4: let bitsandbytes rewrite each 4-bit weight in place at its first eval-mode forward
@@ -46,15 +47,20 @@ def load_base(
             them silently loses most of the gradient; weights that are no multiple of 32 by 64 fail. Only for a
             model that serves and does nothing else.
     """
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    config = read_config(directory)
+    encoder = ENCODER_CLASSES.get(config["model_type"])
+    automatic: Any = AutoModelForCausalLM if encoder is None else AutoModel
+    options = {"add_pooling_layer": False} if encoder is not None and encoder.has_pooling_layer else {}
+    model: Any = automatic.from_pretrained(
         directory,
         dtype=dtype or "auto",
         attn_implementation=attn_implementation,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
+        **options,
     )
-    quantization = read_config(directory).get("quantization_config") or {}
+    quantization = config.get("quantization_config") or {}
     if quantization.get("quant_method") == "bitsandbytes" and not repack_nf4:
         _keep_as_stored(model)
     return model.eval()

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from finetuned_service.bases.family import context_of, family_of, first_position
 from finetuned_service.digests import read_safetensors_header, safetensors_digest
 from finetuned_service.errors import Internal, NotFound
 from finetuned_service.names import BaseName
-from finetuned_service.vocabulary import Value, WeightFormat
+from finetuned_service.vocabulary import Family, Value, WeightFormat
 
 MANIFEST_FILE = "base.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -39,6 +40,12 @@ NUMERIC_KEYS = frozenset({
     "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx",
     "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
     "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
+    # encoders
+    "activation", "dim", "embedding_size", "hidden_dim", "hidden_group_num", "inner_group_num", "n_heads",
+    "n_layers", "num_hidden_groups", "pooling", "sinusoidal_pos_embds", "type_vocab_size",
+    # vision
+    "depths", "downsample_in_bottleneck", "downsample_in_first_stage", "groups_width", "hidden_sizes",
+    "image_input", "layer_type", "num_channels", "num_stages", "patch_size",
     # formats
     "quantization_config",
 })  # fmt: skip
@@ -53,6 +60,8 @@ def canonical_config(config: Mapping[str, Any]) -> dict[str, Any]:
     (`rope_parameters`), whichever form the file has.
     """
     canonical = {key: config[key] for key in sorted(NUMERIC_KEYS & set(config)) if config[key] is not None}
+    if (first := first_position(config)) > 0:
+        canonical["first_position"] = first
     rope: dict[str, Any] = {"rope_type": "default"}
     theta = canonical.pop("rope_theta", None)
     if theta is not None:
@@ -84,6 +93,7 @@ class BaseManifest(Value):
     """The digest of the base this one was derived from, transitively; its own if from none."""
     architecture: str
     """The model class in transformers."""
+    family: Family = Family.DECODER
     weight_format: WeightFormat
     """Of the linear weights."""
     parameters: int = Field(ge=1)
@@ -91,6 +101,7 @@ class BaseManifest(Value):
     weight_bytes: int = Field(ge=1)
     """All tensors as stored, scales of quantized ones included."""
     context_tokens: int = Field(ge=1)
+    """The longest input, with its reply where there is one; 1 for images."""
     source: str
     """Where it came from: a package, an imported directory, another base."""
     recipe: str = ""
@@ -144,10 +155,11 @@ def describe_base(
         digest=digest,
         root_digest=root_digest or digest,
         architecture=config["architectures"][0],
+        family=family_of(config),
         weight_format=weight_format,
         parameters=parameters,
         weight_bytes=sum(info.end - info.start for info in infos),
-        context_tokens=config.get("max_position_embeddings") or config["n_positions"],
+        context_tokens=context_of(config),
         source=source,
         recipe=recipe,
         lineage_note=lineage_note,

@@ -14,7 +14,7 @@ from pathlib import Path
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.manifest import BaseManifest, compute_digest
 from finetuned_service.bases.packaged import PACKAGED_BASES
-from finetuned_service.bases.source import parse_source, refuse_other
+from finetuned_service.bases.source import default_name, parse_source, refuse_other
 from finetuned_service.errors import FinetunedError, NotFound, StartRefused
 from finetuned_service.names import BaseName
 from finetuned_service.telemetry.logs import logger
@@ -28,7 +28,8 @@ def provide_base(
     """The manifest and directory of the base called `name`, made first if it is not there.
 
     Args:
-        name: the id of a shared base, or a full name such as `tenants/acme/bases/small`.
+        name: the id of a shared base, a full name such as `tenants/acme/bases/small`, or a directory (beginning
+            with /, ./ or ../) that is brought in under its own name.
         data_directory: the server's.
         source: where it comes from, see `bases/source.py`; "" knows the packaged bases by their names.
         digest: what the base's digest must be; "" takes what is there.
@@ -39,6 +40,8 @@ def provide_base(
             what lies in the data directory is as it was.
     """
     try:
+        if not source and name.startswith(("/", "./", "../")):
+            source, name = name, default_name(parse_source(name))
         base_name = BaseName.parse_short(name, "base")
         wanted = parse_source(source) if source else None
     except FinetunedError as error:

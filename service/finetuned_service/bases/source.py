@@ -48,7 +48,7 @@ class PackagedSource:
 
     @property
     def origin(self) -> str:
-        return f"{self.base.requirement} (Python package), {Path(self.base.gguf_path).name}"
+        return f"{self.base.requirement} (Python package), {Path(self.base.weights_path).name}"
 
 
 @final

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import structlog
 
+from finetuned_service.bases.family import family_of
+from finetuned_service.bases.manifest import read_config
+from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.native.build import CannotCompile, library_path
 from finetuned_service.engine.native.geometry import NotNative
@@ -13,6 +16,7 @@ from finetuned_service.engine.native.library import Library
 from finetuned_service.engine.native.model import NativeModel
 from finetuned_service.engine.runner import Model
 from finetuned_service.errors import StartRefused
+from finetuned_service.vocabulary import Family
 
 _log = structlog.get_logger()
 
@@ -24,6 +28,12 @@ def load_model(directory: Path, *, compute: str = "auto", cache_directory: str =
         StartRefused: if the native path is asked for and cannot be taken; the message says why.
         Unimplemented: if no path computes it.
     """
+    if family_of(read_config(directory)) is not Family.DECODER:
+        if compute == "native":
+            raise StartRefused(
+                f"the native path computes decoders; {directory.name} encodes: choose compute 'auto' or 'plain'"
+            )
+        return EncoderModel.load(directory)
     if compute == "plain":
         return EngineModel.load(directory)
     try:

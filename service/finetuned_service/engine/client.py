@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import structlog
@@ -21,9 +21,12 @@ from finetuned_service.engine.messages import (
     Answer,
     Cancel,
     Command,
+    Encode,
+    Encoded,
     Event,
     Failed,
     Inspect,
+    Pixels,
     Ready,
     Residency,
     Sampling,
@@ -111,6 +114,32 @@ class EngineClient:
             QueueFull: if as many requests as the engine takes are on their way.
             Unavailable: while there is no engine.
         """
+        return self._queue(
+            lambda request_id: Submit(request_id, tuple(prompt_token_ids), adapter, sampling, tenant)
+        )
+
+    async def encode(
+        self,
+        token_ids: Sequence[int],
+        adapter: AdapterHandle | None,
+        encode: Encode,
+        tenant: str = "",
+        pixels: Pixels | None = None,
+    ) -> tuple[Started, Encoded]:
+        """What an input becomes; only for bases that encode.
+
+        Raises:
+            QueueFull, Unavailable: as `submit`.
+            FinetunedError: with which the request ends.
+        """
+        stream = self._queue(
+            lambda request_id: Submit(
+                request_id, tuple(token_ids), adapter, Sampling(1), tenant, encode=encode, pixels=pixels
+            )
+        )
+        return await stream.encoded()
+
+    def _queue(self, make: Callable[[int], Submit]) -> EngineStream:
         self._check_alive()
         most = self._config.max_running_sequences + self._config.max_queued_sequences
         if len(self._streams) >= most:
@@ -122,7 +151,7 @@ class EngineClient:
         request_id = next(self._ids)
         stream = EngineStream(request_id, self._leave)
         self._streams[request_id] = stream
-        self._send(Submit(request_id, tuple(prompt_token_ids), adapter, sampling, tenant))
+        self._send(make(request_id))
         return stream
 
     async def set_residency(
@@ -227,7 +256,7 @@ class EngineClient:
 
     def _dispatch(self, event: Event) -> None:
         match event:
-            case Started() | Tokens() | Failed():
+            case Started() | Tokens() | Encoded() | Failed():
                 stream = self._streams.get(event.request_id)
                 if stream is not None and stream.feed(event):
                     del self._streams[event.request_id]

@@ -31,7 +31,7 @@ from finetuned_service.engine.messages import (
     Started,
     Submit,
 )
-from finetuned_service.engine.replies import Replies, limit_tokens
+from finetuned_service.engine.replies import Replies, encoded, limit_tokens
 from finetuned_service.engine.residency import ResidencyManager
 from finetuned_service.engine.runner import Model
 from finetuned_service.engine.scheduler import Chunk, Readiness, Scheduler
@@ -210,6 +210,14 @@ class EngineLoop:
             self._events.append(tokens)
             if tokens.finish is not None:
                 self._end(sequence, sound=True)
+        for sequence, rows in step.encoded:
+            try:
+                event = encoded(sequence, rows, now)
+            except FinetunedError as error:
+                self._fail(sequence, error)
+                continue
+            self._events.append(event)
+            self._end(sequence)
         self._count_step(chunks, time.monotonic() - began)
 
     def _count_step(self, chunks: list[Chunk], seconds: float) -> None:

@@ -4,13 +4,15 @@ Both directions travel in batches: one pipe message carries a tuple of commands,
 one engine step (a message costs more than a token does).
 
     commands  RPC → engine   Submit, Cancel, SetResidency, Inspect, Shutdown
-    events    engine → RPC   Ready or StartFailed, then Started, Tokens, Failed, Answer
+    events    engine → RPC   Ready or StartFailed, then Started, Tokens, Encoded, Failed, Answer
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from finetuned_service.vocabulary import Pooling
 
 
 class Residency(StrEnum):
@@ -61,8 +63,26 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Encode:
+    """What to tell of an input that is computed once, in one step, instead of being continued."""
+
+    pooling: Pooling | None
+    """How the vectors of its tokens become one; None tells of every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """An image as the base takes it."""
+
+    data: bytes
+    """float32, little endian."""
+    shape: tuple[int, int, int]
+    """Channels, rows, columns."""
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
-    """A sequence to generate. `request_id` is unique for the life of the engine process."""
+    """A sequence to compute. `request_id` is unique for the life of the engine process."""
 
     request_id: int
     prompt_token_ids: tuple[int, ...]
@@ -70,6 +90,10 @@ class Submit:
     sampling: Sampling
     tenant: str = ""
     """Prompts of different tenants share no keys and values, nor the time that sharing saves."""
+    encode: Encode | None = None
+    """For bases that encode; `sampling` then says nothing."""
+    pixels: Pixels | None = None
+    """For vision bases, whose prompt is one token that says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +186,19 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """What an input was encoded to; its last event."""
+
+    request_id: int
+    data: bytes
+    """float32, little endian: one row, or one for each token."""
+    width: int
+    """Numbers in a row."""
+    seconds: float
+    """From the place in the batch on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A sequence ended with an error (`FinetunedError.to_wire`); its last event."""
 
@@ -228,4 +265,4 @@ class Answer:
     error: dict[str, object] | None = None
 
 
-Event = Ready | StartFailed | Started | Tokens | Failed | Answer
+Event = Ready | StartFailed | Started | Tokens | Encoded | Failed | Answer

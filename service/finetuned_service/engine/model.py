@@ -31,6 +31,8 @@ _SAFETENSORS_DTYPE: Mapping[torch.dtype, str] = {
 class EngineModel:
     """Owns the base. Its weights are never written; adapters act only in `forward`, only on their rows."""
 
+    encodes = False
+
     def __init__(self, module: Any, directory: Path) -> None:
         """See `load`."""
         self.device: torch.device = module.device

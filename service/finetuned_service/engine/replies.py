@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from finetuned_service.engine.messages import FinishReason, Submit, Tokens
+from finetuned_service.engine.messages import Encoded, FinishReason, Submit, Tokens
 from finetuned_service.engine.runner import Model
 from finetuned_service.engine.sampling import draw_token, greedy_tokens, make_generator, token_logprobs
 from finetuned_service.engine.sequence import Sequence
@@ -29,7 +29,11 @@ def limit_tokens(submit: Submit, model: Model, kv_capacity_tokens: int) -> int:
         PromptTooLong: if the prompt leaves no room in the context.
         ResourceExhausted: if it would not fit the KV cache even alone.
     """
+    if (submit.encode is not None) != model.encodes:
+        raise InvalidField.one("task", f"cannot be done by this base: {model.path}")
     prompt = submit.prompt_token_ids
+    if submit.encode is not None:
+        return _encoded_tokens(prompt, model)
     if not prompt:
         raise InvalidField.one("prompt_token_ids", "is empty; at least one token is needed")
     if min(prompt) < 0 or max(prompt) >= model.vocabulary_tokens:
@@ -52,6 +56,32 @@ def limit_tokens(submit: Submit, model: Model, kv_capacity_tokens: int) -> int:
             "Ask for fewer new tokens or raise the cache's size"
         )
     return limit
+
+
+def _encoded_tokens(prompt: tuple[int, ...], model: Model) -> int:
+    if not prompt or len(prompt) > model.context_tokens:
+        raise PromptTooLong(
+            f"the input has {len(prompt)} tokens; allowed: 1 to {model.context_tokens}",
+            metadata={"prompt_tokens": str(len(prompt)), "context_tokens": str(model.context_tokens)},
+        )
+    if min(prompt) < 0 or max(prompt) >= model.vocabulary_tokens:
+        raise InvalidField.one(
+            "prompt_token_ids",
+            f"has ids outside of 0 to {model.vocabulary_tokens - 1}, the base's vocabulary",
+        )
+    return len(prompt)
+
+
+def encoded(sequence: Sequence, rows: Tensor, now_seconds: float) -> Encoded:
+    """What an input became, `[rows, width]` float32, as its last event.
+
+    Raises:
+        FinetunedError: if it is not finite.
+    """
+    if not bool(torch.isfinite(rows).all()):
+        raise _not_finite(sequence)
+    data = rows.contiguous().numpy().tobytes()
+    return Encoded(sequence.request_id, data, rows.shape[1], now_seconds - sequence.admitted_seconds)
 
 
 class Replies:

@@ -31,6 +31,8 @@ class StepLogits:
     """`[S, vocabulary]`, of the rows that choose a token, or of all rows if that was asked for."""
     chosen: tuple[TokenSequence, ...]
     """The sequences that choose a token, in the order of their rows."""
+    encoded: tuple[tuple[TokenSequence, Tensor], ...] = ()
+    """What inputs became that are encoded in this step: `[1, width]`, or `[tokens, width]`; float32, on the CPU."""
 
 
 class Runner(Protocol):
@@ -71,6 +73,11 @@ class Runner(Protocol):
 
 class Model(Protocol):
     """One frozen base in memory."""
+
+    @property
+    def encodes(self) -> bool:
+        """Its sequences are encoded, and not continued."""
+        ...
 
     @property
     def device(self) -> torch.device: ...

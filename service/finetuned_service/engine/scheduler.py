@@ -201,10 +201,15 @@ class Scheduler:
         for sequence in self.running.values():
             if sequence.new_tokens:
                 decoding.append(Chunk(sequence, 1))
-            elif budget_tokens:
-                rows = min(sequence.pending_tokens, budget_tokens)
+            elif budget_tokens and not (
+                sequence.whole and prefill and sequence.pending_tokens > budget_tokens
+            ):
+                # One that is whole may exceed the budget alone: contexts of encoders are short.
+                rows = (
+                    sequence.pending_tokens if sequence.whole else min(sequence.pending_tokens, budget_tokens)
+                )
                 prefill.append(Chunk(sequence, rows))
-                budget_tokens -= rows
+                budget_tokens = max(0, budget_tokens - rows)
         return decoding + prefill
 
     def _has_room(self, sequence: Sequence) -> bool:

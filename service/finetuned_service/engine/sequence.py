@@ -59,6 +59,11 @@ class Sequence:
         return (self.request.tenant, self.request.adapter.digest if self.request.adapter else "")
 
     @property
+    def whole(self) -> bool:
+        """It is computed in one step, or not at all: its tokens see those after them."""
+        return self.request.encode is not None
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt_token_ids)
 

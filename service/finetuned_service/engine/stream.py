@@ -8,8 +8,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from finetuned_service.engine.messages import Failed, Started, Tokens
-from finetuned_service.errors import from_wire
+from finetuned_service.engine.messages import Encoded, Failed, Started, Tokens
+from finetuned_service.errors import Internal, from_wire
 
 
 class EngineStream:
@@ -26,13 +26,33 @@ class EngineStream:
         """Made by EngineClient. `leave` is told the id when the reader goes before the end."""
         self.request_id = request_id
         self._leave = leave
-        self._events: asyncio.Queue[Started | Tokens | Failed] = asyncio.Queue()
+        self._events: asyncio.Queue[Started | Tokens | Encoded | Failed] = asyncio.Queue()
         self._over = False
 
-    def feed(self, event: Started | Tokens | Failed) -> bool:
+    def feed(self, event: Started | Tokens | Encoded | Failed) -> bool:
         """The client's side: one more event. True if it is the last."""
         self._events.put_nowait(event)
-        return isinstance(event, Failed) or (isinstance(event, Tokens) and event.finish is not None)
+        return isinstance(event, Failed | Encoded) or (isinstance(event, Tokens) and event.finish is not None)
+
+    async def encoded(self) -> tuple[Started, Encoded]:
+        """Both events of an input that is encoded; leaving early cancels it.
+
+        Raises:
+            FinetunedError: with which it ends.
+        """
+        started: Started | None = None
+        async with self:
+            while True:
+                event = await self._events.get()
+                if isinstance(event, Started):
+                    started = event
+                    continue
+                self._over = True
+                if isinstance(event, Failed):
+                    raise from_wire(event.error)
+                if started is None or not isinstance(event, Encoded):
+                    raise Internal.opaque()
+                return started, event
 
     def __aiter__(self) -> Self:
         return self
@@ -48,6 +68,8 @@ class EngineStream:
         if isinstance(event, Failed):
             self._over = True
             raise from_wire(event.error)
+        if isinstance(event, Encoded):
+            raise Internal.opaque()  # asked for with `encoded`
         if isinstance(event, Tokens):
             event = self._with_what_came(event)
             self._over = event.finish is not None

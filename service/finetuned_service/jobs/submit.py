@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.bases.family import TASKS
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import (
     AlreadyExists,
@@ -26,7 +27,7 @@ from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec,
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.tenancy.stored import directory_bytes
-from finetuned_service.vocabulary import DataReport, WeightFormat
+from finetuned_service.vocabulary import DataReport, Family, Task, WeightFormat
 
 _DESCRIPTION_BYTES = 64 * 1024
 
@@ -116,7 +117,7 @@ class Submission:
         if record is not None:
             refuse_changed(record, rows, held_out)
         check_kinds(spec.task, rows, held_out)
-        base = self._trainable_base(tenant, spec.base)
+        base = self._trainable_base(tenant, spec.base, spec.task)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(
             spec.model_copy(update={"base": str(base)}),
@@ -154,6 +155,11 @@ class Submission:
         check_id(spec.output_base_id, "spec.output_base_id")
         source = self._base(tenant, spec.base)
         manifest = self.bases.get(source)
+        if manifest.family is not Family.DECODER:
+            raise InvalidField.one(
+                "spec.base",
+                f"is {source}, a {manifest.architecture}; Quantize measures by perplexity and takes decoders only",
+            )
         if manifest.weight_format not in {WeightFormat.FP32, WeightFormat.FP16, WeightFormat.BF16}:
             raise InvalidField.one(
                 "spec.base",
@@ -204,9 +210,15 @@ class Submission:
         self.bases.get(base)
         return base
 
-    def _trainable_base(self, tenant: str, name: str) -> BaseName:
+    def _trainable_base(self, tenant: str, name: str, task: Task) -> BaseName:
         base = self._base(tenant, name)
-        weight_format = self.bases.get(base).weight_format
+        manifest = self.bases.get(base)
+        if task not in TASKS[manifest.family]:
+            allowed = ", ".join(TASKS[manifest.family])
+            raise InvalidField.one(
+                "spec.task", f"is {task}; {base} is a {manifest.architecture}, which is for {allowed}"
+            )
+        weight_format = manifest.weight_format
         if weight_format not in {WeightFormat.FP32, WeightFormat.BF16}:
             raise Unimplemented.feature(f"training on a {weight_format} base", "FP32 and BF16 bases")
         return base

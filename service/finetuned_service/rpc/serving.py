@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -13,18 +13,23 @@ from finetuned.v1 import serving_service_pb2_grpc as grpc_pb
 from grpc import aio
 
 from finetuned_service import VERSION
+from finetuned_service.bases.family import TASKS
 from finetuned_service.errors import FinetunedError, InvalidField, Unavailable
 from finetuned_service.names import parse_tenant
 from finetuned_service.rpc.convert.bases import base_to_proto
+from finetuned_service.rpc.convert.common import TASKS as TASK_NUMBERS
 from finetuned_service.rpc.convert.common import error_to_proto
+from finetuned_service.rpc.convert.encoding import result_to_proto
 from finetuned_service.rpc.convert.serving import (
     call_from_proto,
     done_to_proto,
     event_to_proto,
     served_by_to_proto,
 )
+from finetuned_service.serving.encode import Encoding
+from finetuned_service.serving.encoded_values import EncodeCall, EncodeResult
 from finetuned_service.serving.service import Serving
-from finetuned_service.serving.values import Delta, Done, ServedBy
+from finetuned_service.serving.values import Delta, Done, ServeCall, ServedBy, ServeEvent
 
 MAX_BATCH_REQUESTS = 1000
 
@@ -41,8 +46,9 @@ class ServerLimits:
 
 
 class ServingServicer(grpc_pb.ServingServiceServicer):
-    def __init__(self, serving: Serving, limits: ServerLimits) -> None:
+    def __init__(self, serving: Serving, encoding: Encoding, limits: ServerLimits) -> None:
         self._serving = serving
+        self._encoding = encoding
         self._limits = limits
 
     async def ServeAdapter(  # noqa: N802 - the contract's name
@@ -51,9 +57,14 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
         context: aio.ServicerContext[pb.ServeAdapterRequest, pb.ServeAdapterResponse],
     ) -> AsyncIterator[pb.ServeAdapterResponse]:
         # aclosing: when the caller goes away the sequences are cancelled at once, not at collection.
-        async with aclosing(self._serving.serve(call_from_proto(request))) as events:
+        async with aclosing(self._serve(call_from_proto(request))) as events:
             async for event in events:
                 yield event_to_proto(event)
+
+    def _serve(self, call: ServeCall | EncodeCall) -> AsyncGenerator[ServeEvent | EncodeResult]:
+        if isinstance(call, EncodeCall):
+            return self._encoding.serve(call)
+        return self._serving.serve(call)
 
     async def BatchServeAdapter(  # noqa: N802 - the contract's name
         self,
@@ -83,7 +94,8 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
         call = call_from_proto(item, parent)
         reply = pb.BatchReply()
         texts = [""] * len(call.inputs)
-        async with aclosing(self._serving.serve(call)) as events:
+        results: dict[int, pb.Result] = {}
+        async with aclosing(self._serve(call)) as events:
             async for event in events:
                 match event:
                     case ServedBy():
@@ -92,7 +104,12 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                         texts[event.input] += event.text
                     case Done():
                         reply.done.CopyFrom(done_to_proto(event))
-        reply.texts.extend(texts)
+                    case _:
+                        results[event.input] = result_to_proto(event)
+        if isinstance(call, EncodeCall):
+            reply.results.extend(results[i] for i in range(len(call.inputs)))
+        else:
+            reply.texts.extend(texts)
         return reply
 
     async def GetServerInfo(  # noqa: N802 - the contract's name
@@ -127,7 +144,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 max_batch_requests=MAX_BATCH_REQUESTS,
             ),
             methods=[common.METHOD_LORA],
-            tasks=[common.TASK_TEXT_GENERATION],
+            tasks=[TASK_NUMBERS[task] for task in TASKS[serving.base.family]],
             weight_formats=[common.WEIGHT_FORMAT_INT8, common.WEIGHT_FORMAT_NF4],
             load=pb.EngineLoad(
                 running_sequences=snapshot.running_sequences,

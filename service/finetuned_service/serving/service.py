@@ -19,6 +19,8 @@ from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot, Started
 from finetuned_service.errors import AdapterIncompatible, FinetunedError, Internal
 from finetuned_service.metrics import ServerMetrics
+from finetuned_service.names import AdapterSelector
+from finetuned_service.serving.abilities import check_base_can
 from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, sampling_for
 from finetuned_service.serving.holders import Holders
 from finetuned_service.serving.merge import merged
@@ -47,7 +49,8 @@ class Serving:
 
     engine: EngineClient
     registry: AdapterRegistry
-    tokenizer: BaseTokenizer
+    tokenizer: BaseTokenizer | None
+    """None for bases that take no text."""
     base: BaseManifest
     context_tokens: int
     """Prompt and reply together: the base's context or the KV cache, whichever is smaller."""
@@ -93,6 +96,7 @@ class Serving:
             QueueFull, Unavailable: from the engine.
         """
         arrived = time.perf_counter()
+        check_base_can(self.base, "generate")
         check_call(call, self.context_tokens)
         # Both wait or compute: the store's disk, and a tokenizer over megabytes of prompts.
         version, prompts = await asyncio.to_thread(self._prepare, call)
@@ -101,7 +105,7 @@ class Serving:
                 input=i,
                 prompt_tokens=len(prompt.token_ids),
                 truncated_tokens=prompt.truncated_tokens,
-                text=TextStream(self.tokenizer, call.generation.stop),
+                text=TextStream(self._tokenizer, call.generation.stop),
                 metrics=self.metrics,
                 model="base" if version is None else "adapter",
                 arrived=arrived,
@@ -110,38 +114,53 @@ class Serving:
         ]
         told = False
         follow = merged([self._follow(call, version, prompts, r) for r in replies])
-        with self._running(version, len(replies)):
+        with self.running(version, len(replies)):
             async with aclosing(follow) as events:
                 async for event in events:
                     if isinstance(event, Delta):
                         yield event
                         continue
                     # Of every sequence, not only of the first: each was given its weights by itself.
-                    served_by = self._served_by(version, event)
+                    served_by = self.served_by(version, event)
                     if not told:
                         told = True
                         yield served_by
         yield _done(prompts, replies)
 
-    def _running(self, version: AdapterVersion | None, sequences: int) -> AbstractContextManager[None]:
+    def running(self, version: AdapterVersion | None, sequences: int) -> AbstractContextManager[None]:
+        """Around the sequences that a call runs with a version's weights."""
         if version is None:
             return nullcontext()
         self.holders.used(version.manifest.digest, version.tenant)
         return self.holders.running(version.manifest.digest, version.tenant, sequences)
 
     def _prepare(self, call: ServeCall) -> tuple[AdapterVersion | None, list[Prompt]]:
-        version = None
-        if call.adapter is not None:
-            version = self.registry.resolve(call.adapter)
-            check_compatible(version, self.base)
+        version = self.resolve(call.adapter)
         return version, [self._prompt(call, i) for i in range(len(call.inputs))]
+
+    def resolve(self, selector: AdapterSelector | None) -> AdapterVersion | None:
+        """The version that a name means now; None for the plain base.
+
+        Raises:
+            NotFound, AdapterIncompatible: it is not to be had.
+        """
+        if selector is None:
+            return None
+        version = self.registry.resolve(selector)
+        check_compatible(version, self.base)
+        return version
+
+    @property
+    def _tokenizer(self) -> BaseTokenizer:
+        assert self.tokenizer is not None, "bases that generate take text"
+        return self.tokenizer
 
     def _prompt(self, call: ServeCall, index: int) -> Prompt:
         match call.inputs[index]:
             case Conversation(messages):
-                token_ids = self.tokenizer.encode_conversation(messages)
+                token_ids = self._tokenizer.encode_conversation(messages)
             case Content(text):
-                token_ids = self.tokenizer.encode(text, add_special_tokens=True)
+                token_ids = self._tokenizer.encode(text, add_special_tokens=True)
         return fit_prompt(token_ids, call.generation, self.context_tokens, f"inputs[{index}]")
 
     def _follow(
@@ -152,7 +171,12 @@ class Serving:
         sampling = sampling_for(call.generation, prompt, reply.input)
         return reply.follow(lambda: self.engine.submit(prompt.token_ids, handle, sampling, call.tenant))
 
-    def _served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
+    def served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
+        """The proof for a caller.
+
+        Raises:
+            Internal: the engine does not apply the version in full.
+        """
         expected = 0 if version is None else version.manifest.modules
         if started.modules_changed != expected:
             raise Internal(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,31 @@ from finetuned_service.errors import InvalidField
 from finetuned_service.text.template import ChatTemplate
 from finetuned_service.text.values import ChatMessage
 
-__all__ = ["BaseTokenizer", "ChatMessage"]
+__all__ = ["BaseTokenizer", "ChatMessage", "EncodedText"]
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The names that transformers gives to templates as variables."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A whole input, with the tokens that the tokenizer puts around it."""
+
+    token_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int] | None, ...]
+    """For each token the characters it stands for, start and end; None for one that was put around."""
+
+    @property
+    def empty(self) -> bool:
+        """It has no tokens but those that were put around."""
+        return all(span is None for span in self.spans)
+
+    def kept(self, most_tokens: int, *, from_end: bool) -> list[int]:
+        """Which tokens stay if there is room for so many: those put around, and the first or last others."""
+        text = [place for place, span in enumerate(self.spans) if span is not None]
+        room = max(0, most_tokens - (len(self.spans) - len(text)))
+        dropped = set(text[: len(text) - room] if from_end else text[room:])
+        return [place for place in range(len(self.spans)) if place not in dropped]
 
 
 class BaseTokenizer:
@@ -35,7 +57,7 @@ class BaseTokenizer:
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         *,
-        eos_token_id: int,
+        eos_token_id: int | None,
         eos_token_ids: frozenset[int],
     ) -> None:
         self._tokenizer = tokenizer
@@ -43,8 +65,7 @@ class BaseTokenizer:
         self._special_ids = frozenset(
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
-        self.eos_token_id = eos_token_id
-        """The one that ends a plain text."""
+        self._eos_token_id = eos_token_id
         self.eos_token_ids = eos_token_ids
         """All that end a reply."""
         self.eos_tokens = tuple(
@@ -56,12 +77,15 @@ class BaseTokenizer:
         """The decoder as tokenizer.json describes it; None joins tokens by spaces."""
 
     @classmethod
-    def load(cls, directory: Path, *, clock: Callable[[], datetime] | None = None) -> BaseTokenizer:
+    def load(
+        cls, directory: Path, *, clock: Callable[[], datetime] | None = None, generates: bool = True
+    ) -> BaseTokenizer:
         """Read tokenizer.json, the chat template and the end tokens of a base.
 
         Args:
             directory: with tokenizer.json; chat_template.jinja, tokenizer_config.json,
                 generation_config.json and config.json are read where they exist.
+            generates: the base does, so that it must name an end of sequence.
             clock: for templates that print the date; fix it where prompts must repeat exactly.
 
         Raises:
@@ -81,7 +105,7 @@ class BaseTokenizer:
         special_tokens = {
             name: text for name in _SPECIAL_TOKENS if (text := _token_text(config.get(name))) is not None
         }
-        ends = _eos_token_ids(tokenizer, special_tokens.get("eos_token"), directory)
+        ends = _eos_token_ids(tokenizer, special_tokens.get("eos_token"), directory) if generates else []
         source = _template_source(directory, config)
         template = None
         if source is not None:
@@ -90,7 +114,13 @@ class BaseTokenizer:
                 if clock is None
                 else ChatTemplate(source, special_tokens, clock=clock)
             )
-        return cls(tokenizer, template, eos_token_id=ends[0], eos_token_ids=frozenset(ends))
+        return cls(tokenizer, template, eos_token_id=ends[0] if ends else None, eos_token_ids=frozenset(ends))
+
+    @property
+    def eos_token_id(self) -> int:
+        """The one that ends a plain text; asked for by bases that generate only."""
+        assert self._eos_token_id is not None, "the base does not generate"
+        return self._eos_token_id
 
     @property
     def has_chat_template(self) -> bool:
@@ -104,6 +134,15 @@ class BaseTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """The ids of `text`; with `add_special_tokens` as a whole input (a first bos, where the base has it)."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_spans(self, text: str) -> EncodedText:
+        """A whole input and where in the text each of its tokens stands."""
+        found = self._tokenizer.encode(text, add_special_tokens=True)
+        spans = tuple(
+            None if special else span
+            for special, span in zip(found.special_tokens_mask, found.offsets, strict=True)
+        )
+        return EncodedText(tuple(found.ids), spans)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, without control tokens. Bytes that are no UTF-8 become U+FFFD."""

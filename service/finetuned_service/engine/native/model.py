@@ -41,6 +41,8 @@ from finetuned_service.engine.sites import SiteTable, find_sites
 class NativeModel:
     """A base packed for the native decoder. The stored weights stay mapped from the file, shared with jobs."""
 
+    encodes = False
+
     def __init__(
         self,
         library: Library,

@@ -22,4 +22,5 @@ def base_to_proto(base: BaseManifest, *, resident: bool) -> pb.Base:
         recipe=base.recipe,
         resident=resident,
         create_time=time_to_proto(base.create_time),
+        family=f"MODEL_FAMILY_{base.family}",
     )

@@ -8,9 +8,11 @@ from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import serving_service_pb2 as pb
 
 from finetuned_service.engine.messages import TokenLogprobs
-from finetuned_service.errors import InvalidField, NotFound, Unimplemented
+from finetuned_service.errors import InvalidField, NotFound
 from finetuned_service.names import AdapterSelector, parse_tenant
 from finetuned_service.rpc.convert.common import enum_name, optional, seconds_to_proto
+from finetuned_service.rpc.convert.encoding import encode_call_from_proto, result_to_proto
+from finetuned_service.serving.encoded_values import Embedding, EncodeCall, EncodeResult
 from finetuned_service.serving.values import (
     Content,
     Conversation,
@@ -31,13 +33,12 @@ _ROLES: Mapping[int, Role] = {
 }
 
 
-def call_from_proto(request: pb.ServeAdapterRequest, default_parent: str = "") -> ServeCall:
-    """The call as plain values.
+def call_from_proto(request: pb.ServeAdapterRequest, default_parent: str = "") -> ServeCall | EncodeCall:
+    """The call as plain values: one that generates, or one that encodes.
 
     Raises:
         InvalidField: neither adapter nor plain base is named, no task, or an input that cannot be read.
         NotFound: the adapter is another tenant's.
-        Unimplemented: a task of later builds.
     """
     tenant = parse_tenant(request.parent or default_parent)
     if default_parent and tenant != parse_tenant(default_parent):
@@ -57,9 +58,9 @@ def call_from_proto(request: pb.ServeAdapterRequest, default_parent: str = "") -
         case "generate":
             pass
         case None:
-            raise InvalidField.one("task", "is not set; available: generate")
-        case other:
-            raise Unimplemented.feature(other, "generate")
+            raise InvalidField.one("task", "is not set; available: generate, embed, classify, tag_tokens")
+        case _:
+            return encode_call_from_proto(request, tenant, selector)
     inputs = tuple(_input(item, f"inputs[{i}]") for i, item in enumerate(request.inputs))
     return ServeCall(tenant, selector, inputs, _generation(request.generate))
 
@@ -95,7 +96,7 @@ def _text(parts: Iterable[common.Part], field: str) -> str:
     texts: list[str] = []
     for i, part in enumerate(parts):
         if part.WhichOneof("kind") == "image":
-            raise Unimplemented.feature(f"{field}[{i}].image", "text")
+            raise InvalidField.one(f"{field}[{i}]", "is an image; generate takes text")
         texts.append(part.text)
     return "".join(texts)
 
@@ -117,8 +118,10 @@ def _generation(generate: pb.Generate) -> GenerationSettings:
     )
 
 
-def event_to_proto(event: ServeEvent) -> pb.ServeAdapterResponse:
+def event_to_proto(event: ServeEvent | EncodeResult) -> pb.ServeAdapterResponse:
     match event:
+        case Embedding():
+            return pb.ServeAdapterResponse(result=result_to_proto(event))
         case ServedBy():
             return pb.ServeAdapterResponse(started=pb.Started(served_by=served_by_to_proto(event)))
         case Delta():

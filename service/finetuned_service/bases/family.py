@@ -1,0 +1,89 @@
+"""Which family of models a base belongs to, told from its config.json. Torch-free.
+
+Decoders are listed in `importable.py`. Encoders and vision models are those of transformers whose forward was
+compared with ours (`tests/unit/test_engine_encoders.py`); others are refused with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetuned_service.vocabulary import Family, Task
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderClass:
+    """A class of transformers that turns an input into vectors."""
+
+    name: str
+    family: Family
+    has_pooling_layer: bool = False
+    """It can be built with a layer over the first token that only its own heads use; ours is built without."""
+    positions_after_padding: bool = False
+    """Positions count from the padding token's id + 1 on, as in fairseq."""
+
+
+ENCODER_CLASSES: Mapping[str, EncoderClass] = {
+    "albert": EncoderClass("AlbertModel", Family.ENCODER, has_pooling_layer=True),
+    "bert": EncoderClass("BertModel", Family.ENCODER, has_pooling_layer=True),
+    "camembert": EncoderClass(
+        "CamembertModel", Family.ENCODER, has_pooling_layer=True, positions_after_padding=True
+    ),
+    "distilbert": EncoderClass("DistilBertModel", Family.ENCODER),
+    "electra": EncoderClass("ElectraModel", Family.ENCODER),
+    "roberta": EncoderClass(
+        "RobertaModel", Family.ENCODER, has_pooling_layer=True, positions_after_padding=True
+    ),
+    "xlm-roberta": EncoderClass(
+        "XLMRobertaModel", Family.ENCODER, has_pooling_layer=True, positions_after_padding=True
+    ),
+    "convnext": EncoderClass("ConvNextModel", Family.VISION),
+    "convnextv2": EncoderClass("ConvNextV2Model", Family.VISION),
+    "regnet": EncoderClass("RegNetModel", Family.VISION),
+    "resnet": EncoderClass("ResNetModel", Family.VISION),
+}
+"""By model_type."""
+
+REFUSED_TYPES: Mapping[str, str] = {
+    "deberta-v2": "its attention adds scores of relative positions, which packed rows do not compute",
+    "megatron-bert": "its attention is code of its own, which packed rows cannot replace",
+    "modernbert": "most of its layers attend to a window only",
+    "mpnet": "its attention adds a bias of relative positions, which packed rows do not compute",
+    "vit": "its attention over patches is not computed yet",
+}
+"""Known ones that are not served, and why."""
+
+TASKS: Mapping[Family, tuple[Task, ...]] = {
+    Family.DECODER: (Task.TEXT_GENERATION,),
+    Family.ENCODER: (Task.FEATURE_EXTRACTION,),
+    Family.VISION: (Task.FEATURE_EXTRACTION,),
+}
+"""What a base of each family does."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of the model that a config.json describes."""
+    found = ENCODER_CLASSES.get(str(config.get("model_type")))
+    return Family.DECODER if found is None else found.family
+
+
+def width_of(config: Mapping[str, Any]) -> int:
+    """Length of the vector that an input or a token becomes."""
+    if config.get("hidden_sizes"):
+        return int(config["hidden_sizes"][-1])
+    return int(config.get("hidden_size") or config["dim"])
+
+
+def first_position(config: Mapping[str, Any]) -> int:
+    """The position id of an input's first token."""
+    found = ENCODER_CLASSES.get(str(config.get("model_type")))
+    return int(config["pad_token_id"]) + 1 if found is not None and found.positions_after_padding else 0
+
+
+def context_of(config: Mapping[str, Any]) -> int:
+    """The most tokens of an input; an image counts as one."""
+    if family_of(config) is Family.VISION:
+        return 1
+    return int(config.get("max_position_embeddings") or config["n_positions"]) - first_position(config)

@@ -1,0 +1,79 @@
+"""An encoded image as a vision base takes it. Pillow and numpy, no torch.
+
+What is decoded is bounded before it is decoded: the size of the file, its format, and the pixels that its
+header announces.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from finetuned_service.bases.inputs import ImageInput
+from finetuned_service.errors import InvalidField
+
+FORMATS: Mapping[str, str] = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+"""Media types that are taken, and Pillow's names for them."""
+MAX_IMAGE_BYTES = 16 * 1024 * 1024
+MAX_IMAGE_PIXELS = 32 * 1024 * 1024
+"""A decoded image takes 4 bytes for each."""
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """The numbers of an image."""
+
+    data: bytes
+    """float32, little endian."""
+    shape: tuple[int, int, int]
+    """Channels, rows, columns."""
+
+
+def prepare_image(data: bytes, media_type: str, form: ImageInput, field: str) -> PreparedImage:
+    """Decode, resize and normalise an image as `form` says.
+
+    Raises:
+        InvalidField: naming `field`, for another format, too large an image, or bytes that do not decode.
+    """
+    if media_type not in FORMATS:
+        raise InvalidField.one(f"{field}.media_type", f"is {media_type!r}; allowed: {', '.join(FORMATS)}")
+    if not 0 < len(data) <= MAX_IMAGE_BYTES:
+        raise InvalidField.one(
+            f"{field}.data", f"has {len(data)} bytes; allowed: 1 to {MAX_IMAGE_BYTES}. Send a smaller image"
+        )
+    try:
+        with Image.open(io.BytesIO(data), formats=[FORMATS[media_type]]) as image:
+            width, height = image.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise InvalidField.one(
+                    f"{field}.data",
+                    f"is an image of {width} x {height} pixels; allowed: {MAX_IMAGE_PIXELS} in all. Send a smaller one",
+                )
+            fitted = _fitted(image.convert(_MODES[form.channels]), form)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise InvalidField.one(
+            f"{field}.data", f"does not decode as {media_type}: send the bytes of a whole image of that type"
+        ) from error
+    values = np.asarray(fitted, dtype=np.float32).reshape(form.height, form.width, form.channels) / 255
+    normalised = (values - np.array(form.mean, np.float32)) / np.array(form.std, np.float32)
+    data_out = np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype="<f4").tobytes()
+    return PreparedImage(data_out, (form.channels, form.height, form.width))
+
+
+def _fitted(image: Image.Image, form: ImageInput) -> Image.Image:
+    """In the form's size: the whole image squeezed, or the middle of it at its own proportions."""
+    if form.shortest_edge is None:
+        return image.resize((form.width, form.height), form.resample)
+    width, height = image.size
+    scale = form.shortest_edge / min(width, height)
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    if size[0] * size[1] > MAX_IMAGE_PIXELS:
+        raise ValueError(f"a strip of {width} x {height} pixels cannot be enlarged to {size}")
+    larger = image.resize(size, form.resample)
+    left, top = (larger.width - form.width) // 2, (larger.height - form.height) // 2
+    return larger.crop((left, top, left + form.width, top + form.height))

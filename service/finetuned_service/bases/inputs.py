@@ -1,0 +1,141 @@
+"""What a base expects beside its weights: the pooling of a text encoder, the form of an image. Torch-free.
+
+Both change what is computed, so they lie in the base's own config.json, under keys that transformers does not
+have, and count for its digest. They are read once, when the base comes in, from the files that
+sentence-transformers and transformers' image processors write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from finetuned_service.bases.family import family_of
+from finetuned_service.errors import InvalidField
+from finetuned_service.vocabulary import Family, Pooling, Value
+
+POOLING_KEY, IMAGE_KEY = "pooling", "image_input"
+POOLING_FILE = "1_Pooling/config.json"
+IMAGE_FILE = "preprocessor_config.json"
+
+_SentenceMode = Mapping[str, Pooling]
+_SENTENCE_MODES: _SentenceMode = {
+    "pooling_mode_mean_tokens": Pooling.MEAN,
+    "pooling_mode_cls_token": Pooling.CLS,
+    "pooling_mode_lasttoken": Pooling.LAST,
+}
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class ImageInput(Value):
+    """How an image becomes the numbers that a vision base takes: channels, then rows, then columns."""
+
+    channels: int = Field(ge=1, le=4)
+    height: Side
+    width: Side
+    shortest_edge: Side | None = None
+    """Resized to it first and then cut out of the middle; None resizes to height and width, whatever the shape."""
+    resample: int = Field(default=3, ge=0, le=5)
+    """Pillow's number of the filter: 0 nearest, 2 bilinear, 3 bicubic."""
+    mean: tuple[float, ...]
+    """Of each channel, taken from values of 0 to 1."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """Of each channel, what remains is divided by it."""
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} values, channels {self.channels}"
+            )
+        return self
+
+
+def base_inputs(config: Mapping[str, Any]) -> tuple[Pooling, ImageInput | None]:
+    """What the config.json of a base in the store says: the usual pooling, and the image's form for vision."""
+    image = config.get(IMAGE_KEY)
+    return Pooling(config.get(POOLING_KEY, Pooling.MEAN)), image and ImageInput.model_validate(image)
+
+
+def declare_inputs(source: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is added to the config.json of a base that comes from the directory `source`.
+
+    Raises:
+        InvalidField: a vision model does not say how its images are prepared, or says what is not served.
+    """
+    match family_of(config):
+        case Family.DECODER:
+            return {}
+        case Family.ENCODER:
+            return {POOLING_KEY: str(config.get(POOLING_KEY) or _sentence_pooling(source))}
+        case Family.VISION:
+            given = config.get(IMAGE_KEY)
+            return {IMAGE_KEY: given or _image_input(source, config).model_dump(mode="json")}
+
+
+def _sentence_pooling(source: Path) -> Pooling:
+    """As sentence-transformers wrote it; else the mean, which suits encoders that nobody has tuned."""
+    path = source / POOLING_FILE
+    if not path.is_file():
+        return Pooling.MEAN
+    settings = _object(path)
+    chosen = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True]
+    if len(chosen) != 1 or chosen[0] not in _SENTENCE_MODES:
+        allowed = ", ".join(_SENTENCE_MODES)
+        raise InvalidField.one(
+            "source",
+            f"its {POOLING_FILE} chooses {', '.join(chosen) or 'nothing'}; expected one of {allowed}",
+        )
+    return _SENTENCE_MODES[chosen[0]]
+
+
+def _image_input(source: Path, config: Mapping[str, Any]) -> ImageInput:
+    path = source / IMAGE_FILE
+    if not path.is_file():
+        raise InvalidField.one(
+            "source",
+            f"it has no {IMAGE_FILE}, which says how images are prepared; write it with "
+            "`AutoImageProcessor.from_pretrained(directory).save_pretrained(directory)`",
+        )
+    settings = _object(path)
+    channels = int(config.get("num_channels", 3))
+    size = settings.get("size", {})
+    edges: Mapping[str, Any] = {"shortest_edge": size} if isinstance(size, int) else size
+    if settings.get("do_normalize", True):
+        mean, std = settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
+    else:
+        mean, std = [0.0], [1.0]
+    side, crop = edges.get("shortest_edge"), settings.get("crop_size") or {}
+    try:
+        form: dict[str, Any] = {"height": edges.get("height", side), "width": edges.get("width", side)}
+        if side is not None:
+            # ConvNext's processor enlarges by crop_pct before it cuts; others cut to crop_size.
+            form |= {"shortest_edge": int(side / settings.get("crop_pct", 1.0)), **crop}
+        return ImageInput.model_validate(
+            {
+                **form,
+                "channels": channels,
+                "resample": settings.get("resample", 3),
+                "mean": mean if len(mean) == channels else mean * channels,
+                "std": std if len(std) == channels else std * channels,
+            }
+        )
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise InvalidField.one("source", f"its {IMAGE_FILE} cannot be used: {said}") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidField.one("source", f"its {IMAGE_FILE} cannot be used: {error}") from error
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    try:
+        value: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidField.one("source", f"its {path.name} cannot be read as JSON") from error
+    if not isinstance(value, dict):
+        raise InvalidField.one("source", f"its {path.name} is not a JSON object")
+    return value
