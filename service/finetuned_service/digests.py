@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import struct
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ MAX_HEADER_BYTES = 100_000_000
 DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+"""One encoder for all: `json.dumps` would make a new one for each tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def tensors_digest(
     """
     digest = hashlib.sha256()
     for name, dtype, shape, buffer in sorted(tensors, key=lambda entry: entry[0]):
-        header = json.dumps([name, dtype, list(shape)], separators=(",", ":")).encode()
+        header = _compact([name, dtype, shape]).encode()
         digest.update(struct.pack("<Q", len(header)))
         digest.update(header)
         digest.update(buffer)
@@ -122,15 +126,13 @@ def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> Tenso
             raise InvalidAdapterFiles(
                 f"{path.name}: tensor {name!r} lacks dtype, shape or data_offsets in the header"
             )
-    shape = tuple(d for d in dims if isinstance(d, int) and not isinstance(d, bool) and d >= 0)
-    if dtype not in DTYPE_BYTES or len(shape) != len(dims):
+    shape: tuple[int, ...] = tuple(dims)
+    if dtype not in DTYPE_BYTES or not all(type(dim) is int and dim >= 0 for dim in dims):
         raise InvalidAdapterFiles(
             f"{path.name}: tensor {name!r} has dtype {dtype!r} and shape {dims!r}; allowed dtypes: "
             f"{', '.join(DTYPE_BYTES)}, shapes of non-negative integers"
         )
-    expected_bytes = DTYPE_BYTES[dtype]
-    for dim in shape:
-        expected_bytes *= dim
+    expected_bytes = DTYPE_BYTES[dtype] * math.prod(shape)
     if start < 0 or end - start != expected_bytes:
         raise InvalidAdapterFiles(
             f"{path.name}: tensor {name!r} of {dtype} {list(shape)} needs {expected_bytes} bytes; "
@@ -140,9 +142,17 @@ def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> Tenso
 
 
 @contextmanager
-def mapped_tensors(path: Path) -> Generator[list[tuple[str, str, tuple[int, ...], memoryview]]]:
-    """The tensors of a safetensors file as read-only views of its mapped pages, while the block runs."""
-    infos = read_safetensors_header(path)
+def mapped_tensors(
+    path: Path, infos: Sequence[TensorInfo] | None = None
+) -> Generator[list[tuple[str, str, tuple[int, ...], memoryview]]]:
+    """The tensors of a safetensors file as read-only views of its mapped pages, while the block runs.
+
+    Args:
+        path: of the file.
+        infos: what `read_safetensors_header` said of it, if that was asked already.
+    """
+    if infos is None:
+        infos = read_safetensors_header(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         whole = memoryview(mapped)
         views = [(i.name, i.dtype, i.shape, whole[i.start : i.end]) for i in infos]

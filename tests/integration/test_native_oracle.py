@@ -4,6 +4,7 @@ and in company.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.native.library import STORED_DTYPES, LoraSourceStruct
 from finetuned_service.engine.native.model import NativeModel
 from finetuned_service.engine.offline import OfflineEngine
 from tiny_models import (
@@ -133,6 +135,55 @@ def test_the_keys_of_another_sequence_leave_no_trace(model, adapters):
         for kept in (*engine._loop.runner._keys, *engine._loop.runner._values):
             kept.fill_(torch.nan)
         assert torch.equal(expected, engine.logits(prompt))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+@pytest.mark.parametrize(("rank", "inputs", "outputs"), [(1, 48, 40), (16, 48, 32), (37, 80, 100)])
+def test_packed_adapters_are_what_torch_rounds(library, dtype, rank, inputs, outputs):
+    generator = torch.Generator().manual_seed(rank)
+    a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((rank, inputs), (outputs, rank)))
+    a[0, :4] = torch.tensor([0.0, -0.0, 6e-8, -2.5e-5])  # subnormal in float16
+    packed_a, packed_b, wrong = packed_lora(library, a, b, scaling=0.3)
+    assert wrong == -1
+    assert torch.equal(packed_a, a.to(torch.bfloat16))
+    assert torch.equal(packed_b, b.float().mul(0.3).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("spoilt", ["a", "b"])
+def test_what_is_not_finite_in_bfloat16_is_told(library, spoilt):
+    a, b = torch.ones(3, 32), torch.ones(32, 3)
+    {"a": a, "b": b}[spoilt][2, 2] = 3.4e38  # finite in float32, rounded up to infinity
+    assert packed_lora(library, a, b, scaling=1.0)[2] == 0
+
+
+def packed_lora(library, a, b, scaling):
+    """A and B as `pack_lora` rounds them, taken out of their packed form; and what it said."""
+    (rank, inputs), outputs, ranks = a.shape, b.shape[0], a.shape[0] + a.shape[0] % 2
+    room_a = torch.full((ranks * inputs,), torch.nan, dtype=torch.bfloat16)
+    room_b = torch.full((-(-outputs // 32) * 32 * ranks,), torch.nan, dtype=torch.bfloat16)
+    names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
+    site = LoraSourceStruct(
+        a.data_ptr(),
+        b.data_ptr(),
+        room_a.data_ptr(),
+        room_b.data_ptr(),
+        rank,
+        inputs,
+        outputs,
+        scaling,
+        STORED_DTYPES[names[a.dtype]],
+    )
+    wrong = library.pack_lora(ctypes.byref(site), 1)
+    groups = [
+        group.view(inputs // 2, -1, 2).transpose(0, 1).reshape(-1, inputs)
+        for group in room_a.split(16 * inputs)
+    ]
+    unpacked_a = torch.cat(groups)
+    unpacked_b = room_b.view(-1, ranks // 2, 32, 2).transpose(1, 2).reshape(-1, ranks)
+    assert not unpacked_a[rank:].any()
+    assert not unpacked_b[outputs:].any()
+    assert not unpacked_b[:, rank:].any()
+    return unpacked_a[:rank], unpacked_b[:outputs, :rank], wrong
 
 
 @pytest.mark.parametrize(

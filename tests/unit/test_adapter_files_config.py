@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetuned_service.adapters.lora_config import LoraConfig, is_end
+from finetuned_service.adapters.lora_config import LoraConfig, dotted_ends
 from finetuned_service.adapters.peft_config import MAX_CONFIG_BYTES, parse_lora_config
 from finetuned_service.errors import InvalidAdapterFiles
 from tiny_adapters import peft_model, read_adapter, save_adapter
@@ -78,10 +78,7 @@ def test_spelled_out_means_the_same() -> None:
 
 
 def test_names_end_at_dots() -> None:
-    assert is_end("q_proj", "model.layers.0.q_proj")
-    assert is_end("0.q_proj", "model.layers.10.0.q_proj")
-    assert not is_end("proj", "model.layers.0.q_proj")
-    assert not is_end("0.q_proj", "model.layers.10.q_proj")
+    assert list(dotted_ends("layers.10.q_proj")) == ["layers.10.q_proj", "10.q_proj", "q_proj"]
 
 
 @pytest.mark.parametrize(

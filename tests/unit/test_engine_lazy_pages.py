@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import psutil
 import pytest
 import torch
-from finetuned_service.engine.lazy_pages import lazy_zeros
+from finetuned_service.engine.lazy_pages import ReadyBlocks, huge_page_bytes, lazy_zeros
 
 CPU = torch.device("cpu")
 MIB = 1024 * 1024
@@ -26,3 +28,26 @@ def test_it_is_zeros(shape):
     assert torch.equal(tensor, torch.zeros(shape))
     tensor += 1.0
     assert torch.equal(tensor, torch.ones(shape))
+
+
+@pytest.mark.parametrize("size_bytes", [1, 2 * MIB - 1, 5 * MIB + 3])
+def test_huge_pages_hold_what_was_asked_for(size_bytes):
+    block = huge_page_bytes(size_bytes)
+    assert block.shape == (size_bytes,)
+    assert not block.any()
+    block.fill_(7)
+    assert bool((block == 7).all())
+
+
+@pytest.mark.parametrize("sizes", [(4096, 4096, 4000), (4096, 8192, 100)])
+def test_ready_blocks_belong_to_one_taker_each(sizes):
+    blocks = ReadyBlocks()
+    taken = []
+    for number, size_bytes in enumerate(sizes):
+        block = blocks.take(size_bytes)
+        assert block.shape == (size_bytes,)
+        taken.append(block.fill_(number))
+        for thread in threading.enumerate():
+            if thread.name == "pages":
+                thread.join()
+    assert [int(block[-1]) for block in taken] == list(range(len(sizes)))

@@ -11,22 +11,32 @@ import json
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.lora_config import LoraConfig, is_end
+from finetuned_service.adapters.lora_config import LoraConfig, dotted_ends
 from finetuned_service.adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_lora_config
 from finetuned_service.digests import TensorInfo, mapped_tensors, read_safetensors_header, tensors_digest
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 from finetuned_service.storage.files import write_atomically
 from finetuned_service.vocabulary import Method, Task
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "AdapterFacts", "BaseGeometry", "check_adapter", "spell_out_config"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "AdapterFacts",
+    "BaseGeometry",
+    "OpenAdapter",
+    "check_adapter",
+    "open_adapter",
+    "spell_out_config",
+]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _ALLOWED_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, "manifest.json", "README.md"})
@@ -45,6 +55,19 @@ _EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 infinity (IEEE 754), which works for bfloat16, too, that numpy does not know."""
 
 _CHUNK_ELEMENTS = 256 * 1024
+
+
+_ANY_RANK = 2**31
+"""Residency refuses what the device cannot hold, and says how much room there is."""
+
+
+class MappedTensor(NamedTuple):
+    """One tensor of a mapped safetensors file."""
+
+    dtype: str
+    """F32, F16 or BF16."""
+    shape: tuple[int, ...]
+    data: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +125,40 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
         dtype=infos[0].dtype,
         target_modules=tuple(sorted({module.rpartition(".")[2] for module in modules})),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAdapter:
+    """A stored adapter whose files are mapped; its views end with the block that opened it."""
+
+    config: LoraConfig
+    modules: tuple[str, ...]
+    """Full names of the modules it changes, sorted."""
+    tensors: Mapping[str, MappedTensor]
+    """By name in the file."""
+
+
+@contextmanager
+def open_adapter(directory: Path, geometry: BaseGeometry, digest: str) -> Generator[OpenAdapter]:
+    """The files of an adapter that was checked when it was stored, and that are still those.
+
+    Names and shapes are looked at again, for whoever computes with them trusts them; that all numbers are
+    finite follows from the digest.
+
+    Raises:
+        InvalidAdapterFiles: they do not fit the base, or are another adapter's than `digest` says.
+    """
+    config, infos = _read(directory)
+    modules = _check_names(config, infos, geometry, _ANY_RANK)
+    with mapped_tensors(directory / WEIGHTS_FILE, infos) as tensors:
+        found = tensors_digest(tensors, config.spelled_out(modules))
+        if found != digest:
+            raise InvalidAdapterFiles(
+                f"the files of adapter {digest} now have the digest {found}; import it again",
+                metadata={"adapter_digest": digest},
+            )
+        by_name = {name: MappedTensor(dtype, shape, data) for name, dtype, shape, data in tensors}
+        yield OpenAdapter(config, tuple(modules), by_name)
 
 
 def spell_out_config(directory: Path) -> None:
@@ -214,8 +271,9 @@ def _wrong_as_a_whole(infos: list[TensorInfo]) -> Iterator[Violation]:
 
 
 def _unknown_targets(config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[Violation]:
+    known = {end for module in shapes for end in dotted_ends(module)}
     for target in config.target_modules or ():
-        if not any(is_end(target, module) for module in shapes):
+        if target not in known:
             yield Violation(
                 f"{CONFIG_FILE}: target_modules",
                 f"names {_shown(target)}, which this base does not have or cannot adapt; it adapts "

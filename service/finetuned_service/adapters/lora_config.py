@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
@@ -43,7 +43,7 @@ class LoraConfig:
         """Whether the adapter changes the module; None where only its tensors tell."""
         if self.target_modules is None:
             return None
-        if not any(is_end(target, module) for target in self.target_modules):
+        if not _names_of(self.target_modules).intersection(dotted_ends(module)):
             return False
         return None if self.selected_further else True
 
@@ -69,9 +69,17 @@ class LoraConfig:
         }
 
 
-def is_end(name: str, module: str) -> bool:
-    """Whether `name` is the module's name or a dotted end of it."""
-    return module == name or module.endswith(f".{name}")
+def dotted_ends(module: str) -> Iterator[str]:
+    """The module's name and its dotted ends: what may stand for it in a configuration."""
+    while module:
+        yield module
+        module = module.partition(".")[2]
+
+
+@lru_cache(maxsize=256)
+def _names_of(target_modules: tuple[str, ...]) -> frozenset[str]:
+    """To look a name up among thousands."""
+    return frozenset(target_modules)
 
 
 def _plain_number(value: float) -> float:

@@ -6,24 +6,21 @@ the digest under which they were asked for: an adapter is applied in full and as
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from finetuned_service.adapters.files import CONFIG_FILE, WEIGHTS_FILE, check_adapter
+from finetuned_service.adapters.files import WEIGHTS_FILE, MappedTensor, OpenAdapter, open_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.lora_config import LoraConfig
-from finetuned_service.adapters.peft_config import parse_lora_config
 from finetuned_service.engine.lora_bank import LoraWeights
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.engine.sites import SiteTable
 from finetuned_service.errors import InvalidAdapterFiles, Unavailable
 
-_ANY_RANK = 2**31
-"""Residency refuses what the banks cannot hold, and says how much room there is."""
-_PREFIX, _SUFFIX = "base_model.model.", ".lora_A.weight"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class AdapterReader:
@@ -46,46 +43,56 @@ class AdapterReader:
             raise _unreachable(handle) from error
         return stored_bytes * self._dtype.itemsize // 2
 
-    @torch.inference_mode()
-    def read(self, handle: AdapterHandle) -> LoraWeights:
-        """The whole adapter, ready to be copied into the banks.
+    @contextmanager
+    def open(self, handle: AdapterHandle) -> Generator[OpenAdapter]:
+        """The adapter's mapped files, looked at again; see `adapters.files.open_adapter`.
 
         Raises:
             InvalidAdapterFiles: if its files are not whole, do not fit the base, or are another's.
             Unavailable: if the files cannot be reached.
         """
-        directory = Path(handle.directory)
         try:
-            facts = check_adapter(directory, self._geometry, _ANY_RANK)
-            config = parse_lora_config((directory / CONFIG_FILE).read_bytes())
-            tensors = load_file(directory / WEIGHTS_FILE)
-        except (OSError, RuntimeError) as error:
-            # safetensors says RuntimeError when the file is deleted between its opening and its reading.
+            with open_adapter(Path(handle.directory), self._geometry, handle.digest) as opened:
+                yield opened
+        except OSError as error:
             raise _unreachable(handle) from error
-        if facts.digest != handle.digest:
-            raise InvalidAdapterFiles(
-                f"the files of adapter {handle.digest} now have the digest {facts.digest}; import it again",
-                metadata={"adapter_digest": handle.digest},
-            )
-        sites = [name[len(_PREFIX) : -len(_SUFFIX)] for name in tensors if name.endswith(_SUFFIX)]
-        pairs = {site: self._pair(site, config, tensors) for site in sites}
+
+    @torch.inference_mode()
+    def read(self, handle: AdapterHandle) -> LoraWeights:
+        """The whole adapter, ready to be copied into the banks.
+
+        Raises:
+            InvalidAdapterFiles: as `open`, or if it is not finite in the base's dtype.
+            Unavailable: if the files cannot be reached.
+        """
+        with self.open(handle) as opened:
+            pairs = {module: self._pair(opened, module) for module in opened.modules}
         if not all(bool(torch.isfinite(t).all()) for pair in pairs.values() for t in pair):
-            raise InvalidAdapterFiles(
-                f"adapter {handle.digest} has values that are not finite in {self._dtype}; train it again "
-                "with a smaller learning rate or alpha",
-                metadata={"adapter_digest": handle.digest},
-            )
+            raise not_finite(handle.digest, self._dtype)
         ranks: dict[int, int] = {}
         for site, (a, _) in pairs.items():
             kind, _ = self._locate[site]
             ranks[kind] = max(ranks.get(kind, 0), a.shape[0])
         return LoraWeights(pairs, ranks)
 
-    def _pair(self, site: str, config: LoraConfig, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        a = tensors[f"{_PREFIX}{site}.lora_A.weight"]
-        b = tensors[f"{_PREFIX}{site}.lora_B.weight"]
-        scaled = b.to(torch.float32).mul(config.scaling_of(site)).t()
-        return a.to(self._dtype, copy=True), scaled.to(self._dtype).contiguous()
+    def _pair(self, opened: OpenAdapter, module: str) -> tuple[Tensor, Tensor]:
+        a, b = (_copied(opened.tensors[f"base_model.model.{module}.lora_{side}.weight"]) for side in "AB")
+        scaled = b.to(torch.float32).mul(opened.config.scaling_of(module)).t()
+        return a.to(self._dtype), scaled.to(self._dtype).contiguous()
+
+
+def not_finite(digest: str, dtype: torch.dtype) -> InvalidAdapterFiles:
+    """What an adapter is refused with that is finite as stored and not as served."""
+    return InvalidAdapterFiles(
+        f"adapter {digest} has values that are not finite in {dtype}; train it again with a smaller "
+        "learning rate or alpha",
+        metadata={"adapter_digest": digest},
+    )
+
+
+def _copied(tensor: MappedTensor) -> Tensor:
+    """In memory of its own: the mapping ends."""
+    return torch.frombuffer(bytearray(tensor.data), dtype=_DTYPES[tensor.dtype]).view(tensor.shape)
 
 
 def _unreachable(handle: AdapterHandle) -> Unavailable:

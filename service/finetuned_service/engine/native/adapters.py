@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from finetuned_service.adapters.files import OpenAdapter
+from finetuned_service.engine.lazy_pages import ReadyBlocks
 from finetuned_service.engine.messages import AdapterHandle
-from finetuned_service.engine.native.library import PANEL, SITES, Library, LoraPairStruct
-from finetuned_service.engine.peft_files import AdapterReader
+from finetuned_service.engine.native.library import (
+    PANEL,
+    SITES,
+    STORED_DTYPES,
+    Library,
+    LoraPairStruct,
+    LoraSourceStruct,
+)
+from finetuned_service.engine.peft_files import AdapterReader, not_finite
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,13 +67,14 @@ class NativeAdapters:
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
         self._positions = itertools.count()
+        self._blocks = ReadyBlocks()
 
     def size_bytes(self, handle: AdapterHandle) -> int:
         return self._reader.size_bytes(handle)
 
     def read(self, handle: AdapterHandle) -> PackedAdapter:
-        weights = self._reader.read(handle)
-        return pack_adapter(self._library, weights.pairs, self._layers)
+        with self._reader.open(handle) as opened:
+            return pack_adapter(self._library, opened, self._layers, handle.digest, self._blocks.take)
 
     def fits(self, weights: PackedAdapter) -> bool:
         return weights.size_bytes <= self._budget_bytes
@@ -93,38 +104,53 @@ def site_index(name: str) -> int:
     return int(layer) * len(SITES) + SITES.index(site)
 
 
-@torch.inference_mode()
 def pack_adapter(
-    library: Library, weights: Mapping[str, tuple[Tensor, Tensor]], layers: int
+    library: Library, opened: OpenAdapter, layers: int, digest: str, memory: Callable[[int], Tensor]
 ) -> PackedAdapter:
-    """Pack `a [r, in]` and `b [r, out]` (scaling folded in) of each named site, both bfloat16.
+    """Pack a stored adapter for a base of `layers` layers; the scaling is folded into B in float32.
 
     An odd rank gets a rank of zeros beside it: products run over pairs.
+
+    Raises:
+        InvalidAdapterFiles: if it is not finite in bfloat16.
     """
-    shapes = {name: (a.shape[0] + a.shape[0] % 2, a.shape[1], b.shape[1]) for name, (a, b) in weights.items()}
-    block = torch.zeros(sum(map(_elements, shapes.values())), dtype=torch.bfloat16)
+    named = [_sources(opened, module) for module in opened.modules]
+    block = memory(sum(2 * _elements(source) for source in named))
     pairs = (LoraPairStruct * (layers * len(SITES)))()
     start = block.data_ptr()
-    for name, (a, b) in weights.items():
-        rank, inputs, outputs = shapes[name]
-        a_rows, b_columns = _even(a), _even(b).t().contiguous()
-        a_start, b_start = start, start + 2 * rank * inputs
-        library.pack_ranks(a_rows.data_ptr(), rank, inputs, a_start)
-        library.pack_panels(b_columns.data_ptr(), outputs, rank, b_start)
-        pairs[site_index(name)] = LoraPairStruct(a_start, b_start, rank)
-        start += 2 * _elements(shapes[name])
-    return PackedAdapter(ctypes.cast(pairs, ctypes.POINTER(LoraPairStruct)), block, len(weights))
+    for module, source in zip(opened.modules, named, strict=True):
+        rank = source.rank + source.rank % 2
+        source.packed_a, source.packed_b = start, start + 2 * rank * source.inputs
+        pairs[site_index(module)] = LoraPairStruct(source.packed_a, source.packed_b, rank)
+        start += 2 * _elements(source)
+    wrong = library.pack_lora((LoraSourceStruct * len(named))(*named), len(named))
+    if wrong >= 0:
+        raise not_finite(digest, torch.bfloat16)
+    return PackedAdapter(ctypes.cast(pairs, ctypes.POINTER(LoraPairStruct)), block, len(named))
 
 
-def _elements(shape: tuple[int, int, int]) -> int:
-    rank, inputs, outputs = shape
-    return rank * (inputs + -(-outputs // PANEL) * PANEL)
+def _sources(opened: OpenAdapter, module: str) -> LoraSourceStruct:
+    """One site of the mapped files; valid as long as they are open."""
+    a = opened.tensors[f"base_model.model.{module}.lora_A.weight"]
+    b = opened.tensors[f"base_model.model.{module}.lora_B.weight"]
+    return LoraSourceStruct(
+        a=_address(a.data),
+        b=_address(b.data),
+        rank=a.shape[0],
+        inputs=a.shape[1],
+        outputs=b.shape[0],
+        scaling=opened.config.scaling_of(module),
+        stored=STORED_DTYPES[a.dtype],
+    )
 
 
-def _even(rows: Tensor) -> Tensor:
-    if rows.shape[0] % 2:
-        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    return rows.contiguous()
+def _address(data: memoryview) -> int:
+    return np.frombuffer(data, dtype=np.uint8).__array_interface__["data"][0]
+
+
+def _elements(source: LoraSourceStruct) -> int:
+    rank = source.rank + source.rank % 2
+    return rank * (source.inputs + -(-source.outputs // PANEL) * PANEL)
 
 
 def neighbours(places: Iterable[Placed | None]) -> list[tuple[int, int, Placed]]:

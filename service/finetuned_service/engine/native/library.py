@@ -14,8 +14,6 @@ SITES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 """The linear modules of a layer in the order of `Site`."""
 PANEL = 32
 """kPanel: columns of packed weights, tokens of a block of the KV cache."""
-RANK_GROUP = 16
-"""kLanes."""
 
 
 class LinearStruct(Structure):
@@ -69,6 +67,26 @@ class LoraPairStruct(Structure):
     """`LoraPair`."""
 
     _fields_ = (("a", c_void_p), ("b", c_void_p), ("rank", c_int64))
+
+
+class LoraSourceStruct(Structure):
+    """`LoraSource`."""
+
+    _fields_ = (
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("packed_a", c_void_p),
+        ("packed_b", c_void_p),
+        ("rank", c_int64),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("scaling", c_float),
+        ("stored", c_int32),
+    )
+
+
+STORED_DTYPES = {"BF16": 0, "F32": 1, "F16": 2}
+"""`Stored`, by the names of safetensors."""
 
 
 class SegmentStruct(Structure):
@@ -125,5 +143,5 @@ class Library:
         )
         self.pack_panels = function("pack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
         self.unpack_panels = function("unpack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
-        self.pack_ranks = function("pack_ranks", None, c_void_p, c_int64, c_int64, c_void_p)
+        self.pack_lora = function("pack_lora", c_int64, POINTER(LoraSourceStruct), c_int64)
         self.uses_avx512_bf16 = bool(function("uses_avx512_bf16", c_int)())

@@ -330,7 +330,12 @@ void finetuned_unpack_panels(const uint16_t* packed, int64_t outputs, int64_t in
   unpack_panels(packed, outputs, inputs, weight);
 }
 
-void finetuned_pack_ranks(const uint16_t* a, int64_t rank, int64_t inputs, uint16_t* packed) { pack_ranks(a, rank, inputs, packed); }
+// -1, or the first site that has a packed value that is not finite.
+int64_t finetuned_pack_lora(const LoraSource* sites, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (!pack_lora_site(sites[i])) return i;
+  return -1;
+}
 
 // 1 where products use AVX512-BF16, 0 where they are portable.
 int finetuned_uses_avx512_bf16(void) {
