@@ -65,6 +65,9 @@ TARGETS = {
     "inter_token_while_training_vs_idle": _at_most(1.3),
     "training_while_serving_vs_solo": Target(0.20),
     "training_at_half_load_vs_solo": Target(0.50),
+    "sft_supervised_tokens_vs_trl": Target(2.0),
+    "sft_short_supervised_tokens_vs_trl": Target(2.0),
+    "sft_peak_memory_vs_trl": _at_most(0.6),
     "ready_after_start_seconds": Target(15.0, at_least=False, of_value=True),
 }
 

@@ -68,16 +68,25 @@ class Peer:
             {"token_ids": prompt.token_ids, "adapter": None if adapter is None else str(adapter)}
             for prompt, adapter in zip(sequences.prompts, sequences.adapters, strict=True)
         ]
-        self._signal(signal.SIGCONT)
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone, as its missing answer will tell
-            print(json.dumps({"rows": rows, "new_tokens": sequences.new_tokens}), file=self._process.stdin)
-            self._process.stdin.flush()
-        answer = self._answer()
-        self._signal(signal.SIGSTOP)
+        answer = self.ask({"rows": rows, "new_tokens": sequences.new_tokens})
         if answer["tokens"] != sequences.tokens:
             raise PeerFailed(f"{self.name} made {answer['tokens']} tokens instead of {sequences.tokens}")
         return float(answer["seconds"])
+
+    def ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """Let it go on until it has answered a command of its own kind.
+
+        Raises:
+            PeerFailed: it ended.
+        """
+        self._signal(signal.SIGCONT)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it is gone, as its missing answer will tell
+            print(json.dumps(command), file=self._process.stdin)
+            self._process.stdin.flush()
+        answer = self._answer()
+        self._signal(signal.SIGSTOP)
+        return answer
 
     @property
     def pids(self) -> list[int]:

@@ -29,16 +29,32 @@ Generate = Callable[[Sequence[Row], int], int]
 """Greedy, end of sequence ignored: rows and new tokens of each -> tokens generated in all."""
 
 
+Command = Mapping[str, Any]
+Answer = Callable[[Command], Mapping[str, object]]
+
+
 def serve(start: Callable[[Settings], Generate]) -> None:
-    """Answer commands until standard input ends."""
+    """Answer `generate` until standard input ends."""
+
+    def started(settings: Settings) -> Answer:
+        generate = start(settings)
+
+        def timed(command: Command) -> Mapping[str, object]:
+            rows = [Row(**row) for row in command["rows"]]
+            began = time.perf_counter()
+            tokens = generate(rows, command["new_tokens"])
+            return {"seconds": time.perf_counter() - began, "tokens": tokens}
+
+        return timed
+
+    answer(started)
+
+
+def answer(start: Callable[[Settings], Answer]) -> None:
+    """Answer commands of any kind until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    generate = start(json.loads(sys.argv[1]))
+    handle = start(json.loads(sys.argv[1]))
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        command = json.loads(line)
-        rows = [Row(**row) for row in command["rows"]]
-        began = time.perf_counter()
-        tokens = generate(rows, command["new_tokens"])
-        answer = {"seconds": time.perf_counter() - began, "tokens": tokens}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(handle(json.loads(line))), file=answers, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,12 +14,17 @@ import pytest
 # benchmarks/ is run from the repository's root, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tiny_tokenizers import write_tokenizer
+
 from benchmarks.figures import compared, quantile, single, take_turns
 from benchmarks.groups import GROUPS
 from benchmarks.peers.process import PeerFailed, Sequences, running
 from benchmarks.prompts import Prompt
 from benchmarks.report import save
 from benchmarks.targets import TARGETS, verdict
+from benchmarks.training.groups import GROUPS as TRAINING_GROUPS
+from benchmarks.training.memory import peak
+from benchmarks.training.rows import RowFactory
 
 WORKER = """
 import json, sys
@@ -104,7 +110,54 @@ def test_a_peer_that_cannot_start_names_its_log(tmp_path: Path):
 def test_every_target_is_of_a_figure_that_is_told_of():
     told = (Path(__file__).resolve().parents[2] / "benchmarks/README.md").read_text()
     assert [name for name in TARGETS if f"`{name}`" not in told] == []
-    assert [name for name in GROUPS if f"`{name}`" not in told] == []
+    assert [name for name in (*GROUPS, *TRAINING_GROUPS) if f"`{name}`" not in told] == []
+
+
+def test_training_rows_are_alike_in_every_run_and_as_long_as_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    write_tokenizer(tmp_path / "base")
+    made = []
+    for run in ("first", "second"):
+        factory = RowFactory(tmp_path / "base", tmp_path / run)
+        made.append([factory.short(4), factory.uneven(9, 700), factory.full(2, 64)])
+    for rows, again in zip(*made, strict=True):
+        assert rows.path.read_text() == again.path.read_text()
+        found = json.loads(rows.path.read_text())
+        lengths = [len(row["input_ids"]) for row in found]
+        assert (rows.rows, rows.tokens) == (len(found), sum(lengths))
+        assert (rows.shortest, rows.longest) == (min(lengths), max(lengths))
+        assert rows.supervised_tokens == sum(sum(row["completion_mask"]) for row in found)
+    _, uneven, full = made[0]
+    assert full.shortest == full.longest == 64
+    assert 2 * uneven.shortest < uneven.longest <= 700
+
+
+GROWS = """
+import sys
+print(flush=True)
+sys.stdin.readline()
+held = bytearray(b"x") * 50_000_000
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_peak_is_what_is_held_above_the_beginning():
+    with subprocess.Popen(
+        [sys.executable, "-c", GROWS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        with peak(process.pid) as measured:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            measured.sample()
+        process.stdin.write("\n")
+    assert 45e6 < measured.above < 80e6
 
 
 def _stops(process: psutil.Process) -> bool:
