@@ -70,6 +70,7 @@ def test_train_sends_every_setting(client: Any, fake_server: FakeServer) -> None
         max_gradient_norm=0.0,
         seed=7,
         checkpoint_interval_steps=5,
+        activation_checkpointing=False,
     )
     data = DataOptions(holdout_fraction=0.2, max_row_tokens=64, long_rows=LongRows.DROP, train_on_prompt=True)
     evaluation = EvaluationOptions(

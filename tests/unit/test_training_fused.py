@@ -248,8 +248,8 @@ def test_gradients_are_as_near_to_float64_as_torchs_own(kernels, family, targets
 
 def test_checkpointing_gives_the_same_bits(kernels):
     whole, again = make("llama", kernels), make("llama", kernels)
-    for layer in fused_layers(again):
-        layer.checkpointing = True
+    again.checkpoint_activations()
+    assert all(layer.checkpointing for layer in fused_layers(again))
     assert all(torch.equal(a, b) for a, b in zip(gradients(whole), gradients(again), strict=True))
 
 
@@ -313,3 +313,20 @@ def test_micro_batches_are_of_like_size():
     made = [EncodedRow([1] * 10, [True] * 10) for _ in range(11)]
     assert [len(part) for part in micro_batches(made, most_rows=100, most_tokens=100)] == [6, 5]
     assert [len(part) for part in micro_batches(made, most_rows=100, most_tokens=110)] == [11]
+
+
+def test_fused_layers_keep_about_what_they_are_expected_to(kernels):
+    model, tokens = make("llama", kernels), 512
+    generator = torch.Generator().manual_seed(5)
+    packed = pack(
+        [EncodedRow(torch.randint(3, 97, (64,), generator=generator).tolist(), [False, *[True] * 63])] * 8
+    )
+    kept: dict[int, int] = {}
+
+    def pack_hook(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
+        model.loss(packed, 1.0)
+    assert 0.5 * model.kept_bytes(tokens) < sum(kept.values()) < 2 * model.kept_bytes(tokens)

@@ -157,6 +157,34 @@ def test_micro_batches_train_the_same(tmp_path, base):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("head_dim", [8, 16], ids=["plain", "fused"])
+def test_activation_checkpointing_changes_no_bit_and_comes_by_itself_where_memory_is_short(
+    tmp_path, head_dim
+):
+    base = make_base(tmp_path / "base", dtype=torch.bfloat16, head_dim=head_dim)
+    digests, told = [], []
+    for name, wanted, budget_bytes in (
+        ("off", False, 1),
+        ("on", True, 10**12),
+        ("short", None, 1),
+        ("not", None, 10**12),
+    ):
+        optimization: dict[str, object] = {"max_steps": 3, "batch_rows": 4, "learning_rate": 1e-2}
+        task = make_task(
+            tmp_path / name,
+            base,
+            lora={"rank": 4, "dropout": 0.2},
+            data={"holdout_fraction": 0},
+            memory_budget_bytes=budget_bytes,
+            optimization=optimization | {"activation_checkpointing": wanted},
+        )
+        reports = finish(task)
+        digests.append(digest(task))
+        told.append([n.text for n in reports.of(Notice) if "activation checkpointing is on" in n.text])
+    assert len(set(digests)) == 1
+    assert [bool(texts) for texts in told] == [False, False, True, False]
+
+
 @dataclass(slots=True)
 class StopAfter:
     """Reports and stop flag in one: set once `steps` training steps were reported, or a phase began."""

@@ -55,6 +55,14 @@ def train(
     max_steps: Annotated[int | None, _option(STEPS, "Optimiser steps, instead of epochs.")] = None,
     batch_rows: Annotated[int | None, _option(STEPS, "Rows in a step; 8.")] = None,
     micro_batch_rows: Annotated[int | None, _option(STEPS, "How many run at once; all.")] = None,
+    activation_checkpointing: Annotated[
+        bool | None,
+        _option(
+            STEPS,
+            "Less memory, slower; where memory is short.",
+            "--activation-checkpointing/--no-activation-checkpointing",
+        ),
+    ] = None,
     learning_rate: Annotated[float | None, _option(STEPS, "The peak; chosen from the base.")] = None,
     schedule: Annotated[
         Literal["CONSTANT", "LINEAR", "COSINE"] | None, _option(STEPS, "After warm-up; COSINE.")
@@ -105,6 +113,7 @@ def train(
                 max_steps=max_steps,
                 batch_rows=batch_rows,
                 micro_batch_rows=micro_batch_rows,
+                activation_checkpointing=activation_checkpointing,
                 learning_rate=learning_rate,
                 schedule=LearningRateSchedule(schedule) if schedule else None,
                 warmup_fraction=warmup_fraction,

@@ -227,7 +227,7 @@ class LoraMethod(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., rank_stabilized: bool = ..., decomposed: bool = ...) -> None: ...
 
 class Optimization(_message.Message):
-    __slots__ = ("epochs", "max_steps", "batch_rows", "micro_batch_rows", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_gradient_norm", "seed", "checkpoint_interval_steps")
+    __slots__ = ("epochs", "max_steps", "batch_rows", "micro_batch_rows", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_gradient_norm", "seed", "checkpoint_interval_steps", "activation_checkpointing")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +239,7 @@ class Optimization(_message.Message):
     MAX_GRADIENT_NORM_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_INTERVAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
     epochs: float
     max_steps: int
     batch_rows: int
@@ -250,7 +251,8 @@ class Optimization(_message.Message):
     max_gradient_norm: float
     seed: int
     checkpoint_interval_steps: int
-    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., batch_rows: _Optional[int] = ..., micro_batch_rows: _Optional[int] = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[LearningRateSchedule, str]] = ..., warmup_fraction: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_gradient_norm: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval_steps: _Optional[int] = ...) -> None: ...
+    activation_checkpointing: bool
+    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., batch_rows: _Optional[int] = ..., micro_batch_rows: _Optional[int] = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[LearningRateSchedule, str]] = ..., warmup_fraction: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_gradient_norm: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval_steps: _Optional[int] = ..., activation_checkpointing: bool = ...) -> None: ...
 
 class DataOptions(_message.Message):
     __slots__ = ("holdout_fraction", "max_row_tokens", "long_rows", "train_on_prompt")

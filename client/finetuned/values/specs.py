@@ -58,7 +58,7 @@ class Optimization:
     batch_rows: int | None = None
     """Rows in one optimiser step, 1 to 1024; default 8."""
     micro_batch_rows: int | None = None
-    """How many of them run at once; default batch_rows."""
+    """How many of them run at once at most; default batch_rows."""
     learning_rate: float | None = None
     """The peak; the default is chosen from the base's width."""
     schedule: LearningRateSchedule | None = None
@@ -73,6 +73,8 @@ class Optimization:
     """Fixes the order of rows, initial weights and dropout; default 0."""
     checkpoint_interval_steps: int | None = None
     """The default is chosen from the number of steps."""
+    activation_checkpointing: bool | None = None
+    """Less memory, steps up to a third longer, the same result; default: where memory is short."""
 
 
 @final

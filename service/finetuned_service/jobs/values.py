@@ -112,6 +112,8 @@ class Optimization(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     checkpoint_interval_steps: int | None = Field(default=None, ge=1)
     """Resolved to a tenth of the steps, at least 5."""
+    activation_checkpointing: bool | None = None
+    """None leaves it to each attempt: it depends on the memory there and changes no bit of the result."""
 
 
 class DataOptions(Settings):

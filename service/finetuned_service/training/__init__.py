@@ -9,6 +9,7 @@
     lora.py         one linear module with its low-rank update, forward and backward
     norm.py         RMS norm with a frozen weight
     fused.py        a whole Llama-like layer in bfloat16 as one function, forward and backward
+    activations.py  layers that keep their input alone, and what others keep
     native/         its passes in C++, compiled for the machine
     attention.py    attention within each row of a packed sequence
     loss.py         cross-entropy of supervised tokens only, without all logits in memory

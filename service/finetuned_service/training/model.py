@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.training import attention
+from finetuned_service.training.activations import checkpoint_layers, kept_bytes
 from finetuned_service.training.fused import fuse
 from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
@@ -52,6 +53,19 @@ class AdaptedModel:
         return supervised_cross_entropy(
             hidden.index_select(0, rows.predicting), self.head, rows.targets, scale, self.kernels
         )
+
+    def checkpoint_activations(self) -> None:
+        """Keep less of each layer for the gradient, and compute more; once."""
+        checkpoint_layers(self._layers)
+
+    def kept_bytes(self, tokens: int) -> int:
+        """About how much the layers keep of so many tokens, unless activations are checkpointed."""
+        return kept_bytes(self._layers, tokens)
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        decoder: Any = self.decoder
+        return decoder.layers
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Dropout of the updates on or off; the base has none that trains."""

@@ -35,10 +35,13 @@ from finetuned_service.training.checkpoint import CheckpointStore, RunState
 from finetuned_service.training.data import JobData, read_job_data
 from finetuned_service.training.evaluate import Evaluated, Evaluator, Stopped, Subject
 from finetuned_service.training.loop import Ended, Trainer
-from finetuned_service.training.model import load_model
+from finetuned_service.training.model import AdaptedModel, load_model
+from finetuned_service.training.order import MICRO_BATCH_TOKENS
 from finetuned_service.training.questions import Question, matches, questions
 from finetuned_service.training.schedule import Plan
 
+SAFE_SHARE = 0.8
+"""Of the memory budget; what a step needs beside what layers keep is not computed beforehand."""
 MAX_SAMPLES = 100
 """Held-out rows that the result shows with their answers."""
 
@@ -165,6 +168,7 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
     checkpoints = CheckpointStore(job.work_directory / "checkpoints")
     base_directory, cache_directory = Path(job.task.base_directory), job.task.cache_directory
     model = load_model(base_directory, job.spec.lora, optimization.seed, cache_directory)
+    _choose_checkpointing(job, model)
     trainer = Trainer(
         model,
         optimization,
@@ -188,6 +192,26 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         write_adapter(job.adapter_directory, parameters, job.spec.lora, job.spec.base, model.head.dtype)
     return ended, trainer.state
+
+
+def _choose_checkpointing(job: _Job, model: AdaptedModel) -> None:
+    """Keep less of each layer where the settings say so, or where memory is short and they say nothing."""
+    wanted = job.spec.optimization.activation_checkpointing
+    budget_bytes = job.task.limits.memory_budget_bytes
+    longest = max(len(example.encoded.token_ids) for example in job.data.train)
+    tokens = max(longest, min(MICRO_BATCH_TOKENS, longest * job.spec.optimization.batch_rows))
+    state = sum(3 * parameter.nbytes for _, parameter in model.named_parameters())  # gradient, two moments
+    expected_bytes = private_memory_bytes() + state + model.kept_bytes(tokens)
+    if wanted is None:
+        wanted = expected_bytes > SAFE_SHARE * budget_bytes
+        if wanted:
+            text = (
+                f"activation checkpointing is on: without it the job would hold some {expected_bytes / 1e6:,.0f} "
+                f"MB, and {budget_bytes / 1e6:,.0f} MB are allowed. Steps take up to a third longer"
+            )
+            job.report(Notice(text=text))
+    if wanted:
+        model.checkpoint_activations()
 
 
 def _begin(job: _Job, kept: RunState | None) -> RunState:
