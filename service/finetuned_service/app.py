@@ -211,6 +211,7 @@ class Server:
                 cache_directory=settings.resolved_cache_dir,
                 max_running_sequences=settings.max_running_sequences,
                 max_queued_sequences=settings.max_queued_sequences,
+                max_tenant_queue_share=settings.max_tenant_queue_share,
                 max_prefill_tokens=settings.max_prefill_tokens,
                 kv_capacity_tokens=settings.kv_cache_tokens,
                 device_budget_bytes=settings.adapter_device_bytes,

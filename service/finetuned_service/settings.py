@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     """The most sequences in one batch."""
     max_queued_sequences: int = Field(default=256, ge=0, le=100_000)
     """The most sequences waiting for a place; more are refused with RESOURCE_EXHAUSTED."""
+    max_tenant_queue_share: float = Field(default=0.75, ge=0.05, le=1.0)
+    """The part of all places, in the batch and waiting, that one tenant may take; the less is free, the smaller,
+    so that some are always left for others. 1 lets one tenant take all; the batch alone it may always fill."""
     max_prefill_tokens: int = Field(default=512, ge=16, le=65_536)
     """Prompt tokens processed in one step beside the running sequences."""
     kv_cache_tokens: int = Field(default=32_768, ge=256)

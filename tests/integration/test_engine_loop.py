@@ -137,7 +137,7 @@ def test_joining_and_leaving_a_running_batch_changes_no_reply(engine, adapters, 
 def test_cancelling_frees_slot_and_kv_before_the_next_step(engine, adapters):
     engine.generate([submit(0, adapters[0])])
     watch = Watch(engine)
-    engine.deliver(*(submit(i, adapters[0]) for i in range(8)), submit(8))
+    engine.deliver(*(submit(i, adapters[0]) for i in range(9)))
     watch.until(lambda: 0 in watch.tokens)
     assert 8 not in watch.tokens
     engine.deliver(Cancel(0), Cancel(8), Cancel(12345), submit(9))
@@ -235,22 +235,40 @@ def test_a_row_that_cannot_be_sampled_fails_alone(engine, oracles):
     assert good.token_ids == oracle_tokens(oracles[3], PROMPT, 10)
 
 
-def test_a_step_that_breaks_fails_its_sequences_and_the_engine_goes_on(model, oracles):
+def break_steps(engine, is_broken):
+    run = engine._loop.runner.run
+
+    def breaks(chunks, place_of, **settings):
+        if any(is_broken(chunk.sequence) for chunk in chunks):
+            raise RuntimeError("a kernel that gave up, naming /secret/path")
+        return run(chunks, place_of, **settings)
+
+    engine._loop.runner.run = breaks
+
+
+def test_a_row_that_breaks_its_step_fails_alone(model, adapters, oracles):
     with OfflineEngine(model, CONFIG) as engine:
-        run, broken = engine._loop.runner.run, ["once"]
+        break_steps(engine, lambda one: one.request_id == 2 and one.new_tokens == 3)
+        requests = [submit(1, adapters[0]), submit(2, adapters[1]), submit(3)]
+        first, broken, third = engine.generate(requests)
+        assert isinstance(broken.error, Internal)
+        assert "secret" not in broken.error.message
+        assert broken.token_ids == oracle_tokens(oracles[1], PROMPT, 10)[:3]
+        assert first.token_ids == oracle_tokens(oracles[0], PROMPT, 10)
+        assert third.token_ids == oracle_tokens(oracles[3], PROMPT, 10)
+        snapshot = engine.inspect()
+        assert snapshot.kv_tokens_used == 0
+        assert [a.running_sequences for a in snapshot.adapters] == [0, 0]
 
-        def breaks(*arguments, **settings):
-            if broken:
-                raise RuntimeError(f"a kernel that gave up {broken.pop()}, naming /secret/path")
-            return run(*arguments, **settings)
 
-        engine._loop.runner.run = breaks
+def test_steps_that_all_break_fail_their_sequences_and_the_engine_goes_on(model, oracles):
+    with OfflineEngine(model, CONFIG) as engine:
+        break_steps(engine, lambda one: one.request_id < 3)
         bad = engine.generate([submit(1), submit(2)])
         assert [type(completion.error) for completion in bad] == [Internal, Internal]
-        assert "secret" not in bad[0].error.message
         (good,) = engine.generate([submit(3)])
         assert good.token_ids == oracle_tokens(oracles[3], PROMPT, 10)
-        assert engine.inspect().kv_tokens_used == 0
+        assert engine.inspect().counters["step_failures"] == 3
 
 
 @pytest.mark.parametrize(

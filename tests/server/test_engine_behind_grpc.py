@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,9 +13,9 @@ from contextlib import ExitStack
 import grpc
 import pytest
 from finetuned import Client, GenerateRequest, RawText, Reply
-from finetuned._retry import RetryPolicy
-from finetuned.errors import InvalidField, QueueFull
-from finetuned_service.engine.messages import Cancel, Command, Inspect, Snapshot
+from finetuned._retry import Deadlines, RetryPolicy
+from finetuned.errors import DeadlineExceeded, InvalidField, QueueFull
+from finetuned_service.engine.messages import Cancel, Command, Inspect, Snapshot, Submit
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tiny_server import TinyServer
@@ -83,6 +84,31 @@ def test_client_gone_mid_stream_frees_its_place_within_one_step(
     assert (before.running_sequences, after.running_sequences) == (1, 0)
     assert after.kv_tokens_used == 0
     assert after.counters["steps"] - before.counters["steps"] <= 1
+
+
+def test_a_deadline_travels_to_the_engine_and_its_refusal_back(
+    client: Client, server: TinyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = server.server.engine
+    send, submitted = engine._send, list[Submit]()
+
+    def send_too_late(command: Command) -> None:
+        if isinstance(command, Submit):
+            submitted.append(command)
+            command = dataclasses.replace(command, deadline_seconds=time.monotonic() - 1)
+        send(command)
+
+    monkeypatch.setattr(engine, "_send", send_too_late)
+    before = time.monotonic()
+    patient = Client(server.endpoint, deadlines=Deadlines(generate_seconds=100.0))
+    with patient, pytest.raises(DeadlineExceeded, match="deadline") as refusal:
+        patient.generate(PROMPT, plain_base=True, **LONG)
+    assert refusal.value.metadata["stage"] == "QUEUE"
+    assert submitted[0].deadline_seconds == pytest.approx(before + 100.0, abs=30.0)
+    with Client(server.endpoint, deadlines=Deadlines(generate_seconds=100.0)) as other:
+        (item,) = other.generate_many([GenerateRequest(PROMPT, plain_base=True)])
+    assert isinstance(item, DeadlineExceeded)
+    assert submitted[1].deadline_seconds is not None
 
 
 def test_full_queue_is_refused_with_a_time_to_retry(client: Client, server: TinyServer) -> None:

@@ -6,81 +6,18 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
-from finetuned_service.engine.scheduler import MAX_OVERTAKES, PREPARED_AHEAD, Readiness, Scheduler
-from finetuned_service.engine.sequence import Phase, Sequence
+from finetuned_service.engine.gate import Readiness
+from finetuned_service.engine.scheduler import LOADS_AHEAD, MAX_OVERTAKES, PREPARED_AHEAD
+from finetuned_service.engine.sequence import Phase
 from finetuned_service.errors import AdapterIncompatible
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-class Gate:
-    """Adapters as ready as `readiness` says (READY if it says nothing); counts holds."""
-
-    def __init__(self):
-        self.passes = 0
-        self.prepared = []
-        self.readiness = {}
-        self.holds = Counter()
-
-    def begin_pass(self):
-        self.passes += 1
-
-    def try_hold(self, handle):
-        answer = self.readiness.get(handle.digest, Readiness.READY)
-        if isinstance(answer, Exception):
-            raise answer
-        if answer is Readiness.READY:
-            self.holds[handle.digest] += 1
-        return answer
-
-    def prepare(self, handle):
-        self.prepared.append(handle.digest)
-        if isinstance(self.readiness.get(handle.digest), Exception):
-            raise self.readiness[handle.digest]
-
-    def release(self, handle):
-        self.holds[handle.digest] -= 1
+from tiny_scheduler import Gate, advance, enqueue, ids, make_scheduler, sequence
 
 
 @pytest.fixture
 def gate():
     return Gate()
-
-
-def make_scheduler(gate, *, max_running=4, max_prefill_tokens=8, kv_capacity_tokens=100):
-    return Scheduler(
-        max_running=max_running,
-        max_prefill_tokens=max_prefill_tokens,
-        kv_capacity_tokens=kv_capacity_tokens,
-        adapters=gate,
-    )
-
-
-def sequence(request_id, prompt=3, new=4, adapter=None):
-    handle = AdapterHandle(adapter, "") if adapter else None
-    submit = Submit(request_id, tuple(range(prompt)), handle, Sampling(max_new_tokens=new))
-    return Sequence(submit, prompt + new, 0.0, list(submit.prompt_token_ids))
-
-
-def enqueue(scheduler, *sequences):
-    for one in sequences:
-        scheduler.enqueue(one)
-
-
-def ids(sequences):
-    return [one.request_id for one in sequences]
-
-
-def advance(scheduler):
-    """What the loop does with a plan: compute, append a token, end at the limit."""
-    for chunk in scheduler.plan_step():
-        completes = chunk.completes
-        chunk.sequence.computed_tokens += chunk.rows
-        if completes:
-            chunk.sequence.tokens.append(0)
-            if len(chunk.sequence.tokens) == chunk.sequence.limit_tokens:
-                scheduler.end(chunk.sequence)
 
 
 def test_first_come_first_served_up_to_the_slots(gate):
@@ -111,32 +48,104 @@ def test_one_whose_adapter_loads_lets_others_pass(gate):
     assert gate.holds == {"warm": 1, "cold": 1}
 
 
-def test_one_without_memory_for_its_adapter_is_overtaken_so_often_and_no_more(gate):
+def test_those_without_an_adapter_pass_one_that_finds_no_memory_and_never_stop(gate):
     scheduler = make_scheduler(gate, max_running=1)
     gate.readiness["big"] = Readiness.NO_MEMORY
-    enqueue(scheduler, sequence(0, adapter="big"))
-    for i in range(1, MAX_OVERTAKES + 5):
-        enqueue(scheduler, sequence(i))
+    enqueue(scheduler, sequence(0, adapter="big"), *(sequence(i) for i in range(1, 3 * MAX_OVERTAKES)))
     passed = 0
     while admitted := scheduler.admit(0.0).admitted:
         passed += len(admitted)
         scheduler.end(admitted[0])
-    assert passed == MAX_OVERTAKES
+    assert passed == 3 * MAX_OVERTAKES - 1
     gate.readiness["big"] = Readiness.READY
     assert ids(scheduler.admit(0.0).admitted) == [0]
 
 
-def test_adapters_of_those_next_in_line_are_prepared(gate):
+def starve(scheduler, gate, busy):
+    """One that finds no memory, overtaken until one busy adapter is held back; the rounds it took."""
+    gate.readiness["cold"] = Readiness.NO_MEMORY
+    enqueue(scheduler, sequence(0, adapter="cold"))
+    for i in range(1, 200):
+        enqueue(scheduler, sequence(i, new=3 + i % 2, adapter=busy[i % len(busy)]))
+    rounds = 0
+    while not scheduler.drains:
+        scheduler.admit(0.0)
+        advance(scheduler)
+        rounds += 1
+        assert rounds < 200
+    return rounds
+
+
+def running_adapters(scheduler):
+    return {one.adapter.digest for one in scheduler.running.values()}
+
+
+def test_a_busy_adapter_runs_out_for_one_that_waits_and_the_others_go_on(gate):
+    scheduler = make_scheduler(gate, max_running=4)
+    starve(scheduler, gate, ("a", "b", "c"))
+    started = set()
+    while {"a", "b", "c"} == running_adapters(scheduler):
+        started.update(one.adapter.digest for one in scheduler.admit(0.0).admitted)
+        advance(scheduler)
+    (drained,) = {"a", "b", "c"} - running_adapters(scheduler)
+    assert drained not in started
+    gate.readiness["cold"] = Readiness.READY
+    enqueue(scheduler, sequence(1000, adapter=drained, tenant="newcomer"))
+    assert ids(scheduler.admit(0.0).admitted)[0] == 0
+    advance(scheduler)
+    scheduler.end(scheduler.running[0])
+    assert scheduler.admit(0.0).admitted[0].request_id == 1000, "who was held back goes on"
+    assert scheduler.drains == 1
+
+
+def test_with_no_memory_at_all_one_after_another_is_held_back(gate):
+    scheduler = make_scheduler(gate, max_running=4)
+    starve(scheduler, gate, ("a", "b", "c"))
+    for _ in range(40):
+        scheduler.admit(0.0)
+        advance(scheduler)
+    assert (running_adapters(scheduler), scheduler.drains) == (set(), 3)
+    scheduler.end(scheduler.find(0))
+    scheduler.admit(0.0)
+    assert running_adapters(scheduler), "who waited for the memory is gone, and nobody is held back for it"
+
+
+def test_a_pinned_adapter_is_never_held_back(gate):
+    scheduler = make_scheduler(gate, max_running=4)
+    gate.pinned = {"a", "b"}
+    starve(scheduler, gate, ("a", "b", "c"))
+    for _ in range(20):
+        advance(scheduler)
+        scheduler.admit(0.0)
+    assert running_adapters(scheduler) == {"a", "b"}
+    assert scheduler.drains == 1
+
+
+def test_adapters_of_those_next_in_turn_are_prepared(gate):
     scheduler = make_scheduler(gate, max_running=1)
     enqueue(
         scheduler, sequence(0, adapter="x"), sequence(1), *(sequence(i, adapter=f"a{i}") for i in range(2, 9))
     )
     gate.readiness["a3"] = AdapterIncompatible("no")
     admission = scheduler.admit(0.0)
-    assert (ids(admission.admitted), gate.prepared) == ([0], ["a2", "a3", "a4"])
+    assert (ids(admission.admitted), gate.prepared) == ([0], ["x", "a2", "a3", "a4"])
     assert [refusal.sequence.request_id for refusal in admission.refused] == [3]
-    assert len(gate.prepared) + 1 == PREPARED_AHEAD
+    assert len(gate.prepared) == PREPARED_AHEAD
     assert gate.holds == {"x": 1}
+
+
+def test_so_many_adapters_are_on_their_way_and_no_more(gate):
+    scheduler = make_scheduler(gate)
+    cold = [f"a{i}" for i in range(9)]
+    gate.readiness = dict.fromkeys(cold, Readiness.LOADING)
+    enqueue(scheduler, *(sequence(i, adapter=digest) for i, digest in enumerate(cold)), sequence(9))
+    assert ids(scheduler.admit(0.0).admitted) == [9]
+    assert gate.prepared == cold[:LOADS_AHEAD]
+    scheduler.admit(0.0)
+    assert gate.prepared == cold[:LOADS_AHEAD] * 2, "the same ones, until they start"
+    scheduler.end(scheduler.find(0))
+    scheduler.admit(0.0)
+    assert gate.prepared[-LOADS_AHEAD:] == cold[1 : LOADS_AHEAD + 1]
 
 
 def test_a_refused_adapter_ends_its_request_only(gate):

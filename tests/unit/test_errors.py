@@ -106,7 +106,10 @@ EXAMPLES: dict[type[FinetunedError], FinetunedError] = {
     PermissionDenied: PermissionDenied(
         "bases/a is shared by all tenants", metadata={"role": "user", "needed_role": "admin"}
     ),
-    DeadlineExceeded: DeadlineExceeded("the deadline was over before a slot was free"),
+    DeadlineExceeded: DeadlineExceeded(
+        "a place in the batch is about 12.0 s away and the call's deadline 2.0 s",
+        metadata={"stage": "ESTIMATE", "estimated_wait_seconds": "12.000", "remaining_seconds": "2.000"},
+    ),
     Cancelled: Cancelled("the caller went away"),
     Internal: Internal.opaque(),
 }

@@ -58,7 +58,7 @@ class ToldEngine:
         self.cancelled: list[int] = []
         self.all_submitted = asyncio.Event()
 
-    def submit(self, prompt_token_ids, adapter, sampling, tenant) -> EngineStream:
+    def submit(self, prompt_token_ids, adapter, sampling, tenant, deadline_seconds) -> EngineStream:
         number = len(self.submitted)
         self.submitted.append((tuple(prompt_token_ids), adapter, sampling))
         if len(self.submitted) == len(self.scripts):

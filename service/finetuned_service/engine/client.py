@@ -38,8 +38,9 @@ from finetuned_service.engine.messages import (
     Submit,
     Tokens,
 )
+from finetuned_service.engine.queue_places import QueuePlaces
 from finetuned_service.engine.stream import EngineStream
-from finetuned_service.errors import FinetunedError, Internal, QueueFull, Unavailable, from_wire
+from finetuned_service.errors import FinetunedError, Internal, Unavailable, from_wire
 
 _log = structlog.get_logger()
 
@@ -64,6 +65,13 @@ class EngineClient:
         """How often the engine process was started again after its end."""
         self._ids = itertools.count(1)
         self._streams: dict[int, EngineStream] = {}
+        self._tenants: dict[int, str] = {}
+        """Whose each stream is."""
+        self._places = QueuePlaces(
+            running=config.max_running_sequences,
+            queued=config.max_queued_sequences,
+            share=config.max_tenant_queue_share,
+        )
         self._calls: dict[int, asyncio.Future[Snapshot]] = {}
         self._desired: dict[str, SetResidency] = {}
         self._outbox: list[Command] = []
@@ -107,15 +115,32 @@ class EngineClient:
         adapter: AdapterHandle | None,
         sampling: Sampling,
         tenant: str = "",
+        deadline_seconds: float | None = None,
     ) -> EngineStream:
         """Queue a request at once. Leave the stream with `aclose` (or `async with`): it cancels what runs.
 
+        Args:
+            prompt_token_ids: at least one.
+            adapter: None for the plain base.
+            sampling: how tokens are chosen.
+            tenant: whose request it is.
+            deadline_seconds: when its answer is of no use any more, by `time.monotonic`.
+
         Raises:
-            QueueFull: if as many requests as the engine takes are on their way.
+            QueueFull: if as many requests as the engine takes are on their way, or as many of this tenant as
+                leave room for others.
             Unavailable: while there is no engine.
         """
         return self._queue(
-            lambda request_id: Submit(request_id, tuple(prompt_token_ids), adapter, sampling, tenant)
+            tenant,
+            lambda request_id: Submit(
+                request_id,
+                tuple(prompt_token_ids),
+                adapter,
+                sampling,
+                tenant,
+                deadline_seconds=deadline_seconds,
+            ),
         )
 
     async def encode(
@@ -125,6 +150,7 @@ class EngineClient:
         encode: Encode,
         tenant: str = "",
         pixels: Pixels | None = None,
+        deadline_seconds: float | None = None,
     ) -> tuple[Started, Encoded]:
         """What an input becomes; only for bases that encode.
 
@@ -133,24 +159,27 @@ class EngineClient:
             FinetunedError: with which the request ends.
         """
         stream = self._queue(
+            tenant,
             lambda request_id: Submit(
-                request_id, tuple(token_ids), adapter, Sampling(1), tenant, encode=encode, pixels=pixels
-            )
+                request_id,
+                tuple(token_ids),
+                adapter,
+                Sampling(1),
+                tenant,
+                encode=encode,
+                pixels=pixels,
+                deadline_seconds=deadline_seconds,
+            ),
         )
         return await stream.encoded()
 
-    def _queue(self, make: Callable[[int], Submit]) -> EngineStream:
+    def _queue(self, tenant: str, make: Callable[[int], Submit]) -> EngineStream:
         self._check_alive()
-        most = self._config.max_running_sequences + self._config.max_queued_sequences
-        if len(self._streams) >= most:
-            raise QueueFull(
-                f"{most} requests are running or queued, the most this server takes; try again",
-                metadata={"limit": str(most)},
-                retry_after_seconds=1.0,
-            )
+        self._places.take(tenant)
         request_id = next(self._ids)
         stream = EngineStream(request_id, self._leave)
         self._streams[request_id] = stream
+        self._tenants[request_id] = tenant
         self._send(make(request_id))
         return stream
 
@@ -259,7 +288,7 @@ class EngineClient:
             case Started() | Tokens() | Encoded() | Failed():
                 stream = self._streams.get(event.request_id)
                 if stream is not None and stream.feed(event):
-                    del self._streams[event.request_id]
+                    self._drop(event.request_id)
             case Answer(call_id=call_id, snapshot=snapshot, error=error):
                 future = self._calls.pop(call_id, None)
                 if future is None or future.done():
@@ -284,8 +313,14 @@ class EngineClient:
             self._calls.pop(command.call_id, None)
 
     def _leave(self, request_id: int) -> None:
-        if self._streams.pop(request_id, None) is not None and self._ready is not None:
+        if self._drop(request_id) and self._ready is not None:
             self._send(Cancel(request_id))
+
+    def _drop(self, request_id: int) -> bool:
+        if self._streams.pop(request_id, None) is None:
+            return False
+        self._places.give_back(self._tenants.pop(request_id))
+        return True
 
     def _send(self, command: Command) -> None:
         """With all else that is sent in this turn of the event loop, as one message."""
@@ -311,8 +346,9 @@ class EngineClient:
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
 
     def _fail_pending(self, error: Unavailable) -> None:
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
+        streams = list(self._streams.values())
+        for stream in streams:
+            self._drop(stream.request_id)
             stream.feed(Failed(stream.request_id, error.to_wire()))
         calls, self._calls = self._calls, {}
         for future in calls.values():

@@ -23,6 +23,8 @@ class EngineConfig:
     """Sequences in one batch."""
     max_queued_sequences: int = 256
     """Sequences that may wait for a place; kept by the client, which refuses more."""
+    max_tenant_queue_share: float = 0.75
+    """Of the places in batch and queue, how many one tenant may have while it is alone; see `queue_places.py`."""
     max_prefill_tokens: int = 512
     """Prompt tokens computed in one step beside the decoding sequences."""
     kv_capacity_tokens: int = 32_768

@@ -16,6 +16,8 @@ import structlog
 
 from finetuned_service.engine.adapter_memory import LoaderThread
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.deadlines import expiry
+from finetuned_service.engine.gate import Readiness
 from finetuned_service.engine.histogram import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, Histogram
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
@@ -33,10 +35,16 @@ from finetuned_service.engine.messages import (
 )
 from finetuned_service.engine.replies import Replies, encoded, limit_tokens
 from finetuned_service.engine.residency import ResidencyManager
-from finetuned_service.engine.runner import Model
-from finetuned_service.engine.scheduler import Chunk, Readiness, Scheduler
-from finetuned_service.engine.sequence import Sequence
-from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Unavailable
+from finetuned_service.engine.runner import Model, StepLogits
+from finetuned_service.engine.scheduler import Chunk, Scheduler
+from finetuned_service.engine.sequence import Phase, Sequence
+from finetuned_service.errors import (
+    DeadlineExceeded,
+    FinetunedError,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+)
 
 _log = structlog.get_logger()
 _COUNTERS = (
@@ -46,6 +54,9 @@ _COUNTERS = (
     "decode_tokens",
     "step_seconds",
     "step_failures",
+    "deadlines_estimate",
+    "deadlines_queue",
+    "deadlines_running",
 )
 
 
@@ -107,10 +118,12 @@ class EngineLoop:
         """
         while not self._inbox.empty():
             self._take(self._inbox.get())
+        self._end_expired()
         self._admit()
         self._counters["prefix_tokens_reused"] += self.scheduler.share_prefixes(self.runner.copy_kv)
         chunks = self.scheduler.plan_step()
         if chunks:
+            self.scheduler.charge(chunks)
             self._compute(chunks)
         elif not self._events:
             self._wait()
@@ -127,9 +140,8 @@ class EngineLoop:
         return events
 
     def _wait(self) -> None:
-        timeout_seconds = None
-        if self._stop_seconds is not None:
-            timeout_seconds = max(0.0, self._stop_seconds - time.monotonic())
+        ends = [at for at in (self._stop_seconds, self.scheduler.next_deadline_seconds) if at is not None]
+        timeout_seconds = max(0.0, min(ends) - time.monotonic()) if ends else None
         try:
             self._take(self._inbox.get(timeout=timeout_seconds))
         except queue.Empty:
@@ -160,11 +172,22 @@ class EngineLoop:
             if self._stop_seconds is not None:
                 raise Unavailable("the engine is stopping; try again", retry_after_seconds=1.0)
             limit = limit_tokens(submit, self._model, self.scheduler.kv.capacity)
+            sequence = Sequence(submit, limit, time.monotonic(), list(submit.prompt_token_ids))
+            self.scheduler.check_deadline(sequence, sequence.arrived_seconds)
         except FinetunedError as error:
+            if isinstance(error, DeadlineExceeded):
+                self._counters["deadlines_estimate"] += 1
             self._events.append(Failed(submit.request_id, error.to_wire()))
             return
-        sequence = Sequence(submit, limit, time.monotonic(), list(submit.prompt_token_ids))
         self.scheduler.enqueue(sequence)
+
+    def _end_expired(self) -> None:
+        for sequence in self.scheduler.expired(time.monotonic()):
+            running = sequence.phase is Phase.RUNNING
+            self._counters["deadlines_running" if running else "deadlines_queue"] += 1
+            error = expiry(sequence)
+            self._end(sequence, sound=True)
+            self._events.append(Failed(sequence.request_id, error.to_wire()))
 
     def _admit(self) -> None:
         admission = self.scheduler.admit(time.monotonic())
@@ -187,17 +210,26 @@ class EngineLoop:
         try:
             step = self.runner.run(chunks, self._place_of)
             greedy = self._replies.greedy(step.logits) if step.chosen else []
-        except Exception as error:  # noqa: BLE001 - the step's sequences fail, the engine goes on
-            fault = self._fault(error)
+        except Exception as error:  # noqa: BLE001 - who is at fault fails alone, the engine goes on
             self._counters["step_failures"] += 1
+            fault = self._fault(error)
+            if len(chunks) == 1:
+                self._fail(chunks[0].sequence, fault)
+                return
+            # Nobody knows whose row it was; keys and values computed twice are the same.
             for chunk in chunks:
-                self._fail(chunk.sequence, fault)
+                self._compute([chunk])
             return
         now = time.monotonic()
         for chunk in chunks:
             kind = "decode_tokens" if chunk.sequence.new_tokens else "prefill_tokens"
             self._counters[kind] += chunk.rows
             chunk.sequence.computed_tokens += chunk.rows
+        self._tell_tokens(step, greedy, now)
+        self._tell_encoded(step, now)
+        self._count_step(chunks, time.monotonic() - began)
+
+    def _tell_tokens(self, step: StepLogits, greedy: list[int | None], now: float) -> None:
         for row, sequence in enumerate(step.chosen):
             try:
                 tokens = self._replies.extend(sequence, step.logits[row], greedy[row], now)
@@ -210,15 +242,19 @@ class EngineLoop:
             self._events.append(tokens)
             if tokens.finish is not None:
                 self._end(sequence, sound=True)
+
+    def _tell_encoded(self, step: StepLogits, now: float) -> None:
         for sequence, rows in step.encoded:
             try:
                 event = encoded(sequence, rows, now)
             except FinetunedError as error:
                 self._fail(sequence, error)
                 continue
+            except Exception as error:  # noqa: BLE001 - a row that cannot be told fails alone
+                self._fail(sequence, self._fault(error))
+                continue
             self._events.append(event)
             self._end(sequence)
-        self._count_step(chunks, time.monotonic() - began)
 
     def _count_step(self, chunks: list[Chunk], seconds: float) -> None:
         self._counters["steps"] += 1
@@ -283,6 +319,10 @@ class EngineLoop:
     def _verify(self, call_id: int) -> None:
         self._inbox.put(_Verified(call_id, self._model.fingerprint()))
 
+    def _queue_age_seconds(self) -> float:
+        oldest = next(iter(self.scheduler.waiting.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.arrived_seconds
+
     def _snapshot(self, base_digest: str = "") -> Snapshot:
         return Snapshot(
             running_sequences=len(self.scheduler.running),
@@ -295,6 +335,7 @@ class EngineLoop:
             base_digest=base_digest,
             counters={
                 **self._counters,
+                "adapter_drains": float(self.scheduler.drains),
                 "adapter_loads": float(self.residency.loads),
                 "adapter_evictions": float(self.residency.evictions),
                 "host_evictions": float(self.residency.host_evictions),
@@ -311,4 +352,6 @@ class EngineLoop:
             waiting_adapters=tuple(
                 dict.fromkeys(s.adapter.digest for s in self.scheduler.waiting.values() if s.adapter)
             ),
+            waiting_tenants=self.scheduler.waiting_tenants,
+            queue_age_seconds=self._queue_age_seconds(),
         )

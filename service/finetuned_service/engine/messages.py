@@ -89,11 +89,15 @@ class Submit:
     adapter: AdapterHandle | None
     sampling: Sampling
     tenant: str = ""
-    """Prompts of different tenants share no keys and values, nor the time that sharing saves."""
+    """Prompts of different tenants share no keys and values, nor the time that sharing saves. Service is
+    shared fairly between tenants."""
     encode: Encode | None = None
     """For bases that encode; `sampling` then says nothing."""
     pixels: Pixels | None = None
     """For vision bases, whose prompt is one token that says nothing."""
+    deadline_seconds: float | None = None
+    """When the answer is of no use any more, by `time.monotonic`, which is one clock for all processes of a
+    machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,12 +252,17 @@ class Snapshot:
     """Recomputed from memory if Inspect.verify_base, else empty."""
     counters: dict[str, float] = field(default_factory=dict[str, float])
     """Monotonic since start: steps, prefill_tokens, prefix_tokens_reused, decode_tokens, step_seconds, step_failures, adapter_loads,
-    adapter_evictions, host_evictions, load_seconds, load_failures."""
+    adapter_evictions, host_evictions, load_seconds, load_failures, adapter_drains, and deadlines_estimate,
+    deadlines_queue and deadlines_running (sequences that ended for their deadline, by how far they came)."""
     histograms: dict[str, HistogramCounts] = field(default_factory=dict[str, HistogramCounts])
     """Monotonic since start: step_seconds, step_sequences, step_tokens, read_seconds (to HOST), fill_seconds
     (to DEVICE)."""
     waiting_adapters: tuple[str, ...] = ()
     """Digests of the adapters of waiting sequences, each once."""
+    waiting_tenants: int = 0
+    """Tenants with a sequence in the queue."""
+    queue_age_seconds: float = 0.0
+    """How long the sequence that waits longest has waited."""
 
 
 @dataclass(frozen=True, slots=True)

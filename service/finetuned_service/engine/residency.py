@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
+from finetuned_service.engine.gate import Readiness
 from finetuned_service.engine.histogram import LOAD_SECONDS, Histogram
 from finetuned_service.engine.memory import Loaded, Loader, Memory, P, W
 from finetuned_service.engine.messages import AdapterHandle, AdapterResidency, Residency
-from finetuned_service.engine.scheduler import Readiness
 from finetuned_service.errors import FinetunedError, ResourceExhausted
 
 
@@ -77,9 +77,18 @@ class ResidencyManager(Generic[W, P]):
             self._entries[handle.digest].holds += 1
         return readiness
 
-    def prepare(self, handle: AdapterHandle) -> None:
+    def prepare(self, handle: AdapterHandle) -> Readiness:
         """See `AdapterGate`."""
-        self.advance(handle, Residency.DEVICE)
+        return self.advance(handle, Residency.DEVICE)
+
+    def is_ready(self, handle: AdapterHandle) -> bool:
+        """See `AdapterGate`."""
+        entry = self._entries.get(handle.digest)
+        return entry is not None and entry.on_device
+
+    def may_leave(self, handle: AdapterHandle) -> bool:
+        """See `AdapterGate`."""
+        return self._entries[handle.digest].pinned is not Residency.DEVICE
 
     def release(self, handle: AdapterHandle) -> None:
         """See `AdapterGate`."""
@@ -115,11 +124,11 @@ class ResidencyManager(Generic[W, P]):
             return Readiness.READY
         try:
             if entry.weights is None:
-                readiness = self._begin_read(entry)
+                wanted, readiness = Residency.HOST, self._begin_read(entry)
             else:
-                readiness = self._begin_fill(entry, entry.weights)
+                wanted, readiness = Residency.DEVICE, self._begin_fill(entry, entry.weights)
             if readiness is Readiness.NO_MEMORY and not any(
-                self._passing(other) for other in self._entries.values() if other is not entry
+                self._passing(other, wanted) for other in self._entries.values() if other is not entry
             ):
                 raise ResourceExhausted(
                     f"pinned adapters leave no memory for adapter {handle.digest}; unpin one or raise the budget",
@@ -250,10 +259,10 @@ class ResidencyManager(Generic[W, P]):
     def _by_age(self, eligible: Callable[[_Entry[W, P]], bool]) -> list[_Entry[W, P]]:
         return sorted(filter(eligible, self._entries.values()), key=lambda entry: entry.used)
 
-    def _passing(self, entry: _Entry[W, P]) -> bool:
-        """What it takes will be free some time, without anybody unpinning it."""
+    def _passing(self, entry: _Entry[W, P], tier: Residency) -> bool:
+        """What it takes in a tier will be free some time, without anybody unpinning it."""
         waits = self._wanted_now(entry) and entry.tier is not Residency.STORED
-        return entry.holds > 0 or entry.loading or waits
+        return entry.pinned is not tier and (entry.holds > 0 or entry.loading or waits)
 
     def _may_leave_host(self, entry: _Entry[W, P]) -> bool:
         if entry.weights is None or entry.loading or entry.pinned is Residency.HOST:

@@ -26,6 +26,10 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
     "step_failures": ("finetuned_engine_step_failures", "Forward passes that failed with their sequences."),
     "adapter_loads": ("finetuned_adapter_loads", "Adapters brought into the serving layout."),
     "load_failures": ("finetuned_adapter_load_failures", "Adapters that could not be loaded."),
+    "adapter_drains": (
+        "finetuned_adapter_drains",
+        "Busy adapters that were held back until one that waited had found memory.",
+    ),
 }
 _STEP_HISTOGRAMS: Mapping[str, tuple[str, str]] = {
     "step_seconds": ("finetuned_engine_step_seconds", "Duration of a forward pass with its sampling."),
@@ -173,6 +177,12 @@ class _EngineCollector(Collector):
 def _batch(found: Snapshot) -> Iterator[Family]:
     yield _gauge("finetuned_sequences_running", "Sequences in the batch.", found.running_sequences)
     yield _gauge("finetuned_sequences_waiting", "Sequences waiting for a place.", found.waiting_sequences)
+    yield _gauge("finetuned_tenants_waiting", "Tenants with sequences in the queue.", found.waiting_tenants)
+    yield _gauge(
+        "finetuned_queue_age_seconds",
+        "How long the sequence that waits longest has waited; 0 if none waits.",
+        found.queue_age_seconds,
+    )
     yield _gauge("finetuned_kv_cache_used_tokens", "Tokens reserved in the KV cache.", found.kv_tokens_used)
     yield _gauge("finetuned_kv_cache_capacity_tokens", "Size of the KV cache.", found.kv_tokens_capacity)
     yield _gauge("finetuned_kv_cache_usage_ratio", "Reserved part of the KV cache, 0 to 1.", _kv_usage(found))
@@ -222,6 +232,14 @@ def _work(found: Snapshot) -> Iterator[Family]:
     evictions.add_metric(["device"], found.counters.get("adapter_evictions", 0.0))
     evictions.add_metric(["host"], found.counters.get("host_evictions", 0.0))
     yield evictions
+    deadlines = CounterMetricFamily(
+        "finetuned_deadlines_exceeded",
+        "Sequences that ended for the deadline of their call: refused at once by estimate, in the queue, running.",
+        labels=["stage"],
+    )
+    for stage in ("estimate", "queue", "running"):
+        deadlines.add_metric([stage], found.counters.get(f"deadlines_{stage}", 0.0))
+    yield deadlines
     for key, (name, text) in _STEP_HISTOGRAMS.items():
         yield _histogram(HistogramMetricFamily(name, text, labels=[]), [], found.histograms.get(key))
     loads = HistogramMetricFamily(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, cast
 
 from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import serving_service_pb2 as pb
@@ -57,7 +60,8 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
         context: aio.ServicerContext[pb.ServeAdapterRequest, pb.ServeAdapterResponse],
     ) -> AsyncIterator[pb.ServeAdapterResponse]:
         # aclosing: when the caller goes away the sequences are cancelled at once, not at collection.
-        async with aclosing(self._serve(call_from_proto(request))) as events:
+        call = dataclasses.replace(call_from_proto(request), deadline_seconds=_deadline_seconds(context))
+        async with aclosing(self._serve(call)) as events:
             async for event in events:
                 yield event_to_proto(event)
 
@@ -78,11 +82,12 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
             )
         # A batch fills the engine but not its queue, which other callers share.
         places = asyncio.Semaphore(self._limits.max_running_sequences)
+        deadline_seconds = _deadline_seconds(context)
 
         async def answer(item: pb.ServeAdapterRequest) -> pb.BatchItem:
             async with places:
                 try:
-                    return pb.BatchItem(reply=await self._whole_reply(item, request.parent))
+                    return pb.BatchItem(reply=await self._whole_reply(item, request.parent, deadline_seconds))
                 except FinetunedError as error:
                     return pb.BatchItem(error=error_to_proto(error))
 
@@ -90,8 +95,10 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
             tasks = [group.create_task(answer(item)) for item in request.requests]
         return pb.BatchServeAdapterResponse(items=[task.result() for task in tasks])
 
-    async def _whole_reply(self, item: pb.ServeAdapterRequest, parent: str) -> pb.BatchReply:
-        call = call_from_proto(item, parent)
+    async def _whole_reply(
+        self, item: pb.ServeAdapterRequest, parent: str, deadline_seconds: float | None
+    ) -> pb.BatchReply:
+        call = dataclasses.replace(call_from_proto(item, parent), deadline_seconds=deadline_seconds)
         reply = pb.BatchReply()
         texts = [""] * len(call.inputs)
         results: dict[int, pb.Result] = {}
@@ -155,3 +162,10 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
             ),
             memory=[pb.MemoryUse(use=use, bytes=size) for use, size in memory.items()],
         )
+
+
+def _deadline_seconds(context: aio.ServicerContext[Any, Any]) -> float | None:
+    """The call's deadline by `time.monotonic`, as the engine takes it; None if the caller set none."""
+    # grpc's own annotation leaves out that there may be none.
+    remaining_seconds = cast("float | None", context.time_remaining())
+    return None if remaining_seconds is None else time.monotonic() + remaining_seconds

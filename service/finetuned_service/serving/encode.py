@@ -94,7 +94,12 @@ class Encoding:
         end = "failed"
         try:
             started, encoded = await self.serving.engine.encode(
-                prepared.token_ids, handle, self._wanted(call), call.tenant, prepared.pixels
+                prepared.token_ids,
+                handle,
+                self._wanted(call),
+                call.tenant,
+                prepared.pixels,
+                call.deadline_seconds,
             )
             end = "end"
         except asyncio.CancelledError:

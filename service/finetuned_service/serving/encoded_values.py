@@ -59,6 +59,8 @@ class EncodeCall:
     inputs: tuple[EncodeInput, ...]
     wanted: EncodeTask
     truncation: Truncation = Truncation.REJECT
+    deadline_seconds: float | None = None
+    """When the caller stops waiting, by `time.monotonic`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ class Serving:
         Raises:
             InvalidField, PromptTooLong: before anything is queued.
             NotFound, AdapterIncompatible: the weights asked for are not to be had.
-            QueueFull, Unavailable: from the engine.
+            QueueFull, Unavailable, DeadlineExceeded: from the engine.
         """
         arrived = time.perf_counter()
         check_base_can(self.base, "generate")
@@ -169,7 +169,9 @@ class Serving:
         prompt = prompts[reply.input]
         handle = None if version is None else handle_of(version)
         sampling = sampling_for(call.generation, prompt, reply.input)
-        return reply.follow(lambda: self.engine.submit(prompt.token_ids, handle, sampling, call.tenant))
+        return reply.follow(
+            lambda: self.engine.submit(prompt.token_ids, handle, sampling, call.tenant, call.deadline_seconds)
+        )
 
     def served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
         """The proof for a caller.

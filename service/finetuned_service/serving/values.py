@@ -57,6 +57,8 @@ class ServeCall:
     """None is the plain base, asked for by name."""
     inputs: tuple[Conversation | Content, ...]
     generation: GenerationSettings
+    deadline_seconds: float | None = None
+    """When the caller stops waiting, by `time.monotonic`."""
 
 
 @dataclass(frozen=True, slots=True)
