@@ -80,6 +80,7 @@ class AsyncAdapters:
     import_directory = sent(adapters.import_directory)
     load = verb(adapters.load)
     unload = verb(adapters.unload)
+    resident = paged(adapters.resident)
     alias = verb(alias_calls.alias)
     aliases = paged(alias_calls.aliases)
     set_alias = verb(alias_calls.set_alias)

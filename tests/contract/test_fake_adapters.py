@@ -115,7 +115,13 @@ def test_a_move_is_repeated_when_the_service_refused_it(client: Any, fake_server
 def test_load_and_unload(client: Any) -> None:
     [loaded] = client.adapters.load("mine@2", residency=Residency.HOST, pin=True).residency
     assert (loaded.residency, loaded.pinned, loaded.replica) == (Residency.HOST, True, "fake-0")
+    assert [one.name for one in client.adapters.resident()] == [client.adapters.version("mine@2").name]
+    [lowered] = client.adapters.unload("mine@2", residency=Residency.HOST).residency
+    assert (lowered.residency, lowered.pinned) == (Residency.HOST, False)
+    with pytest.raises(InvalidField):
+        client.adapters.unload("mine@2", residency=Residency.DEVICE)
     [unloaded] = client.adapters.unload("mine@2").residency
+    assert list(client.adapters.resident()) == []
     assert (unloaded.residency, unloaded.pinned) == (Residency.STORED, False)
     with pytest.raises(InvalidField):
         client.adapters.load("mine", residency=Residency.STORED)

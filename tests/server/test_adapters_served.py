@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from finetuned import Client, RawText, Reply, Residency
-from finetuned.errors import AdapterIncompatible, EtagMismatch, InvalidAdapterFiles, NotFound, ResourceInUse
+from finetuned.errors import (
+    AdapterIncompatible,
+    EtagMismatch,
+    InvalidAdapterFiles,
+    InvalidField,
+    NotFound,
+    ResourceInUse,
+)
 from finetuned_service.text.tokenizer import BaseTokenizer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -141,6 +148,68 @@ def test_residency_is_asked_for_and_told(client: Client, server: TinyServer, tmp
     assert (loaded.residency, loaded.pinned, loaded.replica) == (Residency.DEVICE, True, "test")
     assert loaded.resident_bytes > 0
     assert client.adapters.unload("resident").residency[0].residency is Residency.STORED
+
+
+def test_what_is_in_memory_is_listed_and_falls_as_far_as_is_asked(
+    client: Client, server: TinyServer, tmp_path: Path
+) -> None:
+    names = [imported(client, server, tmp_path / n, f"in-memory-{n}", seed=20) for n in "ba"]
+
+    def listed() -> dict[str, tuple[str, bool]]:
+        found = client.adapters.resident(page_size=1)
+        return {
+            one.name: (one.residency[0].residency, one.residency[0].pinned)
+            for one in found
+            if one.name in names
+        }
+
+    assert listed() == {}
+    client.adapters.load("in-memory-b", pin=True)
+    # Both versions are the same weights, of one tenant.
+    assert listed() == dict.fromkeys(sorted(names), (Residency.DEVICE, True))
+    assert list(listed()) == sorted(names)
+    lowered = client.adapters.unload("in-memory-b", residency=Residency.HOST).residency[0]
+    assert (lowered.residency, lowered.pinned) == (Residency.HOST, False)
+    with pytest.raises(InvalidField, match="LoadAdapter"):
+        client.adapters.unload("in-memory-b", residency=Residency.DEVICE)
+    with pytest.raises(InvalidField, match="UnloadAdapter"):
+        client.adapters.load("in-memory-b", residency=Residency.STORED)
+    with Client(server.endpoint, tenant="stranger") as stranger:
+        assert list(stranger.adapters.resident()) == []
+    client.adapters.unload("in-memory-b")
+    assert listed() == {}
+
+
+def test_a_reload_under_the_same_name_leaves_running_replies_on_their_version(
+    client: Client, server: TinyServer, tmp_path: Path
+) -> None:
+    first = imported(client, server, tmp_path / "1", "reloaded", seed=31)
+    alone = client.generate(PROMPT, adapter="reloaded", max_tokens=60, ignore_eos=True)
+    with client.stream(PROMPT, adapter="reloaded", max_tokens=60, ignore_eos=True) as stream:
+        next(stream)
+        second = imported(client, server, tmp_path / "2", "reloaded", seed=32)
+        client.adapters.set_alias("reloaded@default", "reloaded@2")
+        client.adapters.load("reloaded", pin=True)
+        client.adapters.unload("reloaded@1")
+        after = client.generate(PROMPT, adapter="reloaded", max_tokens=60, ignore_eos=True)
+        reply = stream.finish()
+    assert (reply.served_by.adapter_version, reply.text) == (first, alone.text)
+    assert after.served_by.adapter_version == second
+    assert after.text != alone.text
+    client.adapters.unload("reloaded")
+
+
+def test_a_version_deleted_while_it_answers_answers_to_the_end(
+    client: Client, server: TinyServer, tmp_path: Path
+) -> None:
+    imported(client, server, tmp_path / "d", "deleted", seed=33)
+    alone = client.generate(PROMPT, adapter="deleted", max_tokens=60, ignore_eos=True)
+    with client.stream(PROMPT, adapter="deleted", max_tokens=60, ignore_eos=True) as stream:
+        next(stream)
+        client.adapters.delete("deleted")
+        assert stream.finish().text == alone.text
+    with pytest.raises(NotFound):
+        ask(client, "deleted")
 
 
 def test_unload_while_a_request_runs_lets_it_finish(

@@ -88,6 +88,7 @@ def named(tenant: str, thing: str, job: str) -> dict[str, tuple[str, Message]]:
         "ExportAdapter": (version, adapters.ExportAdapterRequest(name=version)),
         "LoadAdapter": (version, adapters.LoadAdapterRequest(name=version)),
         "UnloadAdapter": (version, adapters.UnloadAdapterRequest(name=version)),
+        "ListResidentVersions": (parent, adapters.ListResidentVersionsRequest(parent=parent)),
         "GetAlias": (alias, adapters.GetAliasRequest(name=alias)),
         "ListAliases": (adapter, adapters.ListAliasesRequest(parent=adapter)),
         "SetAlias": (alias, adapters.SetAliasRequest(name=alias, version="1")),
@@ -130,7 +131,15 @@ def named(tenant: str, thing: str, job: str) -> dict[str, tuple[str, Message]]:
 
 
 ANSWERED_FOR_OWNERS = {
-    *("ListAdapters", "ListBases", "ListDatasets", "ListJobs", "GetUsage", "BatchServeAdapter"),
+    *(
+        "ListAdapters",
+        "ListResidentVersions",
+        "ListBases",
+        "ListDatasets",
+        "ListJobs",
+        "GetUsage",
+        "BatchServeAdapter",
+    ),
     *("UploadDataset", "ImportDataset", "ImportAdapter", "Quantize", "TrainJob", "ServeAdapter"),
     *("PauseJob", "ResumeJob", "DeleteJob"),
 }

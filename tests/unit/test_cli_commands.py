@@ -275,7 +275,11 @@ def test_adapters_load_unload_delete(run: Run, mine: str) -> None:
     loaded = json.loads(run("adapters", "load", mine, "--residency", "host", "--pin", "--json").stdout)
     assert (loaded["residency"][0]["residency"], loaded["residency"][0]["pinned"]) == ("HOST", True)
     assert "host, pinned" in run("adapters", "get", mine).stdout
+    assert "host" in run("adapters", "residency").stdout
+    assert json.loads(run("adapters", "residency", "--json").stdout)[0]["name"] == loaded["name"]
+    assert "host" in run("adapters", "unload", mine, "--residency", "host").stdout
     assert "stored" in run("adapters", "unload", mine).stdout
+    assert json.loads(run("adapters", "residency", "--json").stdout) == []
     run("adapters", "delete", "mine@1", "--yes", expected=ExitCode.REFUSED)
     run("adapters", "delete", mine, typed="y\n")
     assert "No adapters yet" in run("adapters", "list").stderr

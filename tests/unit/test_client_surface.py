@@ -116,8 +116,8 @@ VERBS = {
     "datasets": "delete get import_uri list upload",
     "jobs": "cancel events follow get list rerun wait watch",
     "adapters": (
-        "alias aliases delete delete_alias delete_version export get import_directory list load rollback "
-        "set_alias unload version versions"
+        "alias aliases delete delete_alias delete_version export get import_directory list load "
+        "resident rollback set_alias unload version versions"
     ),
     "bases": "delete get list",
 }

@@ -214,7 +214,26 @@ def load(
     return Call(Rpc(_SERVICE, "LoadAdapter", pb.LoadAdapterResponse), request, _version, Kind.LOAD)
 
 
-def unload(names: Names, name: str) -> Call[AdapterVersion]:
-    """Remove the pin of a version and free its memory when no running request needs it."""
-    request = pb.UnloadAdapterRequest(name=names.adapter_like(name))
+def unload(names: Names, name: str, *, residency: Residency = Residency.STORED) -> Call[AdapterVersion]:
+    """Remove the pin of a version and free its memory when no running request needs it.
+
+    Args:
+        name: a version, an alias or an adapter.
+        residency: STORED, or HOST to free the device only.
+    """
+    request = pb.UnloadAdapterRequest(
+        name=names.adapter_like(name),
+        residency=convert.enum_name(common_pb2.Residency.DESCRIPTOR, residency),
+    )
     return Call(Rpc(_SERVICE, "UnloadAdapter", pb.UnloadAdapterResponse), request, _version, Kind.LOAD)
+
+
+def resident(names: Names, *, page_size: int = 0) -> Call[Page[AdapterVersion]]:
+    """The tenant's versions that are in the server's memory, with where they are, read page by page."""
+
+    def page(answer: pb.ListResidentVersionsResponse) -> Page[AdapterVersion]:
+        items = tuple(convert.read(item, AdapterVersion) for item in answer.versions)
+        return Page(items, answer.next_page_token)
+
+    request = pb.ListResidentVersionsRequest(parent=names.parent, page_size=page_size)
+    return Call(Rpc(_SERVICE, "ListResidentVersions", pb.ListResidentVersionsResponse), request, page)

@@ -177,10 +177,46 @@ def load(
 
 
 @app.command()
-def unload(context: typer.Context, name: Like, *, as_json: AsJson = False) -> None:
+def unload(
+    context: typer.Context,
+    name: Like,
+    *,
+    residency: Annotated[
+        Literal["STORED", "HOST"],
+        typer.Option(case_sensitive=False, help="Where the weights stay; HOST frees the device only."),
+    ] = "STORED",
+    as_json: AsJson = False,
+) -> None:
     """Remove a version's pin, and free its memory when no request needs it."""
     with connect(context) as client:
-        _show(client.adapters.unload(name), as_json=as_json)
+        _show(client.adapters.unload(name, residency=Residency(residency)), as_json=as_json)
+
+
+@app.command()
+def residency(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List the versions that are in the server's memory."""
+    with connect(context) as client:
+        found = list(client.adapters.resident())
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        "In memory",
+        ["name", "replica", "where", "pinned", "running", "memory"],
+        [
+            [
+                short(one.name),
+                place.replica,
+                place.residency.lower(),
+                "yes" if place.pinned else "",
+                place.running_requests,
+                size(place.resident_bytes),
+            ]
+            for one in found
+            for place in one.residency
+        ],
+        empty="No adapter is in memory. Next: finetuned adapters load NAME",
+    )
 
 
 @app.command()

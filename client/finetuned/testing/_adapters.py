@@ -158,12 +158,32 @@ class FakeAdapters(AdapterServiceServicer):
     def UnloadAdapter(
         self, request: pb.UnloadAdapterRequest, context: grpc.ServicerContext
     ) -> pb.UnloadAdapterResponse:
+        wanted = request.residency or common_pb2.RESIDENCY_STORED
+        if wanted == common_pb2.RESIDENCY_DEVICE:
+            raise InvalidField.one("residency", "is DEVICE; allowed: STORED, HOST")
         with self._store.lock:
             version = self._resolved(request.name)
-            version.residency[0].residency = common_pb2.RESIDENCY_STORED
+            version.residency[0].residency = wanted
             version.residency[0].pinned = False
-            version.residency[0].resident_bytes = 0
+            version.residency[0].resident_bytes = (
+                0 if wanted == common_pb2.RESIDENCY_STORED else version.size_bytes
+            )
             return pb.UnloadAdapterResponse(version=version)
+
+    def ListResidentVersions(
+        self, request: pb.ListResidentVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListResidentVersionsResponse:
+        check_name(request.parent, "tenants/{}", "parent")
+        with self._store.lock:
+            found = [
+                version
+                for name, state in sorted(self._store.adapters.items())
+                if name.startswith(request.parent + "/")
+                for _, version in sorted(state.versions.items())
+                if version.residency[0].residency != common_pb2.RESIDENCY_STORED
+            ]
+            items, token = page(found, request.page_size, request.page_token)
+            return pb.ListResidentVersionsResponse(versions=items, next_page_token=token)
 
     def GetAlias(self, request: pb.GetAliasRequest, context: grpc.ServicerContext) -> pb.GetAliasResponse:
         check_name(request.name, _ALIAS)

@@ -86,6 +86,11 @@ class AdapterServiceStub(object):
                 request_serializer=finetuned_dot_v1_dot_adapter__service__pb2.UnloadAdapterRequest.SerializeToString,
                 response_deserializer=finetuned_dot_v1_dot_adapter__service__pb2.UnloadAdapterResponse.FromString,
                 _registered_method=True)
+        self.ListResidentVersions = channel.unary_unary(
+                '/finetuned.v1.AdapterService/ListResidentVersions',
+                request_serializer=finetuned_dot_v1_dot_adapter__service__pb2.ListResidentVersionsRequest.SerializeToString,
+                response_deserializer=finetuned_dot_v1_dot_adapter__service__pb2.ListResidentVersionsResponse.FromString,
+                _registered_method=True)
         self.GetAlias = channel.unary_unary(
                 '/finetuned.v1.AdapterService/GetAlias',
                 request_serializer=finetuned_dot_v1_dot_adapter__service__pb2.GetAliasRequest.SerializeToString,
@@ -183,6 +188,14 @@ class AdapterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListResidentVersions(self, request, context):
+        """ListResidentVersions returns the versions of a tenant that are in the memory of this replica, in order
+        of name; all others are STORED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetAlias(self, request, context):
         """GetAlias returns one alias.
         """
@@ -263,6 +276,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.UnloadAdapter,
                     request_deserializer=finetuned_dot_v1_dot_adapter__service__pb2.UnloadAdapterRequest.FromString,
                     response_serializer=finetuned_dot_v1_dot_adapter__service__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'ListResidentVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResidentVersions,
+                    request_deserializer=finetuned_dot_v1_dot_adapter__service__pb2.ListResidentVersionsRequest.FromString,
+                    response_serializer=finetuned_dot_v1_dot_adapter__service__pb2.ListResidentVersionsResponse.SerializeToString,
             ),
             'GetAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAlias,
@@ -557,6 +575,33 @@ class AdapterService(object):
             '/finetuned.v1.AdapterService/UnloadAdapter',
             finetuned_dot_v1_dot_adapter__service__pb2.UnloadAdapterRequest.SerializeToString,
             finetuned_dot_v1_dot_adapter__service__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResidentVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuned.v1.AdapterService/ListResidentVersions',
+            finetuned_dot_v1_dot_adapter__service__pb2.ListResidentVersionsRequest.SerializeToString,
+            finetuned_dot_v1_dot_adapter__service__pb2.ListResidentVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

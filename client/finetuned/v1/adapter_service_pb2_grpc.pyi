@@ -55,6 +55,10 @@ class AdapterServiceStub:
     """LoadAdapter asks for a residency, and may pin it."""
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_service_pb2.UnloadAdapterResponse]
     """UnloadAdapter removes the pin and frees memory when no running request needs it."""
+    ListResidentVersions: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListResidentVersionsRequest, _adapter_service_pb2.ListResidentVersionsResponse]
+    """ListResidentVersions returns the versions of a tenant that are in the memory of this replica, in order
+    of name; all others are STORED.
+    """
     GetAlias: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAliasRequest, _adapter_service_pb2.GetAliasResponse]
     """GetAlias returns one alias."""
     ListAliases: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAliasesRequest, _adapter_service_pb2.ListAliasesResponse]
@@ -91,6 +95,10 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """LoadAdapter asks for a residency, and may pin it."""
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """UnloadAdapter removes the pin and frees memory when no running request needs it."""
+    ListResidentVersions: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListResidentVersionsRequest, _adapter_service_pb2.ListResidentVersionsResponse]  # type: ignore[assignment]
+    """ListResidentVersions returns the versions of a tenant that are in the memory of this replica, in order
+    of name; all others are STORED.
+    """
     GetAlias: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAliasRequest, _adapter_service_pb2.GetAliasResponse]  # type: ignore[assignment]
     """GetAlias returns one alias."""
     ListAliases: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAliasesRequest, _adapter_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
@@ -184,6 +192,16 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_adapter_service_pb2.UnloadAdapterResponse]]:
         """UnloadAdapter removes the pin and frees memory when no running request needs it."""
+
+    @_abc_1.abstractmethod
+    def ListResidentVersions(
+        self,
+        request: _adapter_service_pb2.ListResidentVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_service_pb2.ListResidentVersionsResponse, _abc.Awaitable[_adapter_service_pb2.ListResidentVersionsResponse]]:
+        """ListResidentVersions returns the versions of a tenant that are in the memory of this replica, in order
+        of name; all others are STORED.
+        """
 
     @_abc_1.abstractmethod
     def GetAlias(

@@ -8,11 +8,11 @@ being trained. Weights lie under their digest, once, however many versions name 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, and_, delete, insert, select
+from sqlalchemy import Connection, and_, delete, insert, or_, select, true
 
 from finetuned_service.adapters.aliases import (
     DEFAULT_ALIAS,
@@ -205,6 +205,24 @@ class AdapterRegistry:
             rows = connection.execute(query).all()
         found = [parse_version(row, self._directory) for row in rows]
         return page_of([(str(item.version), item) for item in found], page.size)
+
+    def versions_of(self, tenant: str, digests: Collection[str], page: PageRequest) -> Page[AdapterVersion]:
+        """The versions of a tenant that have one of the digests, in order of adapter and number."""
+        columns = adapter_versions.c
+        after, _, number = page.after.partition("/")
+        later = and_(
+            columns.adapter == after, columns.version > int(number) if number.isdecimal() else true()
+        )
+        query = (
+            select(adapter_versions)
+            .where(columns.tenant == tenant, columns.digest.in_(digests), or_(columns.adapter > after, later))
+            .order_by(columns.adapter, columns.version)
+            .limit(page.size + 1)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        found = [parse_version(row, self._directory) for row in rows]
+        return page_of([(f"{item.adapter}/{item.version}", item) for item in found], page.size)
 
     def aliases(self, selector: AdapterSelector, page: PageRequest) -> Page[Alias]:
         """In order of name."""

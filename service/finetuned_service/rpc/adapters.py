@@ -170,8 +170,28 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.UnloadAdapterRequest, pb.UnloadAdapterResponse],
     ) -> pb.UnloadAdapterResponse:
         version = await asyncio.to_thread(self._registry.resolve, AdapterSelector.parse(request.name))
-        snapshot = await self._serving.unload(version)
+        name = enum_name(common.Residency, request.residency, "RESIDENCY_", "residency")
+        wanted = Residency(name or Residency.STORED)
+        if wanted is Residency.DEVICE:
+            raise InvalidField.one(
+                "residency",
+                "is RESIDENCY_DEVICE; allowed: STORED, HOST. To bring weights there call LoadAdapter",
+            )
+        snapshot = await self._serving.unload(version, wanted)
         return pb.UnloadAdapterResponse(version=self._version(version, snapshot))
+
+    async def ListResidentVersions(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ListResidentVersionsRequest,
+        context: aio.ServicerContext[pb.ListResidentVersionsRequest, pb.ListResidentVersionsResponse],
+    ) -> pb.ListResidentVersionsResponse:
+        tenant = parse_tenant(request.parent)
+        wanted = PageRequest.parse(request.page_size, request.page_token)
+        snapshot = await self._snapshot()
+        digests = self._serving.holders.used_by(tenant, snapshot.adapters if snapshot else ())
+        page = await asyncio.to_thread(self._registry.versions_of, tenant, digests, wanted)
+        versions = [self._version(version, snapshot) for version in page.items]
+        return pb.ListResidentVersionsResponse(versions=versions, next_page_token=page.next_token)
 
     async def GetAlias(  # noqa: N802 - the contract's name
         self,

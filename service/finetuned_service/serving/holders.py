@@ -72,6 +72,10 @@ class Holders:
         kept = self.pinned(digest)
         return max(tier, kept, key=_TIERS.index), kept is not Residency.STORED
 
+    def used_by(self, tenant: str, found: Iterable[AdapterResidency]) -> list[str]:
+        """Digests of what is in memory, as far as this tenant has brought it there."""
+        return [adapter.digest for adapter in found if tenant in self._users.get(adapter.digest, ())]
+
     def seen_by(self, tenant: str, digest: str, found: Iterable[AdapterResidency]) -> AdapterResidency | None:
         """Where the weights are, as far as this tenant has brought them there; None is STORED."""
         if tenant not in self._users.get(digest, ()):

@@ -81,10 +81,17 @@ class Serving:
             self.holders.leave(digest, tenant)
             raise
 
-    async def unload(self, version: AdapterVersion) -> Snapshot:
-        """Free the memory of a version's weights, unless another tenant has pinned the same."""
-        self.holders.leave(version.manifest.digest, version.tenant)
-        tier, pinned = self.holders.at_least(version.manifest.digest, Residency.STORED)
+    async def unload(self, version: AdapterVersion, tier: Residency = Residency.STORED) -> Snapshot:
+        """Let a version's weights fall to STORED or HOST, unless another tenant has pinned the same higher up.
+
+        Sequences that use them finish; the memory is free after the last.
+        """
+        digest, tenant = version.manifest.digest, version.tenant
+        if tier is Residency.STORED:
+            self.holders.leave(digest, tenant)
+        else:
+            self.holders.unpin(digest, tenant)
+        tier, pinned = self.holders.at_least(digest, tier)
         return await self.engine.set_residency(handle_of(version), tier, pinned=pinned)
 
     async def serve(self, call: ServeCall) -> AsyncGenerator[ServeEvent]:
