@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import final
 
-from finetuned._calls.serving import reply_of
+from finetuned._calls.serving import reply_of, sample_of
 from finetuned.errors import Internal
-from finetuned.values.replies import Delta, Done, Reply, ServedBy, ServeEvent
+from finetuned.values.replies import Delta, Done, Reply, Sample, ServedBy, ServeEvent
 
 
 @final
@@ -45,17 +45,21 @@ class ReplyParts:
     def reply(self) -> Reply:
         if self._done is None:
             raise Internal("the reply is not complete: the stream ended, or was left, before `done`")
-        whole = reply_of("".join(delta.text for delta in self._deltas), self.served_by, self._done)
+        samples = [self._sample(self._done, place) for place in range(max(1, len(self._done.outcomes)))]
+        return reply_of(samples, self.served_by, self._done)
+
+    def _sample(self, done: Done, place: int) -> Sample:
+        deltas = [delta for delta in self._deltas if delta.sample == place]
         return dataclasses.replace(
-            whole,
-            token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
-            logprobs=tuple(item for delta in self._deltas for item in delta.logprobs),
+            sample_of("".join(delta.text for delta in deltas), done, place),
+            token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            logprobs=tuple(item for delta in deltas for item in delta.logprobs),
         )
 
 
 @final
 class ReplyStream:
-    """The deltas of one reply; who serves it is known before the first.
+    """The deltas of one reply, or of its samples as they come; who serves it is known before the first.
 
         with client.stream("...", adapter="redact") as stream:
             for delta in stream:

@@ -240,3 +240,35 @@ def test_the_api_key_is_sent(kind: str) -> None:
             pytest.raises(Unauthenticated, match="FINETUNED_API_KEY"),
         ):
             client.server_info()
+
+
+def test_samples_of_the_fake_are_told_apart(client: Any) -> None:
+    reply = client.generate("hello", plain_base=True, n=3, temperature=1.0)
+    assert [sample.text for sample in reply.samples] == ["hello", "hello (1)", "hello (2)"]
+    assert reply.text == "hello"
+    (several,) = client.generate_many([GenerateRequest("hello", plain_base=True, n=2, temperature=1.0)])
+    assert [sample.text for sample in several.samples] == ["hello", "hello (1)"]
+
+
+def test_a_constrained_reply_of_the_fake_is_the_prompt_itself(client: Any) -> None:
+    asked = '{"on": true}'
+    assert client.generate(asked, adapter="mine", json_schema={"type": "object"}).text == asked
+    assert client.generate("yes", adapter="mine", regex="yes|no").text == "yes"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n": 2},
+        {"n": 17, "temperature": 1.0},
+        {"min_tokens": -1},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 3.0},
+        {"frequency_penalty": -3.0},
+        {"json_schema": "[]"},
+        {"regex": "("},
+    ],
+)
+def test_the_fake_refuses_what_a_server_refuses(client: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidField, match=f"generate.{next(iter(settings))}"):
+        client.generate("hello", plain_base=True, **settings)

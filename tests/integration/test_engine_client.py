@@ -113,7 +113,7 @@ async def test_events_come_in_order_and_end_with_a_reason(client, adapter):
     assert {event.finish for event in before} <= {None}
     assert last.finish is FinishReason.LENGTH
     assert sum(len(event.token_ids) for event in events[1:]) == 6
-    assert events[-1].prefill_seconds > 0
+    assert [event.prefill_seconds > 0 for event in events[1:]] == [True] + [False] * (len(events) - 2)
     assert events[-1].decode_seconds > 0
 
 

@@ -88,6 +88,7 @@ PUBLIC = [
     "Residency",
     "RetryPolicy",
     "Role",
+    "Sample",
     "RowKind",
     "ServedBy",
     "ServerInfo",

@@ -20,11 +20,12 @@ def made(*events):
 
 async def test_what_came_while_the_reader_was_busy_is_one_event():
     some = TokenLogprobs(-0.5, (1,), (-0.5,))
-    last = Tokens(7, (), finish=FinishReason.END, prefill_seconds=0.25, decode_seconds=0.5)
-    stream, left = made(STARTED, Tokens(7, (1,), (some,)), Tokens(7, (2,), (some,)), last)
+    first = Tokens(7, (1,), (some,), cached_tokens=16, prefill_seconds=0.25)
+    last = Tokens(7, (), finish=FinishReason.END, decode_seconds=0.5)
+    stream, left = made(STARTED, first, Tokens(7, (2,), (some,)), last)
     assert [event async for event in stream] == [
         STARTED,
-        Tokens(7, (1, 2), (some, some), FinishReason.END, prefill_seconds=0.25, decode_seconds=0.5),
+        Tokens(7, (1, 2), (some, some), FinishReason.END, 16, prefill_seconds=0.25, decode_seconds=0.5),
     ]
     await stream.aclose()
     assert left == []

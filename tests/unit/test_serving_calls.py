@@ -58,7 +58,9 @@ class ToldEngine:
         self.cancelled: list[int] = []
         self.all_submitted = asyncio.Event()
 
-    def submit(self, prompt_token_ids, adapter, sampling, tenant, deadline_seconds) -> EngineStream:
+    def submit(
+        self, prompt_token_ids, adapter, sampling, tenant, deadline_seconds, *, leader=None
+    ) -> EngineStream:
         number = len(self.submitted)
         self.submitted.append((tuple(prompt_token_ids), adapter, sampling))
         if len(self.submitted) == len(self.scripts):
@@ -339,6 +341,8 @@ async def test_an_engine_that_ends_a_reply_without_an_end_is_a_fault(serving, en
     """Whatever ends a stream in silence, also a cancelled wait inside the engine's client, hangs nobody."""
 
     class Silent:
+        request_id = 1
+
         def __aiter__(self):
             return self
 
@@ -350,7 +354,7 @@ async def test_an_engine_that_ends_a_reply_without_an_end_is_a_fault(serving, en
         async def aclose(self):
             return
 
-    monkeypatch.setattr(engine, "submit", lambda *_: Silent())
+    monkeypatch.setattr(engine, "submit", lambda *_, **__: Silent())
     with pytest.raises(Internal, match="internal fault"):
         await collect(serving, call(*"ab"[:inputs]))
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 CONTEXT = 64
+VOCABULARY = 400
 FIELD = "inputs[0]"
 
 
@@ -37,15 +38,24 @@ def call(*, inputs: int = 1, **generation) -> ServeCall:
         {"stop": ("x" * 256,) * 16},
         {"stop_token_ids": tuple(range(64))},
         {"logprobs": 20},
+        {"n": 16, "temperature": 0.1},
+        {"n": 1},
+        {"min_tokens": 0},
+        {"min_tokens": 63},
+        {"min_tokens": 5, "max_tokens": 5},
+        {"repetition_penalty": 10.0},
+        {"repetition_penalty": 1e-9},
+        {"presence_penalty": -2.0, "frequency_penalty": 2.0},
+        {"logit_bias": tuple((i, (-1) ** i * 100.0) for i in range(400))},
     ],
 )
 def test_the_edges_are_allowed(generation):
-    check_call(call(**generation), CONTEXT)
+    check_call(call(**generation), CONTEXT, VOCABULARY)
 
 
 @pytest.mark.parametrize("inputs", [1, 64])
 def test_the_edges_of_inputs_are_allowed(inputs):
-    check_call(call(inputs=inputs), CONTEXT)
+    check_call(call(inputs=inputs), CONTEXT, VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -70,19 +80,45 @@ def test_the_edges_of_inputs_are_allowed(inputs):
         ({"stop": ("x" * 257,)}, "generate.stop[0]: is 257 characters; allowed: 1 to 256 characters"),
         (
             {"stop_token_ids": (3, -1)},
-            "generate.stop_token_ids: is [3, -1]; allowed: up to 64 ids, none negative",
+            "generate.stop_token_ids: is [3, -1]; allowed: up to 64 ids of 0 to 399",
         ),
         (
             {"stop_token_ids": tuple(range(65))},
-            f"generate.stop_token_ids: is {list(range(65))}; allowed: up to 64 ids, none negative",
+            f"generate.stop_token_ids: is {list(range(65))}; allowed: up to 64 ids of 0 to 399",
         ),
         ({"logprobs": -1}, "generate.logprobs: is -1; allowed: 0 to 20"),
         ({"logprobs": 21}, "generate.logprobs: is 21; allowed: 0 to 20"),
+        ({"stop_token_ids": (400,)}, "generate.stop_token_ids: is [400]; allowed: up to 64 ids of 0 to 399"),
+        ({"n": 0}, "generate.n: is 0; allowed: 1 to 16"),
+        ({"n": 17, "temperature": 1.0}, "generate.n: is 17; allowed: 1 to 16"),
+        (
+            {"n": 2},
+            "generate.n: is 2 at temperature 0, where all samples are the same; allowed: 1, or a temperature above 0",
+        ),
+        ({"min_tokens": -1}, "generate.min_tokens: is -1; allowed: 0 to 63, the context less one token"),
+        ({"min_tokens": 64}, "generate.min_tokens: is 64; allowed: 0 to 63, the context less one token"),
+        ({"min_tokens": 6, "max_tokens": 5}, "generate.min_tokens: is 6; allowed: 0 to max_tokens (5)"),
+        ({"repetition_penalty": 0.0}, "generate.repetition_penalty: is 0.0; allowed: above 0 to 10"),
+        ({"repetition_penalty": 10.5}, "generate.repetition_penalty: is 10.5; allowed: above 0 to 10"),
+        ({"repetition_penalty": math.nan}, "generate.repetition_penalty: is nan; allowed: above 0 to 10"),
+        ({"presence_penalty": -2.1}, "generate.presence_penalty: is -2.1; allowed: -2 to 2"),
+        ({"frequency_penalty": 2.1}, "generate.frequency_penalty: is 2.1; allowed: -2 to 2"),
+        ({"frequency_penalty": math.nan}, "generate.frequency_penalty: is nan; allowed: -2 to 2"),
+        ({"logit_bias": ((3, 101.0),)}, "generate.logit_bias[3]: is 101.0; allowed: -100 to 100"),
+        ({"logit_bias": ((3, math.nan),)}, "generate.logit_bias[3]: is nan; allowed: -100 to 100"),
+        (
+            {"logit_bias": ((400, 1.0),)},
+            "generate.logit_bias[400]: is for an unknown token; allowed: ids of 0 to 399, the base's vocabulary",
+        ),
+        (
+            {"logit_bias": tuple((i % 400, 1.0) for i in range(1025))},
+            "generate.logit_bias: is 1025 entries; allowed: up to 1024",
+        ),
     ],
 )
 def test_what_is_not_allowed_is_named_with_its_limit(generation, said):
     with pytest.raises(InvalidField) as refusal:
-        check_call(call(**generation), CONTEXT)
+        check_call(call(**generation), CONTEXT, VOCABULARY)
     assert refusal.value.message == said
     assert [f"{v.field}: {v.description}" for v in refusal.value.violations] == [said]
 
@@ -90,12 +126,22 @@ def test_what_is_not_allowed_is_named_with_its_limit(generation, said):
 @pytest.mark.parametrize(("inputs", "said"), [(0, "is 0 inputs"), (65, "is 65 inputs")])
 def test_the_number_of_inputs_is_limited(inputs, said):
     with pytest.raises(InvalidField, match=f"inputs: {said}; allowed: 1 to 64"):
-        check_call(call(inputs=inputs), CONTEXT)
+        check_call(call(inputs=inputs), CONTEXT, VOCABULARY)
+
+
+@pytest.mark.parametrize(("inputs", "n"), [(64, 1), (4, 16), (32, 2)])
+def test_inputs_times_samples_are_limited(inputs, n):
+    check_call(call(inputs=inputs, n=n, temperature=1.0), CONTEXT, VOCABULARY)
+    with pytest.raises(InvalidField) as refusal:
+        check_call(call(inputs=inputs + 1, n=n, temperature=1.0), CONTEXT, VOCABULARY)
+    assert [violation.field for violation in refusal.value.violations] == ["inputs"]
+    if n > 1:
+        assert f"{inputs + 1} inputs with {n} samples each; allowed: 64 replies" in refusal.value.message
 
 
 def test_everything_wrong_is_told_at_once():
     with pytest.raises(InvalidField) as refusal:
-        check_call(call(max_tokens=0, temperature=-1.0, top_p=2.0), CONTEXT)
+        check_call(call(max_tokens=0, temperature=-1.0, top_p=2.0), CONTEXT, VOCABULARY)
     assert [violation.field for violation in refusal.value.violations] == [
         "generate.max_tokens",
         "generate.temperature",
@@ -154,6 +200,15 @@ def test_a_prompt_is_cut_where_the_caller_chose(truncation, max_tokens, kept, ne
     prompt = fitted(100, max_tokens=max_tokens, truncation=truncation)
     assert prompt.token_ids == tuple(kept)
     assert (prompt.truncated_tokens, prompt.max_new_tokens) == (100 - len(kept), new_tokens)
+
+
+def test_a_prompt_leaves_room_for_the_shortest_reply():
+    assert fitted(50, min_tokens=14).max_new_tokens == 14
+    with pytest.raises(PromptTooLong, match="has 51 tokens and the reply at least 14; the context holds 64"):
+        fitted(51, min_tokens=14)
+    cut = fitted(100, min_tokens=40, truncation=Truncation.KEEP_END)
+    assert (len(cut.token_ids), cut.max_new_tokens) == (24, 40)
+    assert fitted(10, context=1000, min_tokens=300).max_new_tokens == 300
 
 
 def test_a_cut_prompt_leaves_a_whole_reply():
@@ -216,6 +271,39 @@ def test_inputs_of_one_call_differ_by_their_seed():
     prompt = fitted(3)
     seeds = [sampling_for(GenerationSettings(seed=2**63 - 1), prompt, index).seed for index in range(3)]
     assert seeds == [2**63 - 1, 0, 1]
+
+
+def test_settings_of_the_logits_reach_the_engine():
+    settings = GenerationSettings(
+        seed=0,
+        min_tokens=2,
+        repetition_penalty=1.5,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias=((3, 1.0),),
+    )
+    sampling = sampling_for(settings, fitted(3, max_tokens=5), 0, grammar="g")
+    assert sampling == Sampling(
+        max_new_tokens=5,
+        min_new_tokens=2,
+        repetition_penalty=1.5,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias=((3, 1.0),),
+        grammar="g",
+    )
+
+
+def test_all_replies_of_a_call_have_seeds_of_their_own_and_the_same_every_time():
+    prompt, settings = fitted(3), GenerationSettings(seed=7, temperature=1.0, n=16)
+
+    def seeds():
+        return [sampling_for(settings, prompt, i, sample).seed for i in range(64) for sample in range(16)]
+
+    assert len({seed % 2**32 for seed in seeds()}) == 64 * 16
+    assert seeds() == seeds()
+    # As the contract says it: whoever wants one of them alone sends this seed.
+    assert sampling_for(settings, prompt, 3, 2).seed == 7 + 3 + 2 * 64
 
 
 def test_without_a_seed_every_reply_has_its_own():

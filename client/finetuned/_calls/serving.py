@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 
 from finetuned import _convert as convert
@@ -12,7 +13,7 @@ from finetuned._status import from_error
 from finetuned.errors import FinetunedError, InvalidField
 from finetuned.v1 import common_pb2
 from finetuned.v1 import serving_service_pb2 as pb
-from finetuned.values.replies import Done, FinishReason, Outcome, Reply, ServedBy, ServeEvent
+from finetuned.values.replies import Done, FinishReason, Outcome, Reply, Sample, ServedBy, ServeEvent
 from finetuned.values.requests import GenerateRequest, Message, Prompt, RawText, Role, Truncation
 from finetuned.values.server import ServerInfo
 
@@ -75,6 +76,9 @@ def _request(names: Names, request: GenerateRequest) -> pb.ServeAdapterRequest:
     if (request.adapter is not None) == request.plain_base:
         found = "both are given" if request.plain_base else "neither is given"
         raise InvalidField.one("model", f"{found}; give adapter=... or plain_base=True")
+    if request.json_schema is not None and request.regex is not None:
+        raise InvalidField.one("constraint", "both json_schema and regex are given; give one of them")
+    schema = request.json_schema
     settings = pb.Generate(
         max_tokens=request.max_tokens,
         temperature=request.temperature,
@@ -86,6 +90,14 @@ def _request(names: Names, request: GenerateRequest) -> pb.ServeAdapterRequest:
         truncation=convert.enum_name(pb.Truncation.DESCRIPTOR, request.truncation or Truncation.UNKNOWN),
         logprobs=request.logprobs,
         ignore_eos=request.ignore_eos,
+        n=request.n,
+        min_tokens=request.min_tokens,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias or {},
+        json_schema=schema if schema is None or isinstance(schema, str) else json.dumps(schema),
+        regex=request.regex,
     )
     message = pb.ServeAdapterRequest(parent=names.parent, inputs=[_input(request.prompt)], generate=settings)
     if request.adapter is not None:
@@ -118,18 +130,32 @@ def _item(item: pb.BatchItem) -> Reply | FinetunedError:
     if item.WhichOneof("outcome") != "reply":
         return from_error(item.error)
     done = convert.read(item.reply.done, Done)
-    return reply_of("".join(item.reply.texts), convert.read(item.reply.served_by, ServedBy), done)
+    samples = [sample_of(text, done, place) for place, text in enumerate(item.reply.texts or [""])]
+    return reply_of(samples, convert.read(item.reply.served_by, ServedBy), done)
 
 
-def reply_of(text: str, served_by: ServedBy, done: Done) -> Reply:
+def sample_of(text: str, done: Done, place: int) -> Sample:
+    """The sample with that place among the samples of a request with one input."""
+    outcome = _outcome(done, place)
+    return Sample(text, outcome.finish_reason, outcome.stop)
+
+
+def reply_of(samples: Sequence[Sample], served_by: ServedBy, done: Done) -> Reply:
     """The reply to a request with one input."""
-    outcome = done.outcomes[0] if done.outcomes else Outcome(FinishReason.UNKNOWN, "", 0)
+    first = samples[0]
     return Reply(
-        text=text,
+        text=first.text,
         served_by=served_by,
-        finish_reason=outcome.finish_reason,
-        stop=outcome.stop,
-        truncated_tokens=outcome.truncated_tokens,
+        finish_reason=first.finish_reason,
+        stop=first.stop,
+        truncated_tokens=_outcome(done, 0).truncated_tokens,
         usage=done.usage,
         timing=done.timing,
+        token_ids=first.token_ids,
+        logprobs=first.logprobs,
+        samples=tuple(samples),
     )
+
+
+def _outcome(done: Done, place: int) -> Outcome:
+    return done.outcomes[place] if place < len(done.outcomes) else Outcome(FinishReason.UNKNOWN, "", 0)

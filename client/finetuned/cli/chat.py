@@ -12,8 +12,15 @@ from rich.markup import escape
 from finetuned import Client, Message, Role
 from finetuned.cli.generation import (
     Adapter,
+    FrequencyPenalty,
+    JsonSchema,
+    LogitBias,
     MaxTokens,
+    MinTokens,
     PlainBase,
+    PresencePenalty,
+    Regex,
+    RepetitionPenalty,
     Sampling,
     Seed,
     Stop,
@@ -22,6 +29,8 @@ from finetuned.cli.generation import (
     TopK,
     TopP,
     check_model,
+    read_biases,
+    read_schema,
 )
 from finetuned.cli.output import err, print_json
 from finetuned.cli.session import AsJson, connect
@@ -88,6 +97,13 @@ def chat(
     top_p: TopP = None,
     seed: Seed = None,
     stop: Stop = None,
+    min_tokens: MinTokens = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    frequency_penalty: FrequencyPenalty = None,
+    logit_bias: LogitBias = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to an adapter or to the plain base; /help tells what else can be typed."""
@@ -99,6 +115,14 @@ def chat(
         top_p=top_p,
         seed=seed,
         stop=tuple(stop or ()),
+        n=None,
+        min_tokens=min_tokens,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=read_biases(logit_bias),
+        json_schema=read_schema(json_schema),
+        regex=regex,
     )
     start = (Message(Role.SYSTEM, system),) if system else ()
     with connect(context) as client:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, TypedDict
 
 import typer
@@ -19,6 +21,31 @@ Seed = Annotated[int | None, typer.Option(help="Fixes the random choices.", show
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the reply (repeatable).", show_default=False)]
 
 
+Samples = Annotated[
+    int | None, typer.Option("--samples", "-n", help="Replies, 1 to 16; 1.", show_default=False)
+]
+MinTokens = Annotated[int | None, typer.Option(help="Shortest reply; 0.", show_default=False)]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 0 to 10, against tokens of prompt and reply; 1.", show_default=False),
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option(help="-2 to 2, against tokens of the reply; 0.", show_default=False)
+]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option(help="-2 to 2, the more often they came; 0.", show_default=False)
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ID=BIAS", help="Added to a token's logit (repeatable).", show_default=False),
+]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="File: the reply is JSON of it.", show_default=False),
+]
+Regex = Annotated[str | None, typer.Option(help="The reply matches it.", show_default=False)]
+
+
 class Sampling(TypedDict):
     """What of `GenerateRequest` the options set."""
 
@@ -28,6 +55,34 @@ class Sampling(TypedDict):
     top_p: float | None
     seed: int | None
     stop: tuple[str, ...]
+    n: int | None
+    min_tokens: int | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    json_schema: str | None
+    regex: str | None
+
+
+def read_biases(options: list[str] | None) -> Mapping[int, float] | None:
+    """Raises typer.BadParameter unless all are ID=BIAS, each id once."""
+    biases: dict[int, float] = {}
+    for option in options or ():
+        token_id, _, bias = option.partition("=")
+        try:
+            if int(token_id) in biases:
+                raise typer.BadParameter(f"{token_id} is there twice", param_hint="--logit-bias")
+            biases[int(token_id)] = float(bias)
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"{option!r} is not of the form ID=BIAS, for example 42=-100", param_hint="--logit-bias"
+            ) from error
+    return biases or None
+
+
+def read_schema(path: Path | None) -> str | None:
+    return None if path is None else path.read_text(encoding="utf-8")
 
 
 def check_model(adapter: str | None, *, plain_base: bool) -> None:

@@ -16,8 +16,16 @@ from finetuned import Client
 from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.generation import (
     Adapter,
+    FrequencyPenalty,
+    JsonSchema,
+    LogitBias,
     MaxTokens,
+    MinTokens,
     PlainBase,
+    PresencePenalty,
+    Regex,
+    RepetitionPenalty,
+    Samples,
     Sampling,
     Seed,
     Stop,
@@ -26,6 +34,8 @@ from finetuned.cli.generation import (
     TopK,
     TopP,
     check_model,
+    read_biases,
+    read_schema,
 )
 from finetuned.cli.output import err, json_text, print_json
 from finetuned.cli.rows import Row, prompt_of, read_rows
@@ -62,6 +72,14 @@ def predict(
     top_p: TopP = None,
     seed: Seed = None,
     stop: Stop = None,
+    samples: Samples = None,
+    min_tokens: MinTokens = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    frequency_penalty: FrequencyPenalty = None,
+    logit_bias: LogitBias = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt as it streams, or all rows of a file as JSON lines.
@@ -76,6 +94,14 @@ def predict(
         top_p=top_p,
         seed=seed,
         stop=tuple(stop or ()),
+        n=samples,
+        min_tokens=min_tokens,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=read_biases(logit_bias),
+        json_schema=read_schema(json_schema),
+        regex=regex,
     )
     if file is not None and prompt is None:
         rows = list(read_rows(file, system, adapter, sampling, plain_base=plain_base))
@@ -95,13 +121,13 @@ def _answer(
     whole = prompt_of({"prompt": prompt}, system)
     with client.stream(whole, adapter=adapter, plain_base=adapter is None, **sampling) as stream:
         for delta in stream:
-            if not as_json:
+            if not as_json and sampling["n"] in (None, 1):
                 print(delta.text, end="", flush=True)
         reply = stream.finish()
     if as_json:
         print_json(reply)
         return
-    print(flush=True)
+    print("\n\n".join(sample.text for sample in reply.samples) if len(reply.samples) > 1 else "", flush=True)
     err().print(f"[dim]{escape(reply.served_by.label)}, {reply.usage.completion_tokens} tokens[/dim]")
 
 

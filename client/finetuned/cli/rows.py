@@ -36,6 +36,8 @@ class Row:
             "finish_reason": answer.finish_reason.value,
             "usage": to_json(answer.usage),
         }
+        if len(answer.samples) > 1:
+            line["samples"] = [sample.text for sample in answer.samples]
         if self.expected is not None:
             line |= {"expected": self.expected, "correct": self.is_correct(answer)}
         return line

@@ -1,15 +1,17 @@
 """ServingService of the fake server: the "model" repeats the last user turn and signs it.
 
 A word is a token. Adapters answer `[redact@3] words of the prompt`, the plain base the words alone;
-max_tokens and stop strings cut as a model's would; sampling settings are checked and change nothing. What is
-not generate is answered by `_encoding.py`.
+max_tokens and stop strings cut as a model's would; sampling settings are checked and change nothing. Samples
+after the first end with their number, as in `(1)`. With a JSON schema or a regular expression the answer is the
+prompt's own words, unsigned: a test puts there what it wants to read. What is not generate is answered by
+`_encoding.py`.
 """
 
 # ruff: noqa: N802 - the methods have the names of the RPCs
 
 from __future__ import annotations
 
-import zlib
+import itertools
 from collections.abc import Iterator
 from typing import final
 
@@ -18,10 +20,14 @@ import grpc
 from finetuned._names import short
 from finetuned.errors import FinetunedError, InvalidField, PromptTooLong
 from finetuned.testing._encoding import encode
+from finetuned.testing._generation import check_settings, deltas, reply, samples
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import (
     CONTEXT_TOKENS,
     MAX_BATCH_REQUESTS,
+    MAX_CONSTRAINT_BYTES,
+    MAX_REPLIES,
+    MAX_SAMPLES,
     REPLICA,
     Store,
     check_name,
@@ -30,8 +36,6 @@ from finetuned.testing._versions import check_served, resolve
 from finetuned.v1 import common_pb2
 from finetuned.v1 import serving_service_pb2 as pb
 from finetuned.v1.serving_service_pb2_grpc import ServingServiceServicer
-
-_DEFAULT_MAX_TOKENS = 256
 
 
 @final
@@ -58,7 +62,7 @@ class FakeServing(ServingServiceServicer):
         item = pb.BatchItem()
         request.parent = request.parent or parent
         try:
-            texts = [""] * len(request.inputs)
+            texts: dict[tuple[int, int], str] = {}
             for answer in self._serve(request):
                 if answer.WhichOneof("event") == "started":
                     item.reply.served_by.CopyFrom(answer.started.served_by)
@@ -67,9 +71,11 @@ class FakeServing(ServingServiceServicer):
                 elif answer.WhichOneof("event") == "result":
                     item.reply.results.append(answer.result)
                 else:
-                    texts[answer.delta.input] += answer.delta.text
+                    place = answer.delta.input, answer.delta.sample
+                    texts[place] = texts.get(place, "") + answer.delta.text
             if not item.reply.results:
-                item.reply.texts.extend(texts)
+                places = itertools.product(range(len(request.inputs)), range(samples(request.generate)))
+                item.reply.texts.extend(texts.get(place, "") for place in places)
         except FinetunedError as error:
             item.error.CopyFrom(to_message(error))
         return item
@@ -86,16 +92,16 @@ class FakeServing(ServingServiceServicer):
         yield pb.ServeAdapterResponse(started=pb.Started(served_by=served_by))
         signature = [f"[{short(served_by.adapter_version)}]"] if served_by.adapter_version else []
         for number, prompt in enumerate(prompts):
-            words, outcome = _reply(signature + prompt.split(), settings)
-            for position, word in enumerate(words):
-                text = word if position == 0 else f" {word}"
-                delta = pb.Delta(input=number, text=text, token_ids=[zlib.crc32(word.encode()) % 32000])
-                if settings.logprobs:
-                    delta.logprobs.add(logprob=-0.5)
-                yield pb.ServeAdapterResponse(delta=delta)
-            done.outcomes.append(outcome)
             done.usage.prompt_tokens += len(prompt.split())
-            done.usage.completion_tokens += len(words)
+            for sample in range(samples(settings)):
+                words = prompt.split()
+                if settings.WhichOneof("constraint") is None:
+                    words = [*signature, *words, *([f"({sample})"] if sample else [])]
+                words, outcome = reply(words, settings)
+                for delta in deltas(words, number, sample, settings):
+                    yield pb.ServeAdapterResponse(delta=delta)
+                done.outcomes.append(outcome)
+                done.usage.completion_tokens += len(words)
         done.timing.queue.FromMilliseconds(1)
         done.timing.prefill.FromMilliseconds(2)
         done.timing.decode.FromMilliseconds(3)
@@ -134,6 +140,9 @@ class FakeServing(ServingServiceServicer):
                     max_line_bytes=1 << 20,
                     max_lora_rank=256,
                     max_batch_requests=MAX_BATCH_REQUESTS,
+                    max_samples=MAX_SAMPLES,
+                    max_replies=MAX_REPLIES,
+                    max_constraint_bytes=MAX_CONSTRAINT_BYTES,
                 ),
                 methods=[common_pb2.METHOD_LORA],
                 tasks=[common_pb2.TASK_TEXT_GENERATION],
@@ -151,14 +160,8 @@ def _check(request: pb.ServeAdapterRequest) -> pb.Generate:
         raise InvalidField.one("task", "is not set; allowed: generate, embed, classify, tag_tokens")
     if not request.inputs:
         raise InvalidField.one("inputs", "is empty; expected at least one")
-    settings = request.generate
-    if settings.HasField("max_tokens") and settings.max_tokens < 1:
-        raise InvalidField.one("generate.max_tokens", f"is {settings.max_tokens}; allowed: at least 1")
-    if not 0 <= settings.temperature <= 10:
-        raise InvalidField.one("generate.temperature", f"is {settings.temperature}; allowed: 0.0 to 10.0")
-    if settings.HasField("top_p") and not 0 < settings.top_p <= 1:
-        raise InvalidField.one("generate.top_p", f"is {settings.top_p}; allowed: above 0.0 to 1.0")
-    return settings
+    check_settings(request.generate, len(request.inputs))
+    return request.generate
 
 
 def _prompt(item: pb.Input) -> str:
@@ -176,14 +179,3 @@ def _prompt(item: pb.Input) -> str:
             metadata={"prompt_tokens": str(count), "context_tokens": str(CONTEXT_TOKENS)},
         )
     return prompt
-
-
-def _reply(words: list[str], settings: pb.Generate) -> tuple[list[str], pb.Outcome]:
-    limit = settings.max_tokens if settings.HasField("max_tokens") else _DEFAULT_MAX_TOKENS
-    for position, word in enumerate(words[:limit]):
-        for stop in settings.stop:
-            if stop in word:
-                return words[:position], pb.Outcome(finish_reason=pb.FINISH_REASON_STOP, stop=stop)
-    if len(words) > limit:
-        return words[:limit], pb.Outcome(finish_reason=pb.FINISH_REASON_LENGTH)
-    return words, pb.Outcome(finish_reason=pb.FINISH_REASON_END)

@@ -23,6 +23,9 @@ BASE_DIGEST = "sha256:" + "ba5e" * 16
 REPLICA = "fake-0"
 CONTEXT_TOKENS = 2048
 MAX_BATCH_REQUESTS = 1000
+MAX_SAMPLES = 16
+MAX_REPLIES = 64
+MAX_CONSTRAINT_BYTES = 65_536
 
 _ID = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _START_TIME = datetime(2026, 1, 1, tzinfo=UTC)

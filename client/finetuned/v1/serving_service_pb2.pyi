@@ -79,7 +79,14 @@ class Content(_message.Message):
     def __init__(self, parts: _Optional[_Iterable[_Union[_common_pb2.Part, _Mapping]]] = ...) -> None: ...
 
 class Generate(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stop_token_ids", "truncation", "logprobs", "ignore_eos")
+    __slots__ = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "stop_token_ids", "truncation", "logprobs", "ignore_eos", "n", "min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "json_schema", "regex")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +97,14 @@ class Generate(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_k: int
@@ -100,7 +115,15 @@ class Generate(_message.Message):
     truncation: Truncation
     logprobs: int
     ignore_eos: bool
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., logprobs: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
+    n: int
+    min_tokens: int
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    json_schema: str
+    regex: str
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., logprobs: _Optional[int] = ..., ignore_eos: bool = ..., n: _Optional[int] = ..., min_tokens: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ...) -> None: ...
 
 class Classify(_message.Message):
     __slots__ = ("top_k", "truncation")
@@ -361,7 +384,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, service_version: _Optional[str] = ..., replica: _Optional[str] = ..., base: _Optional[_Union[_base_service_pb2.Base, _Mapping]] = ..., resident_base_digest: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_common_pb2.Method, str]]] = ..., tasks: _Optional[_Iterable[_Union[_common_pb2.Task, str]]] = ..., weight_formats: _Optional[_Iterable[_Union[_common_pb2.WeightFormat, str]]] = ..., load: _Optional[_Union[EngineLoad, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[MemoryUse, _Mapping]]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("context_tokens", "max_running_sequences", "max_queued_sequences", "max_upload_bytes", "max_line_bytes", "max_lora_rank", "max_batch_requests")
+    __slots__ = ("context_tokens", "max_running_sequences", "max_queued_sequences", "max_upload_bytes", "max_line_bytes", "max_lora_rank", "max_batch_requests", "max_samples", "max_replies", "max_constraint_bytes")
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -369,6 +392,9 @@ class Limits(_message.Message):
     MAX_LINE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REPLIES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONSTRAINT_BYTES_FIELD_NUMBER: _ClassVar[int]
     context_tokens: int
     max_running_sequences: int
     max_queued_sequences: int
@@ -376,7 +402,10 @@ class Limits(_message.Message):
     max_line_bytes: int
     max_lora_rank: int
     max_batch_requests: int
-    def __init__(self, context_tokens: _Optional[int] = ..., max_running_sequences: _Optional[int] = ..., max_queued_sequences: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., max_line_bytes: _Optional[int] = ..., max_lora_rank: _Optional[int] = ..., max_batch_requests: _Optional[int] = ...) -> None: ...
+    max_samples: int
+    max_replies: int
+    max_constraint_bytes: int
+    def __init__(self, context_tokens: _Optional[int] = ..., max_running_sequences: _Optional[int] = ..., max_queued_sequences: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., max_line_bytes: _Optional[int] = ..., max_lora_rank: _Optional[int] = ..., max_batch_requests: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_replies: _Optional[int] = ..., max_constraint_bytes: _Optional[int] = ...) -> None: ...
 
 class EngineLoad(_message.Message):
     __slots__ = ("running_sequences", "queued_sequences", "kv_tokens_used", "kv_tokens_capacity", "adapters_on_device")

@@ -12,7 +12,7 @@ from finetuned.values.encodings import Classification, Embedding, Tagging
 
 
 class FinishReason(StrEnum):
-    """Why a reply ended: end of sequence, a stop string or token, or its length."""
+    """Why a reply ended: end of sequence or of its constraint, a stop string or token, or its length."""
 
     UNKNOWN = "UNKNOWN"
     END = "END"
@@ -44,7 +44,7 @@ class ServedBy:
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     logprob: float
-    """Natural logarithm of the chosen token's probability at temperature 1."""
+    """Natural logarithm of the chosen token's probability at temperature 1, before penalties and the like."""
     top_token_ids: tuple[int, ...]
     top_logprobs: tuple[float, ...]
 
@@ -155,8 +155,22 @@ class Answers(Generic[Answer]):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """One of the replies to a prompt."""
+
+    text: str
+    finish_reason: FinishReason
+    stop: str
+    """The stop string that ended it, if one did."""
+    token_ids: tuple[int, ...] = ()
+    """Not told for requests of `generate_many`; nor are the logprobs."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole reply."""
+    """A whole reply; of several samples it is the first, and `samples` has all."""
 
     text: str
     served_by: ServedBy
@@ -166,7 +180,11 @@ class Reply:
     truncated_tokens: int
     """Prompt tokens dropped."""
     usage: Usage
+    """Of all samples together."""
     timing: Timing
+    """Of the slowest sample."""
     token_ids: tuple[int, ...] = ()
     """Not told for requests of `generate_many`; nor are the logprobs."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    """As many as `n` of the request said, in order."""

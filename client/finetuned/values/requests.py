@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 
 class Role(StrEnum):
@@ -72,5 +72,22 @@ class GenerateRequest:
     truncation: Truncation | None = None
     """Default REJECT."""
     logprobs: int = 0
-    """How many of the most likely tokens to tell at each position, 0 to 20."""
+    """How many of the most likely tokens to tell at each position, 0 to 20; the model's own, before penalties,
+    bias and a constraint."""
     ignore_eos: bool = False
+    n: int | None = None
+    """Replies to the prompt, 1 to 16: `Reply.samples`; more than 1 needs a temperature above 0."""
+    min_tokens: int | None = None
+    """At least so many tokens before the end, a stop string or a stop token; 0 to max_tokens."""
+    repetition_penalty: float | None = None
+    """Above 0 to 10, 1 is none: makes all tokens of prompt and reply less likely."""
+    presence_penalty: float | None = None
+    """-2 to 2: makes the reply's tokens less likely."""
+    frequency_penalty: float | None = None
+    """-2 to 2: makes the reply's tokens less likely, the more often they came."""
+    logit_bias: Mapping[int, float] | None = None
+    """Token id to what is added to its logit, -100 to 100."""
+    json_schema: str | Mapping[str, Any] | None = None
+    """The reply is JSON that this JSON Schema allows, or the beginning of it if something ends it earlier."""
+    regex: str | None = None
+    """The whole reply matches it, or is the beginning of a match; the syntax is that of Rust's regex crate."""

@@ -21,6 +21,12 @@ class Limits:
     max_line_bytes: int
     max_lora_rank: int
     max_batch_requests: int
+    max_samples: int
+    """Replies to one input."""
+    max_replies: int
+    """Of one request: inputs times samples."""
+    max_constraint_bytes: int
+    """The longest JSON schema or regular expression."""
 
 
 @final

@@ -116,6 +116,8 @@ class EngineClient:
         sampling: Sampling,
         tenant: str = "",
         deadline_seconds: float | None = None,
+        *,
+        leader: int | None = None,
     ) -> EngineStream:
         """Queue a request at once. Leave the stream with `aclose` (or `async with`): it cancels what runs.
 
@@ -125,6 +127,8 @@ class EngineClient:
             sampling: how tokens are chosen.
             tenant: whose request it is.
             deadline_seconds: when its answer is of no use any more, by `time.monotonic`.
+            leader: the `request_id` of a stream submitted before, with the same prompt, model and tenant: where
+                keys and values can be shared, this one waits until that one has them.
 
         Raises:
             QueueFull: if as many requests as the engine takes are on their way, or as many of this tenant as
@@ -140,6 +144,7 @@ class EngineClient:
                 sampling,
                 tenant,
                 deadline_seconds=deadline_seconds,
+                leader=leader,
             ),
         )
 

@@ -15,9 +15,11 @@ from typing import Any
 import structlog
 
 from finetuned_service.engine.adapter_memory import LoaderThread
+from finetuned_service.engine.arrivals import Arrivals
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.deadlines import expiry
 from finetuned_service.engine.gate import Readiness
+from finetuned_service.engine.grammars import Compiled, GrammarThread
 from finetuned_service.engine.histogram import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, Histogram
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
@@ -68,7 +70,7 @@ class _Verified:
     base_digest: str
 
 
-Delivery = Command | Loaded[Any] | _Verified
+Delivery = Command | Loaded[Any] | Compiled | _Verified
 
 
 class EngineLoop:
@@ -97,6 +99,10 @@ class EngineLoop:
             kv_block_tokens=self.runner.kv_block_tokens,
             shares_prefixes=self.runner.shares_prefixes,
         )
+        self._grammars = GrammarThread(model, self._inbox.put)
+        self._arrivals = Arrivals(
+            self._grammars.begin, self.scheduler.find, shares_prefixes=self.runner.shares_prefixes
+        )
         self._replies = Replies(model.end_token_ids, model.device)
 
     def deliver(self, delivery: Delivery) -> None:
@@ -108,7 +114,7 @@ class EngineLoop:
         """A Shutdown has come, and nothing runs any more or its time is over."""
         if self._stop_seconds is None:
             return False
-        busy = self.scheduler.running or self.scheduler.waiting
+        busy = self.scheduler.running or self.scheduler.waiting or any(self._arrivals)
         return not busy or time.monotonic() >= self._stop_seconds
 
     def step(self) -> list[Event]:
@@ -132,9 +138,11 @@ class EngineLoop:
 
     def close(self) -> list[Event]:
         """End what is left, and the loader's thread; the engine cannot be used after it."""
-        for sequence in [*self.scheduler.running.values(), *self.scheduler.waiting.values()]:
+        enqueued = [*self.scheduler.running.values(), *self.scheduler.waiting.values()]
+        for sequence in [*self._arrivals, *enqueued]:
             self._fail(sequence, Unavailable("the engine stopped; try again", retry_after_seconds=1.0))
         self._loader.close()
+        self._grammars.close()
         self.runner.close()
         events, self._events = self._events, []
         return events
@@ -152,8 +160,7 @@ class EngineLoop:
             case Submit():
                 self._submit(delivery)
             case Cancel(request_id=request_id):
-                if (sequence := self.scheduler.find(request_id)) is not None:
-                    self._end(sequence, sound=True)
+                self._cancel(request_id)
             case SetResidency():
                 self._set_residency(delivery)
             case Inspect(call_id=call_id, verify_base=True):
@@ -166,6 +173,8 @@ class EngineLoop:
                 self._stop_seconds = time.monotonic() + grace_seconds
             case Loaded():
                 self._finish_load(delivery)
+            case Compiled():
+                self._take_grammar(delivery)
 
     def _submit(self, submit: Submit) -> None:
         try:
@@ -179,7 +188,28 @@ class EngineLoop:
                 self._counters["deadlines_estimate"] += 1
             self._events.append(Failed(submit.request_id, error.to_wire()))
             return
-        self.scheduler.enqueue(sequence)
+        if not submit.sampling.grammar:
+            self._replies.begin(sequence)
+        self._enqueue(self._arrivals.add(sequence))
+
+    def _cancel(self, request_id: int) -> None:
+        sequence = self.scheduler.find(request_id) or self._arrivals.find(request_id)
+        if sequence is not None:
+            self._end(sequence, sound=True)
+
+    def _take_grammar(self, compiled: Compiled) -> None:
+        sequence = self._arrivals.find(compiled.request_id)
+        if sequence is None:
+            return
+        if compiled.error is not None:
+            self._fail(sequence, compiled.error)
+            return
+        self._replies.begin(sequence, compiled.matcher)
+        self._enqueue(self._arrivals.grammar_ready(compiled.request_id))
+
+    def _enqueue(self, arrived: list[Sequence]) -> None:
+        for sequence in arrived:
+            self.scheduler.enqueue(sequence)
 
     def _end_expired(self) -> None:
         for sequence in self.scheduler.expired(time.monotonic()):
@@ -240,6 +270,7 @@ class EngineLoop:
                 self._fail(sequence, self._fault(error))
                 continue
             self._events.append(tokens)
+            self._enqueue(self._arrivals.prompt_computed(sequence))
             if tokens.finish is not None:
                 self._end(sequence, sound=True)
 
@@ -269,6 +300,7 @@ class EngineLoop:
     def _end(self, sequence: Sequence, *, sound: bool = False) -> None:
         self.scheduler.end(sequence, sound=sound)
         self._replies.forget(sequence)
+        self._enqueue(self._arrivals.left(sequence))
 
     def _fail(self, sequence: Sequence, error: FinetunedError) -> None:
         self._end(sequence)
@@ -326,7 +358,7 @@ class EngineLoop:
     def _snapshot(self, base_digest: str = "") -> Snapshot:
         return Snapshot(
             running_sequences=len(self.scheduler.running),
-            waiting_sequences=len(self.scheduler.waiting),
+            waiting_sequences=len(self.scheduler.waiting) + sum(1 for _ in self._arrivals),
             kv_tokens_used=self.scheduler.kv_tokens_used,
             kv_tokens_capacity=self.scheduler.kv.capacity,
             base_bytes=self._model.size_bytes,

@@ -27,7 +27,7 @@ class FinishReason(StrEnum):
     """Why the engine ended a sequence."""
 
     END = "END"
-    """The base's end-of-sequence token."""
+    """The base's end-of-sequence token, or the grammar allows nothing more."""
     STOP = "STOP"
     """A stop token of the request. (Stop strings are found by the RPC process, which cancels.)"""
     LENGTH = "LENGTH"
@@ -60,6 +60,18 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int = 0
     """How many of the most likely tokens to tell per position, 0 tells none."""
+    min_new_tokens: int = 0
+    """Before, neither an end token nor a stop token can be chosen."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens of prompt and reply and multiplies negative ones."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of the reply's tokens."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of the reply's tokens as often as they came."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), each id once."""
+    grammar: str = ""
+    """What the reply must be, as `text/grammar.py` writes it; empty is anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,8 @@ class Submit:
     deadline_seconds: float | None = None
     """When the answer is of no use any more, by `time.monotonic`, which is one clock for all processes of a
     machine."""
+    leader: int | None = None
+    """The request with the same prompt, submitted before, whose keys and values this one waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +198,7 @@ class Tokens:
     cached_tokens: int = 0
     """Set with the first token: how many of the prompt's came from the prefix cache."""
     prefill_seconds: float = 0.0
-    """Set with `finish`: from the place in the batch to the first token."""
+    """Set with the first token: from the place in the batch to it."""
     decode_seconds: float = 0.0
     """Set with `finish`: from the first token to the last."""
 

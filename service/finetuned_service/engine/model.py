@@ -40,7 +40,7 @@ class EngineModel:
         self.config: Any = module.config
         self.end_token_ids = end_token_ids(module)
         self._stored = stored_tensors(module, directory)
-        self._directory = directory
+        self.directory = directory
         self._module = module
         self._current = CurrentStep()
         self.sites = install_sites(module, self._current)
@@ -118,7 +118,7 @@ class EngineModel:
 
     def fingerprint(self) -> str:
         """The base's digest from the weights in memory now; reads all of them."""
-        return fingerprint(self._stored, self._directory)
+        return fingerprint(self._stored, self.directory)
 
     def _kernels_for(self, rows: LoraRows, banks: LoraBanks) -> list[LoraKernel | None] | None:
         if not rows.decoding and not rows.chunks:

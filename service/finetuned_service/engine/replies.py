@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from llguidance import LLMatcher
 from torch import Tensor
 
-from finetuned_service.engine.messages import Encoded, FinishReason, Submit, Tokens
+from finetuned_service.engine.adjustments import Adjustments
+from finetuned_service.engine.choice import TokenChoice
+from finetuned_service.engine.constraint import Constraint
+from finetuned_service.engine.messages import Encoded, FinishReason, Sampling, Submit, TokenLogprobs, Tokens
 from finetuned_service.engine.runner import Model
-from finetuned_service.engine.sampling import draw_token, greedy_tokens, make_generator, token_logprobs
+from finetuned_service.engine.sampling import greedy_tokens, token_logprobs
 from finetuned_service.engine.sequence import Sequence
 from finetuned_service.errors import (
     AdapterIncompatible,
@@ -25,7 +27,7 @@ def limit_tokens(submit: Submit, model: Model, kv_capacity_tokens: int) -> int:
     """Prompt and reply together: how many tokens the sequence may reach.
 
     Raises:
-        InvalidField: for an empty prompt, unknown token ids or a reply of no tokens.
+        InvalidField: for an empty prompt, unknown token ids, a reply of no tokens or of fewer than its least.
         PromptTooLong: if the prompt leaves no room in the context.
         ResourceExhausted: if it would not fit the KV cache even alone.
     """
@@ -41,8 +43,15 @@ def limit_tokens(submit: Submit, model: Model, kv_capacity_tokens: int) -> int:
             "prompt_token_ids",
             f"has ids outside of 0 to {model.vocabulary_tokens - 1}, the base's vocabulary",
         )
-    if submit.sampling.max_new_tokens < 1:
-        raise InvalidField.one("max_new_tokens", f"is {submit.sampling.max_new_tokens}; at least 1 is needed")
+    if any(not 0 <= token_id < model.vocabulary_tokens for token_id, _ in submit.sampling.logit_bias):
+        raise InvalidField.one(
+            "logit_bias", f"has ids outside of 0 to {model.vocabulary_tokens - 1}, the base's vocabulary"
+        )
+    least = max(1, submit.sampling.min_new_tokens)
+    if submit.sampling.max_new_tokens < least:
+        raise InvalidField.one(
+            "max_new_tokens", f"is {submit.sampling.max_new_tokens}; at least {least} is needed"
+        )
     if len(prompt) >= model.context_tokens:
         raise PromptTooLong(
             f"the prompt has {len(prompt)} tokens; the context of the base is {model.context_tokens} and "
@@ -85,16 +94,24 @@ def encoded(sequence: Sequence, rows: Tensor, now_seconds: float) -> Encoded:
 
 
 class Replies:
-    """Chooses tokens and tells ends. Holds the generators of sampling sequences."""
+    """Chooses tokens and tells ends. Holds the choices of sequences that are not plainly greedy."""
 
     def __init__(self, end_token_ids: frozenset[int], device: torch.device) -> None:
         self._end_token_ids = end_token_ids
         self._device = device
-        self._generators: dict[int, torch.Generator] = {}
+        self._choices: dict[int, TokenChoice] = {}
+
+    def begin(self, sequence: Sequence, matcher: LLMatcher | None = None) -> None:
+        """A sequence that will have tokens to choose; `matcher` is its grammar's, if it has one."""
+        if matcher is not None or _is_special(sequence.request.sampling):
+            constraint = None if matcher is None else Constraint(matcher, self._end_token_ids)
+            self._choices[sequence.request_id] = TokenChoice(
+                sequence.request, self._end_token_ids, self._device, constraint
+            )
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence ended."""
-        self._generators.pop(sequence.request_id, None)
+        self._choices.pop(sequence.request_id, None)
 
     def greedy(self, logits: Tensor) -> list[int | None]:
         """See `sampling.greedy_tokens`."""
@@ -104,52 +121,47 @@ class Replies:
         """Choose the sequence's next token from `logits [vocabulary]` and append it, or end the sequence.
 
         Raises:
-            FinetunedError: if the logits are not finite; the sequence is unchanged.
+            FinetunedError: if the logits are not finite, or its grammar cannot be followed.
         """
         if greedy is None:
             raise _not_finite(sequence)
         sampling = sequence.request.sampling
-        token_id = greedy
-        generator = self._generator(sequence)
-        if generator is not None:
-            token_id = draw_token(logits, sampling, generator)
-        logprobs = (token_logprobs(logits, token_id, sampling.logprobs),) if sampling.logprobs else ()
-        if sequence.first_token_seconds is None:
-            sequence.first_token_seconds = now_seconds
+        choice = self._choices.get(sequence.request_id)
+        token_id = greedy if choice is None else choice.choose(logits)
+        is_first = sequence.first_token_seconds is None
+        first_seconds = sequence.first_token_seconds or now_seconds
+        sequence.first_token_seconds = first_seconds
+        token_ids: tuple[int, ...] = ()
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        finish: FinishReason | None = None
         if token_id in sampling.stop_token_ids:
-            return _last(sequence, FinishReason.STOP, now_seconds)
-        if token_id in self._end_token_ids and not sampling.ignore_eos:
-            return _last(sequence, FinishReason.END, now_seconds)
-        sequence.tokens.append(token_id)
-        if len(sequence.tokens) == sequence.limit_tokens:
-            last = _last(sequence, FinishReason.LENGTH, now_seconds)
-            return replace(last, token_ids=(token_id,), logprobs=logprobs)
-        return Tokens(sequence.request_id, (token_id,), logprobs, cached_tokens=_cached(sequence))
+            finish = FinishReason.STOP
+        elif token_id is None or (token_id in self._end_token_ids and not sampling.ignore_eos):
+            finish = FinishReason.END
+        else:
+            if choice is not None:
+                choice.took(token_id)
+            sequence.tokens.append(token_id)
+            token_ids = (token_id,)
+            if sampling.logprobs:
+                logprobs = (token_logprobs(logits, token_id, sampling.logprobs),)
+            if choice is not None and choice.complete:
+                finish = FinishReason.END
+            elif len(sequence.tokens) == sequence.limit_tokens:
+                finish = FinishReason.LENGTH
+        return Tokens(
+            sequence.request_id,
+            token_ids,
+            logprobs,
+            finish,
+            cached_tokens=sequence.cached_tokens if is_first else 0,
+            prefill_seconds=first_seconds - sequence.admitted_seconds if is_first else 0.0,
+            decode_seconds=now_seconds - first_seconds if finish else 0.0,
+        )
 
-    def _generator(self, sequence: Sequence) -> torch.Generator | None:
-        generator = self._generators.get(sequence.request_id)
-        if generator is None:
-            generator = make_generator(sequence.request.sampling, self._device)
-            if generator is not None:
-                self._generators[sequence.request_id] = generator
-        return generator
 
-
-def _cached(sequence: Sequence) -> int:
-    """Told once, with the first token."""
-    return sequence.cached_tokens if sequence.new_tokens <= 1 else 0
-
-
-def _last(sequence: Sequence, finish: FinishReason, now_seconds: float) -> Tokens:
-    first_seconds = sequence.first_token_seconds or now_seconds
-    return Tokens(
-        sequence.request_id,
-        (),
-        finish=finish,
-        cached_tokens=_cached(sequence),
-        prefill_seconds=first_seconds - sequence.admitted_seconds,
-        decode_seconds=now_seconds - first_seconds,
-    )
+def _is_special(sampling: Sampling) -> bool:
+    return sampling.temperature != 0.0 or Adjustments.wanted(sampling)
 
 
 def _not_finite(sequence: Sequence) -> FinetunedError:

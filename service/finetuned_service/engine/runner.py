@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -81,6 +82,11 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+    @property
+    def directory(self) -> Path:
+        """Where its files are, the tokenizer's too."""
+        ...
+
     @property
     def end_token_ids(self) -> frozenset[int]: ...
     @property

@@ -79,7 +79,7 @@ class EngineStream:
         if self._events.empty():
             return first
         last, token_ids, logprobs = first, list(first.token_ids), list(first.logprobs)
-        cached_tokens = first.cached_tokens
+        cached_tokens, prefill_seconds = first.cached_tokens, first.prefill_seconds
         while not self._events.empty():
             following = self._events.get_nowait()
             if not isinstance(following, Tokens):
@@ -89,8 +89,13 @@ class EngineStream:
             token_ids.extend(following.token_ids)
             logprobs.extend(following.logprobs)
             cached_tokens += following.cached_tokens
+            prefill_seconds += following.prefill_seconds
         return replace(
-            last, token_ids=tuple(token_ids), logprobs=tuple(logprobs), cached_tokens=cached_tokens
+            last,
+            token_ids=tuple(token_ids),
+            logprobs=tuple(logprobs),
+            cached_tokens=cached_tokens,
+            prefill_seconds=prefill_seconds,
         )
 
     async def aclose(self) -> None:

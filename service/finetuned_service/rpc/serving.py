@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -29,10 +30,13 @@ from finetuned_service.rpc.convert.serving import (
     event_to_proto,
     served_by_to_proto,
 )
+from finetuned_service.serving.checks import MAX_REPLIES
 from finetuned_service.serving.encode import Encoding
 from finetuned_service.serving.encoded_values import EncodeCall, EncodeResult
+from finetuned_service.serving.ranges import MAX_SAMPLES
 from finetuned_service.serving.service import Serving
 from finetuned_service.serving.values import Delta, Done, ServeCall, ServedBy, ServeEvent
+from finetuned_service.text.grammar import MAX_CONSTRAINT_BYTES
 
 MAX_BATCH_REQUESTS = 1000
 
@@ -81,15 +85,24 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 "requests", f"has {len(request.requests)} items; allowed: 1 to {MAX_BATCH_REQUESTS}"
             )
         # A batch fills the engine but not its queue, which other callers share.
-        places = asyncio.Semaphore(self._limits.max_running_sequences)
+        most = self._limits.max_running_sequences
+        places = asyncio.Semaphore(most)
+        turn = asyncio.Lock()
         deadline_seconds = _deadline_seconds(context)
 
         async def answer(item: pb.ServeAdapterRequest) -> pb.BatchItem:
-            async with places:
-                try:
-                    return pb.BatchItem(reply=await self._whole_reply(item, request.parent, deadline_seconds))
-                except FinetunedError as error:
-                    return pb.BatchItem(error=error_to_proto(error))
+            replies = len(item.inputs) * max(1, item.generate.n) if item.HasField("generate") else 1
+            needed = min(most, max(1, replies))
+            async with turn:  # two that each hold half of what they need would wait for each other
+                for _ in range(needed):
+                    await places.acquire()
+            try:
+                return pb.BatchItem(reply=await self._whole_reply(item, request.parent, deadline_seconds))
+            except FinetunedError as error:
+                return pb.BatchItem(error=error_to_proto(error))
+            finally:
+                for _ in range(needed):
+                    places.release()
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer(item)) for item in request.requests]
@@ -100,7 +113,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
     ) -> pb.BatchReply:
         call = dataclasses.replace(call_from_proto(item, parent), deadline_seconds=deadline_seconds)
         reply = pb.BatchReply()
-        texts = [""] * len(call.inputs)
+        texts: dict[tuple[int, int], str] = {}
         results: dict[int, pb.Result] = {}
         async with aclosing(self._serve(call)) as events:
             async for event in events:
@@ -108,7 +121,8 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                     case ServedBy():
                         reply.served_by.CopyFrom(served_by_to_proto(event))
                     case Delta():
-                        texts[event.input] += event.text
+                        place = event.input, event.sample
+                        texts[place] = texts.get(place, "") + event.text
                     case Done():
                         reply.done.CopyFrom(done_to_proto(event))
                     case _:
@@ -116,7 +130,8 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
         if isinstance(call, EncodeCall):
             reply.results.extend(results[i] for i in range(len(call.inputs)))
         else:
-            reply.texts.extend(texts)
+            places = itertools.product(range(len(call.inputs)), range(call.generation.samples))
+            reply.texts.extend(texts.get(place, "") for place in places)
         return reply
 
     async def GetServerInfo(  # noqa: N802 - the contract's name
@@ -149,6 +164,9 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 max_line_bytes=limits.max_line_bytes,
                 max_lora_rank=limits.max_lora_rank,
                 max_batch_requests=MAX_BATCH_REQUESTS,
+                max_samples=MAX_SAMPLES,
+                max_replies=MAX_REPLIES,
+                max_constraint_bytes=MAX_CONSTRAINT_BYTES,
             ),
             methods=[common.METHOD_LORA],
             tasks=[TASK_NUMBERS[task] for task in TASKS[serving.base.family]],

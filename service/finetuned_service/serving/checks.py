@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetuned_service.engine.messages import Sampling
 from finetuned_service.errors import InvalidField, PromptTooLong, Violation
-from finetuned_service.serving.values import GenerationSettings, ServeCall, Truncation
+from finetuned_service.serving.ranges import MAX_SAMPLES, violations
+from finetuned_service.serving.values import GenerationSettings, JsonSchema, Regex, ServeCall, Truncation
+from finetuned_service.text.grammar import json_schema_grammar, regex_grammar
 
 DEFAULT_MAX_TOKENS = 256
-MAX_TEMPERATURE = 10.0
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARACTERS = 256
-MAX_STOP_TOKENS = 64
-MAX_LOGPROBS = 20
 MAX_INPUTS = 64
+MAX_REPLIES = 64
+"""Inputs times samples."""
+_SAMPLE_SEEDS = MAX_INPUTS
+"""Between the seeds of two samples: as many as a call has inputs, and no more than it must be, since PyTorch's
+generator for CPUs looks at the lower 32 bits only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,58 +30,39 @@ class Prompt:
     max_new_tokens: int
 
 
-def check_call(call: ServeCall, context_tokens: int) -> None:
-    """Check everything that needs no tokenizer.
+def check_call(call: ServeCall, context_tokens: int, vocabulary_tokens: int) -> None:
+    """Check everything that needs no tokenizer and no grammar.
 
     Raises:
         InvalidField: naming every setting that is not allowed.
     """
-    generation = call.generation
-    found: list[Violation] = []
-
-    def require(allowed: bool, field: str, value: object, rule: str) -> None:  # noqa: FBT001 - a predicate
-        if not allowed:
-            found.append(Violation(field, f"is {value}; allowed: {rule}"))
-
-    inputs = len(call.inputs)
-    require(1 <= inputs <= MAX_INPUTS, "inputs", f"{inputs} inputs", f"1 to {MAX_INPUTS}")
-    tokens = generation.max_tokens
-    if tokens is not None:
-        require(1 <= tokens < context_tokens, "generate.max_tokens", tokens, f"1 to {context_tokens - 1}")
-    temperature = generation.temperature
-    require(
-        math.isfinite(temperature) and 0 <= temperature <= MAX_TEMPERATURE,
-        "generate.temperature",
-        temperature,
-        f"0 (greedy) to {MAX_TEMPERATURE:g}",
-    )
-    if generation.top_k is not None:
-        require(generation.top_k >= 1, "generate.top_k", generation.top_k, "at least 1, or unset")
-    if generation.top_p is not None:
-        require(0 < generation.top_p <= 1, "generate.top_p", generation.top_p, "above 0 to 1")
-    if generation.seed is not None:
-        require(0 <= generation.seed < 2**63, "generate.seed", generation.seed, "0 to 2**63 - 1")
-    stops = generation.stop
-    require(
-        len(stops) <= MAX_STOP_STRINGS, "generate.stop", f"{len(stops)} strings", f"up to {MAX_STOP_STRINGS}"
-    )
-    for i, stop in enumerate(stops):
-        length = len(stop)
-        rule = f"1 to {MAX_STOP_CHARACTERS} characters"
-        require(1 <= length <= MAX_STOP_CHARACTERS, f"generate.stop[{i}]", f"{length} characters", rule)
-    ids = generation.stop_token_ids
-    rule = f"up to {MAX_STOP_TOKENS} ids, none negative"
-    require(
-        len(ids) <= MAX_STOP_TOKENS and min(ids, default=0) >= 0, "generate.stop_token_ids", list(ids), rule
-    )
-    require(
-        0 <= generation.logprobs <= MAX_LOGPROBS,
-        "generate.logprobs",
-        generation.logprobs,
-        f"0 to {MAX_LOGPROBS}",
-    )
+    generation, inputs = call.generation, len(call.inputs)
+    found = list(violations(generation, context_tokens, vocabulary_tokens))
+    if not 1 <= inputs <= MAX_INPUTS:
+        found.insert(0, Violation("inputs", f"is {inputs} inputs; allowed: 1 to {MAX_INPUTS}"))
+    elif 1 <= generation.samples <= MAX_SAMPLES and inputs * generation.samples > MAX_REPLIES:
+        description = (
+            f"is {inputs} inputs with {generation.samples} samples each; allowed: {MAX_REPLIES} replies "
+            "in one request. Send fewer inputs, or ask for fewer samples"
+        )
+        found.insert(0, Violation("inputs", description))
     if found:
         raise InvalidField("; ".join(f"{v.field}: {v.description}" for v in found), violations=found)
+
+
+def grammar_of(generation: GenerationSettings) -> str:
+    """The constraint as the engine takes it; "" without one.
+
+    Raises:
+        InvalidField: it cannot be kept to; see `text/grammar.py`.
+    """
+    match generation.constraint:
+        case JsonSchema(schema):
+            return json_schema_grammar(schema, "generate.json_schema")
+        case Regex(pattern):
+            return regex_grammar(pattern, "generate.regex")
+        case None:
+            return ""
 
 
 def fit_prompt(
@@ -88,8 +70,8 @@ def fit_prompt(
 ) -> Prompt:
     """Cut a prompt as the caller chose, and decide how many tokens the reply may have.
 
-    Without a wish for the reply's length a prompt fits if it leaves one token, and a prompt that is cut
-    leaves `DEFAULT_MAX_TOKENS`, but keeps at least half of the context.
+    Without a wish for the reply's length a prompt fits if it leaves one token (or `min_tokens`), and a prompt
+    that is cut leaves `DEFAULT_MAX_TOKENS`, but keeps half of the context unless `min_tokens` needs more.
 
     Raises:
         PromptTooLong: it does not fit and no truncation was chosen.
@@ -98,30 +80,44 @@ def fit_prompt(
     if not token_ids:
         raise InvalidField.one(field, "is empty; give at least one character")
     wanted, found = generation.max_tokens, len(token_ids)
-    if found > context_tokens - (wanted or 1):
+    least = wanted or max(1, generation.min_tokens or 0)
+    if found > context_tokens - least:
         if generation.truncation is Truncation.REJECT:
             raise PromptTooLong(
-                f"{field} has {found} tokens and the reply {wanted or 'at least 1'}; the context holds "
-                f"{context_tokens}. Shorten it, ask for fewer max_tokens, or choose a truncation",
+                f"{field} has {found} tokens and the reply {wanted or f'at least {least}'}; the context "
+                f"holds {context_tokens}. Shorten it, ask for fewer tokens, or choose a truncation",
                 metadata={"prompt_tokens": str(found), "context_tokens": str(context_tokens)},
             )
-        room = context_tokens - (wanted or min(DEFAULT_MAX_TOKENS, context_tokens // 2))
+        room = context_tokens - (wanted or max(least, min(DEFAULT_MAX_TOKENS, context_tokens // 2)))
         from_end = generation.truncation is Truncation.KEEP_END
         token_ids = token_ids[found - room :] if from_end else token_ids[:room]
-    new_tokens = wanted or min(DEFAULT_MAX_TOKENS, context_tokens - len(token_ids))
+    new_tokens = wanted or min(max(DEFAULT_MAX_TOKENS, least), context_tokens - len(token_ids))
     return Prompt(tuple(token_ids), found - len(token_ids), new_tokens)
 
 
-def sampling_for(generation: GenerationSettings, prompt: Prompt, index: int) -> Sampling:
-    """The engine's settings for one input; inputs of one call with one seed differ by their index."""
-    seed = secrets.randbits(62) if generation.seed is None else generation.seed + index
+def sampling_for(
+    generation: GenerationSettings, prompt: Prompt, index: int, sample: int = 0, grammar: str = ""
+) -> Sampling:
+    """The engine's settings for one reply.
+
+    Replies of one call with one seed differ by their input's index and their sample: the same call gives the
+    same replies, and each of them can be had alone with the seed that is its own.
+    """
+    seed = generation.seed
+    own = secrets.randbits(62) if seed is None else seed + index + sample * _SAMPLE_SEEDS
     return Sampling(
         max_new_tokens=prompt.max_new_tokens,
         temperature=generation.temperature,
         top_k=generation.top_k or 0,
         top_p=1.0 if generation.top_p is None else generation.top_p,
-        seed=seed % 2**63,
+        seed=own % 2**63,
         stop_token_ids=generation.stop_token_ids,
         ignore_eos=generation.ignore_eos,
         logprobs=generation.logprobs,
+        min_new_tokens=generation.min_tokens or 0,
+        repetition_penalty=1.0 if generation.repetition_penalty is None else generation.repetition_penalty,
+        presence_penalty=generation.presence_penalty or 0.0,
+        frequency_penalty=generation.frequency_penalty or 0.0,
+        logit_bias=generation.logit_bias,
+        grammar=grammar,
     )

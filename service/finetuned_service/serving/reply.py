@@ -28,6 +28,7 @@ class Reply:
     """One sequence in progress; `outcome` and `timing` are set at its end."""
 
     input: int
+    sample: int
     prompt_tokens: int
     truncated_tokens: int
     text: TextStream
@@ -42,6 +43,7 @@ class Reply:
     timing: Timing = field(default_factory=Timing)
     completion_tokens: int = 0
     cached_tokens: int = 0
+    prefill_seconds: float = 0.0
 
     async def follow(self, submit: Callable[[], EventStream]) -> AsyncGenerator[Started | Delta]:
         """The engine's events as deltas, ended by the engine or by a stop string.
@@ -68,12 +70,13 @@ class Reply:
                 continue
             now = time.perf_counter()
             self.cached_tokens += event.cached_tokens
+            self.prefill_seconds += event.prefill_seconds
             self._count_tokens(len(event.token_ids), now, now - last)
             last = now
             piece = self.text.push(event.token_ids)
             rest = self.text.finish() if event.finish is not None else ""
             if piece.text or rest or event.token_ids:
-                yield Delta(self.input, piece.text + rest, event.token_ids, event.logprobs)
+                yield Delta(self.input, piece.text + rest, event.token_ids, event.logprobs, self.sample)
             if self.text.stopped is not None:
                 self._end(FinishReason.STOP, self.text.stopped, event, now)
                 return
@@ -86,8 +89,9 @@ class Reply:
         self.metrics.queue_seconds.labels(self.model).observe(event.queue_seconds)
         if event.modules_changed:
             self.metrics.adapter_wait_seconds.observe(event.load_seconds)
-        self.metrics.prompt_tokens.observe(self.prompt_tokens)
-        self.metrics.tokens.labels("prompt", self.model).inc(self.prompt_tokens)
+        if self.sample == 0:  # the others have the same prompt
+            self.metrics.prompt_tokens.observe(self.prompt_tokens)
+            self.metrics.tokens.labels("prompt", self.model).inc(self.prompt_tokens)
 
     def _count_tokens(self, new_tokens: int, now: float, seconds: float) -> None:
         """`seconds` have passed since the message before; the tokens of one message share them."""
@@ -109,7 +113,7 @@ class Reply:
     def _end(self, finish: FinishReason, stop: str, event: Tokens, now: float) -> None:
         started = self.started or Started(0, 0, 0.0, 0.0)
         waited = started.queue_seconds + started.load_seconds
-        prefill = event.prefill_seconds
+        prefill = self.prefill_seconds
         # A stop string is found here, before the engine knows: the time since acceptance stands in.
         decode = event.decode_seconds or max(0.0, now - self.accepted - waited - prefill)
         self.outcome = Outcome(finish, stop, self.truncated_tokens)

@@ -17,11 +17,12 @@ from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot, Started
+from finetuned_service.engine.stream import EngineStream
 from finetuned_service.errors import AdapterIncompatible, FinetunedError, Internal
 from finetuned_service.metrics import ServerMetrics
 from finetuned_service.names import AdapterSelector
 from finetuned_service.serving.abilities import check_base_can
-from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, sampling_for
+from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, grammar_of, sampling_for
 from finetuned_service.serving.holders import Holders
 from finetuned_service.serving.merge import merged
 from finetuned_service.serving.reply import Reply
@@ -41,6 +42,15 @@ from finetuned_service.text.stream import TextStream
 from finetuned_service.text.tokenizer import BaseTokenizer
 
 _LOG = logger("serving")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a call comes to: its weights, prompts and grammar."""
+
+    version: AdapterVersion | None
+    prompts: Sequence[Prompt]
+    grammar: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +114,27 @@ class Serving:
         """
         arrived = time.perf_counter()
         check_base_can(self.base, "generate")
-        check_call(call, self.context_tokens)
-        # Both wait or compute: the store's disk, and a tokenizer over megabytes of prompts.
-        version, prompts = await asyncio.to_thread(self._prepare, call)
+        check_call(call, self.context_tokens, self._tokenizer.vocabulary_size)
+        # All wait or compute: the store's disk, a tokenizer over megabytes of prompts, a large schema.
+        prepared = await asyncio.to_thread(self._prepare, call)
+        version, prompts = prepared.version, prepared.prompts
         replies = [
             Reply(
                 input=i,
+                sample=sample,
                 prompt_tokens=len(prompt.token_ids),
                 truncated_tokens=prompt.truncated_tokens,
-                text=TextStream(self._tokenizer, call.generation.stop),
+                text=TextStream(self._tokenizer, call.generation.stop, call.generation.min_tokens or 0),
                 metrics=self.metrics,
                 model="base" if version is None else "adapter",
                 arrived=arrived,
             )
             for i, prompt in enumerate(prompts)
+            for sample in range(call.generation.samples)
         ]
         told = False
-        follow = merged([self._follow(call, version, prompts, r) for r in replies])
+        first_samples: dict[int, int] = {}
+        follow = merged([self._follow(call, prepared, r, first_samples) for r in replies])
         with self.running(version, len(replies)):
             async with aclosing(follow) as events:
                 async for event in events:
@@ -141,9 +155,10 @@ class Serving:
         self.holders.used(version.manifest.digest, version.tenant)
         return self.holders.running(version.manifest.digest, version.tenant, sequences)
 
-    def _prepare(self, call: ServeCall) -> tuple[AdapterVersion | None, list[Prompt]]:
+    def _prepare(self, call: ServeCall) -> _Prepared:
+        grammar = grammar_of(call.generation)
         version = self.resolve(call.adapter)
-        return version, [self._prompt(call, i) for i in range(len(call.inputs))]
+        return _Prepared(version, [self._prompt(call, i) for i in range(len(call.inputs))], grammar)
 
     def resolve(self, selector: AdapterSelector | None) -> AdapterVersion | None:
         """The version that a name means now; None for the plain base.
@@ -171,14 +186,22 @@ class Serving:
         return fit_prompt(token_ids, call.generation, self.context_tokens, f"inputs[{index}]")
 
     def _follow(
-        self, call: ServeCall, version: AdapterVersion | None, prompts: Sequence[Prompt], reply: Reply
+        self, call: ServeCall, prepared: _Prepared, reply: Reply, first_samples: dict[int, int]
     ) -> AsyncGenerator[Started | Delta]:
-        prompt = prompts[reply.input]
-        handle = None if version is None else handle_of(version)
-        sampling = sampling_for(call.generation, prompt, reply.input)
-        return reply.follow(
-            lambda: self.engine.submit(prompt.token_ids, handle, sampling, call.tenant, call.deadline_seconds)
-        )
+        """`first_samples` has, for each input, the request that computes its prompt for all its samples."""
+        prompt = prepared.prompts[reply.input]
+        handle = None if prepared.version is None else handle_of(prepared.version)
+        sampling = sampling_for(call.generation, prompt, reply.input, reply.sample, prepared.grammar)
+
+        def submit() -> EngineStream:
+            leader = first_samples.get(reply.input)
+            stream = self.engine.submit(
+                prompt.token_ids, handle, sampling, call.tenant, call.deadline_seconds, leader=leader
+            )
+            first_samples.setdefault(reply.input, stream.request_id)
+            return stream
+
+        return reply.follow(submit)
 
     def served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
         """The proof for a caller.
@@ -247,7 +270,7 @@ def _done(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Done:
     return Done(
         outcomes=tuple(outcomes),
         prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
-        cached_tokens=sum(reply.cached_tokens for reply in replies),
+        cached_tokens=sum(reply.cached_tokens for reply in replies if reply.sample == 0),
         completion_tokens=sum(reply.completion_tokens for reply in replies),
         timing=max(timings, key=lambda timing: timing.total),
     )

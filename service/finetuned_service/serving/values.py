@@ -33,6 +33,20 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """The reply is JSON that the schema allows."""
+
+    schema: str
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """The whole reply matches the pattern."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationSettings:
     """As `Generate` in the contract; None where the caller said nothing."""
 
@@ -46,6 +60,18 @@ class GenerationSettings:
     truncation: Truncation = Truncation.REJECT
     logprobs: int = 0
     ignore_eos: bool = False
+    n: int | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: JsonSchema | Regex | None = None
+
+    @property
+    def samples(self) -> int:
+        """Replies to each input."""
+        return 1 if self.n is None else self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +101,13 @@ class ServedBy:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the reply to one input; whole characters only."""
+    """A piece of one reply to one input; whole characters only."""
 
     input: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +134,14 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Done:
     outcomes: tuple[Outcome, ...]
+    """Of all samples of the first input, then of the second."""
     prompt_tokens: int
+    """Each prompt once, however many samples it has."""
     cached_tokens: int
-    """How many of the prompts' tokens came from the prefix cache."""
+    """How many of the prompts' tokens came from the prefix cache, for the first sample of each."""
     completion_tokens: int
     timing: Timing
-    """Of the slowest input."""
+    """Of the slowest reply."""
 
 
 ServeEvent = ServedBy | Delta | Done

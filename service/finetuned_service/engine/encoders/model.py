@@ -57,7 +57,7 @@ class EncoderModel:
         vision = family_of(read_config(directory)) is Family.VISION
         self.forward: Forward = VisionForward(module) if vision else TextForward.of(module)
         self._stored = stored_tensors(module, directory)
-        self._directory = directory
+        self.directory = directory
         self._class_name = type(module).__name__
 
     @classmethod
@@ -89,7 +89,7 @@ class EncoderModel:
 
     def fingerprint(self) -> str:
         """The base's digest from the weights in memory now; reads all of them."""
-        return fingerprint(self._stored, self._directory)
+        return fingerprint(self._stored, self.directory)
 
     def open(self, config: EngineConfig) -> Runner:
         """See `runner.Model`."""

@@ -59,7 +59,7 @@ class NativeModel:
         self.device = torch.device("cpu")
         self.end_token_ids = ends
         self._stored = stored
-        self._directory = directory
+        self.directory = directory
 
     @classmethod
     def load(cls, directory: Path, library: Library) -> NativeModel:
@@ -100,7 +100,7 @@ class NativeModel:
 
     def fingerprint(self) -> str:
         """The digest of what serves: packed weights are read back out of their packed form."""
-        return fingerprint(self._stored | self._packed(), self._directory)
+        return fingerprint(self._stored | self._packed(), self.directory)
 
     def _packed(self) -> dict[str, Callable[[], Tensor]]:
         readers = self.weights.readers()

@@ -19,6 +19,8 @@ from finetuned_service.serving.values import (
     Delta,
     Done,
     GenerationSettings,
+    JsonSchema,
+    Regex,
     ServeCall,
     ServedBy,
     ServeEvent,
@@ -115,7 +117,24 @@ def _generation(generate: pb.Generate) -> GenerationSettings:
         truncation=Truncation(truncation or Truncation.REJECT),
         logprobs=generate.logprobs,
         ignore_eos=generate.ignore_eos,
+        n=optional(generate, "n"),
+        min_tokens=optional(generate, "min_tokens"),
+        repetition_penalty=optional(generate, "repetition_penalty"),
+        presence_penalty=optional(generate, "presence_penalty"),
+        frequency_penalty=optional(generate, "frequency_penalty"),
+        logit_bias=tuple(sorted(generate.logit_bias.items())),
+        constraint=_constraint(generate),
     )
+
+
+def _constraint(generate: pb.Generate) -> JsonSchema | Regex | None:
+    match generate.WhichOneof("constraint"):
+        case "json_schema":
+            return JsonSchema(generate.json_schema)
+        case "regex":
+            return Regex(generate.regex)
+        case _:
+            return None
 
 
 def event_to_proto(event: ServeEvent | EncodeResult) -> pb.ServeAdapterResponse:
@@ -127,6 +146,7 @@ def event_to_proto(event: ServeEvent | EncodeResult) -> pb.ServeAdapterResponse:
         case Delta():
             delta = pb.Delta(
                 input=event.input,
+                sample=event.sample,
                 text=event.text,
                 token_ids=event.token_ids,
                 logprobs=[_logprobs(entry) for entry in event.logprobs],

@@ -1,0 +1,67 @@
+"""How one request chooses its tokens, unless it simply takes the most likely one."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from finetuned_service.engine.adjustments import Adjustments
+from finetuned_service.engine.constraint import Constraint
+from finetuned_service.engine.messages import Submit
+from finetuned_service.engine.sampling import draw_token, make_generator
+
+
+@final
+class TokenChoice:
+    """Adjusts the logits, keeps to the grammar, draws; holds what of that goes on from token to token."""
+
+    def __init__(
+        self,
+        request: Submit,
+        end_token_ids: frozenset[int],
+        device: torch.device,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Args: end_token_ids: the base's; device: of the logits; constraint: at its beginning."""
+        self._sampling = request.sampling
+        wanted = Adjustments.wanted(request.sampling)
+        self._adjustments = Adjustments(request, end_token_ids, device) if wanted else None
+        self._constraint = constraint
+        self._generator = make_generator(request.sampling, device)
+
+    @property
+    def complete(self) -> bool:
+        """The reply is over: its grammar allows nothing more."""
+        return self._constraint is not None and self._constraint.complete
+
+    def choose(self, logits: Tensor) -> int | None:
+        """The next token for finite `logits [vocabulary]`, which stay as they are; None if the reply is over.
+
+        Raises:
+            FinetunedError: if the grammar cannot be followed.
+        """
+        scores = logits
+        if self._adjustments is not None or self._constraint is not None:
+            scores = logits.to(torch.float32, copy=True)
+        if self._adjustments is not None:
+            self._adjustments.apply(scores)
+        if self._constraint is not None:
+            early = self._adjustments is not None and self._adjustments.too_early
+            if not self._constraint.apply(scores, may_end=not (early or self._sampling.ignore_eos)):
+                return None
+        if self._generator is not None:
+            return draw_token(scores, self._sampling, self._generator)
+        return int(scores.argmax())
+
+    def took(self, token_id: int) -> None:
+        """The reply goes on with a token.
+
+        Raises:
+            FinetunedError: if the grammar cannot be followed.
+        """
+        if self._adjustments is not None:
+            self._adjustments.took(token_id)
+        if self._constraint is not None:
+            self._constraint.took(token_id)

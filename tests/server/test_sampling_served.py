@@ -1,0 +1,216 @@
+"""Sampling features from client to engine and back: samples, constraints, penalties, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import grpc
+import jsonschema
+import pytest
+from finetuned import AsyncClient, Client, GenerateRequest, RawText, Reply, Truncation
+from finetuned.errors import InvalidField, PromptTooLong
+from finetuned.v1 import serving_service_pb2 as pb
+from finetuned.v1 import serving_service_pb2_grpc as grpc_pb
+from finetuned_service.text.tokenizer import BaseTokenizer
+from google.protobuf.descriptor import Descriptor
+from tiny_server import TinyServer
+
+PROMPT = RawText("one two three")
+DRAWN = {"plain_base": True, "temperature": 1.5, "seed": 3, "max_tokens": 12, "ignore_eos": True}
+SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+
+
+def request_of(*texts: str, **settings) -> pb.ServeAdapterRequest:
+    inputs = [pb.Input(content=pb.Content(parts=[{"text": text}])) for text in texts]
+    request = pb.ServeAdapterRequest(
+        parent="tenants/default", inputs=inputs, generate=pb.Generate(**settings)
+    )
+    request.plain_base.SetInParent()
+    return request
+
+
+def test_samples_are_streams_of_their_own_and_the_same_every_time(client: Client) -> None:
+    def sample() -> Reply:
+        return client.generate(PROMPT, n=3, **DRAWN)
+
+    reply = sample()
+    assert len({part.text for part in reply.samples}) == 3
+    assert [len(part.token_ids) for part in reply.samples] == [12] * 3
+    assert (reply.text, reply.token_ids) == (reply.samples[0].text, reply.samples[0].token_ids)
+    assert sample().samples == reply.samples
+    assert client.generate(PROMPT, **DRAWN).text == reply.text
+    # Any of them alone, by the seed that the contract tells.
+    assert client.generate(PROMPT, **{**DRAWN, "seed": 3 + 2 * 64}).text == reply.samples[2].text
+    assert reply.usage.completion_tokens == 36
+    assert reply.usage.prompt_tokens == client.generate(PROMPT, **DRAWN).usage.prompt_tokens
+
+
+async def test_samples_reach_the_asynchronous_client(server: TinyServer, client: Client) -> None:
+    async with AsyncClient(server.endpoint) as other:
+        reply = await other.generate(PROMPT, n=2, **DRAWN)
+    assert reply.samples == client.generate(PROMPT, n=2, **DRAWN).samples
+
+
+def test_deltas_outcomes_and_batch_texts_are_in_the_order_of_inputs_then_samples(
+    channel: grpc.Channel,
+) -> None:
+    stub = grpc_pb.ServingServiceStub(channel)
+    request = request_of("one two", "three", n=2, temperature=1.5, seed=5, max_tokens=6, ignore_eos=True)
+    texts = dict.fromkeys([(0, 0), (0, 1), (1, 0), (1, 1)], "")
+    for answer in stub.ServeAdapter(request):
+        if answer.WhichOneof("event") == "delta":
+            texts[answer.delta.input, answer.delta.sample] += answer.delta.text
+        elif answer.WhichOneof("event") == "done":
+            assert len(answer.done.outcomes) == 4
+    batch = stub.BatchServeAdapter(pb.BatchServeAdapterRequest(parent="tenants/default", requests=[request]))
+    (item,) = batch.items
+    assert list(item.reply.texts) == list(texts.values())
+    assert len(set(texts.values())) == 4
+    assert len(item.reply.done.outcomes) == 4
+
+
+def test_many_requests_take_samples_and_constraints(client: Client) -> None:
+    regex = GenerateRequest(PROMPT, plain_base=True, regex="(yes|no)!", max_tokens=20)
+    several = GenerateRequest(PROMPT, n=2, **DRAWN)
+    first, second, bad = client.generate_many(
+        [regex, several, GenerateRequest(PROMPT, plain_base=True, regex="(")]
+    )
+    assert isinstance(first, Reply)
+    assert isinstance(second, Reply)
+    assert re.fullmatch("(yes|no)!", first.text)
+    assert [part.text for part in second.samples] == [
+        part.text for part in client.generate(PROMPT, n=2, **DRAWN).samples
+    ]
+    assert isinstance(bad, InvalidField)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_reply_follows_its_schema(client: Client, seed: int) -> None:
+    reply = client.generate(
+        PROMPT, plain_base=True, temperature=3.0, seed=seed, json_schema={**SCHEMA, "additionalProperties": False},
+        max_tokens=150,
+    )  # fmt: skip
+    assert reply.finish_reason == "END"
+    jsonschema.validate(json.loads(reply.text), SCHEMA)
+
+
+def test_a_stop_string_still_ends_a_constrained_reply(client: Client) -> None:
+    reply = client.generate(PROMPT, plain_base=True, regex="ab;cd", stop=[";"], max_tokens=20)
+    assert (reply.text, reply.finish_reason, reply.stop) == ("ab", "STOP", ";")
+
+
+def test_stop_strings_count_after_the_shortest_reply(client: Client) -> None:
+    asked = {"plain_base": True, "regex": "a{9}", "stop": ["a"], "max_tokens": 20}
+    assert client.generate(PROMPT, **asked).text == ""
+    reply = client.generate(PROMPT, min_tokens=2, **asked)
+    assert (set(reply.text), reply.finish_reason) == ({"a"}, "STOP")
+    assert reply.usage.completion_tokens > 2
+
+
+def test_biases_and_penalties_change_what_is_said(client: Client, server: TinyServer) -> None:
+    tokenizer = BaseTokenizer.load(server.base_directory)
+    (letter,) = tokenizer.encode("q")
+    asked = {"plain_base": True, "max_tokens": 8, "ignore_eos": True, "logprobs": 1}
+    biased = client.generate(PROMPT, logit_bias={letter: 100.0}, **asked)
+    assert biased.text == "q" * 8
+    # The model's own opinion, not that of the bias.
+    assert all(entry.top_token_ids != (letter,) and entry.logprob < -1 for entry in biased.logprobs)
+    varied = client.generate(
+        PROMPT, logit_bias={letter: 100.0}, frequency_penalty=2.0, presence_penalty=2.0, **asked
+    )
+    assert varied.token_ids[0] == letter
+    plain = client.generate(PROMPT, **asked)
+    other = client.generate(PROMPT, repetition_penalty=10.0, **asked)
+    assert plain.token_ids != other.token_ids
+
+
+def test_times_and_tokens_are_told_also_when_a_stop_string_ends_the_reply(client: Client) -> None:
+    whole = client.generate(PROMPT, plain_base=True, max_tokens=40, ignore_eos=True)
+    stop = whole.text[10:13]
+    for reply in (
+        whole,
+        client.generate(PROMPT, plain_base=True, max_tokens=40, ignore_eos=True, stop=[stop]),
+    ):
+        assert reply.usage.prompt_tokens > 0
+        assert reply.usage.completion_tokens > 0
+        assert reply.timing.prefill_seconds > 0
+        assert reply.timing.decode_seconds > 0
+
+
+REFUSED = {
+    "n": {"n": 0},
+    "n of a greedy reply": {"n": 2, "temperature": 0.0},
+    "n of too many": {"n": 17},
+    "min_tokens": {"min_tokens": 13},
+    "repetition_penalty": {"repetition_penalty": 0.0},
+    "presence_penalty": {"presence_penalty": 3.0},
+    "frequency_penalty": {"frequency_penalty": -3.0},
+    "logit_bias": {"logit_bias": {100_000: 1.0}},
+    "stop_token_ids": {"stop_token_ids": [100_000]},
+    "json_schema": {"json_schema": "{"},
+    "json_schema that explodes": {"json_schema": {"type": "string", "pattern": "^(a{1000}){1000}$"}},
+    "regex": {"regex": "(a{1000}){1000}"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_out_of_range_is_refused_by_its_name(client: Client, name: str) -> None:
+    field = name.partition(" ")[0]
+    for ask in (client.generate, lambda *a, **k: client.generate_many([GenerateRequest(*a, **k)])[0]):
+        with pytest.raises(InvalidField) as refusal:  # noqa: PT012 - one way raises, the other gives the error
+            answer = ask(PROMPT, **{**DRAWN, **REFUSED[name]})
+            assert isinstance(answer, InvalidField)
+            raise answer
+        assert refusal.value.violations[0].field.startswith(f"generate.{field}")
+    assert client.server_info().load.queued_sequences == 0
+
+
+def test_two_constraints_are_refused_before_anything_is_sent(client: Client) -> None:
+    with pytest.raises(InvalidField, match="both json_schema and regex are given"):
+        client.generate(PROMPT, plain_base=True, json_schema={}, regex="a")
+
+
+def test_more_replies_than_a_request_may_have_are_refused(channel: grpc.Channel) -> None:
+    stub = grpc_pb.ServingServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as refusal:
+        list(stub.ServeAdapter(request_of(*["a"] * 5, n=16, temperature=1.0)))
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "5 inputs with 16 samples each; allowed: 64 replies" in refusal.value.details()
+
+
+def test_limits_of_samples_and_constraints_are_told(client: Client) -> None:
+    limits = client.server_info().limits
+    assert (limits.max_samples, limits.max_replies, limits.max_constraint_bytes) == (16, 64, 65_536)
+
+
+def test_a_long_prompt_is_cut_only_when_asked(client: Client) -> None:
+    long = RawText("word " * 400)
+    with pytest.raises(PromptTooLong):
+        client.generate(long, plain_base=True, max_tokens=4)
+    reply = client.generate(long, plain_base=True, max_tokens=4, truncation=Truncation.KEEP_END)
+    assert reply.truncated_tokens > 0
+
+
+def test_no_field_of_a_request_is_a_chat_template() -> None:
+    def fields(message: Descriptor, seen: set[str]) -> set[str]:
+        if message.full_name in seen:
+            return set()
+        seen.add(message.full_name)
+        found = {field.name for field in message.fields}
+        for field in message.fields:
+            if field.message_type is not None:
+                found |= fields(field.message_type, seen)
+        return found
+
+    names = fields(pb.ServeAdapterRequest.DESCRIPTOR, set())
+    assert {"conversation", "messages"} <= names
+    assert not [name for name in names if "template" in name or "jinja" in name]
+
+
+def test_a_template_in_a_message_is_only_text(client: Client, server: TinyServer) -> None:
+    tokenizer = BaseTokenizer.load(server.base_directory)
+    text = "{{ 7 * 7 }}{% for i in range(9) %}x{% endfor %}"
+    reply = client.generate(text, plain_base=True, max_tokens=1)
+    rendered = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert reply.usage.prompt_tokens == len(tokenizer.encode(rendered))
