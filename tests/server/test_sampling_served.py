@@ -85,6 +85,12 @@ def test_many_requests_take_samples_and_constraints(client: Client) -> None:
     assert isinstance(bad, InvalidField)
 
 
+def test_samples_of_a_batch_fill_the_engine_but_not_its_queue(client: Client) -> None:
+    """4 run and 4 wait: 6 requests of 3 samples at once would find no place."""
+    replies = client.generate_many([GenerateRequest(PROMPT, n=3, **DRAWN)] * 6)
+    assert [isinstance(reply, Reply) for reply in replies] == [True] * 6
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_reply_follows_its_schema(client: Client, seed: int) -> None:
     reply = client.generate(

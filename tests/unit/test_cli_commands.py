@@ -405,3 +405,16 @@ def test_after_a_change_of_base_lists_say_so_and_rerun_mends_it(
     assert "second" in versions
     assert "fake" in versions
     assert "ready" in versions
+
+
+def test_predict_takes_samples_constraints_and_biases(run: Run, mine: str, tmp_path: Path) -> None:
+    drawn = ("--temperature", "1", "--samples", "2", "--min-tokens", "1", "--logit-bias", "42=-100")
+    both = run("predict", "--adapter", "mine", "hello", *drawn)
+    assert both.stdout == "[mine@1] hello\n\n[mine@1] hello (1)\n"
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    assert run("predict", "--plain-base", "{}", "--json-schema", str(schema)).stdout == "{}\n"
+    assert run("predict", "--plain-base", "yes", "--regex", "yes|no").stdout == "yes\n"
+    for wrong in ("42", "x=1", "42=y"):
+        refused = run("predict", "--plain-base", "hi", "--logit-bias", wrong, expected=ExitCode.USAGE)
+        assert "ID=BIAS" in refused.stderr
