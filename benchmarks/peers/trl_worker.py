@@ -2,7 +2,7 @@
 
 Settings: `base`, `threads`, `batch_rows`, `learning_rate`, `packing` (its best-fit packing; else batches of
 rows of like length), `max_length` of a packed sequence, `checkpointing`. Command: {"rows": FILE} trains one epoch of it with
-fresh moments, and answers {"seconds", "tokens", "loss"}: from the first step's begin to the last one's end.
+fresh moments, and answers {"seconds", "tokens", "steps", "loss"}: from the first step's begin to the last one's end.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def start(settings: Settings) -> Answer:
         return {
             "seconds": clock.ended - clock.began,
             "tokens": tokens,
+            "steps": trainer.state.global_step,
             "loss": sum(clock.losses) / len(clock.losses),
         }
 

@@ -1,7 +1,7 @@
 """Ours: `Trainer`, the loop of a TrainJob, in the environment of a job process.
 
 Settings: `base`, `threads`, `batch_rows`, `learning_rate`. Command: {"rows": FILE} trains one epoch of it with
-fresh moments, and answers {"seconds", "tokens", "loss"}: from the first step's begin to the last one's end.
+fresh moments, and answers {"seconds", "tokens", "steps", "loss"}: from the first step's begin to the last one's end.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def start(settings: Settings) -> Answer:
         return {
             "seconds": ended - began,
             "tokens": trainer.state.tokens,
+            "steps": trainer.state.step,
             "loss": sum(losses) / len(losses),
         }
 
