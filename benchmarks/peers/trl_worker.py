@@ -2,7 +2,7 @@
 
 Settings: `base`, `threads`, `batch_rows`, `learning_rate`, `packing` (its best-fit packing; else batches of
 rows of like length), `max_length` of a packed sequence, `checkpointing`. Command: {"rows": FILE} trains one epoch of it with
-fresh moments, and answers {"seconds", "tokens", "steps", "loss"}: from the first step's begin to the last one's end.
+fresh moments, and answers {"seconds", "tokens", "steps"}: from the first step's begin to the last one's end.
 """
 
 from __future__ import annotations
@@ -23,23 +23,17 @@ from benchmarks.peers.worker import Answer, Command, Settings, answer
 
 
 class Clock(TrainerCallback):
-    """When the first step began and the last one ended, and the losses."""
+    """When the first step began and the last one ended."""
 
     def __init__(self) -> None:
         self.began = self.ended = 0.0
-        self.losses: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
             self.began = time.perf_counter()
-            self.losses.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.ended = time.perf_counter()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if "loss" in logs:
-            self.losses.append(float(logs["loss"]))
 
 
 def start(settings: Settings) -> Answer:
@@ -99,12 +93,13 @@ def start(settings: Settings) -> Answer:
         if path not in trainers:
             trainers[path] = prepare(path)
         trainer, clock, tokens = trainers[path]
+        # It would keep the moments of the epoch before.
+        trainer.optimizer = None
         trainer.train()
         return {
             "seconds": clock.ended - clock.began,
             "tokens": tokens,
             "steps": trainer.state.global_step,
-            "loss": sum(clock.losses) / len(clock.losses),
         }
 
     return train

@@ -27,11 +27,6 @@ class Trained:
 
     seconds: float
     steps: int
-    loss: float
-    """The mean of its steps', in nats."""
-
-    def __str__(self) -> str:
-        return f"{self.loss:.3f} in {self.steps} steps"
 
 
 def ours(base: Path) -> AbstractContextManager[Peer]:
@@ -58,7 +53,7 @@ def train(learner: Peer, rows: Rows) -> Trained:
     answer = learner.ask({"rows": str(rows.path)})
     if answer["tokens"] != rows.tokens:
         raise PeerFailed(f"{learner.name} trained on {answer['tokens']} tokens instead of {rows.tokens}")
-    return Trained(float(answer["seconds"]), int(answer["steps"]), float(answer["loss"]))
+    return Trained(float(answer["seconds"]), int(answer["steps"]))
 
 
 def _settings(base: Path) -> Mapping[str, object]:

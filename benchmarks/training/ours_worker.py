@@ -1,7 +1,7 @@
 """Ours: `Trainer`, the loop of a TrainJob, in the environment of a job process.
 
 Settings: `base`, `threads`, `batch_rows`, `learning_rate`. Command: {"rows": FILE} trains one epoch of it with
-fresh moments, and answers {"seconds", "tokens", "steps", "loss"}: from the first step's begin to the last one's end.
+fresh moments, and answers {"seconds", "tokens", "steps"}: from the first step's begin to the last one's end.
 """
 
 from __future__ import annotations
@@ -53,13 +53,11 @@ def start(settings: Settings) -> Answer:
             learning_rate=settings["learning_rate"],
             checkpoint_interval_steps=steps + 1,
         )
-        losses: list[float] = []
         ended = 0.0
 
         def report(value: Value) -> None:
             nonlocal ended
             if isinstance(value, Progress):
-                losses.append(value.loss)
                 ended = time.perf_counter()
 
         with tempfile.TemporaryDirectory() as directory:
@@ -81,7 +79,6 @@ def start(settings: Settings) -> Answer:
             "seconds": ended - began,
             "tokens": trainer.state.tokens,
             "steps": trainer.state.step,
-            "loss": sum(losses) / len(losses),
         }
 
     return train
