@@ -418,3 +418,33 @@ def test_predict_takes_samples_constraints_and_biases(run: Run, mine: str, tmp_p
     for wrong in ("42", "x=1", "42=y"):
         refused = run("predict", "--plain-base", "hi", "--logit-bias", wrong, expected=ExitCode.USAGE)
         assert "ID=BIAS" in refused.stderr
+
+
+def test_predict_labels_tags_and_vectors(run: Run, mine: str, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "call Ada"}\n\n{"text": "now"}\n')
+    (tmp_path / "one.png").write_bytes(b"bytes")
+    tagged = [
+        json.loads(line)
+        for line in run("predict", "--task", "tag", "-f", "texts.jsonl", "-a", mine).stdout.splitlines()
+    ]
+    assert [line["entities"] for line in tagged] == [
+        [{"label": "NAME", "start": 5, "end": 8, "text": "Ada", "score": 0.9}],
+        [],
+    ]
+    vector = json.loads(run("predict", "--task", "embed", "--image", "one.png", "--plain-base").stdout)
+    assert (len(vector["values"]), vector["served_by"]) == (8, "fake")
+    label = json.loads(run("predict", "some text", "--task", "classify", "-a", mine).stdout)
+    assert {entry["label"] for entry in label["labels"]} == {"no", "yes"}
+    assert label["served_by"] == "mine@1"
+
+
+def test_predict_with_a_task_refuses_what_is_no_input(run: Run, mine: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "one.gif").write_bytes(b"bytes")
+    assert (
+        "line 1 holds no" in run("predict", "--task", "tag", "-f", "bad.jsonl", "-a", mine, expected=2).output
+    )
+    assert "one.gif" in run("predict", "--task", "embed", "--image", "one.gif", "-a", mine, expected=2).output
+    assert "no labels" in run("predict", "x", "--task", "classify", "--plain-base", expected=4).output
+    run("predict", "--task", "embed", "-a", mine, expected=2)
+    run("predict", "x", "--image", "one.gif", "-a", mine, expected=2)

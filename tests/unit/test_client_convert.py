@@ -55,7 +55,6 @@ PAIRS: list[tuple[type[Message], type]] = [
 LATER = {
     "TrainSpec": {
         "objective",
-        "head",
         "layers",
         "full",
         "bottleneck",

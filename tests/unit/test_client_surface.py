@@ -53,6 +53,7 @@ PUBLIC = [
     "FinetunedError",
     "FinishReason",
     "GenerateRequest",
+    "Head",
     "Image",
     "Job",
     "JobError",

@@ -1,5 +1,7 @@
 """The verbs that encode inputs: vectors, labels, tags."""
 
+# ruff: noqa: D417 - `names` is filled in by `_verbs.py`; callers never see it
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -44,7 +46,6 @@ def embed(
     """Turn texts or images into vectors; for bases that encode.
 
     Args:
-        names: of the caller.
         inputs: one or several; at most 64.
         adapter: for example "search", "search@prod" or "search@3"; or else
         plain_base: True to ask the base without any adapter.
@@ -82,7 +83,6 @@ def classify(
     """Say what texts or images are, in the labels of an adapter that was trained for it.
 
     Args:
-        names: of the caller.
         inputs: one or several; at most 64.
         adapter: for example "topics", "topics@prod" or "topics@3".
         top_k: how many labels to tell, best first; default all.
@@ -111,7 +111,6 @@ def tag_tokens(
     """Say what the tokens of texts are, in the labels of an adapter that was trained for it.
 
     Args:
-        names: of the caller.
         inputs: one or several; at most 64.
         adapter: for example "names", "names@prod" or "names@3".
         truncation: what happens to texts that do not fit; default REJECT.

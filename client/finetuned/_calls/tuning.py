@@ -13,10 +13,10 @@ from finetuned._names import Names
 from finetuned.errors import FinetunedError, OutOfRange
 from finetuned.v1 import common_pb2, job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
-from finetuned.values.common import WeightFormat
+from finetuned.values.common import Task, WeightFormat
 from finetuned.values.events import JobEvent, JobState
 from finetuned.values.jobs import Job, JobKind
-from finetuned.values.specs import DataOptions, EvaluationOptions, Lora, Optimization, PromoteIf
+from finetuned.values.specs import DataOptions, EvaluationOptions, Head, Lora, Optimization, PromoteIf
 
 _SERVICE = "TuningService"
 
@@ -32,7 +32,9 @@ def train(
     adapter: str,
     eval_dataset: str | None = None,
     base: str | None = None,
+    task: Task | None = None,
     lora: Lora | None = None,
+    head: Head | None = None,
     optimization: Optimization | None = None,
     data: DataOptions | None = None,
     evaluation: EvaluationOptions | None = None,
@@ -48,7 +50,9 @@ def train(
         adapter: the adapter's name; it is made if it does not exist.
         eval_dataset: the held-out rows; without it a part of the dataset is held out.
         base: the base to train on; without it the server's.
-        lora, optimization, data, evaluation: settings; what is None is the service's default.
+        task: what the adapter is for; text generation by default.
+        lora, head: the method and its settings; by default LoRA for text generation, a head for classification.
+        optimization, data, evaluation: settings; what is None is the service's default.
         promote_if: moves an alias to the new version when the evaluation says so.
         display_name: your own name for the job.
         validate_only: check everything and return the job without a name; nothing is stored.
@@ -58,12 +62,16 @@ def train(
         InvalidField: a setting is not allowed.
         NotFound: the dataset or the base does not exist.
     """
+    if lora is None and head is None and task in {None, Task.TEXT_GENERATION}:
+        lora = Lora()
     spec = job_pb2.TrainSpec(
         dataset=names.dataset(dataset),
         eval_dataset=names.dataset(eval_dataset) if eval_dataset else "",
         adapter=names.adapter(adapter),
         base=names.base(base) if base else "",
-        lora=convert.write(lora or Lora(), job_pb2.LoraMethod),
+        task=convert.enum_name(common_pb2.Task.DESCRIPTOR, task or Task.UNKNOWN),
+        lora=convert.write(lora, job_pb2.LoraMethod) if lora else None,
+        head=convert.write(head, job_pb2.HeadMethod) if head else None,
         optimization=convert.write(optimization or Optimization(), job_pb2.Optimization),
         data=convert.write(data or DataOptions(), job_pb2.DataOptions),
         evaluation=convert.write(evaluation or EvaluationOptions(), job_pb2.EvaluationOptions),

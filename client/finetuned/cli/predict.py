@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from finetuned import Client
+from finetuned import Client, Image
+from finetuned.cli.encode import EncodeTask, read_image, read_texts, write_answers
 from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.generation import (
     Adapter,
@@ -58,6 +59,16 @@ def predict(
             help='JSON lines with "prompt" or "messages"; "adapter" and "completion" if wanted.',
         ),
     ] = None,
+    task: Annotated[
+        EncodeTask | None,
+        typer.Option(help="Labels, tags or vectors of texts and images instead of text.", show_default=False),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="An image to ask about (repeatable).", show_default=False
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", dir_okay=False, help="For the lines.", show_default="standard output"),
@@ -85,7 +96,8 @@ def predict(
     """Answer one prompt as it streams, or all rows of a file as JSON lines.
 
     A row with a "completion" is scored: its line says whether the answer equals it, and the share of
-    right answers is told at the end. Exits with 1 if a row was refused.
+    right answers is told at the end. Exits with 1 if a row was refused. With --task, rows have a "text", and each
+    line is what that input was answered with.
     """
     sampling = Sampling(
         max_tokens=max_tokens,
@@ -103,6 +115,18 @@ def predict(
         json_schema=read_schema(json_schema),
         regex=regex,
     )
+    if task is not None:
+        check_model(adapter, plain_base=plain_base)
+        given: list[str | Image] = [read_image(path) for path in image or ()]
+        given += [prompt] if prompt is not None else []
+        given += read_texts(file) if file is not None else []
+        if not given:
+            raise typer.BadParameter("expected one of them", param_hint="PROMPT, --file, --image")
+        with connect(context) as client, _target(output) as lines:
+            write_answers(client, task, given, adapter, lines)
+        return
+    if image:
+        raise typer.BadParameter("is for --task classify and embed", param_hint="--image")
     if file is not None and prompt is None:
         rows = list(read_rows(file, system, adapter, sampling, plain_base=plain_base))
         with connect(context) as client, _target(output) as lines:

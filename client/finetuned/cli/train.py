@@ -18,6 +18,7 @@ from finetuned import (
     Lora,
     Optimization,
     PromoteIf,
+    Task,
 )
 from finetuned.cli.jobs import follow
 from finetuned.cli.session import AsJson, Detach, connect
@@ -38,6 +39,11 @@ def train(
     ],
     base: Annotated[
         str | None, typer.Option(help="The base to train on; the server's.", show_default=False)
+    ] = None,
+    task: Annotated[
+        Literal["text-generation", "text-classification", "token-classification", "image-classification"]
+        | None,
+        typer.Option(help="What the adapter is for; text-generation.", show_default=False),
     ] = None,
     eval_dataset: Annotated[str | None, _option(DATA, "Held-out rows; else a part of the dataset.")] = None,
     holdout_fraction: Annotated[float | None, _option(DATA, "Part held out without them; 0.1.")] = None,
@@ -95,19 +101,22 @@ def train(
 
     Ctrl-C stops watching, not the job. Exits with 6 if the job did not succeed.
     """
+    lora = Lora(
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        target_modules=tuple(target_module or ()),
+        rank_stabilized=rank_stabilized,
+    )
+    generates = task in {None, "text-generation"}
     with connect(context) as client:
         job = client.train(
             dataset=dataset,
             adapter=adapter,
             base=base,
             eval_dataset=eval_dataset,
-            lora=Lora(
-                rank=rank,
-                alpha=alpha,
-                dropout=dropout,
-                target_modules=tuple(target_module or ()),
-                rank_stabilized=rank_stabilized,
-            ),
+            task=Task(task) if task else None,
+            lora=lora if generates or lora != Lora() else None,
             optimization=Optimization(
                 epochs=epochs,
                 max_steps=max_steps,

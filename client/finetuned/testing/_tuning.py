@@ -35,8 +35,10 @@ class FakeTuning(TuningServiceServicer):
         spec = request.spec
         check_name(spec.adapter, "tenants/{}/adapters/{}", "spec.adapter")
         method = spec.WhichOneof("method")
-        if method not in {None, "lora"}:
-            raise _unimplemented(f"METHOD_{str(method).upper()}", "METHOD_LORA")
+        generates = spec.task in {common_pb2.TASK_UNSPECIFIED, common_pb2.TASK_TEXT_GENERATION}
+        usual = "lora" if generates else "head"
+        if method not in {None, usual}:
+            raise _unimplemented(f"METHOD_{str(method).upper()}", f"METHOD_{usual.upper()}")
         if spec.lora.HasField("rank") and not 1 <= spec.lora.rank <= 256:
             raise InvalidField.one("spec.lora.rank", f"is {spec.lora.rank}; allowed: 1 to 256")
         with self._store.lock:

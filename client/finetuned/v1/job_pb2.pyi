@@ -187,8 +187,10 @@ class TrainSpec(_message.Message):
     def __init__(self, dataset: _Optional[str] = ..., eval_dataset: _Optional[str] = ..., adapter: _Optional[str] = ..., base: _Optional[str] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., objective: _Optional[_Union[_common_pb2.Objective, str]] = ..., head: _Optional[_Union[HeadMethod, _Mapping]] = ..., layers: _Optional[_Union[LayersMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., bottleneck: _Optional[_Union[BottleneckMethod, _Mapping]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., qlora: _Optional[_Union[QloraMethod, _Mapping]] = ..., ia3: _Optional[_Union[Ia3Method, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., data: _Optional[_Union[DataOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ..., promote_if: _Optional[_Union[PromoteIf, _Mapping]] = ..., continue_from: _Optional[str] = ...) -> None: ...
 
 class HeadMethod(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("pooling",)
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    pooling: _common_pb2.Pooling
+    def __init__(self, pooling: _Optional[_Union[_common_pb2.Pooling, str]] = ...) -> None: ...
 
 class LayersMethod(_message.Message):
     __slots__ = ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import final
 
-from finetuned.values.common import Task, WeightFormat
+from finetuned.values.common import Pooling, Task, WeightFormat
 
 
 class LearningRateSchedule(StrEnum):
@@ -44,6 +44,15 @@ class Lora:
     """Scale by alpha / sqrt(rank) (Kalajdzievski 2023) instead of alpha / rank."""
     decomposed: bool = False
     """DoRA (Liu et al. 2024)."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Settings of a linear layer over what the frozen base encodes."""
+
+    pooling: Pooling | None = None
+    """How a text's vectors become one; default the base's own."""
 
 
 @final
@@ -131,7 +140,7 @@ class PromoteIf:
 
     alias: str
     metric: str = ""
-    """The figure that decides: "exact_match" (the default) or "loss"."""
+    """The figure that decides: "loss", or one that the task measures; default the task's usual one."""
     minimum: float | None = None
     """What the figure must reach; for the loss, what it must not exceed."""
     better_than_current: bool = False
@@ -148,6 +157,7 @@ class TrainSpec:
     base: str
     task: Task
     lora: Lora | None
+    head: Head | None
     optimization: Optimization | None
     data: DataOptions | None
     evaluation: EvaluationOptions | None

@@ -8,6 +8,7 @@ the pairs that the configuration names, each fits its module of the base, every 
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 import struct
@@ -20,8 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.head import HEAD_KEY, HEAD_TYPE, Head, read_head
 from finetuned_service.adapters.lora_config import LoraConfig, dotted_ends
-from finetuned_service.adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_lora_config
+from finetuned_service.adapters.peft_config import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    load_config,
+    parse_lora_config,
+)
 from finetuned_service.digests import TensorInfo, mapped_tensors, read_safetensors_header, tensors_digest
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 from finetuned_service.storage.files import write_atomically
@@ -89,6 +96,8 @@ class AdapterFacts:
     """F32, F16 or BF16, of all tensors."""
     target_modules: tuple[str, ...]
     """Last parts of the changed modules' names, sorted."""
+    head: Head | None = None
+    """Its head, where it has one; counted as a module."""
 
 
 def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> AdapterFacts:
@@ -103,17 +112,15 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
         InvalidAdapterFiles: naming up to 20 keys or tensors that are wrong, and the number of all in the
             metadata `faults`.
     """
+    if (head := stored_head(directory)) is not None:
+        return _check_head(directory, head, geometry)
+    if geometry.width:
+        raise InvalidAdapterFiles(
+            f"{CONFIG_FILE} describes no {HEAD_KEY}; this base encodes, and serves adapters with one"
+        )
     config, infos = _read(directory)
     modules = _check_names(config, infos, geometry, max_rank)
-    with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
-        _refuse(
-            [
-                Violation(name, "holds NaN or infinity; train again with a smaller learning rate")
-                for name, dtype, _, data in tensors
-                if not _all_finite(data, dtype)
-            ]
-        )
-        digest = tensors_digest(tensors, config.spelled_out(modules))
+    digest = _finite_digest(directory, config.spelled_out(modules))
     return AdapterFacts(
         digest=digest,
         method=Method.LORA,
@@ -167,6 +174,10 @@ def spell_out_config(directory: Path) -> None:
     Patterns, paths of the trainer's machine and keys without a meaning go; the digest stays, and PEFT
     reads the same adapter. What is stored and exported then carries nothing that nobody looked at.
     """
+    if (head := stored_head(directory)) is not None:
+        spelled = {**head.spelled_out(), "inference_mode": True}
+        write_atomically(directory / CONFIG_FILE, (json.dumps(spelled, indent=2) + "\n").encode())
+        return
     config, infos = _read(directory)
     modules = {found["module"] for info in infos if (found := _TENSOR_NAME.fullmatch(info.name))}
     spelled = {
@@ -184,16 +195,84 @@ def stored_digest(directory: Path) -> str:
     Raises:
         InvalidAdapterFiles: they cannot be read.
     """
-    config, infos = _read(directory)
-    modules = {found["module"] for info in infos if (found := _TENSOR_NAME.fullmatch(info.name))}
+    if (head := stored_head(directory)) is not None:
+        described = head.spelled_out()
+    else:
+        config, infos = _read(directory)
+        modules = {found["module"] for info in infos if (found := _TENSOR_NAME.fullmatch(info.name))}
+        described = config.spelled_out(modules)
     with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
-        return tensors_digest(tensors, config.spelled_out(modules))
+        return tensors_digest(tensors, described)
+
+
+def stored_head(directory: Path) -> Head | None:
+    """The head that an adapter's configuration describes; None for adapters of other types.
+
+    Raises:
+        InvalidAdapterFiles: it is described wrongly.
+    """
+    _check_entries(directory)
+    with (directory / CONFIG_FILE).open("rb") as file:
+        raw = file.read(MAX_CONFIG_BYTES + 1)
+    config = load_config(raw)
+    return read_head(config) if config.get("peft_type") == HEAD_TYPE else None
+
+
+def _check_head(directory: Path, head: Head, base: BaseGeometry) -> AdapterFacts:
+    """An adapter that is a head and nothing else: exactly its tensors, in its shapes, finite."""
+    if not base.width:
+        raise InvalidAdapterFiles(
+            f"{CONFIG_FILE}: {HEAD_KEY} is for {head.task}; this base generates text and takes no heads"
+        )
+    infos = _read_header(directory)
+    shapes, found = head.shapes(base.width), {info.name: info for info in infos}
+    violations = [*_wrong_as_a_whole(infos)]
+    violations += [
+        Violation(_shown(name), f"does not belong to a head; expected {' and '.join(shapes)}")
+        for name in found
+        if name not in shapes
+    ]
+    for name, expected in shapes.items():
+        info = found.get(name)
+        if info is None:
+            violations.append(Violation(name, f"is missing; expected shape {list(expected)}"))
+        elif info.shape != expected:
+            violations.append(Violation(name, f"has shape {list(info.shape)[:8]}; expected {list(expected)}"))
+    _refuse(violations)
+    return AdapterFacts(
+        digest=_finite_digest(directory, head.spelled_out()),
+        method=Method.HEAD,
+        task=head.task,
+        rank=0,
+        modules=1,
+        parameters=sum(math.prod(info.shape) for info in infos),
+        size_bytes=sum(info.end - info.start for info in infos),
+        dtype=infos[0].dtype,
+        target_modules=(),
+        head=head,
+    )
+
+
+def _finite_digest(directory: Path, described: Mapping[str, object]) -> str:
+    with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
+        _refuse(
+            [
+                Violation(name, "holds NaN or infinity; train again with a smaller learning rate")
+                for name, dtype, _, data in tensors
+                if not _all_finite(data, dtype)
+            ]
+        )
+        return tensors_digest(tensors, described)
 
 
 def _read(directory: Path) -> tuple[LoraConfig, list[TensorInfo]]:
     _check_entries(directory)
     with (directory / CONFIG_FILE).open("rb") as file:
         config = parse_lora_config(file.read(MAX_CONFIG_BYTES + 1))
+    return config, _read_header(directory)
+
+
+def _read_header(directory: Path) -> list[TensorInfo]:
     with (directory / WEIGHTS_FILE).open("rb") as file:
         prefix = file.read(8)
     if len(prefix) == 8 and struct.unpack("<Q", prefix)[0] > MAX_ADAPTER_HEADER_BYTES:
@@ -201,7 +280,7 @@ def _read(directory: Path) -> tuple[LoraConfig, list[TensorInfo]]:
             f"{WEIGHTS_FILE} says that its header has {struct.unpack('<Q', prefix)[0]} bytes; allowed: "
             f"{MAX_ADAPTER_HEADER_BYTES}. Only safetensors files are accepted (a pickle is never read)"
         )
-    return config, read_safetensors_header(directory / WEIGHTS_FILE)
+    return read_safetensors_header(directory / WEIGHTS_FILE)
 
 
 def _check_entries(directory: Path) -> None:

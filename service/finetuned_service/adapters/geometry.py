@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuned_service.bases.manifest import WEIGHTS_FILE, read_manifest
+from finetuned_service.bases.family import width_of
+from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config, read_manifest
 from finetuned_service.digests import TensorInfo, read_safetensors_header
 from finetuned_service.errors import Internal, InvalidAdapterFiles
+from finetuned_service.vocabulary import Family
 
 _LINEAR_WEIGHT = re.compile(r"(?P<module>.+\.\d+\..+)\.weight")
 """A weight inside a numbered block: neither embeddings nor the language model's head."""
@@ -28,6 +30,8 @@ class BaseGeometry:
     root_digest: str
     linear_shapes: Mapping[str, tuple[int, int]]
     """Module name ("model.layers.0.mlp.up_proj") → (out_features, in_features)."""
+    width: int = 0
+    """Length of the vectors that it makes of an input, which a head is over; 0 if it takes no heads."""
 
     @classmethod
     def of_directory(cls, base_directory: Path) -> BaseGeometry:
@@ -44,7 +48,9 @@ class BaseGeometry:
             raise Internal(
                 f"the weights of base {manifest.name} are damaged; delete the base and make it again"
             ) from error
-        return cls(manifest.digest, manifest.root_digest, shapes)
+        takes_heads = manifest.family is not Family.DECODER
+        width = width_of(read_config(base_directory)) if takes_heads else 0
+        return cls(manifest.digest, manifest.root_digest, shapes, width)
 
 
 def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from finetuned_service.adapters.head import Head
 from finetuned_service.vocabulary import Method, Metric, Task, Value
 
 
@@ -39,6 +40,8 @@ class AdapterManifest(Value):
     modules: int
     """Modules of the base that it changes."""
     rank: int = 0
+    head: Head | None = None
+    """What its head's outputs mean; None without one."""
     size_bytes: int
     create_time: datetime
 

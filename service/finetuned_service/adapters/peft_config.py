@@ -22,7 +22,7 @@ MAX_CONFIG_BYTES = 1024 * 1024
 MAX_PATTERN_KEYS = 2048
 MAX_ALPHA = 1e9
 
-_HARMLESS = frozenset({
+HARMLESS = frozenset({
     "base_model_name_or_path", "revision", "peft_version", "inference_mode", "lora_dropout",
     "megatron_core", "qalora_group_size",
 })  # fmt: skip
@@ -47,7 +47,7 @@ def parse_lora_config(raw: bytes) -> LoraConfig:
     Raises:
         InvalidAdapterFiles: with a violation for every key that is missing, wrong or not supported.
     """
-    keys = _Keys(_load(raw))
+    keys = _Keys(load_config(raw))
     config = LoraConfig(
         rank=keys.number("r", _rank, _RANK, 1),
         alpha=keys.number("lora_alpha", _alpha, _ALPHA, 1.0),
@@ -72,7 +72,12 @@ def parse_lora_config(raw: bytes) -> LoraConfig:
     return config
 
 
-def _load(raw: bytes) -> dict[str, Any]:
+def load_config(raw: bytes) -> dict[str, Any]:
+    """The JSON object in the bytes of an adapter_config.json.
+
+    Raises:
+        InvalidAdapterFiles: it is none, is too long, or has a key twice.
+    """
     if len(raw) > MAX_CONFIG_BYTES:
         raise InvalidAdapterFiles(f"{CONFIG_FILE} has {len(raw)} bytes; allowed: {MAX_CONFIG_BYTES}")
     try:
@@ -111,7 +116,7 @@ class _Keys:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
-        self._judged: set[str] = set(_HARMLESS)
+        self._judged: set[str] = set(HARMLESS)
         self._violations: list[Violation] = []
 
     def _get(self, key: str) -> Any:

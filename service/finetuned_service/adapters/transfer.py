@@ -137,6 +137,7 @@ class AdapterImports:
                 parameters=facts.parameters,
                 modules=facts.modules,
                 rank=facts.rank,
+                head=facts.head,
                 size_bytes=facts.size_bytes,
                 create_time=datetime.now(UTC),
             )

@@ -57,8 +57,8 @@ REFUSED_TYPES: Mapping[str, str] = {
 
 TASKS: Mapping[Family, tuple[Task, ...]] = {
     Family.DECODER: (Task.TEXT_GENERATION,),
-    Family.ENCODER: (Task.FEATURE_EXTRACTION,),
-    Family.VISION: (Task.FEATURE_EXTRACTION,),
+    Family.ENCODER: (Task.FEATURE_EXTRACTION, Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION),
+    Family.VISION: (Task.FEATURE_EXTRACTION, Task.IMAGE_CLASSIFICATION),
 }
 """What a base of each family does."""
 

@@ -149,6 +149,7 @@ def _manifest(
         parameters=facts.parameters,
         modules=facts.modules,
         rank=facts.rank,
+        head=facts.head,
         size_bytes=facts.size_bytes,
         create_time=datetime.now(UTC),
     )

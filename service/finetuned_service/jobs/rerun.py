@@ -6,14 +6,24 @@ from finetuned_service.datasets.store import Dataset
 from finetuned_service.errors import InvalidField, RerunRefused
 from finetuned_service.jobs.values import Job, TrainSpec
 
-BASE_DECIDES = ("lora.target_modules", "optimization.learning_rate", "data.max_row_tokens")
+BASE_DECIDES = (
+    "lora.target_modules",
+    "head.pooling",
+    "optimization.learning_rate",
+    "data.max_row_tokens",
+)
 """What `jobs/resolve.py` chooses from the base where it is not set; all else it fills in from the spec
 itself or the data, so that it comes out the same on any base."""
 
 
 def defaulted_from_base(asked: TrainSpec) -> tuple[str, ...]:
     """Which settings of a spec, as its caller wrote it, are the base's to decide."""
-    return tuple(path for path in BASE_DECIDES if _value(asked, path) in {None, ()})
+    others = {"lora.", "head."} - {f"{asked.method.lower()}."}
+    return tuple(
+        path
+        for path in BASE_DECIDES
+        if not path.startswith(tuple(others)) and _value(asked, path) in {None, ()}
+    )
 
 
 def spec_again(record: Job, base: str) -> TrainSpec:

@@ -6,15 +6,22 @@ A resolved spec says alone what ran: later builds with other defaults repeat it 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetuned_service.adapters.geometry import linear_shapes
+from finetuned_service.bases.family import context_of, family_of, width_of
+from finetuned_service.bases.inputs import base_inputs
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.values import DataOptions, LoraSettings, Optimization, TrainSpec
+from finetuned_service.vocabulary import Family, Method, Pooling, Task
 
 DEFAULT_EPOCHS = 3.0
+_ANY_TOKENS = 2**20
+_USUAL_LABELS = 1000
+"""How many are in the data is not known before it is read."""
 DEFAULT_MAX_ROW_TOKENS = 1024
 _CHECKPOINTS = 10
 _LARGEST_ELEMENT_BYTES = 4
@@ -29,17 +36,35 @@ class BaseFacts:
     context_tokens: int
     linear_modules: tuple[str, ...]
     """Last parts of the names of the linear modules in the decoder's layers, sorted."""
+    pooling: Pooling | None = None
+    """A text encoder's own; None for others."""
 
     @classmethod
     def of_directory(cls, directory: Path) -> BaseFacts:
         """Read config.json and the header of model.safetensors."""
         config = read_config(directory)
+        family = family_of(config)
         modules = linear_shapes(directory / WEIGHTS_FILE)
         return cls(
-            hidden_size=int(config["hidden_size"]),
-            context_tokens=int(config["max_position_embeddings"]),
+            hidden_size=width_of(config),
+            # Images have no length.
+            context_tokens=_ANY_TOKENS if family is Family.VISION else context_of(config),
             linear_modules=tuple(sorted({name.rpartition(".")[2] for name in modules})),
+            pooling=base_inputs(config)[0] if family is Family.ENCODER else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """Defaults of a method."""
+
+    epochs: float = DEFAULT_EPOCHS
+    learning_rate: float | None = None
+    """None is `default_learning_rate` of the base."""
+
+
+_USUAL: Mapping[Method, _Usual] = {Method.HEAD: _Usual(epochs=30.0, learning_rate=1e-2)}
+"""A head is small, begins at zero, and its inputs are computed once: many cheap steps."""
 
 
 def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> TrainSpec:
@@ -56,12 +81,20 @@ def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> Train
     resolved = spec.model_copy(
         update={
             "lora": _lora(spec.lora, base),
-            "optimization": _optimization(spec.optimization, base, train_rows),
+            "head": spec.head.model_copy(update={"pooling": spec.head.pooling or base.pooling}),
+            "optimization": _optimization(spec, base, train_rows),
             "data": _data(spec.data, base),
         }
     )
     _check(resolved, base)
     return resolved
+
+
+def adapter_bytes(spec: TrainSpec, base_directory: Path) -> int:
+    """The most that the tensors of a resolved spec's adapter take, in 32 bits."""
+    if spec.method is Method.HEAD:
+        return _USUAL_LABELS * (width_of(read_config(base_directory)) + 1) * _LARGEST_ELEMENT_BYTES
+    return lora_bytes(spec.lora, base_directory)
 
 
 def lora_bytes(lora: LoraSettings, base_directory: Path) -> int:
@@ -93,15 +126,17 @@ def _lora(lora: LoraSettings, base: BaseFacts) -> LoraSettings:
     )
 
 
-def _optimization(wanted: Optimization, base: BaseFacts, train_rows: int) -> Optimization:
+def _optimization(spec: TrainSpec, base: BaseFacts, train_rows: int) -> Optimization:
+    wanted, usual = spec.optimization, _USUAL.get(spec.method, _Usual())
     steps, epochs = wanted.max_steps, wanted.epochs
     if steps is None:
-        epochs = DEFAULT_EPOCHS if epochs is None else epochs
+        epochs = usual.epochs if epochs is None else epochs
         steps = max(1, math.ceil(epochs * train_rows / wanted.batch_rows))
     elif epochs is None:
         epochs = min(1000.0, steps * wanted.batch_rows / train_rows)
     interval = max(_LEAST_CHECKPOINT_INTERVAL_STEPS, math.ceil(steps / _CHECKPOINTS))
-    rate = default_learning_rate(base.hidden_size) if wanted.learning_rate is None else wanted.learning_rate
+    rate = usual.learning_rate or default_learning_rate(base.hidden_size)
+    rate = rate if wanted.learning_rate is None else wanted.learning_rate
     return wanted.model_copy(
         update={
             "epochs": epochs,
@@ -121,13 +156,16 @@ def _data(data: DataOptions, base: BaseFacts) -> DataOptions:
 
 
 def _check(spec: TrainSpec, base: BaseFacts) -> None:
-    refusals = [*_unknown_modules(spec.lora, base), *_sizes(spec, base), *_promotion(spec)]
+    refusals = [*_unknown_modules(spec, base), *_sizes(spec, base), *_promotion(spec)]
     if refusals:
         violations = [violation for refusal in refusals for violation in refusal.violations]
         raise InvalidField("; ".join(refusal.message for refusal in refusals), violations=violations)
 
 
-def _unknown_modules(lora: LoraSettings, base: BaseFacts) -> list[FinetunedError]:
+def _unknown_modules(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
+    lora = spec.lora
+    if spec.method is not Method.LORA:
+        return []
     unknown = sorted(set(lora.target_modules) - set(base.linear_modules))
     if not unknown:
         return []
@@ -158,7 +196,8 @@ def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
                 f"is {spec.data.max_row_tokens}; the base's context allows 8 to {base.context_tokens}",
             )
         )
-    if spec.evaluation.generation_max_tokens >= base.context_tokens:
+    answers = spec.task is Task.TEXT_GENERATION
+    if answers and spec.evaluation.generation_max_tokens >= base.context_tokens:
         refusals.append(
             InvalidField.one(
                 "spec.evaluation.generation_max_tokens",
@@ -179,7 +218,8 @@ def _promotion(spec: TrainSpec) -> list[FinetunedError]:
                 "needs held-out rows to measure; give an eval_dataset or a holdout_fraction above 0",
             )
         ]
-    if spec.promote_if.metric == "exact_match" and spec.evaluation.generation_rows == 0:
+    answers = spec.task is Task.TEXT_GENERATION
+    if answers and spec.promote_if.metric == "exact_match" and spec.evaluation.generation_rows == 0:
         return [
             InvalidField.one(
                 "spec.promote_if.metric",

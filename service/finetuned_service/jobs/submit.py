@@ -21,7 +21,7 @@ from finetuned_service.errors import (
 )
 from finetuned_service.jobs.data_check import check_kinds, check_measurable
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
-from finetuned_service.jobs.resolve import BaseFacts, lora_bytes, resolve_train
+from finetuned_service.jobs.resolve import BaseFacts, adapter_bytes, resolve_train
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
@@ -135,7 +135,7 @@ class Submission:
         )
         if validate_only:
             return job
-        reserved_bytes = lora_bytes(resolved.lora, self.bases.path(base))
+        reserved_bytes = adapter_bytes(resolved, self.bases.path(base))
         return self.store.create(job, request, reserved_bytes=reserved_bytes)
 
     def quantize(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetuned_service.vocabulary import DataReport, Method, Metric, Task, Value, WeightFormat
+from finetuned_service.vocabulary import DataReport, Method, Metric, Pooling, Task, Value, WeightFormat
 
 
 class JobState(StrEnum):
@@ -95,6 +95,11 @@ class LoraSettings(Settings):
         return alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
 
+class HeadSettings(Settings):
+    pooling: Pooling | None = None
+    """How a text's vectors become one; resolved to the base's own."""
+
+
 class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Resolved to 3 if max_steps is not set either."""
@@ -146,7 +151,9 @@ class EvaluationOptions(Settings):
 
 class PromoteIf(Settings):
     alias: str
-    metric: Literal["exact_match", "loss"] = "exact_match"
+    metric: Literal[
+        "exact_match", "loss", "accuracy", "macro_f1", "micro_f1", "entity_f1", "spearman", "pearson"
+    ] = "exact_match"
     minimum: float | None = None
     better_than_current: bool = False
 
@@ -158,8 +165,11 @@ class TrainSpec(Value):
     adapter: str
     base: str = ""
     task: Task = Task.TEXT_GENERATION
-    method: Literal[Method.LORA] = Method.LORA
+    method: Literal[Method.LORA, Method.HEAD] = Method.LORA
     lora: LoraSettings = LoraSettings()
+    """Of LORA."""
+    head: HeadSettings = HeadSettings()
+    """Of HEAD."""
     optimization: Optimization = Optimization()
     data: DataOptions = DataOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -200,7 +210,7 @@ class Estimate(Value):
 
 
 class Progress(Value):
-    """`phase` is one of: preparing, baseline, incumbent, training, evaluating, measuring, quantizing,
+    """`phase` is one of: preparing, encoding, baseline, incumbent, training, evaluating, measuring, quantizing,
     storing.
     """
 

@@ -37,6 +37,7 @@ from finetuned_service.serving.ranges import MAX_SAMPLES
 from finetuned_service.serving.service import Serving
 from finetuned_service.serving.values import Delta, Done, ServeCall, ServedBy, ServeEvent
 from finetuned_service.text.grammar import MAX_CONSTRAINT_BYTES
+from finetuned_service.vocabulary import Family
 
 MAX_BATCH_REQUESTS = 1000
 
@@ -168,7 +169,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 max_replies=MAX_REPLIES,
                 max_constraint_bytes=MAX_CONSTRAINT_BYTES,
             ),
-            methods=[common.METHOD_LORA],
+            methods=[common.METHOD_LORA if serving.base.family is Family.DECODER else common.METHOD_HEAD],
             tasks=[TASK_NUMBERS[task] for task in TASKS[serving.base.family]],
             weight_formats=[common.WEIGHT_FORMAT_INT8, common.WEIGHT_FORMAT_NF4],
             load=pb.EngineLoad(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from finetuned_service.adapters.head import Head
 from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.engine.messages import Encode, Encoded, FinishReason, Started
 from finetuned_service.errors import InvalidField, Violation
@@ -24,10 +25,11 @@ from finetuned_service.serving.encoded_values import (
     EncodeResult,
     TagTokens,
 )
+from finetuned_service.serving.head_answers import classified, tagged
 from finetuned_service.serving.inputs import Inputs, PreparedInput
 from finetuned_service.serving.merge import merged
 from finetuned_service.serving.service import Serving, handle_of
-from finetuned_service.serving.values import Done, Outcome, Timing
+from finetuned_service.serving.values import Content, Done, Outcome, Timing
 from finetuned_service.vocabulary import Pooling
 
 _Rows = NDArray[np.float32]
@@ -39,6 +41,8 @@ class _Reply:
 
     input: int
     prepared: PreparedInput
+    text: str
+    """Empty for images."""
     timing: Timing = field(default_factory=Timing)
 
 
@@ -63,7 +67,10 @@ class Encoding:
         check_base_can(self.serving.base, call.wanted.word)
         # Both wait or compute: the store's disk, and a tokenizer or a decoder of images.
         version, prepared = await asyncio.to_thread(self._prepare, call)
-        replies = [_Reply(i, item) for i, item in enumerate(prepared)]
+        replies = [
+            _Reply(i, prepared[i], item.text if isinstance(item, Content) else "")
+            for i, item in enumerate(call.inputs)
+        ]
         told = False
         follow = merged([self._follow(call, version, reply) for reply in replies])
         with self.serving.running(version, len(replies)):
@@ -96,7 +103,7 @@ class Encoding:
             started, encoded = await self.serving.engine.encode(
                 prepared.token_ids,
                 handle,
-                self._wanted(call),
+                self._wanted(call, version),
                 call.tenant,
                 prepared.pixels,
                 call.deadline_seconds,
@@ -115,18 +122,20 @@ class Encoding:
         metrics.prefill_seconds.labels(model).observe(encoded.seconds)
         reply.timing = Timing(started.queue_seconds, started.load_seconds, encoded.seconds)
         yield started
-        yield self._result(call, reply, encoded)
+        head = version.manifest.head if version else None
+        yield self._result(call, head, reply, encoded)
 
-    def _wanted(self, call: EncodeCall) -> Encode:
+    def _wanted(self, call: EncodeCall, version: AdapterVersion | None) -> Encode:
         match call.wanted:
             case Embed(pooling=pooling):
                 return Encode(pooling or self.pooling)
             case Classify():
-                return Encode(self.pooling)
+                head = version.manifest.head if version else None
+                return Encode((head.pooling if head else None) or self.pooling)
             case TagTokens():
                 return Encode(None)
 
-    def _result(self, call: EncodeCall, reply: _Reply, encoded: Encoded) -> EncodeResult:
+    def _result(self, call: EncodeCall, head: Head | None, reply: _Reply, encoded: Encoded) -> EncodeResult:
         rows: _Rows = np.frombuffer(encoded.data, dtype="<f4").reshape(-1, encoded.width)
         match call.wanted:
             case Embed(pooling=pooling, normalize=normalize):
@@ -135,8 +144,15 @@ class Encoding:
                 return Embedding(
                     reply.input, tuple(vector.tolist()), (pooling or self.pooling) if of_text else None
                 )
-            case Classify() | TagTokens():
-                raise NotImplementedError  # no adapter of these tasks exists yet
+            case Classify(top_k=top_k):
+                return classified(reply.input, _described(head), rows[0], top_k)
+            case TagTokens():
+                return tagged(reply.input, _described(head), rows, reply.prepared.text, reply.text)
+
+
+def _described(head: Head | None) -> Head:
+    assert head is not None, "versions of these tasks have heads"
+    return head
 
 
 def _normalized(vector: _Rows) -> _Rows:

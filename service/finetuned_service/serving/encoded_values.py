@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from finetuned_service.names import AdapterSelector
 from finetuned_service.serving.values import Content, Done, ServedBy, Truncation
+from finetuned_service.text.entities import Entity
 from finetuned_service.vocabulary import Pooling, Task
 
 
@@ -71,5 +72,22 @@ class Embedding:
     """None for images."""
 
 
-EncodeResult = Embedding
+@dataclass(frozen=True, slots=True)
+class Classified:
+    input: int
+    labels: tuple[tuple[str, float], ...]
+    """With their probabilities, best first; none for a regression."""
+    value: float | None = None
+    """What a regression gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    input: int
+    tokens: tuple[tuple[int, int, str, float], ...]
+    """First character, the one after the last, label, probability."""
+    entities: tuple[Entity, ...]
+
+
+EncodeResult = Embedding | Classified | Tagged
 EncodeEvent = ServedBy | EncodeResult | Done

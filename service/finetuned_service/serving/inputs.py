@@ -21,8 +21,8 @@ class PreparedInput:
     """An image is one token that says nothing."""
     truncated_tokens: int = 0
     pixels: Pixels | None = None
-    spans: tuple[tuple[int, int] | None, ...] = ()
-    """For each token the characters it stands for; None for those that the tokenizer adds."""
+    text: EncodedText | None = None
+    """As the tokenizer made it, cut to fit; None for an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Inputs:
     def _fitted(self, text: EncodedText, truncation: Truncation, field: str) -> PreparedInput:
         found = len(text.token_ids)
         if found <= self.context_tokens:
-            return PreparedInput(text.token_ids, spans=text.spans)
+            return PreparedInput(text.token_ids, text=text)
         if truncation is Truncation.REJECT:
             raise PromptTooLong(
                 f"{field} has {found} tokens; the context holds {self.context_tokens}. Shorten it, or choose a "
@@ -65,8 +65,5 @@ class Inputs:
                 metadata={"prompt_tokens": str(found), "context_tokens": str(self.context_tokens)},
             )
         kept = text.kept(self.context_tokens, from_end=truncation is Truncation.KEEP_END)
-        return PreparedInput(
-            tuple(text.token_ids[place] for place in kept),
-            truncated_tokens=found - len(kept),
-            spans=tuple(text.spans[place] for place in kept),
-        )
+        cut = text.only(kept)
+        return PreparedInput(cut.token_ids, truncated_tokens=found - len(kept), text=cut)

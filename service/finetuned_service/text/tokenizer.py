@@ -32,6 +32,8 @@ class EncodedText:
     token_ids: tuple[int, ...]
     spans: tuple[tuple[int, int] | None, ...]
     """For each token the characters it stands for, start and end; None for one that was put around."""
+    words: tuple[int | None, ...]
+    """For each token the number of the word that it is a piece of, as the tokenizer cuts words."""
 
     @property
     def empty(self) -> bool:
@@ -44,6 +46,14 @@ class EncodedText:
         room = max(0, most_tokens - (len(self.spans) - len(text)))
         dropped = set(text[: len(text) - room] if from_end else text[room:])
         return [place for place in range(len(self.spans)) if place not in dropped]
+
+    def only(self, places: Sequence[int]) -> EncodedText:
+        """The tokens at these places."""
+        return EncodedText(
+            tuple(self.token_ids[place] for place in places),
+            tuple(self.spans[place] for place in places),
+            tuple(self.words[place] for place in places),
+        )
 
 
 class BaseTokenizer:
@@ -142,7 +152,7 @@ class BaseTokenizer:
             None if special else span
             for special, span in zip(found.special_tokens_mask, found.offsets, strict=True)
         )
-        return EncodedText(tuple(found.ids), spans)
+        return EncodedText(tuple(found.ids), spans, tuple(found.word_ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, without control tokens. Bytes that are no UTF-8 become U+FFFD."""

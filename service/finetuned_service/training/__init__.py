@@ -15,6 +15,8 @@
     loss.py         cross-entropy of supervised tokens only, without all logits in memory
     schedule.py     learning rates, and when to evaluate and to write a checkpoint
     loop.py         the training loop
+    trainable.py    what it needs of what it trains
+    heads/          the same for heads over bases that encode
     checkpoint.py   what a killed process needs to go on exactly
     questions.py    held-out rows as questions, with and without the baseline's prompt
     evaluate.py     answers of the base and the adapter to held-out rows, by the serving engine

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from finetuned_service.jobs.values import Environment
 from finetuned_service.storage.files import publish_directory
-from finetuned_service.training.model import AdaptedModel
+from finetuned_service.training.trainable import Parameters
 from finetuned_service.vocabulary import Value
 
 KEPT_CHECKPOINTS = 2
@@ -69,7 +69,7 @@ class CheckpointStore:
         for leftover in directory.glob(".*"):
             shutil.rmtree(leftover)
 
-    def save(self, state: RunState, model: AdaptedModel, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: RunState, model: Parameters, optimizer: torch.optim.Optimizer) -> None:
         """Write the state after `state.step`, then drop checkpoints that are no longer needed."""
         temporary = self._directory / f".step-{state.step:08}"
         temporary.mkdir()
@@ -90,7 +90,7 @@ class CheckpointStore:
             self._drop(path)
         return None
 
-    def restore(self, step: int, model: AdaptedModel, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, step: int, model: Parameters, optimizer: torch.optim.Optimizer) -> None:
         """Put parameters, moments and torch's generator back as they were after `step`."""
         tensors = load_file(self._path(step) / "tensors.safetensors")
         self._put(tensors, model)
@@ -103,12 +103,12 @@ class CheckpointStore:
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         torch.set_rng_state(tensors[_GENERATOR])
 
-    def restore_parameters(self, step: int, model: AdaptedModel) -> None:
+    def restore_parameters(self, step: int, model: Parameters) -> None:
         """Only the parameters, for evaluating and storing a result."""
         self._put(load_file(self._path(step) / "tensors.safetensors"), model)
 
     @staticmethod
-    def _put(tensors: dict[str, Tensor], model: AdaptedModel) -> None:
+    def _put(tensors: dict[str, Tensor], model: Parameters) -> None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(tensors[_PARAMETER + name])
@@ -129,7 +129,7 @@ class CheckpointStore:
         return self._directory / f"step-{step:08}"
 
 
-def _tensors(model: AdaptedModel, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: Parameters, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         yield _PARAMETER + name, parameter.detach()
     states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]

@@ -8,18 +8,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Generic
 
 import torch
 
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice, Optimization, Progress
-from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.checkpoint import CheckpointStore, Evaluation, RunState
-from finetuned_service.training.model import AdaptedModel
 from finetuned_service.training.order import RowOrder, micro_batches
-from finetuned_service.training.packing import pack
 from finetuned_service.training.schedule import Plan
+from finetuned_service.training.trainable import R, Trainable
 from finetuned_service.vocabulary import Metric
 
 EVALUATION_ROWS = 16
@@ -47,7 +46,7 @@ class Step:
     seconds: float
 
 
-class Trainer:
+class Trainer(Generic[R]):
     """One run. `run` goes on from `state`; the model and the optimizer must be as it says.
 
     Args:
@@ -66,13 +65,13 @@ class Trainer:
 
     def __init__(
         self,
-        model: AdaptedModel,
+        model: Trainable[R],
         settings: Optimization,
         plan: Plan,
         *,
         patience: int,
-        train_rows: Sequence[EncodedRow],
-        heldout_rows: Sequence[EncodedRow],
+        train_rows: Sequence[R],
+        heldout_rows: Sequence[R],
         checkpoints: CheckpointStore,
         report: ReportFunction,
         stop: StopFlag,
@@ -114,7 +113,7 @@ class Trainer:
             group["lr"] = rate
         loss = 0.0
         for micro_batch in micro_batches(rows, self.settings.micro_batch_rows or len(rows)):
-            part = self.model.loss(pack(micro_batch), scale)
+            part = self.model.loss_of(micro_batch, scale)
             part.backward()
             loss += part.item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm or math.inf)
@@ -191,10 +190,10 @@ class Trainer:
 
 
 @torch.no_grad()
-def heldout_loss(model: AdaptedModel, rows: Sequence[EncodedRow]) -> float:
+def heldout_loss(model: Trainable[R], rows: Sequence[R]) -> float:
     """Mean loss of all supervised tokens of the rows, in nats; at least one row."""
     scale = 1.0 / sum(row.supervised_tokens for row in rows)
     model.train(mode=False)
-    loss = sum(model.loss(pack(part), scale).item() for part in micro_batches(rows, EVALUATION_ROWS))
+    loss = sum(model.loss_of(part, scale).item() for part in micro_batches(rows, EVALUATION_ROWS))
     model.train(mode=True)
     return loss

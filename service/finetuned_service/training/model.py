@@ -6,7 +6,7 @@ mapping of model.safetensors, whose pages the server and all jobs share. A cast 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.activations import checkpoint_layers, kept_bytes
 from finetuned_service.training.fused import fuse
@@ -23,7 +24,7 @@ from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
 from finetuned_service.training.native.kernels import Kernels
 from finetuned_service.training.norm import replace_norms
-from finetuned_service.training.packing import PackedRows
+from finetuned_service.training.packing import PackedRows, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,10 @@ class AdaptedModel:
         for name, module in self.lora.items():
             yield f"{name}.lora_a", module.lora_a
             yield f"{name}.lora_b", module.lora_b
+
+    def loss_of(self, rows: Sequence[EncodedRow], scale: float) -> Tensor:
+        """See `Trainable`."""
+        return self.loss(pack(rows), scale)
 
     def loss(self, rows: PackedRows, scale: float) -> Tensor:
         """`scale` times the summed loss of the supervised tokens, in nats; a scalar."""

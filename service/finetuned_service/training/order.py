@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
-from finetuned_service.text.supervision import EncodedRow
+from finetuned_service.training.trainable import R
 
 MICRO_BATCH_TOKENS = 1024
 """Tokens that go through the model at once, where rows are shorter: products are at full speed from some 500 on
@@ -39,9 +39,7 @@ class RowOrder:
         return sorted(range(self._rows), key=keys.__getitem__)
 
 
-def micro_batches(
-    rows: Sequence[EncodedRow], most_rows: int, most_tokens: int = MICRO_BATCH_TOKENS
-) -> list[list[EncodedRow]]:
+def micro_batches(rows: Sequence[R], most_rows: int, most_tokens: int = MICRO_BATCH_TOKENS) -> list[list[R]]:
     """The rows of a step in parts of like size, that run one after another.
 
     Rows of like length come together, so that they need few padding where rows stand side by side. A row of
@@ -52,11 +50,11 @@ def micro_batches(
         most_rows: of a part.
         most_tokens: of a part.
     """
-    ordered = sorted(rows, key=lambda row: (len(row.token_ids), row.token_ids))
+    ordered = sorted(rows, key=lambda row: (len(row.token_ids), tuple(row.token_ids)))
     total = sum(len(row.token_ids) for row in rows)
     # As few parts as can be, and not a small one at the end.
     wanted_tokens = total / math.ceil(total / most_tokens)
-    parts: list[list[EncodedRow]] = []
+    parts: list[list[R]] = []
     part_tokens = 0
     for row in ordered:
         tokens = len(row.token_ids)

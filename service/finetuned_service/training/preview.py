@@ -10,7 +10,8 @@ from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.names import BaseName
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.data import read_job_data
-from finetuned_service.vocabulary import DataReport
+from finetuned_service.training.heads.examples import read_head_data
+from finetuned_service.vocabulary import DataReport, Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +26,8 @@ class RowPreview:
         Raises:
             InvalidData: rows that cannot be trained on, by line.
         """
-        tokenizer = BaseTokenizer.load(self.bases.path(BaseName.parse(spec.base)))
+        base = self.bases.path(BaseName.parse(spec.base))
+        if spec.method is Method.HEAD:
+            return read_head_data(spec, base, train_path, eval_path).report
+        tokenizer = BaseTokenizer.load(base)
         return read_job_data(spec, tokenizer, train_path, eval_path).report

@@ -34,11 +34,13 @@ from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
 from finetuned_service.training.data import JobData, read_job_data
 from finetuned_service.training.evaluate import Evaluated, Evaluator, Stopped, Subject
+from finetuned_service.training.heads.run import run_head
 from finetuned_service.training.loop import Ended, Trainer
 from finetuned_service.training.model import AdaptedModel, load_model
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
 from finetuned_service.training.questions import Question, matches, questions
 from finetuned_service.training.schedule import Plan
+from finetuned_service.vocabulary import Method
 
 SAFE_SHARE = 0.8
 """Of the memory budget; what a step needs beside what layers keep is not computed beforehand."""
@@ -74,9 +76,7 @@ class _Job:
     @property
     def digest(self) -> str:
         """What the checkpoints and evaluations in the work directory belong to."""
-        task = self.task
-        parts = (self.spec.model_dump_json(), task.base_digest, task.train_digest, task.eval_digest)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return _digest(self.task)
 
 
 def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
@@ -87,6 +87,9 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     """
     torch.set_num_threads(task.limits.threads)
     transformers_logging.disable_progress_bar()
+    if task.spec.method is Method.HEAD:
+        report(Progress(phase="preparing"))
+        return run_head(task, _environment(task), _digest(task), report, stop)
     job = _prepare(task, report, stop)
     try:
         baseline = _evaluate(job, "baseline")
@@ -120,15 +123,7 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
     data = read_job_data(task.spec, tokenizer, Path(task.train_path), eval_path)
     if task.spec.promote_if is not None and not data.heldout:
         raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
-    environment = Environment(
-        base_digest=task.base_digest,
-        dataset_digest=task.train_digest,
-        eval_dataset_digest=task.eval_digest,
-        service_version=VERSION,
-        torch_version=torch.__version__,
-        instruction_set=torch.backends.cpu.get_cpu_capability(),
-        threads=torch.get_num_threads(),
-    )
+    environment = _environment(task)
     steps = task.spec.optimization.max_steps or 0
     tokens = round(steps * task.spec.optimization.batch_rows * data.report.mean_row_tokens)
     report(
@@ -138,6 +133,23 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
     )
     asked = questions([example.row for example in data.heldout], task.spec.evaluation.generation_rows)
     return _Job(task, tokenizer, data, asked, environment, report, stop)
+
+
+def _digest(task: TrainTask) -> str:
+    parts = (task.spec.model_dump_json(), task.base_digest, task.train_digest, task.eval_digest)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _environment(task: TrainTask) -> Environment:
+    return Environment(
+        base_digest=task.base_digest,
+        dataset_digest=task.train_digest,
+        eval_dataset_digest=task.eval_digest,
+        service_version=VERSION,
+        torch_version=torch.__version__,
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+    )
 
 
 def _evaluate(job: _Job, subject: Subject, directory: Path | None = None, step: int = 0) -> Evaluated | None:

@@ -9,12 +9,13 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from finetuned_service.bases.family import family_of
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.bases.family import family_of, width_of
 from finetuned_service.bases.load import load_base, stored_tensors
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.encoders import attention
-from finetuned_service.engine.encoders.no_adapters import NoAdapters
+from finetuned_service.engine.encoders.heads import HeadMemory, HeadPlace
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.encoders.text import TextForward
 from finetuned_service.engine.encoders.vision import VisionForward
@@ -56,6 +57,7 @@ class EncoderModel:
         self.dtype: torch.dtype = module.dtype
         vision = family_of(read_config(directory)) is Family.VISION
         self.forward: Forward = VisionForward(module) if vision else TextForward.of(module)
+        self.width = width_of(read_config(directory))
         self._stored = stored_tensors(module, directory)
         self.directory = directory
         self._class_name = type(module).__name__
@@ -93,8 +95,8 @@ class EncoderModel:
 
     def open(self, config: EngineConfig) -> Runner:
         """See `runner.Model`."""
-        del config  # what encodes keeps nothing from step to step
-        return EncoderRunner(self)
+        geometry = BaseGeometry("", "", {}, self.width)
+        return EncoderRunner(self, HeadMemory(geometry, config.device_budget_bytes))
 
 
 @final
@@ -105,9 +107,9 @@ class EncoderRunner:
     shares_prefixes = False
     kv_bytes = 0
 
-    def __init__(self, model: EncoderModel) -> None:
+    def __init__(self, model: EncoderModel, memory: HeadMemory) -> None:
         self._forward = model.forward
-        self.memory = NoAdapters()
+        self.memory = memory
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
@@ -116,8 +118,9 @@ class EncoderRunner:
         encoded: list[tuple[Any, Tensor]] = []
         for sequence, rows in zip(sequences, self._forward.run([s.request for s in sequences]), strict=True):
             wanted = sequence.request.encode
-            pooled = pool(rows.float(), wanted.pooling if wanted else None)
-            encoded.append((sequence, pooled.cpu()))
+            pooled = pool(rows.float(), wanted.pooling if wanted else None).cpu()
+            place: HeadPlace | None = place_of(sequence)
+            encoded.append((sequence, pooled if place is None or place.head is None else place.head(pooled)))
         return StepLogits(torch.empty(0, 0), (), tuple(encoded))
 
     def copy_kv(self, copy: PrefixCopy) -> None:

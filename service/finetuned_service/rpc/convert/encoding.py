@@ -9,13 +9,16 @@ from finetuned_service.errors import InvalidField
 from finetuned_service.names import AdapterSelector
 from finetuned_service.rpc.convert.common import enum_name, optional
 from finetuned_service.serving.encoded_values import (
+    Classified,
     Classify,
     Embed,
+    Embedding,
     EncodeCall,
     EncodeInput,
     EncodeResult,
     EncodeTask,
     ImageContent,
+    Tagged,
     TagTokens,
 )
 from finetuned_service.serving.values import Content, Truncation
@@ -69,7 +72,23 @@ def _input(item: pb.Input, field: str) -> EncodeInput:
 
 
 def result_to_proto(result: EncodeResult) -> pb.Result:
-    embedding = pb.Embedding(
-        values=result.values, pooling=f"POOLING_{result.pooling}" if result.pooling else None
-    )
-    return pb.Result(input=result.input, embedding=embedding)
+    match result:
+        case Embedding():
+            pooling = f"POOLING_{result.pooling}" if result.pooling else None
+            return pb.Result(
+                input=result.input, embedding=pb.Embedding(values=result.values, pooling=pooling)
+            )
+        case Classified():
+            labels = [pb.LabelScore(label=label, score=score) for label, score in result.labels]
+            found = pb.Classification(labels=labels, value=result.value)
+            return pb.Result(input=result.input, classification=found)
+        case Tagged():
+            tokens = [
+                pb.TaggedToken(start=start, end=end, label=label, score=score)
+                for start, end, label, score in result.tokens
+            ]
+            entities = [
+                pb.Entity(label=e.label, start=e.start, end=e.end, text=e.text, score=e.score)
+                for e in result.entities
+            ]
+            return pb.Result(input=result.input, tagging=pb.Tagging(tokens=tokens, entities=entities))

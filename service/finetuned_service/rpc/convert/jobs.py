@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import job_pb2 as pb
 
@@ -28,6 +30,9 @@ from finetuned_service.rpc.convert.common import (
     weight_format_to_proto,
     wire_error_to_proto,
 )
+from finetuned_service.vocabulary import Method, Task
+
+_LORA_FIELDS = {field.name for field in pb.LoraMethod.DESCRIPTOR.fields}
 
 
 def job_to_proto(job: Job) -> pb.Job:
@@ -117,6 +122,13 @@ def _progress(progress: Progress) -> pb.Progress:
     return pb.Progress(**fields, eta=seconds_to_proto(progress.eta_seconds))
 
 
+def _method(spec: TrainSpec) -> dict[str, Any]:
+    if spec.method is Method.HEAD:
+        pooling = f"POOLING_{spec.head.pooling}" if spec.head.pooling else None
+        return {"head": pb.HeadMethod(pooling=pooling)}
+    return {"lora": pb.LoraMethod(**spec.lora.model_dump(include=_LORA_FIELDS, exclude_none=True))}
+
+
 def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
     optimization = spec.optimization.model_dump(exclude={"schedule"}, exclude_none=True)
     schedule = f"LEARNING_RATE_SCHEDULE_{spec.optimization.schedule}"
@@ -128,8 +140,10 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
         adapter=spec.adapter,
         base=spec.base,
         task=TASKS[spec.task],
-        objective=common.OBJECTIVE_SFT,
-        lora=pb.LoraMethod(**spec.lora.model_dump(exclude_none=True)),
+        objective=(
+            common.OBJECTIVE_SFT if spec.task is Task.TEXT_GENERATION else common.OBJECTIVE_CLASSIFICATION
+        ),
+        **_method(spec),
         optimization=pb.Optimization(**optimization, schedule=schedule),
         data=pb.DataOptions(**data, long_rows=f"LONG_ROWS_{spec.data.long_rows}"),
         evaluation=pb.EvaluationOptions(

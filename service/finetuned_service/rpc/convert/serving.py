@@ -12,7 +12,13 @@ from finetuned_service.errors import InvalidField, NotFound
 from finetuned_service.names import AdapterSelector, parse_tenant
 from finetuned_service.rpc.convert.common import enum_name, optional, seconds_to_proto
 from finetuned_service.rpc.convert.encoding import encode_call_from_proto, result_to_proto
-from finetuned_service.serving.encoded_values import Embedding, EncodeCall, EncodeResult
+from finetuned_service.serving.encoded_values import (
+    Classified,
+    Embedding,
+    EncodeCall,
+    EncodeResult,
+    Tagged,
+)
 from finetuned_service.serving.values import (
     Content,
     Conversation,
@@ -139,7 +145,7 @@ def _constraint(generate: pb.Generate) -> JsonSchema | Regex | None:
 
 def event_to_proto(event: ServeEvent | EncodeResult) -> pb.ServeAdapterResponse:
     match event:
-        case Embedding():
+        case Embedding() | Classified() | Tagged():
             return pb.ServeAdapterResponse(result=result_to_proto(event))
         case ServedBy():
             return pb.ServeAdapterResponse(started=pb.Started(served_by=served_by_to_proto(event)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetuned.v1 import common_pb2 as common
@@ -17,6 +18,7 @@ from finetuned_service.jobs.values import (
     BaselineExample,
     DataOptions,
     EvaluationOptions,
+    HeadSettings,
     JobState,
     LongRows,
     LoraSettings,
@@ -28,7 +30,7 @@ from finetuned_service.jobs.values import (
 )
 from finetuned_service.names import AdapterSelector
 from finetuned_service.rpc.convert.common import enum_name, given, optional
-from finetuned_service.vocabulary import Task, WeightFormat
+from finetuned_service.vocabulary import Method, Pooling, Task, WeightFormat
 
 Made = TypeVar("Made")
 
@@ -47,6 +49,23 @@ def _checked(path: str, make: Callable[..., Made], **values: Any) -> Made:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """How a task is trained in this build."""
+
+    method: str
+    objective: str
+    metric: str
+
+
+_USUAL: Mapping[str, _Usual] = {
+    "TEXT_GENERATION": _Usual("lora", "SFT", "exact_match"),
+    "TEXT_CLASSIFICATION": _Usual("head", "CLASSIFICATION", "macro_f1"),
+    "TOKEN_CLASSIFICATION": _Usual("head", "CLASSIFICATION", "entity_f1"),
+    "IMAGE_CLASSIFICATION": _Usual("head", "CLASSIFICATION", "accuracy"),
+}
+
+
 def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
     """Read a spec, with every setting checked.
 
@@ -54,15 +73,23 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
     InvalidField: a setting is not allowed.
     Unimplemented: a method, task or objective of later builds.
     """
-    method = spec.WhichOneof("method") or "lora"
-    if method != "lora":
-        raise Unimplemented.feature(f"METHOD_{method.upper()}", "METHOD_LORA")
-    task = enum_name(common.Task, spec.task, "TASK_", "spec.task")
-    if task not in {"", "TEXT_GENERATION"}:
-        raise Unimplemented.feature(f"TASK_{task}", "TASK_TEXT_GENERATION")
+    task = enum_name(common.Task, spec.task, "TASK_", "spec.task") or "TEXT_GENERATION"
+    if task not in _USUAL:
+        raise Unimplemented.feature(
+            f"TASK_{task} in a TrainJob", ", ".join(f"TASK_{name}" for name in _USUAL)
+        )
+    usual = _USUAL[task]
+    method = spec.WhichOneof("method") or usual.method
+    if method != usual.method:
+        feature = f"METHOD_{method.upper()}"
+        raise Unimplemented(
+            f"{feature} for TASK_{task} is in the contract but not in this build; available: "
+            f"METHOD_{usual.method.upper()}",
+            metadata={"feature": feature},
+        )
     objective = enum_name(common.Objective, spec.objective, "OBJECTIVE_", "spec.objective")
-    if objective not in {"", "SFT"}:
-        raise Unimplemented.feature(f"OBJECTIVE_{objective}", "OBJECTIVE_SFT")
+    if objective not in {"", usual.objective}:
+        raise Unimplemented.feature(f"OBJECTIVE_{objective} for TASK_{task}", f"OBJECTIVE_{usual.objective}")
     if spec.continue_from:
         raise Unimplemented.feature("continue_from", "training from the base")
     return TrainSpec(
@@ -70,13 +97,20 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         eval_dataset=spec.eval_dataset,
         adapter=spec.adapter,
         base=spec.base,
-        task=Task.TEXT_GENERATION,
+        task=Task[task],
+        method=Method.HEAD if method == "head" else Method.LORA,
         lora=_lora(spec.lora),
+        head=_head(spec.head),
         optimization=_optimization(spec.optimization),
         data=_data_options(spec.data),
         evaluation=_evaluation(spec.evaluation),
-        promote_if=_promote_if(spec.promote_if) if spec.HasField("promote_if") else None,
+        promote_if=_promote_if(spec.promote_if, usual) if spec.HasField("promote_if") else None,
     )
+
+
+def _head(head: pb.HeadMethod) -> HeadSettings:
+    pooling = enum_name(common.Pooling, head.pooling, "POOLING_", "spec.head.pooling")
+    return HeadSettings(pooling=Pooling(pooling) if pooling else None)
 
 
 def _lora(lora: pb.LoraMethod) -> LoraSettings:
@@ -136,12 +170,12 @@ def _evaluation(evaluation: pb.EvaluationOptions) -> EvaluationOptions:
     )
 
 
-def _promote_if(promote_if: pb.PromoteIf) -> PromoteIf:
+def _promote_if(promote_if: pb.PromoteIf, usual: _Usual) -> PromoteIf:
     return _checked(
         "spec.promote_if",
         PromoteIf,
         alias=promote_if.alias,
-        metric=promote_if.metric or "exact_match",
+        metric=promote_if.metric or usual.metric,
         minimum=optional(promote_if, "minimum"),
         better_than_current=promote_if.better_than_current,
     )

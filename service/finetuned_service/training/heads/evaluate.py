@@ -1,0 +1,147 @@
+"""Held-out rows answered by the engine that serves: an incumbent, the adapter; and who does not look at them.
+
+The plain base has no labels, so the baseline is the best answer that is the same for every row: the label that is
+most frequent in training, or the mean number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.engine.choose import load_model
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.messages import AdapterHandle, Encoded, Failed
+from finetuned_service.engine.offline import OfflineEngine
+from finetuned_service.errors import from_wire
+from finetuned_service.training.heads.examples import Example
+from finetuned_service.training.heads.features import request_of
+from finetuned_service.training.heads.model import summed_loss, targets_of
+from finetuned_service.training.heads.scores import (
+    accuracy,
+    entity_f1,
+    f1_scores,
+    pearson,
+    spearman,
+)
+from finetuned_service.vocabulary import Metric, Task
+
+Outputs = list[NDArray[np.float32]]
+_RUNNING = 64
+
+
+@dataclass(frozen=True, slots=True)
+class HeadResult:
+    """What one subject says of the held-out rows."""
+
+    metrics: tuple[Metric, ...]
+    answers: tuple[str, ...]
+    """For people, one for each row."""
+
+
+def answered(
+    base_directory: Path, adapter: AdapterHandle, examples: Sequence[Example], head: Head, threads: int
+) -> Outputs:
+    """The outputs of the adapter's head for each example: `[1, outputs]`, or a row for each of its places."""
+    model = load_model(base_directory)
+    context = model.context_tokens
+    config = EngineConfig(
+        str(base_directory),
+        threads=threads,
+        max_running_sequences=_RUNNING,
+        kv_capacity_tokens=_RUNNING * context,
+    )
+    found: dict[int, NDArray[np.float32]] = {}
+    with OfflineEngine(model, config) as engine:
+        engine.deliver(*(replace(request_of(example, head), adapter=adapter) for example in examples))
+        while len(found) < len(examples):
+            for event in engine.step():
+                if isinstance(event, Failed):
+                    raise from_wire(event.error)
+                if isinstance(event, Encoded):
+                    found[event.request_id] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
+    return [
+        found[example.number][list(example.places)] if example.places else found[example.number]
+        for example in examples
+    ]
+
+
+def without_looking(train: Sequence[Example], examples: Sequence[Example], head: Head) -> Outputs:
+    """The outputs of who knows how often each answer is right, and nothing else."""
+    targets = np.array([target for example in train for target in example.targets])
+    if head.problem is Problem.MULTI_LABEL:
+        share = np.clip(targets.reshape(len(train), -1).mean(0), 1e-6, 1 - 1e-6)
+        outputs = np.log(share / (1 - share))
+    elif head.problem is Problem.REGRESSION:
+        outputs = np.array([targets.mean()])
+    else:
+        counts = np.bincount(targets.astype(np.int64), minlength=head.outputs)
+        outputs = np.log(np.maximum(counts, 1e-6) / counts.sum())
+    row = outputs.astype(np.float32)
+    return [np.repeat(row[None], example.supervised_tokens, 0) for example in examples]
+
+
+def scored(outputs: Outputs, examples: Sequence[Example], head: Head) -> HeadResult:
+    """The figures of the head's task; at least one example."""
+    rows: Any = np.concatenate(outputs)
+    targets = targets_of(examples, head)
+    total = summed_loss(torch.from_numpy(rows).double(), _exact(targets), head.problem)
+    loss = Metric(name="loss", value=float(total) / len(targets), higher_is_better=False)
+    if head.problem is Problem.REGRESSION:
+        expected, found = targets.numpy()[:, 0].astype(np.float64), rows[:, 0].astype(np.float64)
+        figures = {"spearman": spearman(expected, found), "pearson": pearson(expected, found)}
+        answers = tuple(f"{value:.4g}" for value in found)
+    elif head.problem is Problem.MULTI_LABEL:
+        flags, told = targets.numpy() > 0.5, rows > 0
+        macro, micro = f1_scores(flags, told)
+        figures = {"micro_f1": micro, "macro_f1": macro, "exact_match": float((flags == told).all(1).mean())}
+        answers = tuple(_names(head, row) for row in told)
+    else:
+        figures, answers = _of_labels(rows.argmax(1), targets.numpy(), outputs, examples, head)
+    metrics = tuple(Metric(name=name, value=value, higher_is_better=True) for name, value in figures.items())
+    return HeadResult((*metrics, loss), answers)
+
+
+def expected_answer(example: Example, head: Head) -> str:
+    """The row's own answer, for people."""
+    match head.problem:
+        case Problem.REGRESSION:
+            return f"{example.targets[0]:.4g}"
+        case Problem.MULTI_LABEL:
+            return _names(head, np.array(example.targets) > 0.5)
+        case Problem.SINGLE_LABEL:
+            return " ".join(head.labels[int(target)] for target in example.targets)
+
+
+def _of_labels(
+    found: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    outputs: Outputs,
+    examples: Sequence[Example],
+    head: Head,
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    labels = np.arange(head.outputs)
+    figures = {"accuracy": accuracy(targets, found)}
+    answers = tuple(" ".join(head.labels[i] for i in rows.argmax(1)) for rows in outputs)
+    if head.task is Task.TOKEN_CLASSIFICATION:
+        expected = [[head.labels[int(target)] for target in example.targets] for example in examples]
+        figures = {"entity_f1": entity_f1(expected, [answer.split(" ") for answer in answers]), **figures}
+    else:
+        macro, _ = f1_scores(targets[:, None] == labels, found[:, None] == labels)
+        figures["macro_f1"] = macro
+    return figures, answers
+
+
+def _exact(targets: torch.Tensor) -> torch.Tensor:
+    return targets.double() if targets.is_floating_point() else targets
+
+
+def _names(head: Head, flags: Any) -> str:
+    return ", ".join(label for label, on in zip(head.labels, flags, strict=True) if on) or "none"

@@ -1,0 +1,261 @@
+"""Rows of a labelled dataset as a base that encodes takes them. Torch-free: a submitted job is checked with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.bases.images import FORMATS, prepare_image
+from finetuned_service.bases.inputs import ImageInput, base_inputs
+from finetuned_service.bases.manifest import read_config
+from finetuned_service.datasets.job_rows import JobRows, read_job_rows
+from finetuned_service.datasets.kinds import DatasetRow, LabelledImage, labels_of
+from finetuned_service.datasets.report import data_report
+from finetuned_service.datasets.rows import stored_rows
+from finetuned_service.engine.messages import Pixels
+from finetuned_service.errors import FinetunedError, InvalidData, InvalidField, Violation
+from finetuned_service.jobs.values import LongRows, TrainSpec
+from finetuned_service.text.supervision import EncodedRow
+from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
+from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText, ScoredText
+from finetuned_service.vocabulary import DataReport
+
+LabelledRow = LabelledText | MultiLabelText | ScoredText | LabelledTokens | LabelledImage
+_SIGNATURES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8": "image/jpeg",
+    b"RIFF": "image/webp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input with what the head is to say of it."""
+
+    number: int
+    """Among all of the job."""
+    token_ids: tuple[int, ...]
+    """An image is one token that says nothing."""
+    targets: tuple[float, ...]
+    """One label's index; 0 or 1 for each label; the number; or for tokens the index of each at `places`."""
+    places: tuple[int, ...] = ()
+    """Of the tokens that have targets: the first piece of each word."""
+    pixels: Pixels | None = None
+    shown: str = ""
+    """For people."""
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Over how many the loss is a mean."""
+        return len(self.places) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class HeadData:
+    """What a job trains on and what it holds out."""
+
+    train: tuple[Example, ...]
+    heldout: tuple[Example, ...]
+    head: Head
+    report: DataReport
+
+
+def read_head_data(
+    spec: TrainSpec, base_directory: Path, train_path: Path, eval_path: Path | None
+) -> HeadData:
+    """Read, encode and split the rows of a resolved spec whose task is not text generation.
+
+    Raises:
+        InvalidData: rows that cannot be trained on, by line, or labels that only one part has.
+    """
+    kind = type(next(stored_rows(train_path)))
+    rows: JobRows[DatasetRow] = read_job_rows(
+        kind,
+        train_path,
+        eval_path,
+        holdout_fraction=spec.data.holdout_fraction,
+        seed=spec.optimization.seed,
+    )
+    if eval_path is not None:
+        _refuse_differing(rows)
+    head = _head(spec, kind, rows.classes)
+    _, image = base_inputs(read_config(base_directory))
+    encoding = _Encoding(spec, head, base_directory, image)
+    train = encoding.examples(rows.train, "training row", 0)
+    heldout = encoding.examples(rows.held_out, "held-out row", len(train))
+    encoding.refuse_violations()
+    if not train:
+        raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
+    report = data_report(
+        [_counted(example) for example in train],
+        [_counted(example) for example in heldout],
+        truncated_rows=encoding.truncated,
+        dropped_rows=encoding.dropped,
+    )
+    return HeadData(train, heldout, head, report)
+
+
+def _refuse_differing(rows: JobRows[DatasetRow]) -> None:
+    """Labels that only one part has: what cannot be learned cannot be measured, and the other way round."""
+    train, heldout = (
+        {label for row in part for label in labels_of(row)} for part in (rows.train, rows.held_out)
+    )
+    for there, missing, lacks in (
+        ("eval_dataset", heldout - train, "the dataset"),
+        ("the dataset", train - heldout, "eval_dataset"),
+    ):
+        if missing:
+            shown = ", ".join(map(repr, sorted(missing)[:5]))
+            raise InvalidData(
+                f"{there} has {len(missing)} labels that {lacks} lacks ({shown}); give both the same"
+            )
+
+
+def _counted(example: Example) -> EncodedRow:
+    # Images have one token each; told apart by their pixels, so that repeated ones are counted.
+    ids = [hash(example.pixels)] if example.pixels else list(example.token_ids)
+    return EncodedRow(ids, [True] * len(ids))
+
+
+def _head(spec: TrainSpec, kind: type[DatasetRow], classes: tuple[str, ...]) -> Head:
+    problem = Problem.SINGLE_LABEL
+    if kind is MultiLabelText:
+        problem = Problem.MULTI_LABEL
+    elif kind is ScoredText:
+        problem = Problem.REGRESSION
+    if problem is not Problem.REGRESSION and len(classes) < 2:
+        raise InvalidData(
+            f"the rows have {len(classes)} different labels; a head tells at least 2 apart: add rows of others"
+        )
+    pooling = spec.head.pooling if kind in {LabelledText, MultiLabelText, ScoredText} else None
+    return Head(task=spec.task, problem=problem, labels=classes, pooling=pooling)
+
+
+class _Encoding:
+    """Encodes rows with resolved options and remembers what is wrong with them."""
+
+    def __init__(self, spec: TrainSpec, head: Head, base_directory: Path, image: ImageInput | None) -> None:
+        self._spec, self._image = spec, image
+        self._place = {label: place for place, label in enumerate(head.labels)}
+        self._tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
+        self._violations: list[Violation] = []
+        self._invalid_rows = 0
+        self.truncated = self.dropped = 0
+
+    def examples(self, rows: Iterable[DatasetRow], where: str, first: int) -> tuple[Example, ...]:
+        """The rows that can be used, numbered from `first` on."""
+        found: list[Example] = []
+        for number, row in enumerate(rows, start=1):
+            try:
+                example = self._example(row, first + len(found))
+            except (InvalidData, InvalidField) as error:
+                self._invalid_rows += 1
+                if len(self._violations) < FinetunedError.MAX_VIOLATIONS:
+                    self._violations.append(Violation(f"{where} {number}", error.message))
+                continue
+            if example is None:
+                self.dropped += 1
+            else:
+                found.append(example)
+        return tuple(found)
+
+    def refuse_violations(self) -> None:
+        if self._violations:
+            first = self._violations[0]
+            raise InvalidData(
+                f"{self._invalid_rows} rows cannot be used; the first: {first.field} {first.description}",
+                violations=self._violations,
+                metadata={"invalid_rows": str(self._invalid_rows)},
+            )
+
+    def _example(self, row: DatasetRow, number: int) -> Example | None:
+        match row:
+            case LabelledImage(image, label):
+                return self._of_image(image, number, self._index(label))
+            case LabelledTokens(tokens, tags):
+                return self._of_tokens(tokens, tags, number)
+            case LabelledText(text, label, pair):
+                return self._of_text(text, pair, number, lambda: (self._index(label),))
+            case MultiLabelText(text, labels, pair):
+                return self._of_text(text, pair, number, lambda: self._flags(labels))
+            case ScoredText(text, score, pair):
+                return self._of_text(text, pair, number, lambda: (score,))
+            case _:
+                raise InvalidData("has no label")
+
+    def _index(self, label: str) -> float:
+        return float(self._place[label])
+
+    def _flags(self, labels: Sequence[str]) -> tuple[float, ...]:
+        return tuple(float(label in labels) for label in self._place)
+
+    def _of_image(self, data: bytes, number: int, target: float) -> Example:
+        if self._image is None:
+            raise InvalidData("is an image; this base takes text")
+        media_type = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "")
+        if media_type not in FORMATS:
+            raise InvalidData(f"is an image of another type; images are served as {', '.join(FORMATS)}")
+        image = prepare_image(data, media_type, self._image, "image")
+        return Example(
+            number, (0,), (target,), pixels=Pixels(image.data, image.shape), shown=f"image {number}"
+        )
+
+    def _of_text(
+        self, text: str, pair: str, number: int, targets: Callable[[], tuple[float, ...]]
+    ) -> Example | None:
+        if pair:
+            raise InvalidData("has a text_pair; heads are trained on single texts in this build")
+        encoded = self._fitted(self._encoded(text))
+        if encoded is None:
+            return None
+        return Example(number, encoded.token_ids, targets(), shown=text)
+
+    def _of_tokens(self, tokens: Sequence[str], tags: Sequence[str], number: int) -> Example | None:
+        text = " ".join(tokens)
+        encoded = self._fitted(self._encoded(text))
+        if encoded is None:
+            return None
+        tag_at = dict(zip(_starts(tokens), tags, strict=True))
+        places: list[int] = []
+        targets: list[float] = []
+        for place, span in enumerate(encoded.spans):
+            if span is not None and span[0] in tag_at:
+                places.append(place)
+                targets.append(self._index(tag_at[span[0]]))
+        if not places:
+            raise InvalidData("has no word of which the tokenizer makes a token")
+        return Example(number, encoded.token_ids, tuple(targets), tuple(places), shown=text)
+
+    def _encoded(self, text: str) -> EncodedText:
+        if self._tokenizer is None:
+            raise InvalidData("is a text; this base takes images")
+        return self._tokenizer.encode_spans(text)
+
+    def _fitted(self, text: EncodedText) -> EncodedText | None:
+        """None where the row is left out."""
+        found, most = len(text.token_ids), self._spec.data.max_row_tokens or 0
+        if text.empty:
+            raise InvalidData("has no tokens")
+        if found <= most:
+            return text
+        match self._spec.data.long_rows:
+            case LongRows.REJECT:
+                raise InvalidData(
+                    f"has {found} tokens; max_row_tokens allows {most}. Shorten it, raise max_row_tokens, or choose "
+                    "long_rows TRUNCATE or DROP"
+                )
+            case LongRows.DROP:
+                return None
+            case LongRows.TRUNCATE:
+                self.truncated += 1
+                return text.only(text.kept(most, from_end=False))
+
+
+def _starts(tokens: Sequence[str]) -> Iterator[int]:
+    """Where each word begins in the text that joins them by spaces."""
+    place = 0
+    for token in tokens:
+        yield place
+        place += len(token) + 1

@@ -1,0 +1,58 @@
+"""A head over features that never change, and its loss (`training/loop.py` trains it)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.training.heads.examples import Example
+
+
+class HeadModel:
+    """See `training.loop.Trainable`. It begins at zero: every answer is equally likely before the first step."""
+
+    def __init__(self, head: Head, features: Mapping[int, Tensor]) -> None:
+        """Args: features: float32, by the examples' numbers; see `features.py`."""
+        self._head, self._features = head, features
+        width = next(iter(features.values())).shape[1]
+        self.weight = nn.Parameter(torch.zeros(head.outputs, width))
+        self.bias = nn.Parameter(torch.zeros(head.outputs))
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """By their names in the adapter's file, without its prefix."""
+        yield "classifier.weight", self.weight
+        yield "classifier.bias", self.bias
+
+    def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
+        """`scale` times the summed loss of the rows; a scalar."""
+        inputs = torch.cat([self._features[row.number] for row in rows])
+        outputs = functional.linear(inputs, self.weight, self.bias)
+        return scale * summed_loss(outputs, targets_of(rows, self._head), self._head.problem)
+
+    def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
+        """Nothing behaves otherwise in training."""
+
+
+def targets_of(rows: Sequence[Example], head: Head) -> Tensor:
+    """`[N]` int64 of indices; `[N, labels]` of flags; or `[N, 1]` of numbers."""
+    if head.problem is Problem.SINGLE_LABEL:
+        return torch.tensor([int(target) for row in rows for target in row.targets])
+    return torch.tensor([row.targets for row in rows], dtype=torch.float32)
+
+
+def summed_loss(outputs: Tensor, targets: Tensor, problem: Problem) -> Tensor:
+    """Cross-entropy in nats; for several labels binary cross-entropy, a mean over labels; for numbers the square
+    of the error.
+    """
+    match problem:
+        case Problem.SINGLE_LABEL:
+            return functional.cross_entropy(outputs, targets, reduction="sum")
+        case Problem.MULTI_LABEL:
+            losses = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+            return losses.mean(1).sum()
+        case Problem.REGRESSION:
+            return (outputs - targets).square().sum()

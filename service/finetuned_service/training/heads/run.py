@@ -1,0 +1,201 @@
+"""One TrainJob that trains a head, from its task to its result.
+
+Training of a head is short; a killed process begins its evaluations anew and its training at the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from finetuned_service.adapters.files import CONFIG_FILE, WEIGHTS_FILE
+from finetuned_service.adapters.head import HEAD_BIAS, HEAD_KEY, HEAD_WEIGHT
+from finetuned_service.engine.encoders.model import EncoderModel
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
+from finetuned_service.jobs.values import (
+    Environment,
+    Estimate,
+    EvaluationFinished,
+    EvaluationSample,
+    Notice,
+    Progress,
+)
+from finetuned_service.storage.files import publish_directory
+from finetuned_service.training.adapter import adapter_handle
+from finetuned_service.training.checkpoint import CheckpointStore, RunState
+from finetuned_service.training.heads.evaluate import (
+    HeadResult,
+    answered,
+    expected_answer,
+    scored,
+    without_looking,
+)
+from finetuned_service.training.heads.examples import HeadData, read_head_data
+from finetuned_service.training.heads.features import features_of
+from finetuned_service.training.heads.model import HeadModel
+from finetuned_service.training.loop import Ended, Trainer
+from finetuned_service.training.schedule import Plan
+
+MAX_SAMPLES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    task: TrainTask
+    data: HeadData
+    environment: Environment
+    digest: str
+    report: ReportFunction
+    stop: StopFlag
+
+    @property
+    def work(self) -> Path:
+        return Path(self.task.work_directory)
+
+    @property
+    def base(self) -> Path:
+        return Path(self.task.base_directory)
+
+
+def run_head(
+    task: TrainTask, environment: Environment, digest: str, report: ReportFunction, stop: StopFlag
+) -> int:
+    """Do the job; returns an exit code of `jobs/task.py`.
+
+    Args:
+        task: whose method is HEAD.
+        environment: what repeatability depends on.
+        digest: what checkpoints in the work directory belong to.
+        report: takes what the job says.
+        stop: asks the job to end.
+
+    Raises:
+        FinetunedError: the data or the settings cannot be trained on.
+    """
+    eval_path = Path(task.eval_path) if task.eval_path else None
+    data = read_head_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path)
+    if task.spec.promote_if is not None and not data.heldout:
+        raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
+    steps = task.spec.optimization.max_steps or 0
+    tokens = round(steps * task.spec.optimization.batch_rows * data.report.mean_row_tokens)
+    report(
+        Prepared(
+            environment=environment, estimate=Estimate(steps=steps, tokens=tokens), data_report=data.report
+        )
+    )
+    job = _Job(task, data, environment, digest, report, stop)
+    baseline = (
+        _told(
+            job,
+            "baseline",
+            scored(without_looking(data.train, data.heldout, data.head), data.heldout, data.head),
+        )
+        if data.heldout
+        else None
+    )
+    incumbent = _incumbent(job)
+    ended, step = _train(job)
+    if ended is Ended.STOPPED:
+        return EXIT_STOPPED
+    adapter = _measured(job, "adapter", job.work / "adapter", step)
+    report(Progress(phase="storing"))
+    publish_directory(job.work / "adapter", Path(task.output_directory))
+    report(
+        TrainFinished(
+            metrics=adapter.metrics if adapter else (),
+            baseline_metrics=baseline.metrics if baseline else (),
+            incumbent_metrics=incumbent.metrics if incumbent else (),
+            samples=_samples(job, baseline, adapter),
+            stopped_early=ended is Ended.EARLY,
+        )
+    )
+    return EXIT_FINISHED
+
+
+def _incumbent(job: _Job) -> HeadResult | None:
+    """The figures of the version that `promote_if` compares with, where it answers in the same labels."""
+    directory = job.task.incumbent_directory
+    if not directory:
+        return None
+    described = json.loads((Path(directory) / CONFIG_FILE).read_bytes()).get(HEAD_KEY)
+    if described != job.data.head.model_dump(mode="json"):
+        text = "the incumbent has other labels, so its figures cannot be compared with the new version's"
+        job.report(Notice(severity="WARNING", text=text))
+        return None
+    return _measured(job, "incumbent", Path(directory), 0)
+
+
+def _measured(job: _Job, subject: str, directory: Path, step: int) -> HeadResult | None:
+    if not job.data.heldout:
+        return None
+    job.report(Progress(phase="evaluating" if subject == "adapter" else subject))
+    handle = adapter_handle(directory, job.base)
+    outputs = answered(job.base, handle, job.data.heldout, job.data.head, job.task.limits.threads)
+    return _told(job, subject, scored(outputs, job.data.heldout, job.data.head), step)
+
+
+def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadResult:
+    finished = {"subject": subject, "step": step, "metrics": result.metrics}
+    job.report(EvaluationFinished.model_validate(finished))
+    return result
+
+
+def _train(job: _Job) -> tuple[Ended, int]:
+    """Train to the end or until told to stop; at the end the adapter lies in its directory."""
+    spec = job.task.spec
+    job.report(Progress(phase="encoding"))
+    encoder = EncoderModel.load(job.base)
+    examples = [*job.data.train, *job.data.heldout]
+    features = {number: rows.clone() for number, rows in features_of(encoder, examples, job.data.head)}
+    model = HeadModel(job.data.head, features)
+    checkpoints = CheckpointStore(job.work / "checkpoints")
+    kept = checkpoints.latest(job.digest)
+    trainer = Trainer(
+        model,
+        spec.optimization,
+        Plan.of(spec.optimization, spec.evaluation),
+        patience=spec.evaluation.early_stopping_patience,
+        train_rows=job.data.train,
+        heldout_rows=job.data.heldout,
+        checkpoints=checkpoints,
+        report=job.report,
+        stop=job.stop,
+        state=kept or RunState(task_digest=job.digest, environment=job.environment),
+    )
+    ended = trainer.run()
+    best = trainer.state.best
+    step = best.step if best else trainer.state.step
+    if ended is not Ended.STOPPED:
+        checkpoints.restore_parameters(step, model)
+        directory = job.work / "adapter"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        tensors = {HEAD_WEIGHT: model.weight.detach(), HEAD_BIAS: model.bias.detach()}
+        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        config = job.data.head.spelled_out()
+        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return ended, step
+
+
+def _samples(
+    job: _Job, baseline: HeadResult | None, adapter: HeadResult | None
+) -> tuple[EvaluationSample, ...]:
+    if baseline is None or adapter is None:
+        return ()
+    found = zip(job.data.heldout, baseline.answers, adapter.answers, strict=True)
+    return tuple(
+        EvaluationSample(
+            prompt=example.shown,
+            expected=(expected := expected_answer(example, job.data.head)),
+            baseline=plain,
+            answer=answer,
+            correct=answer == expected,
+        )
+        for example, plain, answer in list(found)[:MAX_SAMPLES]
+    )

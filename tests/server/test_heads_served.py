@@ -1,0 +1,183 @@
+"""Heads trained and served by a real server: classes of texts and images, tags of tokens, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from both_clients import open_client
+from finetuned import Client, Head, Image, Lora, Method, Optimization, Pooling, PromoteIf, Task, errors
+from tiny_encoders import make_encoder_base, make_resnet_base, png
+from tiny_server import TINY, TinyServer, running
+
+MOODS = [
+    {"text": f"the {animal} {verb} on the {place} {word}", "label": label}
+    for animal in ("cat", "dog", "bird")
+    for verb in ("sat", "ran")
+    for place in ("mat", "tree")
+    for word, label in (("good", "up"), ("bad", "down"), ("happy", "up"), ("awful", "down"))
+]
+TAGS = {"cat": "B-ANIMAL", "dog": "B-ANIMAL", "birds": "B-ANIMAL", "tree": "B-PLACE"}
+SENTENCES = [
+    f"{first} {animal} {verb} {where} the {place}".split()
+    for first in ("the", "a")
+    for animal in ("cat", "dog", "birds")
+    for verb in ("sat", "ran")
+    for where in ("on", "under")
+    for place in ("tree", "mat")
+]
+TAGGED = [{"tokens": words, "tags": [TAGS.get(word, "O") for word in words]} for words in SENTENCES]
+FAST = Optimization(max_steps=120, batch_rows=8, learning_rate=0.02)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
+    directory = tmp_path_factory.mktemp("encoder")
+    make_encoder_base(directory / "data" / "bases" / TINY)
+    with running(directory / "data") as server, Client(server.endpoint) as client:
+        client.datasets.upload(write(directory / "moods.jsonl", MOODS), "moods")
+        client.datasets.upload(write(directory / "tagged.jsonl", TAGGED), "tagged")
+        for dataset, task in (("moods", Task.TEXT_CLASSIFICATION), ("tagged", Task.TOKEN_CLASSIFICATION)):
+            job = client.train(dataset=dataset, adapter=dataset, task=task, optimization=FAST)
+            client.jobs.wait(job.name).check()
+        yield server
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_texts_are_classified_in_the_labels_of_the_dataset(encoder: TinyServer, kind: str) -> None:
+    with open_client(kind, encoder.endpoint, tenant="default") as client:
+        # What the job itself was answered by the engine, on rows that it held out.
+        samples = client.jobs.get(client.adapters.version("moods@1").lineage.job).samples[:4]
+        texts = [sample.prompt for sample in samples]
+        answers = client.classify(texts, adapter="moods")
+        version = client.adapters.version("moods@1")
+        best = client.classify(texts[0], adapter="moods", top_k=1)
+    assert [answer.label for answer in answers] == [sample.answer for sample in samples]
+    assert {sample.expected for sample in samples} <= {"up", "down"}
+    for answer in answers:
+        assert sorted(score.label for score in answer.labels) == ["down", "up"]
+        assert sum(score.score for score in answer.labels) == pytest.approx(1.0)
+    assert best[0].labels == answers[0].labels[:1]
+    assert (answers.served_by.modules, answers.served_by.label) == (1, "moods@1")
+    assert (version.method, version.task) == (Method.HEAD, Task.TEXT_CLASSIFICATION)
+    assert {metric.name for metric in version.metrics} == {"accuracy", "macro_f1", "loss"}
+
+
+def test_tokens_are_tagged_with_their_places_in_the_text(encoder: TinyServer) -> None:
+    with Client(encoder.endpoint) as client:
+        tagging = client.tag_tokens("A dog, ran under the tree!", adapter="tagged")[0]
+    assert [(token.start, token.end) for token in tagging.tokens] == [
+        (0, 1), (2, 5), (5, 6), (7, 10), (11, 16), (17, 20), (21, 25), (25, 26),
+    ]  # fmt: skip
+    labels = {(e.label, e.text, e.start) for e in tagging.entities}
+    assert ("ANIMAL", "dog", 2) in labels
+    with Client(encoder.endpoint) as client:
+        pieces = client.tag_tokens("the birds sat", adapter="tagged")[0]
+    # `birds` is two pieces of the tokenizer and one word to who asks.
+    assert [(token.start, token.end) for token in pieces.tokens] == [(0, 3), (4, 9), (10, 13)]
+
+
+def test_heads_and_the_plain_base_run_in_one_batch(encoder: TinyServer) -> None:
+    with Client(encoder.endpoint) as client:
+        alone = client.classify("the cat sat good", adapter="moods")[0].labels
+        with_others = [
+            client.classify(["the cat sat good", "a dog ran"], adapter="moods")[0].labels,
+            client.classify(["the bird flew over the house", "the cat sat good"], adapter="moods")[1].labels,
+        ]
+    for labels in with_others:
+        assert [score.label for score in labels] == [score.label for score in alone]
+        np.testing.assert_allclose([s.score for s in labels], [s.score for s in alone], atol=1e-6)
+
+
+def test_an_adapter_of_another_task_is_refused(encoder: TinyServer) -> None:
+    with Client(encoder.endpoint) as client:
+        with pytest.raises(
+            errors.InvalidField, match="was trained for token-classification: ask it to tag_tokens"
+        ):
+            client.classify("the cat", adapter="tagged")
+        with pytest.raises(
+            errors.InvalidField, match="was trained for text-classification: ask it to classify"
+        ):
+            client.embed("the cat", adapter="moods")
+
+
+def test_an_export_is_imported_and_answers_alike(encoder: TinyServer, tmp_path: Path) -> None:
+    with Client(encoder.endpoint) as client:
+        before = client.classify("the cat sat good", adapter="moods")
+        client.adapters.export("moods@1", tmp_path / "files")
+        version = client.adapters.import_directory(
+            tmp_path / "files", "copy", expected_base_digest=before.served_by.base_digest
+        )
+        after = client.classify("the cat sat good", adapter="copy")
+    assert version.digest == before.served_by.adapter_digest
+    assert after[0] == before[0]
+
+
+def test_a_version_is_promoted_by_a_figure_of_its_task(encoder: TinyServer) -> None:
+    with Client(encoder.endpoint) as client:
+        job = client.train(
+            dataset="moods",
+            adapter="moods",
+            task=Task.TEXT_CLASSIFICATION,
+            head=Head(pooling=Pooling.CLS),
+            optimization=FAST,
+            promote_if=PromoteIf(alias="best", minimum=0.3),
+        )
+        client.jobs.wait(job.name).check()
+        assert client.classify("the cat", adapter="moods@best").served_by.label == "moods@2"
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
+    encoder: TinyServer, tmp_path: Path
+) -> None:
+    one = write(tmp_path / "one.jsonl", [{**row, "label": "up"} for row in MOODS])
+    other = write(tmp_path / "other.jsonl", [{**row, "label": "new"} for row in MOODS])
+    with Client(encoder.endpoint) as client:
+        client.datasets.upload(one, "one")
+        client.datasets.upload(other, "other")
+        jobs = len(list(client.jobs.list()))
+        for options, message in (
+            ({"dataset": "one", "task": Task.TEXT_CLASSIFICATION}, "1 different labels; a head tells"),
+            ({"dataset": "moods", "task": Task.TOKEN_CLASSIFICATION}, "holds LABELLED_TEXT rows"),
+            ({"dataset": "moods", "task": Task.IMAGE_CLASSIFICATION}, "image-classification|LABELLED_IMAGE"),
+            (
+                {"dataset": "moods", "eval_dataset": "other", "task": Task.TEXT_CLASSIFICATION},
+                "eval_dataset.*new",
+            ),
+        ):
+            with pytest.raises((errors.InvalidField, errors.InvalidData), match=message):
+                client.train(adapter="mine", **options)
+        with pytest.raises(errors.Unimplemented, match="METHOD_LORA for TASK_TEXT_CLASSIFICATION"):
+            client.train(dataset="moods", adapter="mine", task=Task.TEXT_CLASSIFICATION, lora=Lora())
+        assert len(list(client.jobs.list())) == jobs
+
+
+def test_images_are_classified(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = [png(random.integers(0, 120, (16, 16)) + (130 if number % 2 else 0)) for number in range(40)]
+    rows = [
+        {"image": base64.b64encode(data).decode(), "label": "light" if number % 2 else "dark"}
+        for number, data in enumerate(images)
+    ]
+    make_resnet_base(tmp_path / "data" / "bases" / TINY)
+    with running(tmp_path / "data") as server, Client(server.endpoint) as client:
+        client.datasets.upload(write(tmp_path / "images.jsonl", rows), "images")
+        job = client.train(
+            dataset="images", adapter="light", task=Task.IMAGE_CLASSIFICATION, optimization=FAST
+        )
+        done = client.jobs.wait(job.name).check()
+        assert {metric.name: metric.value for metric in done.metrics}["accuracy"] == 1.0
+        answers = client.classify([Image(data) for data in images[:4]], adapter="light")
+        with pytest.raises(errors.InvalidField, match="does not decode"):
+            client.classify(Image(b"nothing"), adapter="light")
+    assert [answer.label for answer in answers] == ["dark", "light"] * 2

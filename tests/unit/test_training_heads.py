@@ -1,0 +1,249 @@
+"""Training of heads: what they learn equals scikit-learn on transformers' own features; rows that cannot be used."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_out_config, stored_digest
+from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.errors import InvalidAdapterFiles, InvalidData
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
+from finetuned_service.training.run import run
+from finetuned_service.vocabulary import Method, Task
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from tiny_encoders import make_encoder_base, make_resnet_base, png, word_pieces
+from training_tasks import Reports, make_task
+from transformers import AutoModel
+
+GOOD = [
+    f"the {animal} sat on the {place}"
+    for animal in ("cat", "dog", "bird")
+    for place in ("mat", "tree", "house")
+]
+MOODS = [
+    {"text": f"{text} {word}", "label": label}
+    for text in GOOD
+    for word, label in (("good", "up"), ("bad", "down"), ("happy", "up"), ("awful", "down"))
+]
+HEAD = {"method": "HEAD", "optimization": {"max_steps": 150, "batch_rows": 8, "learning_rate": 0.02}}
+
+
+class Never:
+    def is_set(self) -> bool:
+        return False
+
+
+class After:
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_resnet_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+def train(directory: Path, base: Path, rows: list[dict[str, Any]], **spec: Any) -> tuple[Any, Path, Reports]:
+    task = make_task(directory, base, train=rows, **{**HEAD, **spec})
+    reports = Reports()
+    assert run(task, reports, Never()) == EXIT_FINISHED
+    return reports.of(TrainFinished)[0], Path(task.output_directory), reports
+
+
+def figures(metrics: Any) -> dict[str, float]:
+    return {metric.name: metric.value for metric in metrics}
+
+
+def check(directory: Path, base: Path) -> Any:
+    return check_adapter(directory, BaseGeometry.of_directory(base), 64)
+
+
+def test_a_classifier_learns_what_scikit_learn_learns_from_the_same_features(
+    encoder: Path, tmp_path: Path
+) -> None:
+    finished, directory, reports = train(tmp_path, encoder, MOODS, task="text-classification")
+    facts = check(directory, encoder)
+    assert (facts.method, facts.task, facts.modules) == (Method.HEAD, Task.TEXT_CLASSIFICATION, 1)
+    assert facts.head == Head(
+        task=Task.TEXT_CLASSIFICATION, problem=Problem.SINGLE_LABEL, labels=("down", "up"), pooling="MEAN"
+    )
+    model: Any = AutoModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        features = np.stack(
+            [
+                model(input_ids=torch.tensor([word_pieces().encode(row["text"]).ids]))
+                .last_hidden_state[0]
+                .mean(0)
+                .numpy()
+                for row in MOODS
+            ]
+        )
+    labels = np.array([row["label"] for row in MOODS])
+    by_sklearn = LogisticRegression(max_iter=1000).fit(features, labels).score(features, labels)
+    tensors = load_file(directory / "adapter_model.safetensors")
+    weight, bias = (tensors[f"base_model.model.classifier.{name}"].numpy() for name in ("weight", "bias"))
+    ours = np.array(["down", "up"])[(features @ weight.T + bias).argmax(1)]
+    assert (ours == labels).mean() >= by_sklearn - 0.03
+    assert figures(finished.metrics)["accuracy"] >= 0.75
+    baseline = figures(finished.baseline_metrics)
+    assert baseline["loss"] == pytest.approx(np.log(2), abs=0.1)
+    assert {"accuracy", "macro_f1", "loss"} == set(baseline)
+    sample = finished.samples[0]
+    assert sample.correct == (sample.answer == sample.expected)
+    report = reports.of(Prepared)[0].data_report
+    assert (report.train_rows + report.eval_rows, report.leaked_rows) == (36, 0)
+
+
+def test_several_labels_and_numbers(encoder: Path, tmp_path: Path) -> None:
+    several = [
+        {"text": row["text"], "labels": sorted({row["label"], "cat" if "cat" in row["text"] else "other"})}
+        for row in MOODS
+    ]
+    finished, directory, _ = train(tmp_path / "several", encoder, several, task="text-classification")
+    assert check(directory, encoder).head.labels == ("cat", "down", "other", "up")
+    found, baseline = figures(finished.metrics), figures(finished.baseline_metrics)
+    assert found["micro_f1"] > baseline["micro_f1"]
+    assert found["loss"] < baseline["loss"]
+    numbers = [{"text": row["text"], "score": 3.0 if row["label"] == "up" else -1.5} for row in MOODS]
+    finished, directory, _ = train(tmp_path / "numbers", encoder, numbers, task="text-classification")
+    assert check(directory, encoder).head.problem is Problem.REGRESSION
+    assert figures(finished.metrics)["pearson"] > 0.5
+    assert figures(finished.metrics)["loss"] < figures(finished.baseline_metrics)["loss"]
+
+
+def test_tags_of_tokens(encoder: Path, tmp_path: Path) -> None:
+    tag = {"cat": "B-ANIMAL", "dog": "B-ANIMAL", "birds": "B-ANIMAL", "tree": "B-PLACE", "house": "B-PLACE"}
+    sentences = [
+        f"{first} {animal} {verb} {where} the {place}".split()
+        for first in ("the", "a")
+        for animal in ("cat", "dog", "birds")
+        for verb in ("sat", "ran")
+        for where in ("on", "under")
+        for place in ("tree", "house")
+    ]
+    rows = [{"tokens": words, "tags": [tag.get(word, "O") for word in words]} for words in sentences]
+    finished, directory, _ = train(tmp_path, encoder, rows, task="token-classification")
+    head = check(directory, encoder).head
+    assert (head.labels, head.pooling) == (("B-ANIMAL", "B-PLACE", "O"), None)
+    assert figures(finished.metrics)["entity_f1"] > 0.6
+    assert figures(finished.baseline_metrics)["entity_f1"] == 0.0
+
+
+def image_rows(kinds: tuple[str, ...] = ("dark", "light")) -> list[dict[str, str]]:
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(40):
+        label = kinds[number % len(kinds)]
+        values = random.integers(0, 120, (16, 16)) + (130 if label == "light" else 0)
+        rows.append({"image": base64.b64encode(png(values)).decode(), "label": label})
+    return rows
+
+
+def test_images(vision: Path, tmp_path: Path) -> None:
+    finished, directory, _ = train(tmp_path, vision, image_rows(), task="image-classification")
+    assert check(directory, vision).head.labels == ("dark", "light")
+    assert figures(finished.metrics)["accuracy"] == 1.0
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_path: Path) -> None:
+    _, whole, _ = train(tmp_path / "whole", encoder, MOODS, task="text-classification")
+    task = make_task(tmp_path / "parts", encoder, train=MOODS, task="text-classification", **HEAD)
+    assert run(task, Reports(), After(37)) == EXIT_STOPPED
+    assert run(task, Reports(), Never()) == EXIT_FINISHED
+    assert stored_digest(whole) == stored_digest(Path(task.output_directory))
+
+
+@pytest.mark.parametrize(
+    ("rows", "spec", "message"),
+    [
+        (
+            [{"text": "the cat", "label": "a"}, {"text": "a dog", "label": "a"}],
+            {},
+            "1 different labels; a head",
+        ),
+        (
+            [{"text": "the cat " * 30, "label": "a"}, {"text": "a dog", "label": "b"}],
+            {},
+            "training row 1 has 62 tokens; max_row_tokens allows 40",
+        ),
+        (
+            [{"text": "a", "text_pair": "b", "label": "a"}, {"text": "a dog", "label": "b"}],
+            {},
+            "training row 1 has a text_pair",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(
+    encoder: Path, tmp_path: Path, rows: list[dict[str, str]], spec: dict[str, Any], message: str
+) -> None:
+    task = make_task(
+        tmp_path, encoder, train=rows, heldout=rows, task="text-classification", method="HEAD", **spec
+    )
+    with pytest.raises(InvalidData, match=message):
+        run(task, Reports(), Never())
+
+
+def written(directory: Path, config: dict[str, Any], **tensors: torch.Tensor) -> Path:
+    directory.mkdir()
+    named = {f"base_model.model.classifier.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    head = {"task": "text-classification", "problem": "SINGLE_LABEL", "labels": ["a", "b"], "pooling": "CLS"}
+    return {"peft_type": "HEAD", "head": {**head, **changes}}
+
+
+WEIGHT, BIAS = torch.ones(2, 32), torch.zeros(2)
+
+
+def test_a_head_is_stored_spelled_out_and_keeps_its_digest(encoder: Path, tmp_path: Path) -> None:
+    config = {**described(), "base_model_name_or_path": "/home/somebody"}
+    directory = written(tmp_path / "head", config, weight=WEIGHT, bias=BIAS)
+    digest = check(directory, encoder).digest
+    spell_out_config(directory)
+    assert "somebody" not in (directory / "adapter_config.json").read_text()
+    assert check(directory, encoder).digest == stored_digest(directory) == digest
+    other = written(tmp_path / "other", described(labels=["b", "a"]), weight=WEIGHT, bias=BIAS)
+    assert check(other, encoder).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        (
+            described(labels=["a"]),
+            {"weight": WEIGHT, "bias": BIAS},
+            r"has shape \[2, 32\]; expected \[1, 32\]",
+        ),
+        (described(), {"weight": WEIGHT}, r"classifier.bias is missing; expected shape \[2\]"),
+        (described(labels=["a", "a"]), {"weight": WEIGHT, "bias": BIAS}, "labels has a label twice"),
+        (described(problem="REGRESSION"), {"weight": WEIGHT, "bias": BIAS}, "REGRESSION with 2 labels"),
+        (described(), {"weight": WEIGHT * torch.nan, "bias": BIAS}, "holds NaN"),
+        ({"peft_type": "HEAD"}, {"weight": WEIGHT, "bias": BIAS}, "head is missing"),
+        (described(), {"weight": WEIGHT, "bias": BIAS, "more": WEIGHT + 1}, "does not belong to a head"),
+    ],
+)
+def test_heads_that_cannot_be_served(
+    encoder: Path, tmp_path: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(InvalidAdapterFiles, match=message):
+        check(written(tmp_path / "head", config, **tensors), encoder)
