@@ -99,12 +99,12 @@ def write_rows(train: Path, held_out: Path, kinds: Iterable[int] = range(5, 10))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("directory", type=Path)
-    directory: Path = parser.parse_args().directory
+    directory: Path = parser.parse_args().directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     share = pretrain(directory / "resnet-digits")
     write_rows(directory / "train.jsonl", directory / "eval.jsonl")
     print(f"digits 0 to 4, held out: {share:.1%} right")
-    print(f"next: finetuned serve --base ./{directory}/resnet-digits")
+    print(f"next: finetuned serve --base {directory}/resnet-digits")
     print(f"      finetuned dataset upload {directory}/train.jsonl --id digits")
     print("      finetuned train --task image-classification --dataset digits --adapter digits")
 
