@@ -18,7 +18,7 @@ import torch
 from finetuned_service.adapters.files import BaseGeometry, check_adapter
 from finetuned_service.adapters.geometry import linear_shapes
 from finetuned_service.engine.messages import AdapterHandle
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ALL_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -100,6 +100,7 @@ def save_tiny_adapter(
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
     use_rslora: bool = False,
+    use_dora: bool = False,
     spread: float = 0.3,
 ) -> TinyAdapter:
     """A random LoRA adapter for the base, saved by PEFT.
@@ -114,6 +115,7 @@ def save_tiny_adapter(
         rank_pattern: see PEFT.
         alpha_pattern: see PEFT.
         use_rslora: see PEFT.
+        use_dora: see PEFT; magnitudes are off by up to a fifth.
         spread: standard deviation of A and B.
     """
     config = LoraConfig(
@@ -123,6 +125,7 @@ def save_tiny_adapter(
         rank_pattern=dict(rank_pattern or {}),
         alpha_pattern=dict(alpha_pattern or {}),
         use_rslora=use_rslora,
+        use_dora=use_dora,
         task_type="CAUSAL_LM",
     )
     with peft_warnings_allowed():
@@ -130,8 +133,38 @@ def save_tiny_adapter(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if "magnitude" in name:
+                parameter.mul_(0.8 + 0.4 * torch.rand(parameter.shape, generator=generator))
+            elif "lora_" in name:
                 parameter.normal_(0.0, spread, generator=generator)
+    return _saved(model, directory, base_directory)
+
+
+def save_tiny_ia3(
+    directory: Path,
+    base_directory: Path,
+    *,
+    seed: int,
+    target_modules: Sequence[str] = ("k_proj", "v_proj", "down_proj"),
+    feedforward_modules: Sequence[str] = ("down_proj",),
+) -> TinyAdapter:
+    """A random IA3 adapter for the base, saved by PEFT; its gains lie between 0.5 and 1.5."""
+    config = IA3Config(
+        target_modules=list(target_modules),
+        feedforward_modules=list(feedforward_modules),
+        task_type="CAUSAL_LM",
+    )
+    with peft_warnings_allowed():
+        model = get_peft_model(load_plain(base_directory), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "ia3_" in name:
+                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    return _saved(model, directory, base_directory)
+
+
+def _saved(model: Any, directory: Path, base_directory: Path) -> TinyAdapter:
     model.save_pretrained(str(directory))
     (directory / "README.md").unlink(missing_ok=True)
     shapes = linear_shapes(base_directory / "model.safetensors")

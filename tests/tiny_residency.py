@@ -17,12 +17,11 @@ class FakeWeights:
 @dataclass(frozen=True, eq=False)
 class FakePlace:
     size_bytes: int
+    shared_bytes: int = 0
 
 
 class FakeMemory:
     """Each adapter takes the bytes that its directory names, on the host and on the device alike."""
-
-    shares_host_copy = False
 
     def __init__(self, device_bytes):
         self.device_bytes = device_bytes

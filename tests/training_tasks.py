@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 from finetuned_service.bases.manifest import describe_base, write_manifest
+from finetuned_service.jobs.methods import BaseFacts
 from finetuned_service.jobs.process import environment_for_job_process
-from finetuned_service.jobs.resolve import BaseFacts, resolve_train
+from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.task import REPORTS, TaskLimits, TrainTask
 from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.names import BaseName

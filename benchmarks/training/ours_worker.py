@@ -20,6 +20,7 @@ from finetuned_service.jobs.values import (
     LoraSettings,
     Optimization,
     Progress,
+    TrainSpec,
 )
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
@@ -36,7 +37,8 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def start(settings: Settings) -> Answer:
     torch.set_num_threads(settings["threads"])
     lora = LoraSettings(rank=16, alpha=32.0, target_modules=MODULES)
-    model = load_model(Path(settings["base"]), lora, seed=0, cache_directory="")
+    spec = TrainSpec(dataset="", adapter="", lora=lora)
+    model = load_model(Path(settings["base"]), spec, cache_directory="")
     # So that the base's pages count as its own, not as what training took.
     for parameter in (*model.decoder.parameters(), model.head):
         parameter.detach().sum()

@@ -18,6 +18,7 @@ from tiny_models import (
     random_prompt,
     save_tiny_adapter,
     save_tiny_base,
+    save_tiny_ia3,
 )
 
 NEW_TOKENS = 12
@@ -43,7 +44,7 @@ def model(base):
 
 @pytest.fixture(scope="module")
 def adapters(base, tmp_path_factory):
-    """Of every shape the engine knows: ranks, targets, patterns, rsLoRA. None is the plain base."""
+    """Of every method and shape that PEFT has: ranks, targets, patterns, rsLoRA, DoRA, IA3. None is the plain base."""
     root = tmp_path_factory.mktemp("adapters")
     shapes = [
         {"rank": 4},
@@ -57,7 +58,17 @@ def adapters(base, tmp_path_factory):
         },
     ]
     saved = [save_tiny_adapter(root / str(i), base, seed=i, **shape) for i, shape in enumerate(shapes)]
-    return [None, *saved]
+    dora = {"rank": 5, "use_dora": True, "target_modules": ("q_proj", "v_proj", "up_proj")}
+    return [
+        None,
+        *saved,
+        save_tiny_adapter(root / "dora", base, seed=5, **dora),
+        save_tiny_ia3(root / "ia3", base, seed=6),
+        save_tiny_ia3(root / "outputs", base, seed=7, target_modules=("up_proj",), feedforward_modules=()),
+    ]
+
+
+COUNT = 9
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +92,7 @@ def submit(request_id, prompt, adapter, new_tokens=NEW_TOKENS):
     return Submit(request_id, prompt, handle, Sampling(max_new_tokens=new_tokens, ignore_eos=True))
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(9))
 def test_logits_equal_pefts(model, adapters, oracle, index):
     prompt = random_prompt(1, 40)
     handle = adapters[index].handle if adapters[index] else None
@@ -106,7 +117,7 @@ def test_prompt_chunks_see_all_that_came_before(model, adapters, oracle, max_pre
     torch.testing.assert_close(oracle_logits(oracle.models[1], prompt), actual, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(9))
 def test_a_reply_alone_is_pefts(model, adapters, oracle, index):
     prompt = random_prompt(3, 20)
     with OfflineEngine(model, CONFIG) as engine:
@@ -117,38 +128,38 @@ def test_a_reply_alone_is_pefts(model, adapters, oracle, index):
 
 @pytest.mark.parametrize("max_prefill_tokens", [16, 512])
 def test_replies_of_a_mixed_batch_are_those_of_each_alone(model, adapters, oracle, max_prefill_tokens):
-    prompts = [random_prompt(10 + i, 5 + 4 * i) for i in range(12)]
-    requests = [submit(i, prompt, adapters[i % 6]) for i, prompt in enumerate(prompts)]
+    prompts = [random_prompt(10 + i, 5 + 4 * i) for i in range(18)]
+    requests = [submit(i, prompt, adapters[i % COUNT]) for i, prompt in enumerate(prompts)]
     with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=max_prefill_tokens)) as engine:
         completions = engine.generate(requests)
-    assert [oracle(i % 6, p) for i, p in enumerate(prompts)] == [c.token_ids for c in completions]
+    assert [oracle(i % COUNT, p) for i, p in enumerate(prompts)] == [c.token_ids for c in completions]
 
 
 def test_modules_changed_counts_the_sites_of_the_adapter(model, adapters):
     prompt = random_prompt(3, 20)
     with OfflineEngine(model, CONFIG) as engine:
         completions = engine.generate([submit(i, prompt, adapter) for i, adapter in enumerate(adapters)])
-    assert [c.modules_changed for c in completions] == [0, 14, 14, 4, 2, 14]
+    assert [c.modules_changed for c in completions] == [0, 14, 14, 4, 2, 14, 6, 6, 2]
     assert len(ALL_PROJECTIONS) == 7
 
 
 def test_more_requests_than_slots_all_come_out_right(model, adapters, oracle):
-    prompts = [random_prompt(30 + i, 3 + i) for i in range(10)]
-    requests = [submit(i, p, adapters[i % 6], new_tokens=2 + i) for i, p in enumerate(prompts)]
+    prompts = [random_prompt(30 + i, 3 + i) for i in range(12)]
+    requests = [submit(i, p, adapters[i % COUNT], new_tokens=1 + i) for i, p in enumerate(prompts)]
     with OfflineEngine(model, dataclasses.replace(CONFIG, max_running_sequences=3)) as engine:
         completions = engine.generate(requests)
-    expected = [oracle(i % 6, p)[: 2 + i] for i, p in enumerate(prompts)]
+    expected = [oracle(i % COUNT, p)[: 1 + i] for i, p in enumerate(prompts)]
     assert expected == [c.token_ids for c in completions]
 
 
 def test_adapters_take_turns_in_a_layout_too_small_for_all(model, adapters, oracle):
-    prompts = [random_prompt(50 + i, 9) for i in range(12)]
-    requests = [submit(i, p, adapters[i % 6]) for i, p in enumerate(prompts)]
+    prompts = [random_prompt(50 + i, 9) for i in range(18)]
+    requests = [submit(i, p, adapters[i % COUNT]) for i, p in enumerate(prompts)]
     rank_bytes = 2 * (48 * 6 + 48 + 16 + 16 + 48 + 48 + 80 * 3) * 4
     with OfflineEngine(model, dataclasses.replace(CONFIG, device_budget_bytes=20 * rank_bytes)) as engine:
         completions = engine.generate(requests)
         counters = engine.inspect().counters
-    assert [oracle(i % 6, p) for i, p in enumerate(prompts)] == [c.token_ids for c in completions]
+    assert [oracle(i % COUNT, p) for i, p in enumerate(prompts)] == [c.token_ids for c in completions]
     assert counters["adapter_evictions"] > 0
 
 
@@ -167,7 +178,7 @@ def test_the_base_is_the_same_before_and_after_everything(base, model, adapters)
 
     before = model.fingerprint()
     with OfflineEngine(model, dataclasses.replace(CONFIG, device_budget_bytes=200_000)) as engine:
-        engine.generate([submit(i, random_prompt(i, 9), adapters[i % 6]) for i in range(12)])
+        engine.generate([submit(i, random_prompt(i, 9), adapters[i % COUNT]) for i in range(18)])
         assert before == engine.inspect(verify_base=True).base_digest
     assert compute_digest(base) == before
 

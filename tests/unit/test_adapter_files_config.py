@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetuned_service.adapters.lora_config import LoraConfig, dotted_ends
-from finetuned_service.adapters.peft_config import MAX_CONFIG_BYTES, parse_lora_config
+from finetuned_service.adapters.config_keys import MAX_CONFIG_BYTES
+from finetuned_service.adapters.lora_config import LoraConfig, dotted_ends, parse_lora_config
 from finetuned_service.errors import InvalidAdapterFiles
 from tiny_adapters import peft_model, read_adapter, save_adapter
 
@@ -77,6 +77,11 @@ def test_spelled_out_means_the_same() -> None:
     assert [config.scaling_of(m) for m in modules] == [again.scaling_of(m) for m in modules] == [0.875, 4.0]
 
 
+def test_dora_is_spelled_out_only_where_it_is_on() -> None:
+    assert parse(use_dora=True).decomposed
+    assert parse(use_dora=True).spelled_out(["q"]) == parse().spelled_out(["q"]) | {"use_dora": True}
+
+
 def test_names_end_at_dots() -> None:
     assert list(dotted_ends("layers.10.q_proj")) == ["layers.10.q_proj", "10.q_proj", "q_proj"]
 
@@ -104,6 +109,7 @@ def test_targets(changes: dict[str, Any], expected: tuple[bool | None, bool | No
         {"inference_mode": False, "lora_dropout": 0.5, "megatron_core": "megatron.core"},
         {"init_lora_weights": False},
         {"init_lora_weights": "gaussian"},
+        {"fan_in_fan_out": True},
         {"fan_in_fan_out": False, "loftq_config": {}, "modules_to_save": None, "use_dora": False},
         {"modules_to_save": [], "some_future_key": None, "another": False},
         {"auto_mapping": None},
@@ -139,10 +145,10 @@ def test_harmless_keys_pass(changes: dict[str, Any]) -> None:
         ({"bias": "all"}, "bias", "is 'all'; allowed: \"none\""),
         ({"bias": None}, "bias", 'is None; allowed: "none"'),
         ({"lora_bias": True}, "lora_bias", "only null, false or empty is supported"),
-        ({"use_dora": True}, "use_dora", "is True; only null, false or empty is supported"),
+        ({"use_dora": 1}, "use_dora", "is 1; expected true or false"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save", "is ['lm_head']; only null"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication", "only null"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out", "only null"),
+        ({"fan_in_fan_out": 1}, "fan_in_fan_out", "expected true or false"),
         ({"target_parameters": ["experts.up"]}, "target_parameters", "only null"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices", "only null"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens", "only null"),
@@ -180,11 +186,11 @@ def test_what_would_change_the_numbers_is_refused(changes: dict[str, Any], key: 
 
 def test_all_wrong_keys_are_listed() -> None:
     with pytest.raises(InvalidAdapterFiles) as caught:
-        parse(r=0, use_dora=True, bias="all")
+        parse(r=0, lora_bias=True, bias="all")
     assert [violation.field for violation in caught.value.violations] == [
         "adapter_config.json: r",
         "adapter_config.json: bias",
-        "adapter_config.json: use_dora",
+        "adapter_config.json: lora_bias",
     ]
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned_service.jobs.values import Environment, EvaluationOptions, LoraSettings, Optimization, Progress
+from finetuned_service.jobs.values import (
+    Environment,
+    EvaluationOptions,
+    LoraSettings,
+    Optimization,
+    Progress,
+    TrainSpec,
+)
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
 from finetuned_service.training.loop import Trainer
@@ -21,6 +28,7 @@ from training_tasks import Reports
 
 STEPS, BATCH_ROWS = 12, 4
 LORA = LoraSettings(rank=4, alpha=8.0, target_modules=ALL_PROJECTIONS)
+SPEC = TrainSpec(dataset="", adapter="", lora=LORA)
 
 
 def uneven_rows() -> list[EncodedRow]:
@@ -47,7 +55,7 @@ def settings(micro_batch_rows: int) -> Optimization:
 
 
 def our_losses(base: Any, directory: Any, micro_batch_rows: int) -> list[float]:
-    model = load_model(base, LORA, seed=0)
+    model = load_model(base, SPEC)
     optimization, reports = settings(micro_batch_rows), Reports()
     Trainer(
         model,
@@ -65,7 +73,7 @@ def our_losses(base: Any, directory: Any, micro_batch_rows: int) -> list[float]:
 
 
 def their_losses(base: Any) -> list[float]:
-    ours = load_model(base, LORA, seed=0)
+    ours = load_model(base, SPEC)
     with peft_warnings_allowed():
         model = get_peft_model(
             load_plain(base),
@@ -73,8 +81,10 @@ def their_losses(base: Any) -> list[float]:
                 r=LORA.rank, lora_alpha=8, target_modules=list(ALL_PROJECTIONS), task_type="CAUSAL_LM"
             ),
         )
-    for name, module in ours.lora.items():
-        model.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(module.lora_a.data)
+    for name, parameter in ours.named_parameters():
+        module, _, kind = name.removesuffix(".weight").rpartition(".")
+        twin = getattr(model.base_model.model.get_submodule(module), kind)["default"]
+        twin.weight.data.copy_(parameter.data)
     optimization = settings(BATCH_ROWS)
     plan = Plan.of(optimization, EvaluationOptions(evaluations=0))
     rows, order = uneven_rows(), RowOrder(10, BATCH_ROWS, optimization.seed)

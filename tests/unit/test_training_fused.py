@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from finetuned_service.engine.native.build import PORTABLE, library_path
-from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.jobs.values import LoraSettings, Optimization, TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.fused import FusedLayer
@@ -185,6 +185,10 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
 }
 
 
+def spec(lora: LoraSettings, seed: int = 0) -> TrainSpec:
+    return TrainSpec(dataset="", adapter="", lora=lora, optimization=Optimization(seed=seed))
+
+
 def make(
     family: str,
     kernels: Kernels | None,
@@ -199,9 +203,8 @@ def make(
     model = model_class(config).to(torch.bfloat16).to(dtype)
     attention.register()
     model.set_attn_implementation(attention.IMPLEMENTATION)
-    adapted = adapt(
-        model, LoraSettings(rank=4, alpha=6.0, target_modules=targets, dropout=dropout), 3, kernels
-    )
+    lora = LoraSettings(rank=4, alpha=6.0, target_modules=targets, dropout=dropout)
+    adapted = adapt(model, spec(lora, seed=3), kernels)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for _, parameter in adapted.named_parameters():
@@ -294,7 +297,7 @@ def test_what_computes_otherwise_is_left_alone(kernels, model_class, config, dty
     model = model_class(config).to(dtype)
     attention.register()
     model.set_attn_implementation(attention.IMPLEMENTATION)
-    adapted = adapt(model, LoraSettings(rank=2, alpha=4.0, target_modules=("q_proj",)), 0, kernels)
+    adapted = adapt(model, spec(LoraSettings(rank=2, alpha=4.0, target_modules=("q_proj",))), kernels)
     assert not fused_layers(adapted)
 
 

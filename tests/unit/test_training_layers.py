@@ -6,8 +6,8 @@ import pytest
 import torch
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
-from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.methods.lora import LoraLinear
 from finetuned_service.training.norm import FrozenRmsNorm, replace_norms
 from finetuned_service.training.packing import RowLayout, pack
 from peft import LoraConfig

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from finetuned_service.jobs.memory import memory_report
-from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.model import AdaptedModel, adapt, load_model
@@ -49,7 +50,14 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SIZES)),
     "smollm3": (SmolLM3ForCausalLM, SmolLM3Config(**SIZES, no_rope_layer_interval=2)),
 }
-LORA = LoraSettings(rank=4, alpha=6.0, target_modules=ALL_PROJECTIONS)
+
+
+def spec(seed: int = 0, **method: Any) -> TrainSpec:
+    """A spec of which only the method and the seed matter here."""
+    return TrainSpec.model_validate({"dataset": "", "adapter": "", "optimization": {"seed": seed}, **method})
+
+
+LORA = {"lora": {"rank": 4, "alpha": 6.0, "target_modules": ALL_PROJECTIONS}}
 
 
 # transformers' norms and softmax compute in float32 whatever the model's dtype.
@@ -65,6 +73,14 @@ def rows() -> list[EncodedRow]:
     return made
 
 
+def twin_of(peft: Any, name: str) -> torch.nn.Parameter:
+    """PEFT's parameter for one of ours."""
+    module, part = re.fullmatch(r"(.+?)\.((?:lora_|ia3_).+)", name).groups()
+    owner, kind = peft.base_model.model.get_submodule(module), part.removesuffix(".weight")
+    held = getattr(owner, kind)["default"]
+    return held if isinstance(held, torch.nn.Parameter) else held.weight
+
+
 def make_pair(family: str) -> tuple[AdaptedModel, Any]:
     """Our model and PEFT's on one base with one adapter, in float64."""
     model_class, config = FAMILIES[family]
@@ -75,16 +91,15 @@ def make_pair(family: str) -> tuple[AdaptedModel, Any]:
     attention.register()
     ours.set_attn_implementation(attention.IMPLEMENTATION)
     plain.set_attn_implementation("eager")
-    adapted = adapt(ours, LORA, seed=3)
+    adapted = adapt(ours, spec(3, **LORA))
     peft = get_peft_model(
         plain, LoraConfig(r=4, lora_alpha=6, target_modules=list(ALL_PROJECTIONS), task_type="CAUSAL_LM")
     ).eval()
     with torch.no_grad():
-        for name, module in adapted.lora.items():
-            module.lora_b.normal_(0, 0.3)
-            twin = peft.base_model.model.get_submodule(name)
-            twin.lora_A["default"].weight.copy_(module.lora_a)
-            twin.lora_B["default"].weight.copy_(module.lora_b)
+        for name, parameter in adapted.named_parameters():
+            if name.endswith(".lora_B.weight"):
+                parameter.normal_(0, 0.3)
+            twin_of(peft, name).copy_(parameter)
     return adapted, peft
 
 
@@ -118,10 +133,8 @@ def test_loss_and_gradients_equal_peft_row_by_row(family):
     expected = plain_loss(peft, rows())
     expected.backward()
     assert packed_loss(ours, rows(), micro_batch_rows=6) == pytest.approx(expected.item(), rel=1e-7)
-    for name, module in ours.lora.items():
-        twin = peft.base_model.model.get_submodule(name)
-        torch.testing.assert_close(module.lora_a.grad, twin.lora_A["default"].weight.grad, **TOLERANCE)
-        torch.testing.assert_close(module.lora_b.grad, twin.lora_B["default"].weight.grad, **TOLERANCE)
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, twin_of(peft, name).grad, **TOLERANCE)
 
 
 @pytest.mark.parametrize("micro_batch_rows", [1, 2, 4])
@@ -136,10 +149,11 @@ def test_micro_batches_of_unequal_supervision_add_up_to_the_batch(micro_batch_ro
 
 def test_only_the_updates_train_and_the_seed_decides_how_they_begin(tmp_path):
     base = save_tiny_base(tmp_path / "base")
-    first, again, other = (load_model(base, LORA, seed) for seed in (1, 1, 2))
+    first, again, other = (load_model(base, spec(seed, **LORA)) for seed in (1, 1, 2))
     names = [name for name, _ in first.named_parameters()]
     assert len(names) == 2 * 2 * len(ALL_PROJECTIONS)
-    assert names[:2] == ["model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_proj.lora_b"]
+    first_module = "model.layers.0.self_attn.q_proj"
+    assert names[:2] == [f"{first_module}.lora_A.weight", f"{first_module}.lora_B.weight"]
     assert not [
         name for name, p in first.decoder.named_parameters() if p.requires_grad and "lora_" not in name
     ]
@@ -150,13 +164,14 @@ def test_only_the_updates_train_and_the_seed_decides_how_they_begin(tmp_path):
 
 def test_a_chosen_module_is_the_only_one_changed(tmp_path):
     base = save_tiny_base(tmp_path / "base")
-    model = load_model(base, LoraSettings(rank=2, alpha=4.0, target_modules=("v_proj",)), seed=0)
-    assert list(model.lora) == ["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"]
+    model = load_model(base, spec(lora={"rank": 2, "target_modules": ("v_proj",)}))
+    names = [name for name, _ in model.named_parameters() if "lora_A" in name]
+    assert names == [f"model.layers.{n}.self_attn.v_proj.lora_A.weight" for n in (0, 1)]
 
 
 def test_the_base_stays_in_the_mapping_of_its_file(tmp_path):
     base = save_tiny_base(tmp_path / "base", dtype=torch.bfloat16, vocab_size=20_000)
-    model = load_model(base, LORA, seed=0)
+    model = load_model(base, spec(**LORA))
     packed_loss(model, rows(), micro_batch_rows=3)
     (mapping,) = [m for m in memory_report() if m.path == str(base / "model.safetensors")]
     embeddings_bytes = 20_000 * 48 * 2

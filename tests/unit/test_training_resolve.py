@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finetuned_service.errors import InvalidField
-from finetuned_service.jobs.resolve import BaseFacts, default_learning_rate, resolve_train
+from finetuned_service.jobs.methods import BaseFacts
+from finetuned_service.jobs.resolve import default_learning_rate, resolve_train
 from finetuned_service.jobs.values import TrainSpec
 from safetensors.numpy import save_file
 
@@ -115,4 +116,7 @@ def test_facts_are_read_from_a_base(tmp_path: Path):
         },
         tmp_path / "model.safetensors",
     )
-    assert BaseFacts.of_directory(tmp_path) == BaseFacts(8, 32, ("q_proj", "up_proj"))
+    facts = BaseFacts.of_directory(tmp_path)
+    names = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj")
+    assert (facts.hidden_size, facts.context_tokens, facts.linear_modules) == (8, 32, names)
+    assert facts.linear_kinds == ("q_proj", "up_proj")

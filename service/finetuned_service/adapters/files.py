@@ -1,18 +1,18 @@
-"""The files of an adapter in PEFT's layout, checked in full before anything is changed.
+"""The files of an adapter, checked in full before anything is changed.
 
 Torch-free and without PEFT: the header of the safetensors file is parsed here, its bytes are looked at
 through the page cache, and a pickle is never read. What passes can be served: the tensors are exactly
-the pairs that the configuration names, each fits its module of the base, every number is finite.
+those that the configuration names (`layouts/` knows which), each fits its module of the base, every
+number is finite.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import stat
 import struct
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from finetuned_service.adapters.config_keys import CONFIG_FILE, MAX_CONFIG_BYTES, load_config
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import HEAD_KEY, HEAD_TYPE, Head, read_head
-from finetuned_service.adapters.lora_config import LoraConfig, dotted_ends
-from finetuned_service.adapters.peft_config import (
-    CONFIG_FILE,
-    MAX_CONFIG_BYTES,
-    load_config,
-    parse_lora_config,
-)
+from finetuned_service.adapters.layouts import PREFIX, Layout, parse_layout
+from finetuned_service.adapters.layouts.layout import Shape
+from finetuned_service.adapters.lora_config import dotted_ends
+from finetuned_service.adapters.site_ops import SiteOp
 from finetuned_service.digests import TensorInfo, mapped_tensors, read_safetensors_header, tensors_digest
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 from finetuned_service.storage.files import write_atomically
@@ -50,8 +48,6 @@ _ALLOWED_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, "manifest.json", "README.
 
 MAX_ADAPTER_HEADER_BYTES = 8 * 1024 * 1024
 """A LoRA of 1,000 modules has a header of 300 kB; a larger one would only cost memory to parse."""
-
-_TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 _EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F32": (np.uint32, 0x7F80_0000),
@@ -118,19 +114,19 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
         raise InvalidAdapterFiles(
             f"{CONFIG_FILE} describes no {HEAD_KEY}; this base encodes, and serves adapters with one"
         )
-    config, infos = _read(directory)
-    modules = _check_names(config, infos, geometry, max_rank)
-    digest = _finite_digest(directory, config.spelled_out(modules))
+    layout, infos = _read(directory)
+    modules = _check_names(layout, infos, geometry, max_rank)
+    digest = _finite_digest(directory, layout.spelled_out(modules))
     return AdapterFacts(
         digest=digest,
-        method=Method.LORA,
+        method=layout.method,
         task=Task.TEXT_GENERATION,
-        rank=max(config.rank_of(module) for module in modules),
+        rank=max(layout.rank_of(module) for module in modules),
         modules=len(modules),
-        parameters=sum(info.shape[0] * info.shape[1] for info in infos),
+        parameters=sum(math.prod(info.shape) for info in infos),
         size_bytes=sum(info.end - info.start for info in infos),
         dtype=infos[0].dtype,
-        target_modules=tuple(sorted({module.rpartition(".")[2] for module in modules})),
+        target_modules=tuple(_last_parts(modules)),
     )
 
 
@@ -138,11 +134,15 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
 class OpenAdapter:
     """A stored adapter whose files are mapped; its views end with the block that opened it."""
 
-    config: LoraConfig
+    layout: Layout
     modules: tuple[str, ...]
     """Full names of the modules it changes, sorted."""
     tensors: Mapping[str, MappedTensor]
     """By name in the file."""
+
+    def ops(self, module: str) -> tuple[SiteOp[MappedTensor], ...]:
+        """What happens at one of the modules."""
+        return tuple(op.over(self.tensors.__getitem__) for op in self.layout.ops(module))
 
 
 @contextmanager
@@ -155,17 +155,22 @@ def open_adapter(directory: Path, geometry: BaseGeometry, digest: str) -> Genera
     Raises:
         InvalidAdapterFiles: they do not fit the base, or are another adapter's than `digest` says.
     """
-    config, infos = _read(directory)
-    modules = _check_names(config, infos, geometry, _ANY_RANK)
+    layout, infos = _read(directory)
+    modules = _check_names(layout, infos, geometry, _ANY_RANK)
     with mapped_tensors(directory / WEIGHTS_FILE, infos) as tensors:
-        found = tensors_digest(tensors, config.spelled_out(modules))
+        found = tensors_digest(tensors, layout.spelled_out(modules))
         if found != digest:
             raise InvalidAdapterFiles(
                 f"the files of adapter {digest} now have the digest {found}; import it again",
                 metadata={"adapter_digest": digest},
             )
         by_name = {name: MappedTensor(dtype, shape, data) for name, dtype, shape, data in tensors}
-        yield OpenAdapter(config, tuple(modules), by_name)
+        yield OpenAdapter(layout, tuple(modules), by_name)
+
+
+def _changed_modules(layout: Layout, tensors: Iterable[TensorInfo]) -> list[str]:
+    """The modules of the base that the tensors of a checked adapter change, sorted."""
+    return sorted({place[0] for info in tensors if (place := layout.split(info.name)) is not None})
 
 
 def spell_out_config(directory: Path) -> None:
@@ -176,16 +181,9 @@ def spell_out_config(directory: Path) -> None:
     """
     if (head := stored_head(directory)) is not None:
         spelled = {**head.spelled_out(), "inference_mode": True}
-        write_atomically(directory / CONFIG_FILE, (json.dumps(spelled, indent=2) + "\n").encode())
-        return
-    config, infos = _read(directory)
-    modules = {found["module"] for info in infos if (found := _TENSOR_NAME.fullmatch(info.name))}
-    spelled = {
-        **config.spelled_out(modules),
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-    }
+    else:
+        layout, infos = _read(directory)
+        spelled = {**layout.spelled_out(_changed_modules(layout, infos)), **layout.written_besides}
     write_atomically(directory / CONFIG_FILE, (json.dumps(spelled, indent=2) + "\n").encode())
 
 
@@ -198,9 +196,8 @@ def stored_digest(directory: Path) -> str:
     if (head := stored_head(directory)) is not None:
         described = head.spelled_out()
     else:
-        config, infos = _read(directory)
-        modules = {found["module"] for info in infos if (found := _TENSOR_NAME.fullmatch(info.name))}
-        described = config.spelled_out(modules)
+        layout, infos = _read(directory)
+        described = layout.spelled_out(_changed_modules(layout, infos))
     with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
         return tensors_digest(tensors, described)
 
@@ -265,11 +262,11 @@ def _finite_digest(directory: Path, described: Mapping[str, object]) -> str:
         return tensors_digest(tensors, described)
 
 
-def _read(directory: Path) -> tuple[LoraConfig, list[TensorInfo]]:
+def _read(directory: Path) -> tuple[Layout, list[TensorInfo]]:
     _check_entries(directory)
     with (directory / CONFIG_FILE).open("rb") as file:
-        config = parse_lora_config(file.read(MAX_CONFIG_BYTES + 1))
-    return config, _read_header(directory)
+        layout = parse_layout(file.read(MAX_CONFIG_BYTES + 1))
+    return layout, _read_header(directory)
 
 
 def _read_header(directory: Path) -> list[TensorInfo]:
@@ -300,41 +297,33 @@ def _check_entries(directory: Path) -> None:
     _refuse(violations)
 
 
-def _check_names(
-    config: LoraConfig, infos: list[TensorInfo], geometry: BaseGeometry, max_rank: int
-) -> list[str]:
+def _check_names(layout: Layout, infos: list[TensorInfo], base: BaseGeometry, max_rank: int) -> list[str]:
     """The modules that the tensors change, once names, shapes and dtypes are those expected."""
-    shapes = geometry.linear_shapes
-    found: dict[tuple[str, str], TensorInfo] = {}
-    violations = [*_wrong_as_a_whole(infos), *_unknown_targets(config, shapes)]
+    found: dict[str, dict[str, TensorInfo]] = {}
+    violations = [*_wrong_as_a_whole(infos), *_unknown_targets(layout, base)]
     for info in infos:
-        name = _TENSOR_NAME.fullmatch(info.name)
-        if name is None:
-            violations.append(
-                Violation(
-                    _shown(info.name),
-                    "is not a LoRA matrix; expected base_model.model.MODULE.lora_A.weight and lora_B",
-                )
-            )
-        elif name["module"] not in shapes:
+        place = layout.split(info.name)
+        if place is None:
+            violations.append(Violation(_shown(info.name), layout.tensors_expected))
+        elif layout.shapes(place[0], base) is None:
             violations.append(
                 Violation(
                     _shown(info.name),
                     "changes a module that this base does not have or cannot adapt; it adapts the linear "
-                    f"modules of its blocks: {', '.join(_last_parts(shapes))}",
+                    f"modules of its blocks: {', '.join(_last_parts(layout.changeable(base)))}",
                 )
             )
-        elif config.targets(name["module"]) is False:
+        elif layout.targets(place[0]) is False:
             violations.append(
                 Violation(info.name, f"changes a module that target_modules of {CONFIG_FILE} does not name")
             )
         else:
-            found[name["module"], name["side"]] = info
-    modules = sorted({module for module, _ in found})
-    expected = modules + [m for m in shapes if config.targets(m) is True and m not in modules]
+            found.setdefault(place[0], {})[place[1]] = info
+    modules = sorted(found)
+    expected = modules + [m for m in layout.changeable(base) if layout.targets(m) is True and m not in found]
     for module in expected:
-        violations.extend(_check_pair(config, module, found, shapes[module]))
-    largest = max((config.rank_of(module) for module in expected), default=1)
+        violations.extend(_check_module(module, found.get(module, {}), layout.shapes(module, base) or {}))
+    largest = max((layout.rank_of(module) for module in expected), default=0)
     if largest > max_rank:
         violations.append(Violation(f"{CONFIG_FILE}: r", f"is {largest}; allowed: 1 to {max_rank}"))
     _refuse(violations)
@@ -349,36 +338,31 @@ def _wrong_as_a_whole(infos: list[TensorInfo]) -> Iterator[Violation]:
         yield Violation(WEIGHTS_FILE, f"holds {', '.join(dtypes)}; expected one of {', '.join(_EXPONENTS)}")
 
 
-def _unknown_targets(config: LoraConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[Violation]:
-    known = {end for module in shapes for end in dotted_ends(module)}
-    for target in config.target_modules or ():
+def _unknown_targets(layout: Layout, base: BaseGeometry) -> Iterator[Violation]:
+    changeable = list(layout.changeable(base))
+    known = {end for module in changeable for end in dotted_ends(module)}
+    for target in layout.named_targets:
         if target not in known:
             yield Violation(
                 f"{CONFIG_FILE}: target_modules",
                 f"names {_shown(target)}, which this base does not have or cannot adapt; it adapts "
-                f"{', '.join(_last_parts(shapes))}",
+                f"{', '.join(_last_parts(changeable))}",
             )
 
 
-def _check_pair(
-    config: LoraConfig,
-    module: str,
-    found: Mapping[tuple[str, str], TensorInfo],
-    shape: tuple[int, int],
+def _check_module(
+    module: str, found: Mapping[str, TensorInfo], shapes: Mapping[str, Shape]
 ) -> Iterator[Violation]:
-    rank = config.rank_of(module)
-    out_features, in_features = shape
-    for side, expected in (("A", (rank, in_features)), ("B", (out_features, rank))):
-        name = f"base_model.model.{module}.lora_{side}.weight"
-        info = found.get((module, side))
+    for part, expected in shapes.items():
+        name, info = f"{PREFIX}{module}.{part}", found.get(part)
         if info is None:
             yield Violation(name, f"is missing; expected shape {list(expected)}")
         elif info.shape != expected:
             yield Violation(name, f"has shape {list(info.shape)[:8]}; expected {list(expected)}")
 
 
-def _last_parts(shapes: Mapping[str, tuple[int, int]]) -> list[str]:
-    return sorted({module.rpartition(".")[2] for module in shapes})
+def _last_parts(modules: Iterable[str]) -> list[str]:
+    return sorted({module.rpartition(".")[2] for module in modules})
 
 
 def _all_finite(data: memoryview, dtype: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from finetuned_service.adapters.peft_config import HARMLESS
+from finetuned_service.adapters.config_keys import HARMLESS
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 from finetuned_service.vocabulary import Pooling, Task, Value
 

@@ -1,4 +1,4 @@
-"""What a LoRA adapter's configuration means: ranks, scalings and the modules it names."""
+"""adapter_config.json of a LoRA adapter in PEFT's format: what is accepted of it, and what it means."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
+
+from finetuned_service.adapters.config_keys import ConfigKeys, load_config
+
+MAX_ALPHA = 1e9
+
+_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
+"""Those that leave the base's weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA train against a
+changed base, so that A and B alone are not the adapter."""
 
 _T = TypeVar("_T")
 
@@ -19,6 +27,8 @@ class LoraConfig:
     rank: int
     alpha: float
     rank_stabilized: bool = False
+    decomposed: bool = False
+    """DoRA: a magnitude for each output beside A and B."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
     """Other ranks, by module name or dotted end of it; the first that fits counts."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -55,7 +65,7 @@ class LoraConfig:
         names = sorted(modules)
         ranks = {name: self.rank_of(name) for name in names}
         alphas = {name: self.alpha_of(name) for name in names}
-        return {
+        spelled: dict[str, object] = {
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": _plain_number(self.alpha),
@@ -67,6 +77,65 @@ class LoraConfig:
             "target_modules": names,
             "bias": "none",
         }
+        # Only where it is on: the digest of an adapter without it is as old as the key is new.
+        return spelled | {"use_dora": True} if self.decomposed else spelled
+
+
+def parse_lora_config(raw: bytes) -> LoraConfig:
+    """Read the bytes of an adapter_config.json.
+
+    Raises:
+        InvalidAdapterFiles: with a violation for every key that is missing, wrong or not supported.
+    """
+    return read_lora_config(ConfigKeys(load_config(raw)))
+
+
+def read_lora_config(keys: ConfigKeys) -> LoraConfig:
+    """See `parse_lora_config`."""
+    config = LoraConfig(
+        rank=keys.number("r", read_rank, "an integer of at least 1", 1),
+        alpha=keys.number("lora_alpha", _alpha, _ALPHA, 1.0),
+        rank_stabilized=keys.boolean("use_rslora"),
+        decomposed=keys.boolean("use_dora"),
+        rank_pattern=keys.pattern("rank_pattern", read_rank, "an integer of at least 1"),
+        alpha_pattern=keys.pattern("alpha_pattern", _alpha, _ALPHA),
+        target_modules=keys.target_modules(),
+        selected_further=keys.further_selection(),
+    )
+    keys.one_of("peft_type", ("LORA",))
+    keys.one_of("bias", ("none",), default="none")
+    keys.one_of("task_type", ("CAUSAL_LM", None), default=None)
+    # How the base's own weight lies in its file; A and B lie the same way either way.
+    keys.boolean("fan_in_fan_out")
+    keys.one_of(
+        "init_lora_weights",
+        _PLAIN_INITIALIZATIONS,
+        default=True,
+        remedy="save it with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA",
+    )
+    keys.auto_mapping()
+    keys.others_are_off()
+    keys.refuse_if_wrong()
+    return config
+
+
+_ALPHA = f"a number above 0, at most {MAX_ALPHA:g}"
+
+
+def read_rank(value: object) -> int | None:
+    """An integer of at least 1, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
+
+
+def _alpha(value: object) -> float | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if 0 < value <= MAX_ALPHA else None
+
+
+def is_end(name: str, module: str) -> bool:
+    """Whether `name` is one of the module's `dotted_ends`."""
+    return module == name or module.endswith(f".{name}")
 
 
 def dotted_ends(module: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from finetuned_service.bases.family import ENCODER_CLASSES
-from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear
+from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear, dequantize_rows
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.digests import read_safetensors_header
 
@@ -99,6 +99,21 @@ def stored_tensors(model: nn.Module, directory: Path) -> dict[str, Callable[[], 
 def _packed_part(linear: Any, part: str) -> Tensor:
     parts: dict[str, Tensor] = linear.weight.quant_state.as_dict(packed=True)
     return parts[part]
+
+
+@torch.no_grad()
+def dense_weight(linear: nn.Module) -> Tensor:
+    """The weight `[out, in]` of a linear module of a base, in the dtype it computes in; a packed one is unpacked."""
+    module: Any = linear
+    if isinstance(linear, Int8Linear):
+        return dequantize_rows(linear.weight, linear.weight_scale).to(linear.weight_scale.dtype)
+    if hasattr(module.weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - slow to import, and only NF4 needs it
+
+        unpacked: Tensor = dequantize_4bit(module.weight, module.weight.quant_state)
+        return unpacked
+    weight: Tensor = module.weight
+    return weight
 
 
 class Int8Config(QuantizationConfigMixin):

@@ -1,52 +1,95 @@
-"""Where the engine's adapters are read from and placed: `memory.Memory` over PEFT files and banks."""
+"""Where the plain path's adapters are read from and placed (`memory.Memory`), and the thread that loads."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from finetuned_service.engine.lora_bank import LoraBanks, LoraWeights, Placement
+from finetuned_service.engine.adapter_files import AdapterReader
+from finetuned_service.engine.adapter_weights import AdapterWeights
+from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import AdapterHandle
-from finetuned_service.engine.peft_files import AdapterReader
+from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.errors import FinetunedError, Internal
 
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
 class AdapterMemory:
-    """LoRA adapters of one base."""
+    """Adapters of one base in the plain path's serving layout: rows of the banks, and single arrays.
 
-    reader: AdapterReader
-    banks: LoraBanks
-    shares_host_copy = False
+    Args:
+        reader: of their files.
+        banks: for low-rank updates; no larger than the budget.
+        budget_bytes: of everything that is placed.
+    """
+
+    def __init__(self, reader: AdapterReader, banks: LoraBanks, budget_bytes: int) -> None:
+        self._reader = reader
+        self._banks = banks
+        self._budget_bytes = budget_bytes
+        self._used_bytes = 0
+        self._numbers = itertools.count()
 
     def size_bytes(self, handle: AdapterHandle) -> int:
-        return self.reader.size_bytes(handle)
+        return self._reader.size_bytes(handle)
 
-    def read(self, handle: AdapterHandle) -> LoraWeights:
-        return self.reader.read(handle)
+    def read(self, handle: AdapterHandle) -> AdapterWeights:
+        return self._reader.read(handle)
 
-    def fits(self, weights: LoraWeights) -> bool:
-        return all(rank <= self.banks.capacity_ranks for rank in weights.ranks.values())
+    def fits(self, weights: AdapterWeights) -> bool:
+        ranks = weights.lora.ranks
+        return (
+            all(rank <= self._banks.capacity_ranks for rank in ranks.values())
+            and self._needed_bytes(weights) <= self._budget_bytes
+        )
 
-    def plan(self, weights: LoraWeights, victims: Sequence[Placement]) -> Sequence[Placement] | None:
-        return self.banks.plan(weights.ranks, victims)
+    def plan(self, weights: AdapterWeights, victims: Sequence[AdapterPlace]) -> Sequence[AdapterPlace] | None:
+        rows = self._banks.plan(weights.lora.ranks, [victim.lora for victim in victims])
+        if rows is None:
+            return None
+        free_bytes = self._budget_bytes - self._used_bytes
+        for gone in range(len(victims) + 1):
+            if gone >= len(rows) and free_bytes >= self._needed_bytes(weights):
+                return victims[:gone]
+            if gone < len(victims):
+                free_bytes += victims[gone].size_bytes
+        return None
 
-    def place(self, weights: LoraWeights) -> Placement:
-        return self.banks.place(weights.ranks)
+    def place(self, weights: AdapterWeights) -> AdapterPlace:
+        on_device = self._banks.device.type != "cpu"
+        place = AdapterPlace(
+            lora=self._banks.place(weights.lora.ranks),
+            ops={},
+            ops_bytes=weights.ops_bytes,
+            shared_bytes=0 if on_device else weights.ops_bytes,
+            number=next(self._numbers),
+        )
+        self._used_bytes += place.size_bytes
+        return place
 
-    def fill(self, place: Placement, weights: LoraWeights) -> None:
-        self.banks.fill(place, weights)
+    def fill(self, place: AdapterPlace, weights: AdapterWeights) -> None:
+        self._banks.fill(place.lora, weights.lora)
+        device = self._banks.device
+        place.ops.update(
+            {
+                module: tuple(op.over(lambda t: t.to(device)) for op in ops)
+                for module, ops in weights.ops.items()
+            }
+        )
 
-    def vacate(self, place: Placement) -> None:
-        self.banks.vacate(place)
+    def vacate(self, place: AdapterPlace) -> None:
+        self._banks.vacate(place.lora)
+        self._used_bytes -= place.size_bytes
+
+    def _needed_bytes(self, weights: AdapterWeights) -> int:
+        return self._banks.rows_bytes(weights.lora.ranks) + weights.ops_bytes
 
 
 class LoaderThread:

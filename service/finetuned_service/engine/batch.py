@@ -16,10 +16,12 @@ from finetuned_service.engine.attention_rows import PackedRows, RowSpan, plan_ro
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import Placement
 from finetuned_service.engine.lora_kernel import LoraRows
+from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
+from finetuned_service.engine.site_kernel import AdaptedRows, RowRun
 
-PlaceOf = Callable[[TokenSequence], Placement | None]
+PlaceOf = Callable[[TokenSequence], AdapterPlace | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,17 +35,17 @@ class StepBatch:
     logit_rows: Tensor
     """`[S]` int64: rows that choose a token."""
     attention: PackedRows
-    lora: LoraRows
+    adapted: AdaptedRows
     chosen: tuple[TokenSequence, ...]
     """The S sequences of `logit_rows`."""
 
 
-def order_chunks(chunks: Sequence[Chunk], place_of: PlaceOf) -> list[tuple[Chunk, Placement | None]]:
+def order_chunks(chunks: Sequence[Chunk], place_of: PlaceOf) -> list[tuple[Chunk, AdapterPlace | None]]:
     """The chunks in the order of the packed rows, each with its adapter's place."""
     placed = [(chunk, place_of(chunk.sequence)) for chunk in chunks]
     decoding = [entry for entry in placed if entry[0].rows == 1]
     prefill = [entry for entry in placed if entry[0].rows > 1]
-    decoding.sort(key=lambda entry: (entry[1] is None, entry[1].position if entry[1] else 0))
+    decoding.sort(key=lambda entry: (entry[1] is None, entry[1].position if entry[1] else ()))
     return decoding + prefill
 
 
@@ -68,6 +70,7 @@ def build_batch(
     spans: list[RowSpan] = []
     decoding: list[Placement] = []
     long_chunks: list[tuple[int, int, Placement]] = []
+    runs: list[RowRun] = []
     for chunk, place in order_chunks(chunks, place_of):
         sequence, start = chunk.sequence, len(token_ids)
         first, end = sequence.computed_tokens, sequence.computed_tokens + chunk.rows
@@ -80,10 +83,16 @@ def build_batch(
         if chunk.completes:
             logit_rows.append(len(token_ids) - 1)
             chosen.append(sequence)
-        if place is not None and chunk.rows == 1:
-            decoding.append(place)
-        elif place is not None:
-            long_chunks.append((start, len(token_ids), place))
+        if place is None:
+            continue
+        if chunk.rows == 1:
+            decoding.append(place.lora)
+        else:
+            long_chunks.append((start, len(token_ids), place.lora))
+        if place.ops and runs and runs[-1].place is place and runs[-1].end == start:
+            runs[-1] = RowRun(runs[-1].start, len(token_ids), place)
+        elif place.ops:
+            runs.append(RowRun(start, len(token_ids), place))
     return StepBatch(
         input_ids=torch.tensor([token_ids], device=device),
         position_ids=torch.tensor([positions], device=device),
@@ -91,6 +100,6 @@ def build_batch(
             range(len(token_ids)) if all_logits else logit_rows, dtype=torch.int64, device=device
         ),
         attention=plan_rows(spans, arena, torch.tensor(slots, device=device), dtype),
-        lora=LoraRows(tuple(decoding), tuple(long_chunks)),
+        adapted=AdaptedRows(LoraRows(tuple(decoding), tuple(long_chunks)), tuple(runs)),
         chosen=tuple(chosen),
     )

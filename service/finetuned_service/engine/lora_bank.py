@@ -58,6 +58,7 @@ class LoraBanks:
 
     def __init__(self, table: SiteTable, budget_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
         self.table = table
+        self.device = device
         self._locate = table.locate()
         self._rank_bytes = [
             (kind.in_features + kind.out_features) * len(kind.sites) * dtype.itemsize for kind in table.kinds
@@ -73,6 +74,10 @@ class LoraBanks:
             for kind in table.kinds
         ]
         self._rows = [RangeAllocator(self.capacity_ranks) for _ in table.kinds]
+
+    def rows_bytes(self, ranks: Mapping[int, int]) -> int:
+        """What the rows of an adapter of `ranks` take."""
+        return sum(self._rank_bytes[kind] * rank for kind, rank in ranks.items())
 
     def plan(self, ranks: Mapping[int, int], victims: Sequence[Placement]) -> Sequence[Placement] | None:
         """The first of `victims` that must go so that an adapter of `ranks` finds room; touches nothing.
@@ -96,7 +101,7 @@ class LoraBanks:
             taken = self._rows[kind].allocate(rank)
             assert taken is not None, "place without plan"
             ranges[kind] = taken
-        return Placement(ranges, sum(self._rank_bytes[kind] * rank for kind, rank in ranks.items()))
+        return Placement(ranges, self.rows_bytes(ranks))
 
     def vacate(self, placement: Placement) -> None:
         """Free the rows; their values stay until overwritten."""

@@ -46,7 +46,7 @@ class _Stack:
 
 @final
 class LoraKernel:
-    """What LoRA does at one site in one step (an AfterKernel)."""
+    """What LoRA does at one site in one step: called with the site's rows, it adds to `outputs` in place."""
 
     __slots__ = ("_chunks", "_decoding_rows", "_stacks")
 

@@ -25,6 +25,11 @@ class Place(Protocol):
     @property
     def size_bytes(self) -> int: ...
 
+    @property
+    def shared_bytes(self) -> int:
+        """How much of it is the HOST form's own memory: an adapter that is in both tiers takes that once."""
+        ...
+
 
 W = TypeVar("W", bound=Weights)
 W_contra = TypeVar("W_contra", bound=Weights, contravariant=True)
@@ -33,11 +38,6 @@ P = TypeVar("P", bound=Place)
 
 class Memory(Protocol[W, P]):
     """Where adapters are read from and placed. `read` and `fill` run on the loader, the rest on the engine."""
-
-    @property
-    def shares_host_copy(self) -> bool:
-        """The serving layout is the HOST form itself: an adapter that is in both takes its memory once."""
-        ...
 
     def size_bytes(self, handle: AdapterHandle) -> int:
         """HOST memory it needs at most; FinetunedError if its files cannot be reached."""

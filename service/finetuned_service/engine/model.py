@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetuned_service.bases.load import load_base, stored_tensors
+from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import canonical_config, read_config
 from finetuned_service.digests import tensors_digest
 from finetuned_service.engine import attention
@@ -17,8 +17,8 @@ from finetuned_service.engine.batch import StepBatch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import LoraBanks
-from finetuned_service.engine.lora_kernel import LoraKernel, LoraRows, build_kernels
 from finetuned_service.engine.runner import Runner
+from finetuned_service.engine.site_kernel import AdaptedRows, LinearKernel, build_site_kernels
 from finetuned_service.engine.sites import CurrentStep, install_sites
 
 _SAFETENSORS_DTYPE: Mapping[torch.dtype, str] = {
@@ -44,7 +44,7 @@ class EngineModel:
         self._module = module
         self._current = CurrentStep()
         self.sites = install_sites(module, self._current)
-        self._kernels: tuple[LoraRows, list[LoraKernel | None]] | None = None
+        self._kernels: tuple[AdaptedRows, list[LinearKernel | None]] | None = None
 
     @classmethod
     def load(cls, directory: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> EngineModel:
@@ -102,7 +102,7 @@ class EngineModel:
     @torch.inference_mode()
     def forward(self, batch: StepBatch, banks: LoraBanks) -> Tensor:
         """One step: writes the rows' keys and values, returns logits `[S, vocabulary]` in the base's dtype."""
-        self._current.after = self._kernels_for(batch.lora, banks)
+        self._current.kernels = self._kernels_for(batch.adapted, banks)
         try:
             output = self._module(
                 input_ids=batch.input_ids,
@@ -112,7 +112,7 @@ class EngineModel:
                 **{attention.ROWS_ARGUMENT: batch.attention},
             )
         finally:
-            self._current.after = None
+            self._current.kernels = None
         logits: Tensor = output.logits[0]
         return logits
 
@@ -120,11 +120,16 @@ class EngineModel:
         """The base's digest from the weights in memory now; reads all of them."""
         return fingerprint(self._stored, self.directory)
 
-    def _kernels_for(self, rows: LoraRows, banks: LoraBanks) -> list[LoraKernel | None] | None:
-        if not rows.decoding and not rows.chunks:
+    def linear_weight(self, module: str) -> Tensor:
+        """The weight `[out, in]` of a linear module of the base, unpacked."""
+        site: Any = self._module.get_submodule(module)
+        return dense_weight(site.base)
+
+    def _kernels_for(self, rows: AdaptedRows, banks: LoraBanks) -> list[LinearKernel | None] | None:
+        if not rows.lora.decoding and not rows.lora.chunks:
             return None
         if self._kernels is None or self._kernels[0] != rows:
-            self._kernels = (rows, build_kernels(banks, rows))
+            self._kernels = (rows, build_site_kernels(banks, rows))
         return self._kernels[1]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
+from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.batch import build_batch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.model import EngineModel
-from finetuned_service.engine.peft_files import AdapterReader
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
 from finetuned_service.engine.scheduler import Chunk
@@ -28,7 +28,8 @@ class PlainRunner:
         self._model = model
         self._banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
         self._arena = model.make_arena(config.kv_capacity_tokens)
-        self.memory = AdapterMemory(AdapterReader(model.sites, model.dtype), self._banks)
+        reader = AdapterReader(model.sites, model.dtype, model.linear_weight)
+        self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
 
     @property
     def kv_bytes(self) -> int:

@@ -202,17 +202,17 @@ class ResidencyManager(Generic[W, P]):
         )
 
     def _resident_bytes(self, entry: _Entry[W, P]) -> int:
-        placed_bytes = entry.place.size_bytes if entry.place else 0
-        if self._memory.shares_host_copy:
-            return max(entry.host_bytes, placed_bytes)
-        return entry.host_bytes + placed_bytes
+        if entry.place is None:
+            return entry.host_bytes
+        shared_bytes = entry.place.shared_bytes if entry.weights is not None else 0
+        return entry.host_bytes + entry.place.size_bytes - shared_bytes
 
     def _begin_read(self, entry: _Entry[W, P]) -> Readiness:
         needed_bytes = self._memory.size_bytes(entry.handle)
         if needed_bytes > self._host_budget_bytes:
             raise ResourceExhausted(
                 f"adapter {entry.handle.digest} needs {needed_bytes} bytes of host memory; the budget for "
-                f"all adapters is {self._host_budget_bytes}. Raise the budget or use a smaller rank",
+                f"all adapters is {self._host_budget_bytes}. Raise the budget, use a smaller rank or train fewer parameters",
                 metadata={"adapter_digest": entry.handle.digest},
             )
         free_bytes = self._host_budget_bytes - sum(e.host_bytes for e in self._entries.values())
@@ -237,7 +237,7 @@ class ResidencyManager(Generic[W, P]):
         if not self._memory.fits(weights):
             raise ResourceExhausted(
                 f"adapter {entry.handle.digest} does not fit into the serving layout even alone. "
-                "Raise the budget for adapters on the device or use a smaller rank",
+                "Raise the budget for adapters on the device, use a smaller rank or train fewer parameters",
                 metadata={"adapter_digest": entry.handle.digest},
             )
         candidates = self._by_age(self._may_leave_device)

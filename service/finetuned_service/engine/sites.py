@@ -1,10 +1,8 @@
 """The places of a base model where adapters act, and the modules that stand there.
 
 `install_sites` puts an `AdapterSite` around every linear module of the decoder's layers. The base's
-module and its weight stay as they are; the site adds what the kernels of the current step say.
-A kernel is what one method (LoRA; others later) does at one site for all rows of the step at once.
-Kernels of today change the output after the base's product (`AfterKernel`); scaled inputs,
-substituted parameters and mapped outputs get phases of their own beside it.
+module and its weight stay as they are; the site does what the kernels of the current step say.
+A kernel is what all adapters of a step do at one site, for all its rows at once (`site_kernel.py`).
 """
 
 from __future__ import annotations
@@ -16,21 +14,23 @@ from typing import Any, Protocol, final
 from torch import Tensor, nn
 
 
-class AfterKernel(Protocol):
-    """Acts after the base's linear product, in place, on the rows that asked for it and no others."""
+class SiteKernel(Protocol):
+    """What all adapters of a step do at one linear module, for all rows at once."""
 
-    def __call__(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Change `outputs` `[T, out_features]` given the site's `inputs` `[T, in_features]`."""
+    def __call__(self, base: nn.Module, inputs: Tensor) -> Tensor:
+        """The module's outputs `[1, T, out_features]` for `inputs` `[1, T, in_features]`, which stay as they
+        are; rows that asked for no adapter get what `base` makes of them.
+        """
         ...
 
 
 class CurrentStep:
     """What the sites of one model do in the forward that runs now; written by the EngineModel only."""
 
-    __slots__ = ("after",)
+    __slots__ = ("kernels",)
 
     def __init__(self) -> None:
-        self.after: Sequence[AfterKernel | None] | None = None
+        self.kernels: Sequence[SiteKernel | None] | None = None
         """By site index; None: no adapter in this step."""
 
 
@@ -46,11 +46,11 @@ class AdapterSite(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[1, T, in_features]` to `[1, T, out_features]`, rows packed."""
-        outputs: Tensor = self.base(inputs)
-        after = self._current.after
-        if after is not None and (kernel := after[self._index]) is not None:
-            kernel(inputs[0], outputs[0])
-        return outputs
+        kernels = self._current.kernels
+        if kernels is None or (kernel := kernels[self._index]) is None:
+            outputs: Tensor = self.base(inputs)
+            return outputs
+        return kernel(self.base, inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def _manifest(
         digest=facts.digest,
         base_digest=geometry.digest,
         base_root_digest=geometry.root_digest,
-        method=facts.method,
+        method=spec.method,
         task=facts.task,
         metrics=finished.metrics,
         lineage=Lineage(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from finetuned_service.datasets.store import Dataset
 from finetuned_service.errors import InvalidField, RerunRefused
+from finetuned_service.jobs.methods import SETTINGS_OF
 from finetuned_service.jobs.values import Job, TrainSpec
 
 BASE_DECIDES = (
     "lora.target_modules",
     "head.pooling",
+    "ia3.target_modules",
+    "ia3.feedforward_modules",
     "optimization.learning_rate",
     "data.max_row_tokens",
 )
@@ -18,11 +21,11 @@ itself or the data, so that it comes out the same on any base."""
 
 def defaulted_from_base(asked: TrainSpec) -> tuple[str, ...]:
     """Which settings of a spec, as its caller wrote it, are the base's to decide."""
-    others = {"lora.", "head."} - {f"{asked.method.lower()}."}
+    others = set(SETTINGS_OF.values()) - {SETTINGS_OF[asked.method]}
     return tuple(
         path
         for path in BASE_DECIDES
-        if not path.startswith(tuple(others)) and _value(asked, path) in {None, ()}
+        if path.partition(".")[0] not in others and _value(asked, path) in {None, ()}
     )
 
 
@@ -40,7 +43,7 @@ def spec_again(record: Job, base: str) -> TrainSpec:
     again = spec.model_copy(update={"base": base})
     for path in record.defaulted_from_base:
         group, _, setting = path.partition(".")
-        unset = () if isinstance(_value(spec, path), tuple) else None
+        unset = () if path.endswith("target_modules") else None
         settings = getattr(spec, group).model_copy(update={setting: unset})
         again = again.model_copy(update={group: settings})
     return again

@@ -8,50 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from finetuned_service.adapters.geometry import linear_shapes
-from finetuned_service.bases.family import context_of, family_of, width_of
-from finetuned_service.bases.inputs import base_inputs
-from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.errors import FinetunedError, InvalidField
-from finetuned_service.jobs.values import DataOptions, LoraSettings, Optimization, TrainSpec
-from finetuned_service.vocabulary import Family, Method, Pooling, Task
+from finetuned_service.jobs.methods import BaseFacts, refuse_method, resolve_method
+from finetuned_service.jobs.values import DataOptions, Optimization, TrainSpec
+from finetuned_service.vocabulary import Method, Task
 
 DEFAULT_EPOCHS = 3.0
-_ANY_TOKENS = 2**20
-_USUAL_LABELS = 1000
-"""How many are in the data is not known before it is read."""
 DEFAULT_MAX_ROW_TOKENS = 1024
 _CHECKPOINTS = 10
-_LARGEST_ELEMENT_BYTES = 4
 _LEAST_CHECKPOINT_INTERVAL_STEPS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class BaseFacts:
-    """What the defaults of a TrainSpec depend on in a base."""
-
-    hidden_size: int
-    context_tokens: int
-    linear_modules: tuple[str, ...]
-    """Last parts of the names of the linear modules in the decoder's layers, sorted."""
-    pooling: Pooling | None = None
-    """A text encoder's own; None for others."""
-
-    @classmethod
-    def of_directory(cls, directory: Path) -> BaseFacts:
-        """Read config.json and the header of model.safetensors."""
-        config = read_config(directory)
-        family = family_of(config)
-        modules = linear_shapes(directory / WEIGHTS_FILE)
-        return cls(
-            hidden_size=width_of(config),
-            # Images have no length.
-            context_tokens=_ANY_TOKENS if family is Family.VISION else context_of(config),
-            linear_modules=tuple(sorted({name.rpartition(".")[2] for name in modules})),
-            pooling=base_inputs(config)[0] if family is Family.ENCODER else None,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +29,12 @@ class _Usual:
     """None is `default_learning_rate` of the base."""
 
 
-_USUAL: Mapping[Method, _Usual] = {Method.HEAD: _Usual(epochs=30.0, learning_rate=1e-2)}
-"""A head is small, begins at zero, and its inputs are computed once: many cheap steps."""
+_USUAL: Mapping[Method, _Usual] = {
+    # A head is small, begins at zero, and its inputs are computed once: many cheap steps.
+    Method.HEAD: _Usual(epochs=30.0, learning_rate=1e-2),
+    # As in the paper (Liu et al. 2022, section 3.3).
+    Method.IA3: _Usual(learning_rate=3e-3),
+}
 
 
 def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> TrainSpec:
@@ -78,10 +48,8 @@ def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> Train
     Raises:
         InvalidField: the settings contradict each other, the base or the data; all violations at once.
     """
-    resolved = spec.model_copy(
+    resolved = resolve_method(spec, base).model_copy(
         update={
-            "lora": _lora(spec.lora, base),
-            "head": spec.head.model_copy(update={"pooling": spec.head.pooling or base.pooling}),
             "optimization": _optimization(spec, base, train_rows),
             "data": _data(spec.data, base),
         }
@@ -90,40 +58,12 @@ def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> Train
     return resolved
 
 
-def adapter_bytes(spec: TrainSpec, base_directory: Path) -> int:
-    """The most that the tensors of a resolved spec's adapter take, in 32 bits."""
-    if spec.method is Method.HEAD:
-        return _USUAL_LABELS * (width_of(read_config(base_directory)) + 1) * _LARGEST_ELEMENT_BYTES
-    return lora_bytes(spec.lora, base_directory)
-
-
-def lora_bytes(lora: LoraSettings, base_directory: Path) -> int:
-    """The most that the tensors of a resolved LoRA take, A [rank, in] and B [out, rank] for each module; on
-    a base of 16 bits it is half of that.
-    """
-    targets = set(lora.target_modules)
-    return sum(
-        lora.rank * (out_features + in_features) * _LARGEST_ELEMENT_BYTES
-        for name, (out_features, in_features) in linear_shapes(base_directory / WEIGHTS_FILE).items()
-        if name.rpartition(".")[2] in targets
-    )
-
-
 def default_learning_rate(hidden_size: int) -> float:
     """The starting point for LoRA on all linear layers of Llama-like models, to two digits.
 
     Source: tinker-cookbook, `get_lr`: 5e-5 * 10 * (2000 / hidden size) ** 0.78.
     """
     return float(f"{5e-5 * 10 * (2000 / hidden_size) ** 0.78:.1e}")
-
-
-def _lora(lora: LoraSettings, base: BaseFacts) -> LoraSettings:
-    return lora.model_copy(
-        update={
-            "alpha": 2.0 * lora.rank if lora.alpha is None else lora.alpha,
-            "target_modules": tuple(sorted(set(lora.target_modules))) or base.linear_modules,
-        }
-    )
 
 
 def _optimization(spec: TrainSpec, base: BaseFacts, train_rows: int) -> Optimization:
@@ -156,26 +96,10 @@ def _data(data: DataOptions, base: BaseFacts) -> DataOptions:
 
 
 def _check(spec: TrainSpec, base: BaseFacts) -> None:
-    refusals = [*_unknown_modules(spec, base), *_sizes(spec, base), *_promotion(spec)]
+    refusals = [*refuse_method(spec, base), *_sizes(spec, base), *_promotion(spec)]
     if refusals:
         violations = [violation for refusal in refusals for violation in refusal.violations]
         raise InvalidField("; ".join(refusal.message for refusal in refusals), violations=violations)
-
-
-def _unknown_modules(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
-    lora = spec.lora
-    if spec.method is not Method.LORA:
-        return []
-    unknown = sorted(set(lora.target_modules) - set(base.linear_modules))
-    if not unknown:
-        return []
-    return [
-        InvalidField.one(
-            "spec.lora.target_modules",
-            f"names {', '.join(map(repr, unknown))}; the base's linear modules are "
-            f"{', '.join(base.linear_modules)} (leave it empty for all of them)",
-        )
-    ]
 
 
 def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:

@@ -20,8 +20,9 @@ from finetuned_service.errors import (
     Unimplemented,
 )
 from finetuned_service.jobs.data_check import check_kinds, check_measurable
+from finetuned_service.jobs.methods import BaseFacts, adapter_bytes
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
-from finetuned_service.jobs.resolve import BaseFacts, adapter_bytes, resolve_train
+from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id

@@ -79,20 +79,31 @@ class Settings(Value):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+Rank = Annotated[int, Field(ge=1, le=256)]
+Alpha = Annotated[float, Field(gt=0, le=1e9)]
+
+
 class LoraSettings(Settings):
-    rank: int = Field(default=16, ge=1, le=256)
-    alpha: float | None = Field(default=None, gt=0)
+    rank: Rank = 16
+    alpha: Alpha | None = None
     """Resolved to twice the rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = ()
-    """Last parts of module names; resolved to all linear modules of the decoder's layers."""
+    """Module names or dotted ends of them; resolved to all linear modules of the decoder's layers."""
     rank_stabilized: bool = False
+    decomposed: bool = False
+    """DoRA."""
+    rank_pattern: dict[str, Rank] = Field(default={}, max_length=2048)
+    """Other ranks, by module name or dotted end of it; the first that fits counts."""
+    alpha_pattern: dict[str, Alpha] = Field(default={}, max_length=2048)
+    """Other alphas, alike."""
 
-    @property
-    def scaling(self) -> float:
-        """Alpha / r (LoRA), or alpha / sqrt(r) (rsLoRA); alpha must be resolved."""
-        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
-        return alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
+
+class Ia3Settings(Settings):
+    target_modules: tuple[str, ...] = ()
+    """Module names or dotted ends of them; resolved to keys, values and the last product of the feed-forward."""
+    feedforward_modules: tuple[str, ...] | None = None
+    """Those of them whose input is scaled; resolved to the feed-forward's."""
 
 
 class HeadSettings(Settings):
@@ -165,11 +176,13 @@ class TrainSpec(Value):
     adapter: str
     base: str = ""
     task: Task = Task.TEXT_GENERATION
-    method: Literal[Method.LORA, Method.HEAD] = Method.LORA
+    method: Literal[Method.LORA, Method.HEAD, Method.IA3] = Method.LORA
     lora: LoraSettings = LoraSettings()
     """Of LORA."""
     head: HeadSettings = HeadSettings()
     """Of HEAD."""
+    ia3: Ia3Settings = Ia3Settings()
+    """Of IA3."""
     optimization: Optimization = Optimization()
     data: DataOptions = DataOptions()
     evaluation: EvaluationOptions = EvaluationOptions()

@@ -5,8 +5,8 @@
     preview.py      the same reading for a job that is being submitted
     order.py        which rows each step takes, and in which parts they run
     packing.py      rows of a step as one packed sequence
-    model.py        the base, mapped from its file, with LoRA on its linear modules
-    lora.py         one linear module with its low-rank update, forward and backward
+    model.py        the base, mapped from its file, with a method on it
+    methods/        which parameters each method trains, how they begin, how their files look
     norm.py         RMS norm with a frozen weight
     fused.py        a whole Llama-like layer in bfloat16 as one function, forward and backward
     activations.py  layers that keep their input alone, and what others keep
@@ -20,7 +20,7 @@
     checkpoint.py   what a killed process needs to go on exactly
     questions.py    held-out rows as questions, with and without the baseline's prompt
     evaluate.py     answers of the base and the adapter to held-out rows, by the serving engine
-    adapter.py      the result in PEFT's layout
+    adapter.py      the result as files
 
 Knows no database and no gRPC; what it is given and what it says is in `jobs/task.py`.
 """

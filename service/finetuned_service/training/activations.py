@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from finetuned_service.training.fused import FusedLayer
-from finetuned_service.training.lora import LoraLinear
+from finetuned_service.training.methods.lora import LoraLinear
 
 _KEPT_FUSED, _KEPT_PLAIN = 0.6, 1.5
 """Of the inputs and outputs of a layer's linear modules, how much it keeps for its gradient (measured on

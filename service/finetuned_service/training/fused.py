@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from finetuned_service.training.lora import LoraLinear
+from finetuned_service.training.methods.lora import LoraLinear
 from finetuned_service.training.native.kernels import LANES, MOST_HEAD_DIM, Kernels
 from finetuned_service.training.norm import FrozenRmsNorm
 from finetuned_service.training.packing import RowLayout

@@ -1,4 +1,4 @@
-"""The base with LoRA on its linear modules.
+"""The base with a method of training on it.
 
 The base's weights stay where they are: `from_pretrained` in the stored dtype keeps every tensor in the
 mapping of model.safetensors, whose pages the server and all jobs share. A cast would be a private copy.
@@ -6,7 +6,7 @@ mapping of model.safetensors, whose pages the server and all jobs share. A cast 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.activations import checkpoint_layers, kept_bytes
 from finetuned_service.training.fused import fuse
-from finetuned_service.training.lora import LoraLinear
 from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.methods import Installed, install
 from finetuned_service.training.native.kernels import Kernels
 from finetuned_service.training.norm import replace_norms
 from finetuned_service.training.packing import PackedRows, pack
@@ -29,21 +29,18 @@ from finetuned_service.training.packing import PackedRows, pack
 
 @dataclass(frozen=True, slots=True)
 class AdaptedModel:
-    """A frozen causal LM whose only trainable parameters are those of its LoRA modules."""
+    """A frozen causal LM whose only trainable parameters are those of the method on it."""
 
     decoder: nn.Module
     head: Tensor
     """[vocabulary, hidden]: the frozen weight that makes logits."""
-    lora: Mapping[str, LoraLinear]
-    """By the name of the linear module each replaces, in the model's order."""
+    method: Installed
     kernels: Kernels | None = None
     """The compiled passes, where this machine and the base have them."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The trainable parameters, always in the same order."""
-        for name, module in self.lora.items():
-            yield f"{name}.lora_a", module.lora_a
-            yield f"{name}.lora_b", module.lora_b
+        """The trainable parameters, always in the same order, by their names in the adapter's file."""
+        yield from self.method.parameters.items()
 
     def loss_of(self, rows: Sequence[EncodedRow], scale: float) -> Tensor:
         """See `Trainable`."""
@@ -73,20 +70,17 @@ class AdaptedModel:
         return decoder.layers
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
-        """Dropout of the updates on or off; the base has none that trains."""
-        for module in self.lora.values():
+        """Dropout of the method on or off; the base has none that trains."""
+        for module in self.method.switched:
             module.train(mode)
 
 
-def load_model(
-    directory: Path, settings: LoraSettings, seed: int, cache_directory: str | None = None
-) -> AdaptedModel:
-    """Map a base and put LoRA on the modules that resolved settings name.
+def load_model(directory: Path, spec: TrainSpec, cache_directory: str | None = None) -> AdaptedModel:
+    """Map a base and put the method of a resolved spec on it.
 
     Args:
         directory: a base's.
-        settings: resolved; each target is the last part of the name of linear modules in the layers.
-        seed: of the initial values of A.
+        spec: resolved.
         cache_directory: where compiled passes are kept, as `library_path` takes it; None computes with plain
             torch everywhere.
     """
@@ -99,35 +93,20 @@ def load_model(
         use_safetensors=True,
     )
     compiled = cache_directory is not None and model.dtype is torch.bfloat16
-    return adapt(model, settings, seed, Kernels.load(cache_directory or "") if compiled else None)
+    return adapt(model, spec, Kernels.load(cache_directory or "") if compiled else None)
 
 
-def adapt(model: Any, settings: LoraSettings, seed: int, kernels: Kernels | None = None) -> AdaptedModel:
-    """Freeze a transformers causal LM and replace its target modules; see `load_model`.
+def adapt(model: Any, spec: TrainSpec, kernels: Kernels | None = None) -> AdaptedModel:
+    """Freeze a transformers causal LM and put a method on it; see `load_model`.
 
     The model must use `attention.IMPLEMENTATION`. `kernels` are for the layers and the head in bfloat16.
     """
     model.requires_grad_(requires_grad=False)
     model.eval()
     replace_norms(model)
-    torch.manual_seed(seed)
-    layers: nn.Module = model.get_decoder().layers
-    inside = {id(module) for module in layers.modules()}
-    targets = [
-        (name, module)
-        for name, module in model.named_modules()
-        if id(module) in inside
-        and isinstance(module, nn.Linear)
-        and name.rpartition(".")[2] in settings.target_modules
-    ]
-    lora: dict[str, LoraLinear] = {}
-    for name, linear in targets:
-        parent, _, attribute = name.rpartition(".")
-        lora[name] = LoraLinear(
-            linear, rank=settings.rank, scaling=settings.scaling, dropout=settings.dropout
-        )
-        setattr(model.get_submodule(parent), attribute, lora[name])
+    torch.manual_seed(spec.optimization.seed)
+    method = install(model, spec)
     head: Tensor = model.get_output_embeddings().weight
     if kernels is not None:
         fuse(model.get_decoder().layers, kernels)
-    return AdaptedModel(model.get_decoder(), head, lora, kernels if head.dtype is torch.bfloat16 else None)
+    return AdaptedModel(model.get_decoder(), head, method, kernels if head.dtype is torch.bfloat16 else None)

@@ -179,7 +179,7 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
     optimization, evaluation = job.spec.optimization, job.spec.evaluation
     checkpoints = CheckpointStore(job.work_directory / "checkpoints")
     base_directory, cache_directory = Path(job.task.base_directory), job.task.cache_directory
-    model = load_model(base_directory, job.spec.lora, optimization.seed, cache_directory)
+    model = load_model(base_directory, job.spec, cache_directory)
     _choose_checkpointing(job, model)
     trainer = Trainer(
         model,
@@ -201,8 +201,7 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
         checkpoints.restore_parameters(best.step if best else trainer.state.step, model)
         shutil.rmtree(job.adapter_directory, ignore_errors=True)
         job.adapter_directory.mkdir()
-        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        write_adapter(job.adapter_directory, parameters, job.spec.lora, job.spec.base, model.head.dtype)
+        write_adapter(job.adapter_directory, model.method, job.spec.base, model.head.dtype)
     return ended, trainer.state
 
 

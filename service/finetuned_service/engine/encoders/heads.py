@@ -47,12 +47,14 @@ class HeadPlace:
     head: HeadWeights | None = None
     """Set once filled."""
 
+    @property
+    def shared_bytes(self) -> int:
+        return self.size_bytes
+
 
 @final
 class HeadMemory:
     """Adapters of one base that encodes."""
-
-    shares_host_copy = True
 
     def __init__(self, geometry: BaseGeometry, budget_bytes: int) -> None:
         self._geometry = geometry

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from finetuned_service.adapters.files import OpenAdapter
+from finetuned_service.adapters.site_ops import AddLowRank
+from finetuned_service.engine.adapter_files import AdapterReader, not_finite
 from finetuned_service.engine.lazy_pages import ReadyBlocks
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.engine.native.library import (
@@ -26,7 +28,7 @@ from finetuned_service.engine.native.library import (
     LoraPairStruct,
     LoraSourceStruct,
 )
-from finetuned_service.engine.peft_files import AdapterReader, not_finite
+from finetuned_service.errors import Unimplemented
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,12 +55,14 @@ class Placed:
     def size_bytes(self) -> int:
         return self.adapter.size_bytes
 
+    @property
+    def shared_bytes(self) -> int:
+        return self.adapter.size_bytes
+
 
 @final
 class NativeAdapters:
     """`memory.Memory` of the native path: a budget of bytes."""
-
-    shares_host_copy = True
 
     def __init__(self, library: Library, reader: AdapterReader, layers: int, budget_bytes: int) -> None:
         self._library = library
@@ -74,6 +78,7 @@ class NativeAdapters:
 
     def read(self, handle: AdapterHandle) -> PackedAdapter:
         with self._reader.open(handle) as opened:
+            _refuse_other_ops(opened, handle.digest)
             return pack_adapter(self._library, opened, self._layers, handle.digest, self._blocks.take)
 
     def fits(self, weights: PackedAdapter) -> bool:
@@ -129,17 +134,28 @@ def pack_adapter(
     return PackedAdapter(ctypes.cast(pairs, ctypes.POINTER(LoraPairStruct)), block, len(named))
 
 
+def _refuse_other_ops(opened: OpenAdapter, digest: str) -> None:
+    if not all(isinstance(op, AddLowRank) for module in opened.modules for op in opened.layout.ops(module)):
+        raise Unimplemented.feature(
+            f"adapter {digest}, a {opened.layout.method} that does more to its base than add low-rank updates, on "
+            "the native path",
+            "LoRA and rsLoRA there; start the server with compute 'plain' (finetuned serve --compute plain), which "
+            "serves every method",
+        )
+
+
 def _sources(opened: OpenAdapter, module: str) -> LoraSourceStruct:
     """One site of the mapped files; valid as long as they are open."""
-    a = opened.tensors[f"base_model.model.{module}.lora_A.weight"]
-    b = opened.tensors[f"base_model.model.{module}.lora_B.weight"]
+    (update,) = opened.ops(module)
+    assert isinstance(update, AddLowRank), "others are refused before they are packed"
+    a, b = update.a, update.b
     return LoraSourceStruct(
         a=_address(a.data),
         b=_address(b.data),
         rank=a.shape[0],
         inputs=a.shape[1],
         outputs=b.shape[0],
-        scaling=opened.config.scaling_of(module),
+        scaling=update.scaling,
         stored=STORED_DTYPES[a.dtype],
     )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from finetuned_service.bases.load import load_base, stored_tensors
+from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.lazy_pages import lazy_zeros
@@ -29,7 +30,6 @@ from finetuned_service.engine.native.library import (
     StepStruct,
 )
 from finetuned_service.engine.native.weights import NativeWeights
-from finetuned_service.engine.peft_files import AdapterReader
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
 from finetuned_service.engine.scheduler import Chunk
@@ -94,6 +94,10 @@ class NativeModel:
         """See `runner.Model`."""
         return "native, AVX512-BF16" if self.library.uses_avx512_bf16 else "native, portable"
 
+    def linear_weight(self, module: str) -> Tensor:
+        """The weight `[out, in]` of a linear module of the base."""
+        return self._stored[f"{module}.weight"]()
+
     def open(self, config: EngineConfig) -> NativeRunner:
         """See `runner.Model`."""
         return NativeRunner(self, config)
@@ -132,7 +136,7 @@ class NativeRunner:
         self._model = model  # its tensors are what the structs point to
         self.memory = NativeAdapters(
             model.library,
-            AdapterReader(model.sites, torch.bfloat16),
+            AdapterReader(model.sites, torch.bfloat16, model.linear_weight),
             geometry.layers,
             config.device_budget_bytes,
         )

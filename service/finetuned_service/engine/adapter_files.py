@@ -1,4 +1,4 @@
-"""Read a LoRA adapter in PEFT's layout into serving form, or refuse it whole.
+"""Read an adapter's files into serving form, or refuse it whole.
 
 The files are checked in full again, now against the sites of the base that is in memory, and must have
 the digest under which they were asked for: an adapter is applied in full and as it is, or not at all.
@@ -6,7 +6,7 @@ the digest under which they were asked for: an adapter is applied in full and as
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from finetuned_service.adapters.files import WEIGHTS_FILE, MappedTensor, OpenAdapter, open_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.site_ops import AddLowRank, SiteOp
+from finetuned_service.engine.adapter_weights import AdapterWeights, LoadedOp, load_op, tensors_of
 from finetuned_service.engine.lora_bank import LoraWeights
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.engine.sites import SiteTable
@@ -24,12 +26,19 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class AdapterReader:
-    """Reads adapters for one base: its sites and its dtype."""
+    """Reads adapters for one base: its sites and its dtype.
 
-    def __init__(self, table: SiteTable, dtype: torch.dtype) -> None:
+    Args:
+        table: the sites of the base.
+        dtype: of the base.
+        weight_of: the weight `[out, in]` of a linear module of the base, by its name.
+    """
+
+    def __init__(self, table: SiteTable, dtype: torch.dtype, weight_of: Callable[[str], Tensor]) -> None:
         self._geometry = BaseGeometry(digest="", root_digest="", linear_shapes=table.linear_shapes())
         self._locate = table.locate()
         self._dtype = dtype
+        self._weight_of = weight_of
 
     def size_bytes(self, handle: AdapterHandle) -> int:
         """At most so many bytes will the adapter have when read; looks only at the file's size.
@@ -58,27 +67,44 @@ class AdapterReader:
             raise _unreachable(handle) from error
 
     @torch.inference_mode()
-    def read(self, handle: AdapterHandle) -> LoraWeights:
-        """The whole adapter, ready to be copied into the banks.
+    def read(self, handle: AdapterHandle) -> AdapterWeights:
+        """The whole adapter, ready to be placed.
 
         Raises:
             InvalidAdapterFiles: as `open`, or if it is not finite in the base's dtype.
             Unavailable: if the files cannot be reached.
         """
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        ops: dict[str, tuple[LoadedOp, ...]] = {}
         with self.open(handle) as opened:
-            pairs = {module: self._pair(opened, module) for module in opened.modules}
-        if not all(bool(torch.isfinite(t).all()) for pair in pairs.values() for t in pair):
+            for module in opened.modules:
+                stored = [op.over(_copied) for op in opened.ops(module)]
+                update = next((op for op in stored if isinstance(op, AddLowRank)), None)
+                if update is not None:
+                    pairs[module] = self._pair(update)
+                others = tuple(self._load(module, op, update) for op in stored if op is not update)
+                if others:
+                    ops[module] = others
+        tensors = [tensor for pair in pairs.values() for tensor in pair]
+        tensors += [tensor for of_module in ops.values() for op in of_module for tensor in tensors_of(op)]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             raise not_finite(handle.digest, self._dtype)
+        return AdapterWeights(LoraWeights(pairs, self._ranks(pairs)), ops)
+
+    def _pair(self, update: AddLowRank[Tensor]) -> tuple[Tensor, Tensor]:
+        scaled = update.b.to(torch.float32).mul(update.scaling).t()
+        return update.a.to(self._dtype), scaled.to(self._dtype).contiguous()
+
+    def _load(self, module: str, op: SiteOp[Tensor], update: AddLowRank[Tensor] | None) -> LoadedOp:
+        weight = self._weight_of(module) if update is not None else None
+        return load_op(op, update, weight).over(lambda tensor: tensor.to(self._dtype))
+
+    def _ranks(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[int, int]:
         ranks: dict[int, int] = {}
         for site, (a, _) in pairs.items():
             kind, _ = self._locate[site]
             ranks[kind] = max(ranks.get(kind, 0), a.shape[0])
-        return LoraWeights(pairs, ranks)
-
-    def _pair(self, opened: OpenAdapter, module: str) -> tuple[Tensor, Tensor]:
-        a, b = (_copied(opened.tensors[f"base_model.model.{module}.lora_{side}.weight"]) for side in "AB")
-        scaled = b.to(torch.float32).mul(opened.config.scaling_of(module)).t()
-        return a.to(self._dtype), scaled.to(self._dtype).contiguous()
+        return ranks
 
 
 def not_finite(digest: str, dtype: torch.dtype) -> InvalidAdapterFiles:

@@ -15,6 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetuned_service.adapters.layouts.lora import MAGNITUDE, A, B
+from finetuned_service.adapters.lora_config import LoraConfig
+from finetuned_service.jobs.methods import lora_config
+from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.training.methods.dora import DoraLinear
+from finetuned_service.training.methods.method import Installed, linear_targets, replace_module
+
 
 class LoraLinear(nn.Module):
     """Takes the place of a frozen `nn.Linear`.
@@ -85,3 +92,41 @@ class _LoraLinear(torch.autograd.Function):
                 d_x.addmm_(d_shrunk, a)
             d_x = d_x.view(shape)
         return d_x, d_dropped, None, None, d_a, d_b, None
+
+
+def install(model: Any, settings: LoraSettings) -> Installed:
+    """LoRA or DoRA on the modules that resolved settings name; A begins at random, in the model's order."""
+    config = lora_config(settings)
+    parameters: dict[str, nn.Parameter] = {}
+    switched: list[nn.Module] = []
+    for name, linear in list(linear_targets(model, model.get_decoder().layers)):
+        if not config.targets(name):
+            continue
+        kind = DoraLinear if settings.decomposed else LoraLinear
+        module = kind(
+            linear, rank=config.rank_of(name), scaling=config.scaling_of(name), dropout=settings.dropout
+        )
+        replace_module(model, name, module)
+        switched.append(module)
+        parameters[f"{name}.{A}"] = module.lora_a
+        parameters[f"{name}.{B}"] = module.lora_b
+        if isinstance(module, DoraLinear):
+            parameters[f"{name}.{MAGNITUDE}"] = module.magnitude
+    return Installed(parameters, tuple(switched), _file_config(settings, config))
+
+
+def _file_config(settings: LoraSettings, config: LoraConfig) -> dict[str, object]:
+    return {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": config.rank_stabilized,
+        "use_dora": config.decomposed,
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
+        "target_modules": sorted(settings.target_modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }

@@ -1,0 +1,95 @@
+"""IA3 as PEFT writes it: one vector a module, on the input of feed-forward modules and the output of others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from finetuned_service.adapters.config_keys import ConfigKeys
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.layouts.layout import PREFIX, Shape
+from finetuned_service.adapters.lora_config import is_end
+from finetuned_service.adapters.site_ops import ScaleInput, ScaleOutput, SiteOp
+from finetuned_service.vocabulary import Method
+
+VECTOR = "ia3_l"
+
+_TENSOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>ia3_l)")
+
+
+@dataclass(frozen=True, slots=True)
+class Ia3Layout:
+    """See `Layout`."""
+
+    target_modules: tuple[str, ...] | None
+    """Module names or dotted ends of them; None if the file gives a pattern."""
+    feedforward_modules: tuple[str, ...]
+    """Those of them whose input is scaled."""
+    selected_further: bool = False
+    method = Method.IA3
+    tensors_expected = f"is not an IA3 vector; expected {PREFIX}MODULE.{VECTOR}"
+
+    @classmethod
+    def read(cls, keys: ConfigKeys) -> Ia3Layout:
+        """Raises: InvalidAdapterFiles, with a violation for every key that is wrong or not supported."""
+        layout = cls(
+            target_modules=keys.target_modules(),
+            feedforward_modules=keys.names("feedforward_modules"),
+            selected_further=keys.further_selection(),
+        )
+        keys.one_of("peft_type", ("IA3",))
+        keys.one_of("task_type", ("CAUSAL_LM", None), default=None)
+        # How the base's own weight lies in its file; the vector is the same either way.
+        keys.boolean("fan_in_fan_out")
+        keys.auto_mapping()
+        keys.others_are_off()
+        keys.refuse_if_wrong()
+        return layout
+
+    def split(self, tensor: str) -> tuple[str, str] | None:
+        found = _TENSOR.fullmatch(tensor)
+        return None if found is None else (found["module"], found["part"])
+
+    def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
+        shape = base.linear_shapes.get(module)
+        if shape is None:
+            return None
+        out_features, in_features = shape
+        return {VECTOR: (1, in_features) if self._scales_input(module) else (out_features, 1)}
+
+    def changeable(self, base: BaseGeometry) -> Iterable[str]:
+        return base.linear_shapes
+
+    @property
+    def named_targets(self) -> tuple[str, ...]:
+        return (*(self.target_modules or ()), *self.feedforward_modules)
+
+    def targets(self, module: str) -> bool | None:
+        if self.target_modules is None:
+            return None
+        if not any(is_end(target, module) for target in self.target_modules):
+            return False
+        return None if self.selected_further else True
+
+    def rank_of(self, module: str) -> int:
+        return 0
+
+    def ops(self, module: str) -> tuple[SiteOp[str], ...]:
+        name = f"{PREFIX}{module}.{VECTOR}"
+        return (ScaleInput(name) if self._scales_input(module) else ScaleOutput(name),)
+
+    def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
+        names = sorted(modules)
+        return {
+            "peft_type": "IA3",
+            "target_modules": names,
+            "feedforward_modules": [name for name in names if self._scales_input(name)],
+        }
+
+    @property
+    def written_besides(self) -> Mapping[str, object]:
+        return {"task_type": "CAUSAL_LM", "inference_mode": True, "fan_in_fan_out": False}
+
+    def _scales_input(self, module: str) -> bool:
+        return any(is_end(name, module) for name in self.feedforward_modules)

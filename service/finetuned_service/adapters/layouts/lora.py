@@ -1,0 +1,72 @@
+"""LoRA, rsLoRA and DoRA as PEFT writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.layouts.layout import PREFIX, Shape
+from finetuned_service.adapters.lora_config import LoraConfig
+from finetuned_service.adapters.site_ops import AddLowRank, ScaleRows, SiteOp
+from finetuned_service.vocabulary import Method
+
+A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+
+_PLAIN_TENSOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>lora_[AB]\.weight)")
+_DECOMPOSED_TENSOR = re.compile(
+    rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_magnitude_vector)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraLayout:
+    """See `Layout`."""
+
+    config: LoraConfig
+    method = Method.LORA
+
+    @property
+    def tensors_expected(self) -> str:
+        expected = f"is not a LoRA matrix; expected {PREFIX}MODULE.{A} and lora_B"
+        return f"{expected}, and {MAGNITUDE}" if self.config.decomposed else expected
+
+    def split(self, tensor: str) -> tuple[str, str] | None:
+        pattern = _DECOMPOSED_TENSOR if self.config.decomposed else _PLAIN_TENSOR
+        found = pattern.fullmatch(tensor)
+        return None if found is None else (found["module"], found["part"])
+
+    def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
+        shape = base.linear_shapes.get(module)
+        if shape is None:
+            return None
+        out_features, in_features = shape
+        rank = self.config.rank_of(module)
+        shapes: dict[str, Shape] = {A: (rank, in_features), B: (out_features, rank)}
+        return shapes | {MAGNITUDE: (out_features,)} if self.config.decomposed else shapes
+
+    def changeable(self, base: BaseGeometry) -> Iterable[str]:
+        return base.linear_shapes
+
+    @property
+    def named_targets(self) -> tuple[str, ...]:
+        return self.config.target_modules or ()
+
+    def targets(self, module: str) -> bool | None:
+        return self.config.targets(module)
+
+    def rank_of(self, module: str) -> int:
+        return self.config.rank_of(module)
+
+    def ops(self, module: str) -> tuple[SiteOp[str], ...]:
+        name = f"{PREFIX}{module}."
+        add = AddLowRank(name + A, name + B, self.config.scaling_of(module))
+        return (add, ScaleRows(name + MAGNITUDE)) if self.config.decomposed else (add,)
+
+    def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
+        return self.config.spelled_out(modules)
+
+    @property
+    def written_besides(self) -> Mapping[str, object]:
+        return {"task_type": "CAUSAL_LM", "inference_mode": True, "fan_in_fan_out": False}
