@@ -21,8 +21,18 @@ from finetuned.values.adapters import (
     ReplicaResidency,
 )
 from finetuned.values.bases import Base
-from finetuned.values.common import Method, Metric, ModelFamily, Pooling, Residency, Task, WeightFormat
-from finetuned.values.datasets import Dataset, DatasetFormat, RowKind, UploadProgress
+from finetuned.values.common import (
+    LabelCount,
+    LengthSummary,
+    Method,
+    Metric,
+    ModelFamily,
+    Pooling,
+    Residency,
+    Task,
+    WeightFormat,
+)
+from finetuned.values.datasets import Dataset, DatasetFormat, DatasetReport, RowKind, UploadProgress
 from finetuned.values.encodings import (
     Classification,
     Embedding,
@@ -102,6 +112,7 @@ __all__ = [
     "DataReport",
     "Dataset",
     "DatasetFormat",
+    "DatasetReport",
     "Deadlines",
     "Delta",
     "Embedding",
@@ -125,8 +136,10 @@ __all__ = [
     "JobKind",
     "JobState",
     "JobStateReason",
+    "LabelCount",
     "LabelScore",
     "LearningRateSchedule",
+    "LengthSummary",
     "LimitUse",
     "Limits",
     "Lineage",

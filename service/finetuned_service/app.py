@@ -19,8 +19,8 @@ from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.inputs import base_inputs
 from finetuned_service.bases.manifest import BaseManifest, read_config
 from finetuned_service.bases.provide import provide_base
+from finetuned_service.datasets.limits import data_limits_of
 from finetuned_service.datasets.store import DatasetStore
-from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
@@ -110,11 +110,12 @@ class Server:
         datasets = DatasetStore(
             database,
             settings.data_dir,
-            DataLimits(max_line_bytes=settings.max_line_bytes, max_bytes=settings.max_upload_bytes),
+            data_limits_of(settings),
             settings.import_roots,
             self._jobs.uses_dataset,
             tenant_limits,
             kept,
+            settings.import_urls,
         )
         pooling, image = base_inputs(read_config(directory))
         generates = base.family is Family.DECODER

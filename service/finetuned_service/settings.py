@@ -50,6 +50,7 @@ TenantId = Annotated[str, Field(pattern=rf"^{ID_PATTERN}$")]
 Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-f:]+\]:\d{1,5}$")]
 
 
+ImportUrl = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://[^\s?#@\\]+$", max_length=1024)]
 Days = Annotated[float, Field(ge=1 / 24, le=36_500, allow_inf_nan=False)]
 
 
@@ -157,6 +158,15 @@ class Settings(BaseSettings):
     """The longest line of a dataset."""
     import_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Directories (separated by ':') under which ImportDataset may read file:// URIs; none by default."""
+    import_urls: Annotated[tuple[ImportUrl, ...], NoDecode] = ()
+    """URLs of object stores (separated by ','), such as s3://bucket/prefix, under which ImportDataset may read;
+    none by default. Credentials stay in the environment (AWS_*)."""
+    max_unpacked_bytes: int = Field(default=GIB, ge=MIB, le=1024 * GIB)
+    """The most that a compressed dataset (gzip, zip, Parquet) may unpack to."""
+    max_image_bytes: int = Field(default=16 * MIB, ge=1024, le=GIB)
+    """The largest image of a dataset."""
+    max_image_pixels: int = Field(default=40_000_000, ge=1024, le=1_000_000_000)
+    """Width times height of the largest image of a dataset."""
     run_jobs: bool = True
     """Run jobs in processes beside the server; off where separate workers take them from the store."""
     max_running_jobs: int = Field(default=1, ge=1, le=64)
@@ -199,6 +209,15 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(":") if part)
+        return value
+
+    @field_validator("import_urls", mode="before")
+    @classmethod
+    def _split_urls(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, tuple) and any(str(part).startswith("file:") for part in value):
+            raise PydanticCustomError("import_urls", "directories of this machine stand in import_roots")
         return value
 
     @field_validator("base_source")

@@ -73,6 +73,40 @@ class Metric(Value):
     higher_is_better: bool
 
 
+class LabelCount(Value):
+    """How often a label is given: rows, or tokens for tags."""
+
+    label: str
+    count: int
+
+
+class LengthSummary(Value):
+    """How long rows are; percentiles are lengths that occur."""
+
+    median: int = 0
+    p90: int = 0
+    p95: int = 0
+    p99: int = 0
+    longest: int = 0
+    mean: float = 0.0
+
+
+class DatasetReport(Value):
+    """What a dataset holds, whatever base it will be used with."""
+
+    characters: LengthSummary = LengthSummary()
+    """Of all texts in a row; 0 for images."""
+    labels: tuple[LabelCount, ...] = ()
+    """The most frequent first."""
+    imbalance_ratio: float = 0.0
+    """How many times the rarest label the most frequent one is given; 0 without labels."""
+    duplicate_rows: int = 0
+    """Rows that repeat what an earlier one is about, case, width of letters and white space aside."""
+    conflicting_rows: int = 0
+    """Rows that give another label to it."""
+    warnings: tuple[str, ...] = ()
+
+
 class DataReport(Value):
     """What a job will see of its data, counted before it starts."""
 
@@ -90,3 +124,12 @@ class DataReport(Value):
     """Training rows that repeat an earlier one."""
     leaked_rows: int = 0
     """Held-out rows that are also trained on."""
+    similar_leaked_rows: int = 0
+    """Held-out rows that are trained on when case, width of letters, white space and labels are left aside."""
+    row_tokens: LengthSummary = LengthSummary()
+    """Of the training rows, before any was cut."""
+    train_labels: tuple[LabelCount, ...] = ()
+    eval_labels: tuple[LabelCount, ...] = ()
+    imbalance_ratio: float = 0.0
+    """How many times the rarest label trained on the most frequent one is given; 0 without labels."""
+    warnings: tuple[str, ...] = ()

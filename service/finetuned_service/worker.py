@@ -19,8 +19,8 @@ from pydantic_settings import SettingsConfigDict
 from finetuned_service import VERSION
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.datasets.limits import data_limits_of
 from finetuned_service.datasets.store import DatasetStore
-from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.errors import StartRefused
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.census import take_census
@@ -72,11 +72,12 @@ def build_dispatcher(
     datasets = DatasetStore(
         database,
         settings.data_dir,
-        DataLimits(max_line_bytes=settings.max_line_bytes, max_bytes=settings.max_upload_bytes),
+        data_limits_of(settings),
         settings.import_roots,
         JobStore(database, limits, kept).uses_dataset,
         limits,
         kept,
+        settings.import_urls,
     )
     return Dispatcher(
         DispatcherSettings(

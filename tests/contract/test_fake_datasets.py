@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from both_clients import RETRIES, open_client, write_rows
-from finetuned import RowKind, UploadProgress
+from finetuned import LabelCount, LengthSummary, RowKind, UploadProgress
 from finetuned._calls.upload import CHUNK_BYTES
 from finetuned.errors import (
     AlreadyExists,
@@ -80,7 +82,7 @@ def test_upload_whose_answer_was_lost_gives_the_same_dataset(
     path = write_rows(tmp_path / "rows.jsonl")
     fake_server.lose_answer("UploadDataset")
     dataset = client.datasets.upload(path)
-    assert list(client.datasets.list()) == [dataset]
+    assert [item.digest for item in client.datasets.list()] == [dataset.digest]
     assert fake_server.calls("UploadDataset") == 2
 
 
@@ -102,10 +104,38 @@ def test_upload_of_a_taken_name(client: Any, tmp_path: Path) -> None:
     assert refused.value.metadata == {"resource": "tenants/a/datasets/rows"}
 
 
-def test_upload_of_a_format_to_come(client: Any, tmp_path: Path) -> None:
+def test_the_format_comes_from_the_name_or_is_told(client: Any, tmp_path: Path) -> None:
+    (tmp_path / "marks.csv.gz").write_bytes(
+        gzip.compress(b"sentence,mark,id\ngood,pos,1\nbad,neg,2\ngood,pos,3\n")
+    )
+    columns = {"sentence": "text", "mark": "label"}
+    dataset = client.datasets.upload(tmp_path / "marks.csv.gz", columns=columns)
+    assert (dataset.name, dataset.row_kind) == ("tenants/a/datasets/marks", RowKind.LABELLED_TEXT)
+    assert dataset.report is not None
+    assert dataset.report.labels == (LabelCount("pos", 2), LabelCount("neg", 1))
+    assert (dataset.report.imbalance_ratio, dataset.report.duplicate_rows) == (2.0, 1)
+    assert dataset.report.characters == LengthSummary(median=7, p90=7, p95=7, p99=7, longest=7, mean=20 / 3)
+    uri = (tmp_path / "marks.csv.gz").as_uri()
+    assert client.datasets.import_uri(uri, "again", columns=columns).digest == dataset.digest
+    assert client.datasets.get("again").report == dataset.report
+    assert [item.report for item in client.datasets.list()] == [None, None]
+    (tmp_path / "tokens.txt").write_text("Ada B-PER\nran O\n\nsun O\n")
+    tagged = client.datasets.upload(tmp_path / "tokens.txt", file_format=DatasetFormat.CONLL)
+    assert (tagged.row_kind, tagged.rows) == (RowKind.LABELLED_TOKENS, 2)
+
+
+def test_a_zip_of_folders(client: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        archive.writestr("cat/a.png", b"x")
+        archive.writestr("dog/b.png", b"y")
+    dataset = client.datasets.upload(tmp_path / "pets.zip")
+    assert (dataset.row_kind, dataset.rows) == (RowKind.LABELLED_IMAGE, 2)
+
+
+def test_the_fake_server_reads_no_parquet(client: Any, tmp_path: Path) -> None:
     with pytest.raises(Unimplemented) as refused:
-        client.datasets.upload(write_rows(tmp_path / "rows"), file_format=DatasetFormat.CSV)
-    assert refused.value.metadata == {"feature": "DATASET_FORMAT_CSV"}
+        client.datasets.upload(write_rows(tmp_path / "rows.parquet"))
+    assert refused.value.metadata == {"feature": "DATASET_FORMAT_PARQUET"}
 
 
 def test_upload_of_a_missing_file(client: Any, fake_server: FakeServer, tmp_path: Path) -> None:
@@ -130,7 +160,7 @@ def test_list_reads_every_page_and_filters(client: Any, fake_server: FakeServer,
     text = client.datasets.upload(tmp_path / "text.jsonl")
     assert [item.name for item in client.datasets.list(page_size=2)] == [*names, text.name]
     assert fake_server.calls("ListDatasets") == 3
-    assert list(client.datasets.list(row_kind=RowKind.TEXT)) == [text]
+    assert [item.name for item in client.datasets.list(row_kind=RowKind.TEXT)] == [text.name]
 
 
 def test_tenants_do_not_see_each_other(client: Any, fake_server: FakeServer, tmp_path: Path) -> None:

@@ -15,7 +15,12 @@ from tiny_server import TinyServer, make_data_directory, running
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
     directory = tmp_path_factory.mktemp("server")
     make_data_directory(directory)
-    with running(directory / "data", import_roots=(directory / "imports",)) as found:
+    settings = {
+        "import_roots": (directory / "imports",),
+        "import_urls": ("s3://data/shared",),
+        "max_unpacked_bytes": 2_000_000,
+    }
+    with running(directory / "data", **settings) as found:
         yield found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,21 @@ def test_dataset_upload(run: Run) -> None:
     assert stored["name"] == "tenants/default/datasets/other"
     assert (stored["rows"], stored["row_kind"]) == (3, "PROMPT_COMPLETION")
     assert json.loads(run("dataset", "get", "other", "--json").stdout) == stored
+
+
+def test_dataset_upload_by_columns_shows_what_was_counted(run: Run) -> None:
+    lines = ["sentence;a,mark", *[f"t{n},pos" for n in range(3)], "u,neg"]
+    Path("marks.txt").write_text("\n".join(lines))
+    columns = ["--format", "csv", "--column", "sentence;a=text", "--column", "mark=label"]
+    shown = run("dataset", "upload", "marks.txt", *columns).stdout
+    assert "LABELLED_TEXT" in shown
+    assert "the most frequent label is 3.0 times the rarest" in shown
+    assert re.search(r"pos\W+3\b", shown)
+    assert "Length of rows in characters" in shown
+    path = Path("marks.txt").absolute().as_uri()
+    assert json.loads(run("dataset", "import", path, "again", *columns, "--json").stdout)["rows"] == 4
+    result = run("dataset", "upload", "marks.txt", "--column", "text", expected=ExitCode.USAGE)
+    assert "is not COLUMN=FIELD" in result.stderr
 
 
 def test_dataset_upload_of_unusable_rows_lists_the_lines(run: Run) -> None:

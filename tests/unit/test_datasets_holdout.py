@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 from finetuned_service.datasets.holdout import split
+from finetuned_service.datasets.job_rows import JobRows, read_job_rows
+from finetuned_service.datasets.kinds import AnyRow, labels_of
+from finetuned_service.datasets.rows import to_json
 from finetuned_service.errors import InvalidData
-from finetuned_service.text.values import PromptCompletion, Row, Text
+from finetuned_service.text.values import (
+    LabelledText,
+    LabelledTokens,
+    MultiLabelText,
+    PromptCompletion,
+    Row,
+    Text,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,3 +101,85 @@ def test_a_large_group_of_equal_rows_stays_in_training() -> None:
     train, held_out = split(rows, 0.1, seed=0)
     assert set(range(50)) <= set(train)
     assert len(held_out) == 10
+
+
+def test_rows_that_a_reader_takes_for_the_same_stay_together() -> None:
+    rows: list[Row] = [Text(f"{text} {n}") for n in range(30) for text in ("a", "A ", "\uff41")]
+    train, held_out = split(rows, 0.2, seed=0)
+    assert len(held_out) == 18
+    assert not {index // 3 for index in train} & {index // 3 for index in held_out}
+
+
+COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(2, 40), min_size=1)
+
+
+@given(counts=COUNTS, fraction=FRACTIONS, seed=st.integers(0, 1000))
+def test_every_label_is_held_out_in_its_share(counts: dict[str, int], fraction: float, seed: int) -> None:
+    rows = [LabelledText(f"{label} {n}", label) for label, count in counts.items() for n in range(count)]
+    _, held_out = split(rows, fraction, seed)
+    held = Counter(rows[index].label for index in held_out)
+    assert held == {label: min(max(1, round(fraction * count)), count - 1) for label, count in counts.items()}
+
+
+def test_texts_with_several_labels_give_a_share_of_each() -> None:
+    rows = [
+        MultiLabelText(
+            f"t{n}", tuple(label for label, every in (("a", 1), ("b", 3), ("c", 25)) if n % every == 0)
+        )
+        for n in range(200)
+    ]
+    train, held_out = split(rows, 0.25, seed=0)
+    for part, share in ((train, 0.75), (held_out, 0.25)):
+        counts = Counter(label for index in part for label in rows[index].labels)
+        assert {"a", "b", "c"} == set(counts)
+        for label, whole in (("a", 200), ("b", 67), ("c", 8)):
+            assert abs(counts[label] - share * whole) <= max(2, 0.1 * whole)
+
+
+def test_the_same_text_stays_on_one_side_whatever_its_label() -> None:
+    rows = [LabelledText(f"t{n // 2}", "ab"[n % 2]) for n in range(40)]
+    train, held_out = split(rows, 0.2, seed=0)
+    assert not {rows[index].text for index in train} & {rows[index].text for index in held_out}
+
+
+def test_labels_that_cannot_be_held_out_are_named() -> None:
+    rows = [LabelledText(f"t{n}", "a") for n in range(9)] + [LabelledText("u", "b"), LabelledText("U ", "b")]
+    with pytest.raises(InvalidData, match="the label 'b' has no two different rows"):
+        split(rows, 0.1, seed=0)
+    assert split(rows, 0.0, seed=0)[1] == []
+    bound = [MultiLabelText("t", ("a", "b")), MultiLabelText("u", ("a", "c"))]
+    bound += [MultiLabelText("v", ("b", "d")), MultiLabelText("w", ("c", "d"))]
+    train, held_out = split([*bound, *[MultiLabelText(f"x{n}", ("a",)) for n in range(5)]], 0.5, seed=0)
+    assert set(train) | set(held_out) == set(range(9))
+
+
+def write(path: Path, rows: list[AnyRow]) -> Path:
+    path.write_text("".join(to_json(row) + "\n" for row in rows))
+    return path
+
+
+def read(
+    tmp_path: Path, kind: type[AnyRow], rows: list[AnyRow], held: list[AnyRow] | None
+) -> JobRows[AnyRow]:
+    train_path = write(tmp_path / "train", rows)
+    eval_path = None if held is None else write(tmp_path / "eval", held)
+    return read_job_rows(kind, train_path, eval_path, holdout_fraction=0.5, seed=0)
+
+
+def test_rows_of_a_job_and_the_classes_of_its_head(tmp_path: Path) -> None:
+    rows = [LabelledTokens((f"w{n}", "x"), ("B-P", "I-P" if n else "O")) for n in range(4)]
+    found = read(tmp_path, LabelledTokens, rows, None)
+    assert (len(found.train), len(found.held_out)) == (2, 2)
+    assert found.classes == ("B-P", "I-P", "O")
+    given_ = read(tmp_path, LabelledTokens, rows, [LabelledTokens(("y",), ("S-P",))])
+    assert (len(given_.train), len(given_.held_out)) == (4, 1)
+    assert given_.classes == ("B-P", "I-P", "O", "S-P")
+    assert labels_of(rows[0]) == ("P",)
+
+
+def test_labels_that_one_side_lacks_are_named(tmp_path: Path) -> None:
+    a, b, c = (LabelledText(label, label) for label in "abc")
+    with pytest.raises(InvalidData, match=r"eval_dataset lacks the labels 'b', 'c', so nothing would tell"):
+        read(tmp_path, LabelledText, [a, b, c], [a])
+    with pytest.raises(InvalidData, match=r"eval_dataset has the label 'c', which no training row has"):
+        read(tmp_path, LabelledText, [a, b], [a, b, c])

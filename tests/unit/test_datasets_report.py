@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from finetuned_service.datasets.report import data_report
+from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.text.supervision import EncodedRow
-from finetuned_service.vocabulary import DataReport
+from finetuned_service.text.values import LabelledText, Text
+from finetuned_service.vocabulary import DataReport, LabelCount, LengthSummary
 
 
 def row(*token_ids: int, supervised: int = 1) -> EncodedRow:
@@ -45,3 +46,32 @@ def test_no_rows() -> None:
         mean_row_tokens=0.0,
         longest_row_tokens=0,
     )
+
+
+def report(**counts: int) -> DataReport:
+    zero = {"train_tokens": 0, "supervised_tokens": 0, "mean_row_tokens": 0.0, "longest_row_tokens": 0}
+    return DataReport.model_validate({"train_rows": 12, "eval_rows": 2, **zero, **counts})
+
+
+def test_rows_tell_labels_lengths_and_what_nearly_leaks() -> None:
+    train = [LabelledText(f"t{n}", "a") for n in range(11)] + [LabelledText("u", "b")]
+    found = with_rows(report(), train, [LabelledText("T1 ", "b"), LabelledText("v", "a")], range(1, 13))
+    assert found.similar_leaked_rows == 1
+    assert found.row_tokens == LengthSummary(median=6, p90=11, p95=12, p99=12, longest=12, mean=6.5)
+    assert found.train_labels == (LabelCount(label="a", count=11), LabelCount(label="b", count=1))
+    assert found.eval_labels == (LabelCount(label="a", count=1), LabelCount(label="b", count=1))
+    assert found.imbalance_ratio == 11.0
+    assert found.warnings == (
+        "1 of 2 held-out rows are also trained on, as they are or nearly: the figures will be better than the adapter",
+        "the label 'a' is 11 times as frequent as 'b'",
+    )
+
+
+def test_what_is_cut_or_left_out_or_repeated_is_warned_of_where_it_is_much() -> None:
+    rows = [Text(str(n)) for n in range(12)]
+    assert (
+        with_rows(report(truncated_rows=1, dropped_rows=1, duplicate_rows=1), rows, [], [1] * 12).warnings
+        == ()
+    )
+    found = with_rows(report(truncated_rows=2, dropped_rows=3, duplicate_rows=4), rows, [], [1] * 12)
+    assert [warning.split()[0] for warning in found.warnings] == ["2", "3", "4"]

@@ -53,6 +53,7 @@ def test_facts_and_canonical_rows(target: Path) -> None:
         rows=2,
         size_bytes=len(canonical),
         digest=f"sha256:{hashlib.sha256(canonical).hexdigest()}",
+        report=facts.report,
     )
     assert [target] == list(target.parent.iterdir())
 

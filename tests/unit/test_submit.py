@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,33 @@ def test_rows_of_an_evaluation_are_of_the_same_kind(submission, add_rows):
     )
     with pytest.raises(InvalidField, match=r"holds SCORED_TEXT rows; .* is evaluated on LABELLED_TEXT rows"):
         train(submission, spec)
+
+
+@pytest.mark.parametrize(
+    ("trained", "held", "said"),
+    [
+        (["x", "y"], ["x"], "tenants/acme/datasets/held lacks the label 'y', so nothing would tell"),
+        (["x"], ["x", "y", "z"], "has the labels 'y', 'z', which no training row has"),
+    ],
+)
+def test_labels_that_one_side_lacks_are_refused_before_any_row_is_read(
+    submission, place, rows, add_rows, trained, held, said
+):
+    def dataset(dataset_id: str, labels: list[str]) -> str:
+        lines = [json.dumps({"text": f"{dataset_id} {label}", "label": label}) for label in labels]
+        return add_rows(dataset_id, "\n".join(lines))
+
+    spec = SPEC.model_copy(
+        update={
+            "task": Task.TEXT_CLASSIFICATION,
+            "dataset": dataset("trained", trained),
+            "eval_dataset": dataset("held", held),
+        }
+    )
+    with pytest.raises(InvalidField, match=said) as refused:
+        train(submission, spec)
+    assert refused.value.violations[0].field == "spec.eval_dataset"
+    assert (stored(place), rows.asked) == ([], [])
 
 
 def test_an_evaluation_dataset_leaves_all_rows_for_training(submission, place, rows):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetuned import _convert as convert
@@ -11,7 +12,7 @@ from finetuned._calls.call import Call, Kind, Method, Page, SendCall, new_reques
 from finetuned._calls.upload import DatasetFile, ReportProgress
 from finetuned._names import Names, to_id
 from finetuned.v1 import dataset_service_pb2 as pb
-from finetuned.values.datasets import Dataset, DatasetFormat, RowKind
+from finetuned.values.datasets import Dataset, DatasetFormat, RowKind, format_of_name
 
 _SERVICE = "DatasetService"
 
@@ -25,14 +26,19 @@ def upload(
     path: str | Path,
     dataset_id: str | None = None,
     *,
-    file_format: DatasetFormat = DatasetFormat.JSONL,
+    file_format: DatasetFormat = DatasetFormat.UNKNOWN,
+    columns: Mapping[str, str] | None = None,
     progress: ReportProgress | None = None,
 ) -> SendCall[Dataset]:
     """Upload a file and have it validated; a broken connection continues where it broke.
 
     Args:
-        path: a file of JSON lines: {"prompt", "completion"}, {"messages"} or {"text"} rows.
+        path: JSON lines, CSV, Parquet or CoNLL columns, as they are or through gzip, or a zip of images with one
+            folder a class. `RowKind` says which fields rows have.
         dataset_id: the dataset's short name; made from the file's name if not given.
+        file_format: the file's format; unless given, what its name ends with, and JSON lines where that tells
+            nothing.
+        columns: which column of the file is which field, such as {"sentence": "text"}; others are left out.
         progress: is told how much was sent; from another thread in `Client`.
 
     Raises:
@@ -43,8 +49,12 @@ def upload(
     file = DatasetFile(
         path=Path(path),
         parent=names.parent,
-        dataset_id=dataset_id or to_id(Path(path).stem),
-        file_format=convert.enum_name(pb.DatasetFormat.DESCRIPTOR, file_format),
+        dataset_id=dataset_id or to_id(Path(Path(path).name.removesuffix(".gz")).stem),
+        file_format=convert.enum_name(
+            pb.DatasetFormat.DESCRIPTOR,
+            format_of_name(Path(path).name) if file_format is DatasetFormat.UNKNOWN else file_format,
+        ),
+        columns=dict(columns or {}),
         progress=progress,
     )
     committed = Method(_SERVICE, "GetUpload", pb.GetUploadResponse)
@@ -61,19 +71,32 @@ def upload(
 
 
 def import_uri(
-    names: Names, uri: str, dataset_id: str, *, file_format: DatasetFormat = DatasetFormat.JSONL
+    names: Names,
+    uri: str,
+    dataset_id: str,
+    *,
+    file_format: DatasetFormat = DatasetFormat.UNKNOWN,
+    columns: Mapping[str, str] | None = None,
 ) -> Call[Dataset]:
-    """Make a dataset from a file that lies under one of the server's import roots (`file:///...`).
+    """Make a dataset from a file that the server can read: `file:///...` under one of its import roots, or an URL
+    such as `s3://bucket/prefix/file` under one of its import URLs.
+
+    Args:
+        uri: names the file.
+        dataset_id: the dataset's short name.
+        file_format: the file's format; unless given, what its name ends with.
+        columns: which column of the file is which field, such as {"sentence": "text"}; others are left out.
 
     Raises:
         InvalidData: rows are not usable; nothing is stored.
-        InvalidField: the URI is not under an import root.
+        InvalidField: the URI is not under an import root or an import URL.
     """
     request = pb.ImportDatasetRequest(
         parent=names.parent,
         dataset_id=dataset_id,
         uri=uri,
         format=convert.enum_name(pb.DatasetFormat.DESCRIPTOR, file_format),
+        columns=dict(columns or {}),
         request_id=new_request_id(),
     )
     return Call(Method(_SERVICE, "ImportDataset", pb.ImportDatasetResponse), request, _dataset, Kind.TRANSFER)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, final
@@ -37,6 +37,7 @@ class DatasetFile:
     parent: str
     dataset_id: str
     file_format: str
+    columns: Mapping[str, str]
     progress: ReportProgress | None
     upload_id: str = field(default_factory=new_request_id)
     request_id: str = field(default_factory=new_request_id)
@@ -56,6 +57,7 @@ class DatasetFile:
                 dataset_id=self.dataset_id,
                 upload_id=self.upload_id,
                 format=self.file_format,
+                columns=self.columns,
                 request_id=self.request_id,
             )
         )

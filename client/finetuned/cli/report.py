@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from finetuned import Job, JobKind, Metric, QuantizeReport
 from finetuned._names import short
+from finetuned.cli.data_report import show_data_report
 from finetuned.cli.output import Cell, err, print_facts, print_table, size
 
 
@@ -38,6 +39,8 @@ def show_job(job: Job) -> None:
             "base": job.quantize_result.base if job.quantize_result else None,
         },
     )
+    if report is not None:
+        show_data_report(report)
     show_metrics(job)
     if job.quantize_result is not None:
         show_quantize_report(job.quantize_result.report)

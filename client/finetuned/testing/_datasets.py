@@ -6,35 +6,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, final
+from typing import final
 from urllib.parse import urlsplit
 
 import grpc
 
 from finetuned.errors import (
     AlreadyExists,
-    InvalidData,
     InvalidField,
     InvalidUpload,
     ResourceInUse,
-    Unimplemented,
-    Violation,
 )
+from finetuned.testing._rows import Row, check_format, format_of, read_rows, report_of
 from finetuned.testing._store import Store, Upload, check_name, lookup, page
 from finetuned.v1 import dataset_service_pb2 as pb
 from finetuned.v1 import job_pb2
 from finetuned.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
-_KINDS = {
-    frozenset({"prompt", "completion"}): pb.ROW_KIND_PROMPT_COMPLETION,
-    frozenset({"messages"}): pb.ROW_KIND_CHAT,
-    frozenset({"text"}): pb.ROW_KIND_TEXT,
-}
 _FINAL = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
-_MAX_VIOLATIONS = 20
 _UPLOADS_KEPT = timedelta(days=7)
 
 
@@ -52,7 +44,7 @@ class FakeDatasets(DatasetServiceServicer):
         start = first.start
         tenant, _ = check_name(f"{start.parent}/uploads/{start.upload_id}", "tenants/{}/uploads/{}")
         check_name(start.dataset_id, "{}", "start.dataset_id")
-        _check_format(start.format)
+        check_format(start.format)
         upload_name = f"tenants/{tenant}/uploads/{start.upload_id}"
         dataset_name = f"{start.parent}/datasets/{start.dataset_id}"
         with self._store.lock:
@@ -84,18 +76,18 @@ class FakeDatasets(DatasetServiceServicer):
                 raise InvalidUpload(f"finish.size_bytes is {finish.size_bytes}; received: {len(data)}")
             if finish.sha256 and finish.sha256 != hashlib.sha256(data).digest():
                 raise InvalidUpload("finish.sha256 is not that of the bytes received")
-            return pb.UploadDatasetResponse(dataset=self._add(upload.dataset, data, "upload"))
+            rows, kind = read_rows(data, start.format, start.columns)
+            return pb.UploadDatasetResponse(dataset=self._add(upload.dataset, rows, kind, "upload"))
 
         with self._store.lock:
             self._store.uploads.pop(upload_name, None)
             return self._store.once(start.parent, start.request_id, start, make)
 
-    def _add(self, name: str, data: bytes, source: str) -> pb.Dataset:
+    def _add(self, name: str, rows: Sequence[Row], kind: pb.RowKind, source: str) -> pb.Dataset:
         if name in self._store.datasets:
             raise AlreadyExists(
                 f"{name!r} exists; delete it or choose another id", metadata={"resource": name}
             )
-        rows, kind = _read_rows(data)
         canonical = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
         dataset = pb.Dataset(
             name=name,
@@ -105,6 +97,7 @@ class FakeDatasets(DatasetServiceServicer):
             size_bytes=len(canonical),
             create_time=self._store.now(),
             source=source,
+            report=report_of(rows),
         )
         self._store.datasets[name] = dataset
         return dataset
@@ -122,14 +115,16 @@ class FakeDatasets(DatasetServiceServicer):
     ) -> pb.ImportDatasetResponse:
         check_name(request.parent, "tenants/{}", "parent")
         check_name(request.dataset_id, "{}", "dataset_id")
-        _check_format(request.format)
+        check_format(request.format)
         uri = urlsplit(request.uri)
         if uri.scheme != "file" or not Path(uri.path).is_file():
             raise InvalidField.one("uri", f"is {request.uri!r}; expected a file:/// URI of a file")
 
         def make() -> pb.ImportDatasetResponse:
             name = f"{request.parent}/datasets/{request.dataset_id}"
-            return pb.ImportDatasetResponse(dataset=self._add(name, Path(uri.path).read_bytes(), request.uri))
+            file_format = format_of(uri.path, request.format)
+            rows, kind = read_rows(Path(uri.path).read_bytes(), file_format, request.columns)
+            return pb.ImportDatasetResponse(dataset=self._add(name, rows, kind, request.uri))
 
         with self._store.lock:
             return self._store.once(request.parent, request.request_id, request, make)
@@ -152,7 +147,10 @@ class FakeDatasets(DatasetServiceServicer):
                 if name.startswith(request.parent + "/") and request.row_kind in {0, dataset.row_kind}
             ]
             items, token = page(found, request.page_size, request.page_token)
-            return pb.ListDatasetsResponse(datasets=items, next_page_token=token)
+            answer = pb.ListDatasetsResponse(datasets=items, next_page_token=token)
+            for dataset in answer.datasets:
+                dataset.ClearField("report")
+            return answer
 
     def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: grpc.ServicerContext
@@ -169,35 +167,3 @@ class FakeDatasets(DatasetServiceServicer):
                     )
             del self._store.datasets[request.name]
             return pb.DeleteDatasetResponse()
-
-
-def _check_format(file_format: pb.DatasetFormat) -> None:
-    if file_format not in {pb.DATASET_FORMAT_UNSPECIFIED, pb.DATASET_FORMAT_JSONL}:
-        name = pb.DatasetFormat.Name(file_format)
-        raise Unimplemented(
-            f"{name} is in the contract but not in this build; available: DATASET_FORMAT_JSONL",
-            metadata={"feature": name},
-        )
-
-
-def _read_rows(data: bytes) -> tuple[list[dict[str, Any]], pb.RowKind]:
-    rows: list[dict[str, Any]] = []
-    kinds: set[pb.RowKind] = set()
-    violations: list[Violation] = []
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            kinds.add(_KINDS[frozenset(row)])
-            rows.append(row)
-        except (ValueError, TypeError, KeyError):
-            known = " or ".join(str(sorted(keys)) for keys in _KINDS)
-            violations.append(Violation(f"line {number}", f"expected a JSON object with the keys {known}"))
-    if violations:
-        raise InvalidData(
-            f"{len(violations)} rows are not usable; nothing was stored",
-            violations=violations[:_MAX_VIOLATIONS],
-            metadata={"invalid_rows": str(len(violations))},
-        )
-    if len(kinds) != 1:
-        raise InvalidData("the file has no rows" if not rows else "the file mixes kinds of rows")
-    return rows, kinds.pop()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66inetuned/v1/common.proto\x12\x0c\x66inetuned.v1\"?\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x18\n\x10higher_is_better\x18\x03 \x01(\x08\"\xc9\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x33\n\x08metadata\x18\x04 \x03(\x0b\x32!.finetuned.v1.Error.MetadataEntry\x12+\n\nviolations\x18\x05 \x03(\x0b\x32\x17.finetuned.v1.Violation\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"D\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x05image\x18\x02 \x01(\x0b\x32\x13.finetuned.v1.ImageH\x00\x42\x06\n\x04kind\")\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"N\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.finetuned.v1.Role\x12!\n\x05parts\x18\x02 \x03(\x0b\x32\x12.finetuned.v1.Part*\x9f\x01\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMETHOD_HEAD\x10\x01\x12\x11\n\rMETHOD_LAYERS\x10\x02\x12\x0f\n\x0bMETHOD_FULL\x10\x03\x12\x15\n\x11METHOD_BOTTLENECK\x10\x04\x12\x0f\n\x0bMETHOD_LORA\x10\x05\x12\x10\n\x0cMETHOD_QLORA\x10\x06\x12\x0e\n\nMETHOD_IA3\x10\x07*\xaf\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x18\n\x14TASK_TEXT_GENERATION\x10\x01\x12\x1c\n\x18TASK_TEXT_CLASSIFICATION\x10\x02\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x03\x12\x1b\n\x17TASK_FEATURE_EXTRACTION\x10\x04\x12\x1d\n\x19TASK_IMAGE_CLASSIFICATION\x10\x05*\x85\x01\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x11\n\rOBJECTIVE_SFT\x10\x01\x12\x1c\n\x18OBJECTIVE_CLASSIFICATION\x10\x02\x12\x19\n\x15OBJECTIVE_CONTRASTIVE\x10\x03\x12\x11\n\rOBJECTIVE_DPO\x10\x04*f\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10RESIDENCY_STORED\x10\x01\x12\x12\n\x0eRESIDENCY_HOST\x10\x02\x12\x14\n\x10RESIDENCY_DEVICE\x10\x03*\xd3\x01\n\x0cWeightFormat\x12\x1d\n\x19WEIGHT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12WEIGHT_FORMAT_FP32\x10\x01\x12\x16\n\x12WEIGHT_FORMAT_FP16\x10\x02\x12\x16\n\x12WEIGHT_FORMAT_BF16\x10\x03\x12\x16\n\x12WEIGHT_FORMAT_INT8\x10\x04\x12\x16\n\x12WEIGHT_FORMAT_INT4\x10\x05\x12\x15\n\x11WEIGHT_FORMAT_NF4\x10\x06\x12\x15\n\x11WEIGHT_FORMAT_FP4\x10\x07*x\n\x0bModelFamily\x12\x1c\n\x18MODEL_FAMILY_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_FAMILY_DECODER\x10\x01\x12\x18\n\x14MODEL_FAMILY_ENCODER\x10\x02\x12\x17\n\x13MODEL_FAMILY_VISION\x10\x03*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66inetuned/v1/common.proto\x12\x0c\x66inetuned.v1\"?\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x18\n\x10higher_is_better\x18\x03 \x01(\x08\"\xc9\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x33\n\x08metadata\x18\x04 \x03(\x0b\x32!.finetuned.v1.Error.MetadataEntry\x12+\n\nviolations\x18\x05 \x03(\x0b\x32\x17.finetuned.v1.Violation\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"D\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x05image\x18\x02 \x01(\x0b\x32\x13.finetuned.v1.ImageH\x00\x42\x06\n\x04kind\")\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"N\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.finetuned.v1.Role\x12!\n\x05parts\x18\x02 \x03(\x0b\x32\x12.finetuned.v1.Part\"*\n\nLabelCount\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"e\n\rLengthSummary\x12\x0e\n\x06median\x18\x01 \x01(\x03\x12\x0b\n\x03p90\x18\x02 \x01(\x03\x12\x0b\n\x03p95\x18\x03 \x01(\x03\x12\x0b\n\x03p99\x18\x04 \x01(\x03\x12\x0f\n\x07longest\x18\x05 \x01(\x03\x12\x0c\n\x04mean\x18\x06 \x01(\x01*\x9f\x01\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMETHOD_HEAD\x10\x01\x12\x11\n\rMETHOD_LAYERS\x10\x02\x12\x0f\n\x0bMETHOD_FULL\x10\x03\x12\x15\n\x11METHOD_BOTTLENECK\x10\x04\x12\x0f\n\x0bMETHOD_LORA\x10\x05\x12\x10\n\x0cMETHOD_QLORA\x10\x06\x12\x0e\n\nMETHOD_IA3\x10\x07*\xaf\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x18\n\x14TASK_TEXT_GENERATION\x10\x01\x12\x1c\n\x18TASK_TEXT_CLASSIFICATION\x10\x02\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x03\x12\x1b\n\x17TASK_FEATURE_EXTRACTION\x10\x04\x12\x1d\n\x19TASK_IMAGE_CLASSIFICATION\x10\x05*\x85\x01\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x11\n\rOBJECTIVE_SFT\x10\x01\x12\x1c\n\x18OBJECTIVE_CLASSIFICATION\x10\x02\x12\x19\n\x15OBJECTIVE_CONTRASTIVE\x10\x03\x12\x11\n\rOBJECTIVE_DPO\x10\x04*f\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10RESIDENCY_STORED\x10\x01\x12\x12\n\x0eRESIDENCY_HOST\x10\x02\x12\x14\n\x10RESIDENCY_DEVICE\x10\x03*\xd3\x01\n\x0cWeightFormat\x12\x1d\n\x19WEIGHT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12WEIGHT_FORMAT_FP32\x10\x01\x12\x16\n\x12WEIGHT_FORMAT_FP16\x10\x02\x12\x16\n\x12WEIGHT_FORMAT_BF16\x10\x03\x12\x16\n\x12WEIGHT_FORMAT_INT8\x10\x04\x12\x16\n\x12WEIGHT_FORMAT_INT4\x10\x05\x12\x15\n\x11WEIGHT_FORMAT_NF4\x10\x06\x12\x15\n\x11WEIGHT_FORMAT_FP4\x10\x07*x\n\x0bModelFamily\x12\x1c\n\x18MODEL_FAMILY_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_FAMILY_DECODER\x10\x01\x12\x18\n\x14MODEL_FAMILY_ENCODER\x10\x02\x12\x17\n\x13MODEL_FAMILY_VISION\x10\x03*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x10\n\x0cPOOLING_LAST\x10\x03*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_METHOD']._serialized_start=555
-  _globals['_METHOD']._serialized_end=714
-  _globals['_TASK']._serialized_start=717
-  _globals['_TASK']._serialized_end=892
-  _globals['_OBJECTIVE']._serialized_start=895
-  _globals['_OBJECTIVE']._serialized_end=1028
-  _globals['_RESIDENCY']._serialized_start=1030
-  _globals['_RESIDENCY']._serialized_end=1132
-  _globals['_WEIGHTFORMAT']._serialized_start=1135
-  _globals['_WEIGHTFORMAT']._serialized_end=1346
-  _globals['_MODELFAMILY']._serialized_start=1348
-  _globals['_MODELFAMILY']._serialized_end=1468
-  _globals['_POOLING']._serialized_start=1470
-  _globals['_POOLING']._serialized_end=1557
-  _globals['_ROLE']._serialized_start=1559
-  _globals['_ROLE']._serialized_end=1639
+  _globals['_METHOD']._serialized_start=702
+  _globals['_METHOD']._serialized_end=861
+  _globals['_TASK']._serialized_start=864
+  _globals['_TASK']._serialized_end=1039
+  _globals['_OBJECTIVE']._serialized_start=1042
+  _globals['_OBJECTIVE']._serialized_end=1175
+  _globals['_RESIDENCY']._serialized_start=1177
+  _globals['_RESIDENCY']._serialized_end=1279
+  _globals['_WEIGHTFORMAT']._serialized_start=1282
+  _globals['_WEIGHTFORMAT']._serialized_end=1493
+  _globals['_MODELFAMILY']._serialized_start=1495
+  _globals['_MODELFAMILY']._serialized_end=1615
+  _globals['_POOLING']._serialized_start=1617
+  _globals['_POOLING']._serialized_end=1704
+  _globals['_ROLE']._serialized_start=1706
+  _globals['_ROLE']._serialized_end=1786
   _globals['_METRIC']._serialized_start=43
   _globals['_METRIC']._serialized_end=106
   _globals['_ERROR']._serialized_start=109
@@ -63,4 +63,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_end=472
   _globals['_MESSAGE']._serialized_start=474
   _globals['_MESSAGE']._serialized_end=552
+  _globals['_LABELCOUNT']._serialized_start=554
+  _globals['_LABELCOUNT']._serialized_end=596
+  _globals['_LENGTHSUMMARY']._serialized_start=598
+  _globals['_LENGTHSUMMARY']._serialized_end=699
 # @@protoc_insertion_point(module_scope)

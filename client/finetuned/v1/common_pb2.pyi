@@ -179,3 +179,27 @@ class Message(_message.Message):
     role: Role
     parts: _containers.RepeatedCompositeFieldContainer[Part]
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+
+class LabelCount(_message.Message):
+    __slots__ = ("label", "count")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    count: int
+    def __init__(self, label: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class LengthSummary(_message.Message):
+    __slots__ = ("median", "p90", "p95", "p99", "longest", "mean")
+    MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    P90_FIELD_NUMBER: _ClassVar[int]
+    P95_FIELD_NUMBER: _ClassVar[int]
+    P99_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    median: int
+    p90: int
+    p95: int
+    p99: int
+    longest: int
+    mean: float
+    def __init__(self, median: _Optional[int] = ..., p90: _Optional[int] = ..., p95: _Optional[int] = ..., p99: _Optional[int] = ..., longest: _Optional[int] = ..., mean: _Optional[float] = ...) -> None: ...

@@ -22,52 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuned.v1 import common_pb2 as finetuned_dot_v1_dot_common__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"finetuned/v1/dataset_service.proto\x12\x0c\x66inetuned.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\'\n\x08row_kind\x18\x03 \x01(\x0e\x32\x15.finetuned.v1.RowKind\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x07 \x01(\t\"\xa4\x01\n\x14UploadDatasetRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.finetuned.v1.UploadStartH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.finetuned.v1.UploadChunkH\x00\x12,\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1a.finetuned.v1.UploadFinishH\x00\x42\x06\n\x04step\"\x85\x01\n\x0bUploadStart\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12+\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1b.finetuned.v1.DatasetFormat\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\x0cUploadFinish\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"?\n\x15UploadDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.finetuned.v1.Dataset\" \n\x10GetUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"n\n\x11GetUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x14ImportDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12+\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1b.finetuned.v1.DatasetFormat\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"?\n\x15ImportDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.finetuned.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x12GetDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.finetuned.v1.Dataset\"u\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\'\n\x08row_kind\x18\x04 \x01(\x0e\x32\x15.finetuned.v1.RowKind\"X\n\x14ListDatasetsResponse\x12\'\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.finetuned.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse*\xb8\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_JSONL\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x12\x18\n\x14\x44\x41TASET_FORMAT_CONLL\x10\x04\x12\x1f\n\x1b\x44\x41TASET_FORMAT_IMAGE_FOLDER\x10\x05*\xbf\x02\n\x07RowKind\x12\x18\n\x14ROW_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aROW_KIND_PROMPT_COMPLETION\x10\x01\x12\x11\n\rROW_KIND_CHAT\x10\x02\x12\x11\n\rROW_KIND_TEXT\x10\x03\x12\x1a\n\x16ROW_KIND_LABELLED_TEXT\x10\x04\x12\x1c\n\x18ROW_KIND_LABELLED_TOKENS\x10\x05\x12\x11\n\rROW_KIND_PAIR\x10\x06\x12\x17\n\x13ROW_KIND_PREFERENCE\x10\x07\x12\x1b\n\x17ROW_KIND_LABELLED_IMAGE\x10\x08\x12\x1d\n\x19ROW_KIND_MULTI_LABEL_TEXT\x10\t\x12\x18\n\x14ROW_KIND_SCORED_TEXT\x10\n\x12\x18\n\x14ROW_KIND_SCORED_PAIR\x10\x0b\x32\x96\x04\n\x0e\x44\x61tasetService\x12Z\n\rUploadDataset\x12\".finetuned.v1.UploadDatasetRequest\x1a#.finetuned.v1.UploadDatasetResponse(\x01\x12L\n\tGetUpload\x12\x1e.finetuned.v1.GetUploadRequest\x1a\x1f.finetuned.v1.GetUploadResponse\x12X\n\rImportDataset\x12\".finetuned.v1.ImportDatasetRequest\x1a#.finetuned.v1.ImportDatasetResponse\x12O\n\nGetDataset\x12\x1f.finetuned.v1.GetDatasetRequest\x1a .finetuned.v1.GetDatasetResponse\x12U\n\x0cListDatasets\x12!.finetuned.v1.ListDatasetsRequest\x1a\".finetuned.v1.ListDatasetsResponse\x12X\n\rDeleteDataset\x12\".finetuned.v1.DeleteDatasetRequest\x1a#.finetuned.v1.DeleteDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"finetuned/v1/dataset_service.proto\x12\x0c\x66inetuned.v1\x1a\x19\x66inetuned/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\'\n\x08row_kind\x18\x03 \x01(\x0e\x32\x15.finetuned.v1.RowKind\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x07 \x01(\t\x12+\n\x06report\x18\x08 \x01(\x0b\x32\x1b.finetuned.v1.DatasetReport\"\xc7\x01\n\rDatasetReport\x12/\n\ncharacters\x18\x01 \x01(\x0b\x32\x1b.finetuned.v1.LengthSummary\x12(\n\x06labels\x18\x02 \x03(\x0b\x32\x18.finetuned.v1.LabelCount\x12\x17\n\x0fimbalance_ratio\x18\x03 \x01(\x01\x12\x16\n\x0e\x64uplicate_rows\x18\x04 \x01(\x03\x12\x18\n\x10\x63onflicting_rows\x18\x05 \x01(\x03\x12\x10\n\x08warnings\x18\x06 \x03(\t\"\xa4\x01\n\x14UploadDatasetRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.finetuned.v1.UploadStartH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.finetuned.v1.UploadChunkH\x00\x12,\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1a.finetuned.v1.UploadFinishH\x00\x42\x06\n\x04step\"\xee\x01\n\x0bUploadStart\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12+\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1b.finetuned.v1.DatasetFormat\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x37\n\x07\x63olumns\x18\x06 \x03(\x0b\x32&.finetuned.v1.UploadStart.ColumnsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\x0cUploadFinish\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"?\n\x15UploadDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.finetuned.v1.Dataset\" \n\x10GetUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"n\n\x11GetUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xfa\x01\n\x14ImportDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12+\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1b.finetuned.v1.DatasetFormat\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12@\n\x07\x63olumns\x18\x06 \x03(\x0b\x32/.finetuned.v1.ImportDatasetRequest.ColumnsEntry\x1a.\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x15ImportDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.finetuned.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x12GetDatasetResponse\x12&\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x15.finetuned.v1.Dataset\"u\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\'\n\x08row_kind\x18\x04 \x01(\x0e\x32\x15.finetuned.v1.RowKind\"X\n\x14ListDatasetsResponse\x12\'\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x15.finetuned.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse*\xb8\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_JSONL\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x12\x18\n\x14\x44\x41TASET_FORMAT_CONLL\x10\x04\x12\x1f\n\x1b\x44\x41TASET_FORMAT_IMAGE_FOLDER\x10\x05*\xbf\x02\n\x07RowKind\x12\x18\n\x14ROW_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aROW_KIND_PROMPT_COMPLETION\x10\x01\x12\x11\n\rROW_KIND_CHAT\x10\x02\x12\x11\n\rROW_KIND_TEXT\x10\x03\x12\x1a\n\x16ROW_KIND_LABELLED_TEXT\x10\x04\x12\x1c\n\x18ROW_KIND_LABELLED_TOKENS\x10\x05\x12\x11\n\rROW_KIND_PAIR\x10\x06\x12\x17\n\x13ROW_KIND_PREFERENCE\x10\x07\x12\x1b\n\x17ROW_KIND_LABELLED_IMAGE\x10\x08\x12\x1d\n\x19ROW_KIND_MULTI_LABEL_TEXT\x10\t\x12\x18\n\x14ROW_KIND_SCORED_TEXT\x10\n\x12\x18\n\x14ROW_KIND_SCORED_PAIR\x10\x0b\x32\x96\x04\n\x0e\x44\x61tasetService\x12Z\n\rUploadDataset\x12\".finetuned.v1.UploadDatasetRequest\x1a#.finetuned.v1.UploadDatasetResponse(\x01\x12L\n\tGetUpload\x12\x1e.finetuned.v1.GetUploadRequest\x1a\x1f.finetuned.v1.GetUploadResponse\x12X\n\rImportDataset\x12\".finetuned.v1.ImportDatasetRequest\x1a#.finetuned.v1.ImportDatasetResponse\x12O\n\nGetDataset\x12\x1f.finetuned.v1.GetDatasetRequest\x1a .finetuned.v1.GetDatasetResponse\x12U\n\x0cListDatasets\x12!.finetuned.v1.ListDatasetsRequest\x1a\".finetuned.v1.ListDatasetsResponse\x12X\n\rDeleteDataset\x12\".finetuned.v1.DeleteDatasetRequest\x1a#.finetuned.v1.DeleteDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuned.v1.dataset_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASETFORMAT']._serialized_start=1452
-  _globals['_DATASETFORMAT']._serialized_end=1636
-  _globals['_ROWKIND']._serialized_start=1639
-  _globals['_ROWKIND']._serialized_end=1958
-  _globals['_DATASET']._serialized_start=86
-  _globals['_DATASET']._serialized_end=265
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=268
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=432
-  _globals['_UPLOADSTART']._serialized_start=435
-  _globals['_UPLOADSTART']._serialized_end=568
-  _globals['_UPLOADCHUNK']._serialized_start=570
-  _globals['_UPLOADCHUNK']._serialized_end=613
-  _globals['_UPLOADFINISH']._serialized_start=615
-  _globals['_UPLOADFINISH']._serialized_end=665
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=667
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=730
-  _globals['_GETUPLOADREQUEST']._serialized_start=732
-  _globals['_GETUPLOADREQUEST']._serialized_end=764
-  _globals['_GETUPLOADRESPONSE']._serialized_start=766
-  _globals['_GETUPLOADRESPONSE']._serialized_end=876
-  _globals['_IMPORTDATASETREQUEST']._serialized_start=879
-  _globals['_IMPORTDATASETREQUEST']._serialized_end=1015
-  _globals['_IMPORTDATASETRESPONSE']._serialized_start=1017
-  _globals['_IMPORTDATASETRESPONSE']._serialized_end=1080
-  _globals['_GETDATASETREQUEST']._serialized_start=1082
-  _globals['_GETDATASETREQUEST']._serialized_end=1115
-  _globals['_GETDATASETRESPONSE']._serialized_start=1117
-  _globals['_GETDATASETRESPONSE']._serialized_end=1177
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1179
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1296
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1298
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1386
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1388
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1424
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1426
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1449
-  _globals['_DATASETSERVICE']._serialized_start=1961
-  _globals['_DATASETSERVICE']._serialized_end=2495
+  _globals['_UPLOADSTART_COLUMNSENTRY']._loaded_options = None
+  _globals['_UPLOADSTART_COLUMNSENTRY']._serialized_options = b'8\001'
+  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._loaded_options = None
+  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_options = b'8\001'
+  _globals['_DATASETFORMAT']._serialized_start=1945
+  _globals['_DATASETFORMAT']._serialized_end=2129
+  _globals['_ROWKIND']._serialized_start=2132
+  _globals['_ROWKIND']._serialized_end=2451
+  _globals['_DATASET']._serialized_start=113
+  _globals['_DATASET']._serialized_end=337
+  _globals['_DATASETREPORT']._serialized_start=340
+  _globals['_DATASETREPORT']._serialized_end=539
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=542
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=706
+  _globals['_UPLOADSTART']._serialized_start=709
+  _globals['_UPLOADSTART']._serialized_end=947
+  _globals['_UPLOADSTART_COLUMNSENTRY']._serialized_start=901
+  _globals['_UPLOADSTART_COLUMNSENTRY']._serialized_end=947
+  _globals['_UPLOADCHUNK']._serialized_start=949
+  _globals['_UPLOADCHUNK']._serialized_end=992
+  _globals['_UPLOADFINISH']._serialized_start=994
+  _globals['_UPLOADFINISH']._serialized_end=1044
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=1046
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=1109
+  _globals['_GETUPLOADREQUEST']._serialized_start=1111
+  _globals['_GETUPLOADREQUEST']._serialized_end=1143
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1145
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1255
+  _globals['_IMPORTDATASETREQUEST']._serialized_start=1258
+  _globals['_IMPORTDATASETREQUEST']._serialized_end=1508
+  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_start=901
+  _globals['_IMPORTDATASETREQUEST_COLUMNSENTRY']._serialized_end=947
+  _globals['_IMPORTDATASETRESPONSE']._serialized_start=1510
+  _globals['_IMPORTDATASETRESPONSE']._serialized_end=1573
+  _globals['_GETDATASETREQUEST']._serialized_start=1575
+  _globals['_GETDATASETREQUEST']._serialized_end=1608
+  _globals['_GETDATASETRESPONSE']._serialized_start=1610
+  _globals['_GETDATASETRESPONSE']._serialized_end=1670
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1672
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1789
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1791
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1879
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1881
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1917
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1919
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1942
+  _globals['_DATASETSERVICE']._serialized_start=2454
+  _globals['_DATASETSERVICE']._serialized_end=2988
 # @@protoc_insertion_point(module_scope)

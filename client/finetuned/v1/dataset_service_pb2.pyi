@@ -1,5 +1,6 @@
 import datetime
 
+from finetuned.v1 import common_pb2 as _common_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -53,7 +54,7 @@ ROW_KIND_SCORED_TEXT: RowKind
 ROW_KIND_SCORED_PAIR: RowKind
 
 class Dataset(_message.Message):
-    __slots__ = ("name", "digest", "row_kind", "rows", "size_bytes", "create_time", "source")
+    __slots__ = ("name", "digest", "row_kind", "rows", "size_bytes", "create_time", "source", "report")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROW_KIND_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +62,7 @@ class Dataset(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     row_kind: RowKind
@@ -68,7 +70,24 @@ class Dataset(_message.Message):
     size_bytes: int
     create_time: _timestamp_pb2.Timestamp
     source: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., row_kind: _Optional[_Union[RowKind, str]] = ..., rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[str] = ...) -> None: ...
+    report: DatasetReport
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., row_kind: _Optional[_Union[RowKind, str]] = ..., rows: _Optional[int] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[str] = ..., report: _Optional[_Union[DatasetReport, _Mapping]] = ...) -> None: ...
+
+class DatasetReport(_message.Message):
+    __slots__ = ("characters", "labels", "imbalance_ratio", "duplicate_rows", "conflicting_rows", "warnings")
+    CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    CONFLICTING_ROWS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    characters: _common_pb2.LengthSummary
+    labels: _containers.RepeatedCompositeFieldContainer[_common_pb2.LabelCount]
+    imbalance_ratio: float
+    duplicate_rows: int
+    conflicting_rows: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, characters: _Optional[_Union[_common_pb2.LengthSummary, _Mapping]] = ..., labels: _Optional[_Iterable[_Union[_common_pb2.LabelCount, _Mapping]]] = ..., imbalance_ratio: _Optional[float] = ..., duplicate_rows: _Optional[int] = ..., conflicting_rows: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UploadDatasetRequest(_message.Message):
     __slots__ = ("start", "chunk", "finish")
@@ -81,18 +100,27 @@ class UploadDatasetRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[UploadStart, _Mapping]] = ..., chunk: _Optional[_Union[UploadChunk, _Mapping]] = ..., finish: _Optional[_Union[UploadFinish, _Mapping]] = ...) -> None: ...
 
 class UploadStart(_message.Message):
-    __slots__ = ("parent", "dataset_id", "upload_id", "format", "request_id")
+    __slots__ = ("parent", "dataset_id", "upload_id", "format", "request_id", "columns")
+    class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PARENT_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     parent: str
     dataset_id: str
     upload_id: str
     format: DatasetFormat
     request_id: str
-    def __init__(self, parent: _Optional[str] = ..., dataset_id: _Optional[str] = ..., upload_id: _Optional[str] = ..., format: _Optional[_Union[DatasetFormat, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    columns: _containers.ScalarMap[str, str]
+    def __init__(self, parent: _Optional[str] = ..., dataset_id: _Optional[str] = ..., upload_id: _Optional[str] = ..., format: _Optional[_Union[DatasetFormat, str]] = ..., request_id: _Optional[str] = ..., columns: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class UploadChunk(_message.Message):
     __slots__ = ("offset", "data")
@@ -133,18 +161,27 @@ class GetUploadResponse(_message.Message):
     def __init__(self, committed_bytes: _Optional[int] = ..., dataset: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ImportDatasetRequest(_message.Message):
-    __slots__ = ("parent", "dataset_id", "uri", "format", "request_id")
+    __slots__ = ("parent", "dataset_id", "uri", "format", "request_id", "columns")
+    class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PARENT_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     parent: str
     dataset_id: str
     uri: str
     format: DatasetFormat
     request_id: str
-    def __init__(self, parent: _Optional[str] = ..., dataset_id: _Optional[str] = ..., uri: _Optional[str] = ..., format: _Optional[_Union[DatasetFormat, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    columns: _containers.ScalarMap[str, str]
+    def __init__(self, parent: _Optional[str] = ..., dataset_id: _Optional[str] = ..., uri: _Optional[str] = ..., format: _Optional[_Union[DatasetFormat, str]] = ..., request_id: _Optional[str] = ..., columns: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ImportDatasetResponse(_message.Message):
     __slots__ = ("dataset",)

@@ -88,7 +88,7 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportDataset(self, request, context):
-        """ImportDataset reads a file under one of the server's import roots.
+        """ImportDataset reads a file under one of the server's import roots or import URLs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class DatasetServiceStub:
     GetUpload: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetUploadRequest, _dataset_service_pb2.GetUploadResponse]
     """GetUpload tells how many bytes of an upload are kept."""
     ImportDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ImportDatasetRequest, _dataset_service_pb2.ImportDatasetResponse]
-    """ImportDataset reads a file under one of the server's import roots."""
+    """ImportDataset reads a file under one of the server's import roots or import URLs."""
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]
     """GetDataset returns one dataset."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]
@@ -62,7 +62,7 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     GetUpload: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetUploadRequest, _dataset_service_pb2.GetUploadResponse]  # type: ignore[assignment]
     """GetUpload tells how many bytes of an upload are kept."""
     ImportDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ImportDatasetRequest, _dataset_service_pb2.ImportDatasetResponse]  # type: ignore[assignment]
-    """ImportDataset reads a file under one of the server's import roots."""
+    """ImportDataset reads a file under one of the server's import roots or import URLs."""
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """GetDataset returns one dataset."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]  # type: ignore[assignment]
@@ -98,7 +98,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.ImportDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.ImportDatasetResponse, _abc.Awaitable[_dataset_service_pb2.ImportDatasetResponse]]:
-        """ImportDataset reads a file under one of the server's import roots."""
+        """ImportDataset reads a file under one of the server's import roots or import URLs."""
 
     @_abc_1.abstractmethod
     def GetDataset(

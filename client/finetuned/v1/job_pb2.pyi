@@ -359,7 +359,7 @@ class Estimate(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class DataReport(_message.Message):
-    __slots__ = ("train_rows", "eval_rows", "train_tokens", "supervised_tokens", "mean_row_tokens", "longest_row_tokens", "truncated_rows", "dropped_rows", "duplicate_rows", "leaked_rows")
+    __slots__ = ("train_rows", "eval_rows", "train_tokens", "supervised_tokens", "mean_row_tokens", "longest_row_tokens", "truncated_rows", "dropped_rows", "duplicate_rows", "leaked_rows", "similar_leaked_rows", "row_tokens", "train_labels", "eval_labels", "imbalance_ratio", "warnings")
     TRAIN_ROWS_FIELD_NUMBER: _ClassVar[int]
     EVAL_ROWS_FIELD_NUMBER: _ClassVar[int]
     TRAIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -370,6 +370,12 @@ class DataReport(_message.Message):
     DROPPED_ROWS_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_ROWS_FIELD_NUMBER: _ClassVar[int]
     LEAKED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SIMILAR_LEAKED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LABELS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_LABELS_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     train_rows: int
     eval_rows: int
     train_tokens: int
@@ -380,7 +386,13 @@ class DataReport(_message.Message):
     dropped_rows: int
     duplicate_rows: int
     leaked_rows: int
-    def __init__(self, train_rows: _Optional[int] = ..., eval_rows: _Optional[int] = ..., train_tokens: _Optional[int] = ..., supervised_tokens: _Optional[int] = ..., mean_row_tokens: _Optional[float] = ..., longest_row_tokens: _Optional[int] = ..., truncated_rows: _Optional[int] = ..., dropped_rows: _Optional[int] = ..., duplicate_rows: _Optional[int] = ..., leaked_rows: _Optional[int] = ...) -> None: ...
+    similar_leaked_rows: int
+    row_tokens: _common_pb2.LengthSummary
+    train_labels: _containers.RepeatedCompositeFieldContainer[_common_pb2.LabelCount]
+    eval_labels: _containers.RepeatedCompositeFieldContainer[_common_pb2.LabelCount]
+    imbalance_ratio: float
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, train_rows: _Optional[int] = ..., eval_rows: _Optional[int] = ..., train_tokens: _Optional[int] = ..., supervised_tokens: _Optional[int] = ..., mean_row_tokens: _Optional[float] = ..., longest_row_tokens: _Optional[int] = ..., truncated_rows: _Optional[int] = ..., dropped_rows: _Optional[int] = ..., duplicate_rows: _Optional[int] = ..., leaked_rows: _Optional[int] = ..., similar_leaked_rows: _Optional[int] = ..., row_tokens: _Optional[_Union[_common_pb2.LengthSummary, _Mapping]] = ..., train_labels: _Optional[_Iterable[_Union[_common_pb2.LabelCount, _Mapping]]] = ..., eval_labels: _Optional[_Iterable[_Union[_common_pb2.LabelCount, _Mapping]]] = ..., imbalance_ratio: _Optional[float] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("phase", "step", "total_steps", "loss", "tokens_per_second", "eta", "learning_rate", "tokens")

@@ -82,3 +82,25 @@ class Metric:
     name: str
     value: float
     higher_is_better: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LabelCount:
+    """How often a label is given: rows, or tokens for tags."""
+
+    label: str
+    count: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LengthSummary:
+    """How long rows are; percentiles are lengths that occur."""
+
+    median: int
+    p90: int
+    p95: int
+    p99: int
+    longest: int
+    mean: float

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import PurePath
 from typing import final
+
+from finetuned.values.common import LabelCount, LengthSummary
 
 
 class RowKind(StrEnum):
@@ -26,7 +29,7 @@ class RowKind(StrEnum):
 
 
 class DatasetFormat(StrEnum):
-    """The file format of an upload; UNKNOWN means JSON lines."""
+    """The file format of an upload; UNKNOWN means what the file's name ends with, or JSON lines."""
 
     UNKNOWN = "UNKNOWN"
     JSONL = "JSONL"
@@ -34,6 +37,41 @@ class DatasetFormat(StrEnum):
     PARQUET = "PARQUET"
     CONLL = "CONLL"
     IMAGE_FOLDER = "IMAGE_FOLDER"
+
+
+_ENDINGS = {
+    ".jsonl": DatasetFormat.JSONL,
+    ".ndjson": DatasetFormat.JSONL,
+    ".json": DatasetFormat.JSONL,
+    ".csv": DatasetFormat.CSV,
+    ".parquet": DatasetFormat.PARQUET,
+    ".conll": DatasetFormat.CONLL,
+    ".conllu": DatasetFormat.CONLL,
+    ".zip": DatasetFormat.IMAGE_FOLDER,
+}
+
+
+def format_of_name(name: str) -> DatasetFormat:
+    """The format that a file's name tells, `.gz` left aside; UNKNOWN where it tells none."""
+    return _ENDINGS.get(PurePath(name.lower().removesuffix(".gz")).suffix, DatasetFormat.UNKNOWN)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What was counted in the rows of a dataset."""
+
+    characters: LengthSummary | None
+    """Of all texts in a row; 0 for images."""
+    labels: tuple[LabelCount, ...]
+    """The most frequent first; empty where rows have none."""
+    imbalance_ratio: float
+    """How many times the rarest label the most frequent one is given; 0 without labels."""
+    duplicate_rows: int
+    """Rows that repeat what an earlier one is about; case, width of letters and white space aside."""
+    conflicting_rows: int
+    """Rows that give another label to it."""
+    warnings: tuple[str, ...]
 
 
 @final
@@ -49,6 +87,8 @@ class Dataset:
     create_time: datetime | None
     source: str
     """The word "upload", or the URI that it was imported from."""
+    report: DatasetReport | None
+    """None in lists, and for datasets that older servers stored."""
 
 
 @final

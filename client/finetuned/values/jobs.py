@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import final
 
 from finetuned.errors import JobFailed, Violation
-from finetuned.values.common import Metric
+from finetuned.values.common import LabelCount, LengthSummary, Metric
 from finetuned.values.events import Checkpoint, JobState, JobStateReason, Progress
 from finetuned.values.specs import QuantizeSpec, TrainSpec
 
@@ -85,6 +85,16 @@ class DataReport:
     duplicate_rows: int
     leaked_rows: int
     """Held-out rows that are also trained on."""
+    similar_leaked_rows: int
+    """Those that are when case, width of letters, white space and labels are left aside."""
+    row_tokens: LengthSummary | None
+    """Of the training rows, before any is cut."""
+    train_labels: tuple[LabelCount, ...]
+    """The most frequent first; empty where rows have none."""
+    eval_labels: tuple[LabelCount, ...]
+    imbalance_ratio: float
+    """How many times the rarest label trained on the most frequent one is given; 0 without labels."""
+    warnings: tuple[str, ...]
 
 
 @final

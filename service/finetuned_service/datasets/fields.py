@@ -113,7 +113,9 @@ def tags(value: object, where: str, count: int) -> tuple[str, ...]:
 
 
 def image(value: object, where: str) -> bytes:
-    """The bytes of an image in base64; whether they decode is asked elsewhere."""
+    """The bytes of an image, or those that a base64 spells; whether they decode is asked elsewhere."""
+    if isinstance(value, bytes):
+        return value
     try:
         return base64.b64decode(text(value, where), validate=True)
     except (binascii.Error, ValueError) as error:

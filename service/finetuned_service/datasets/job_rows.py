@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Generic
 
 from finetuned_service.datasets.holdout import split
-from finetuned_service.datasets.kinds import AnyRow, DatasetRow, classes_of
+from finetuned_service.datasets.kinds import AnyRow, DatasetRow, classes_of, labels_of
+from finetuned_service.datasets.labels import differing_labels
 from finetuned_service.datasets.rows import rows_of
+from finetuned_service.errors import InvalidData
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,14 @@ def read_job_rows(
         seed: another seed holds out others.
 
     Raises:
-        InvalidData: rows of another kind, or none can be held out.
+        InvalidData: rows of another kind, none can be held out, or the labels of the two parts differ.
     """
     rows = tuple(rows_of(train_path, kind))
     if eval_path is not None:
         held_out = tuple(rows_of(eval_path, kind))
+        said = differing_labels(_labels(rows), _labels(held_out))
+        if said:
+            raise InvalidData(f"eval_dataset {said}")
         return JobRows(rows, held_out, _classes((*rows, *held_out)))
     kept, taken = split(rows, holdout_fraction, seed)
     return JobRows(tuple(rows[i] for i in kept), tuple(rows[i] for i in taken), _classes(rows))
@@ -48,3 +53,7 @@ def read_job_rows(
 
 def _classes(rows: Iterable[DatasetRow]) -> tuple[str, ...]:
     return tuple(sorted({name for row in rows for name in classes_of(row)}))
+
+
+def _labels(rows: Iterable[DatasetRow]) -> set[str]:
+    return {label for row in rows for label in labels_of(row)}

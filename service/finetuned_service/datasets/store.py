@@ -7,20 +7,23 @@ whatever tenants name them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
+from finetuned_service.datasets.formats.choose import DataFormat, check_mapping, format_of_name
 from finetuned_service.datasets.import_roots import ImportRoots
+from finetuned_service.datasets.import_urls import ImportUrls
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.datasets.uploads import Uploads
-from finetuned_service.datasets.validation import DataLimits, DatasetFacts, validate_jsonl
+from finetuned_service.datasets.validation import DataLimits, DatasetFacts, validate
 from finetuned_service.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -38,8 +41,19 @@ from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention
 from finetuned_service.storage.schema import datasets
 from finetuned_service.tenancy.limits import Limit
 from finetuned_service.tenancy.stored import StoredLimits
+from finetuned_service.vocabulary import DatasetReport
 
 _VALIDATING = ".validating-"
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """A file that is to become a dataset, and how to read it."""
+
+    path: Path
+    file_format: DataFormat
+    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,8 @@ class Dataset:
     source: str
     path: Path
     """Canonical rows, one JSON object a line."""
+    report: DatasetReport | None = None
+    """None for datasets that older builds stored."""
 
     @property
     def name(self) -> str:
@@ -73,6 +89,7 @@ class DatasetStore:
         used_by: the name of an unfinished job that uses (tenant, dataset), or "".
         tenant_limits: what a tenant may keep.
         retention: how long an upload waits for its end.
+        import_urls: prefixes of object stores under which `import_file` may read too.
     """
 
     def __init__(
@@ -84,11 +101,13 @@ class DatasetStore:
         used_by: Callable[[str, str], str],
         tenant_limits: StoredLimits,
         retention: Retention = DEFAULT_RETENTION,
+        import_urls: Sequence[str] = (),
     ) -> None:
         self._database = database
         self._rows_directory = directory / "datasets"
         self._limits = limits
         self._import_roots = ImportRoots(import_roots)
+        self._import_urls = ImportUrls(import_urls)
         self._used_by = used_by
         self._tenant_limits = tenant_limits
         self.uploads = Uploads(
@@ -100,11 +119,19 @@ class DatasetStore:
         sweep_leftovers(self._rows_directory, f"{_VALIDATING}*")
 
     def finish(
-        self, tenant: str, upload_id: str, size_bytes: int, sha256: bytes, request: RequestKey
+        self,
+        tenant: str,
+        upload_id: str,
+        size_bytes: int,
+        sha256: bytes,
+        request: RequestKey,
+        file_format: DataFormat = DataFormat.JSONL,
+        columns: Mapping[str, str] = NO_COLUMNS,
     ) -> Dataset:
         """Validate the upload and store it as its dataset; the upload is gone afterwards.
 
         Raises:
+            InvalidField: the mapping of columns cannot be followed; the upload stays.
             InvalidUpload: the bytes are not the ones announced: too few or many of them, and the upload
                 can go on; others, and it is dropped.
             InvalidData: rows are refused; the upload is dropped and nothing is stored.
@@ -115,6 +142,7 @@ class DatasetStore:
         if made is not None:
             self.uploads.drop(tenant, upload_id)
             return made
+        check_mapping(file_format, columns)
         file = self.uploads.file(tenant, upload_id)
         with file.held():
             upload = self.uploads.get(tenant, upload_id)
@@ -129,8 +157,9 @@ class DatasetStore:
                     raise InvalidUpload(
                         "the received bytes do not have the sha256 that finish names; upload again"
                     )
+                content = _Content(file.path, file_format, columns)
                 dataset = self._store(
-                    tenant, upload.dataset_id, file.path, "upload", request, upload.committed_bytes
+                    tenant, upload.dataset_id, content, "upload", request, upload.committed_bytes
                 )
             except (InvalidArgument, AlreadyExists):
                 self.uploads.drop(tenant, upload_id)
@@ -138,17 +167,35 @@ class DatasetStore:
             self.uploads.drop(tenant, upload_id)
         return dataset
 
-    def import_file(self, tenant: str, dataset_id: str, uri: str, request: RequestKey) -> Dataset:
-        """Store the file of a `file://` URI under one of the import roots.
+    def import_file(
+        self,
+        tenant: str,
+        dataset_id: str,
+        uri: str,
+        request: RequestKey,
+        file_format: DataFormat | None = None,
+        columns: Mapping[str, str] = NO_COLUMNS,
+    ) -> Dataset:
+        """Store the file of a `file://` URI under one of the import roots, or of an URL under an import URL.
+
+        `file_format` None takes what the file's name ends with, JSON lines where that tells nothing.
 
         Raises:
+            InvalidField: the URI is not under a root or an import URL, or the mapping of columns cannot be followed.
             QuotaExceeded: the tenant may have no further dataset, or its storage has no room.
         """
         check_id(dataset_id, "dataset_id")
         made = self._made_before(request)
         if made is not None:
             return made
-        return self._store(tenant, dataset_id, self._import_roots.path_of(uri), uri, request)
+        file_format = file_format or format_of_name(uri) or DataFormat.JSONL
+        check_mapping(file_format, columns)
+        with TemporaryDirectory(dir=self._rows_directory, prefix=_VALIDATING) as temporary:
+            if self._import_urls.claims(uri):
+                path = self._import_urls.fetch(uri, Path(temporary) / "file", self._limits.max_bytes)
+            else:
+                path = self._import_roots.path_of(uri)
+            return self._store(tenant, dataset_id, _Content(path, file_format, columns), uri, request)
 
     def get(self, tenant: str, dataset_id: str) -> Dataset:
         with self._database.read() as connection:
@@ -192,14 +239,14 @@ class DatasetStore:
         self,
         tenant: str,
         dataset_id: str,
-        source: Path,
+        content: _Content,
         source_name: str,
         request: RequestKey,
         upload_bytes: int | None = None,
     ) -> Dataset:
         """`upload_bytes` of an upload become the dataset; its place among the datasets is taken already."""
         name = str(ResourceName(tenant, "datasets", dataset_id))
-        with self._validated(source) as (canonical, facts), self._database.begin() as connection:
+        with self._validated(content) as (canonical, facts), self._database.begin() as connection:
             made = self._made(connection, request)
             if made is not None:
                 return made
@@ -227,6 +274,7 @@ class DatasetStore:
                     "size_bytes": facts.size_bytes,
                     "create_time": now,
                     "source": source_name,
+                    "report": facts.report.model_dump_json(),
                 }
                 stored = self._dataset(
                     connection.execute(insert(datasets).values(values).returning(datasets)).one()
@@ -250,11 +298,11 @@ class DatasetStore:
         return found
 
     @contextmanager
-    def _validated(self, source: Path) -> Generator[tuple[Path, DatasetFacts]]:
+    def _validated(self, content: _Content) -> Generator[tuple[Path, DatasetFacts]]:
         with TemporaryDirectory(dir=self._rows_directory, prefix=_VALIDATING) as temporary:
             canonical = Path(temporary) / "rows.jsonl"
             with refusing_full_disk():
-                facts = validate_jsonl(source, canonical, self._limits)
+                facts = validate(content.path, canonical, self._limits, content.file_format, content.columns)
             yield canonical, facts
 
     def _find(self, connection: Connection, tenant: str, dataset_id: str) -> Dataset | None:
@@ -273,6 +321,7 @@ class DatasetStore:
             datetime.fromtimestamp(row.create_time, UTC),
             row.source,
             self._rows_path(row.digest),
+            None if row.report is None else DatasetReport.model_validate_json(row.report),
         )
 
     def _rows_path(self, digest: str) -> Path:

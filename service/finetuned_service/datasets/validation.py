@@ -1,41 +1,33 @@
-"""From an uploaded file to canonical rows: one pass, one line in memory at a time.
+"""From a file of any format to canonical rows: one pass, one row in memory at a time.
 
-JSON lines in UTF-8. A byte order mark at the start, CRLF and empty lines are let through, because
-they change no row; everything else that is not a row to learn from is refused by line, and then
-nothing is left behind. JSON's own gaps are closed: a name twice in one object, NaN and Infinity
-are errors.
+What is not a row to learn from is refused by its place in the file, and then nothing is left behind.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
-from finetuned_service.datasets.kinds import DatasetRow, RowKind, kind_of
+from finetuned_service.datasets.dataset_report import ReportBuilder
+from finetuned_service.datasets.formats.choose import UNITS, DataFormat, read_records
+from finetuned_service.datasets.formats.record import Record, Records
+from finetuned_service.datasets.formats.unpack import unpacked
+from finetuned_service.datasets.images import check_image
+from finetuned_service.datasets.kinds import DatasetRow, LabelledImage, RowKind, kind_of
+from finetuned_service.datasets.limits import DataLimits
 from finetuned_service.datasets.rows import parse_row, to_json
 from finetuned_service.errors import FinetunedError, InvalidData, Violation
 from finetuned_service.storage.files import sync_directory, sync_file
+from finetuned_service.vocabulary import DatasetReport
 
-_SKIP_BYTES = 64 * 1024
+__all__ = ["DataFormat", "DataLimits", "DatasetFacts", "validate", "validate_jsonl"]
 
 MAX_COUNTED_FAULTS = 10_000
-"""After so many bad lines the rest of the file is not read."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataLimits:
-    """What one dataset may hold."""
-
-    max_line_bytes: int = 1024 * 1024
-    """The longest line, without its line end."""
-    max_rows: int = 1_000_000
-    max_bytes: int = 1024 * 1024 * 1024
-    """The largest file, as uploaded."""
+"""After so many bad rows the rest of the file is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +40,32 @@ class DatasetFacts:
     """Size of the canonical rows."""
     digest: str
     """`sha256:` over the canonical rows, each with its newline."""
+    report: DatasetReport
 
 
 def validate_jsonl(source: Path, target: Path, limits: DataLimits) -> DatasetFacts:
+    """`validate` for JSON lines."""
+    return validate(source, target, limits, DataFormat.JSONL, {})
+
+
+def validate(
+    source: Path, target: Path, limits: DataLimits, file_format: DataFormat, columns: Mapping[str, str]
+) -> DatasetFacts:
     """Check `source` and write its rows to `target` in canonical spelling.
 
-    The same rows give the same digest, however the file spelled them; order counts.
+    The same rows give the same digest, however and in whatever format the file spelled them; order counts.
 
     Args:
-        source: JSON lines as somebody wrote them.
+        source: a file as somebody wrote it, or that file through gzip.
         target: where the canonical rows go; appears whole, by rename, or not at all.
         limits: what is allowed.
+        file_format: the format of `source`.
+        columns: which column of the file is which field; columns that it does not name are left out. Empty
+            takes all, under their own names.
 
     Raises:
-        InvalidData: with a violation for each of the first 20 bad lines, and the number of all bad
-            lines in the metadata `invalid_rows`. `target` is as it was before.
+        InvalidData: with a violation for each of the first 20 bad rows, and the number of all bad rows in the
+            metadata `invalid_rows`. `target` is as it was before.
     """
     size_bytes = source.stat().st_size
     if size_bytes > limits.max_bytes:
@@ -72,8 +75,13 @@ def validate_jsonl(source: Path, target: Path, limits: DataLimits) -> DatasetFac
         )
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:
-        with source.open("rb") as lines, unfinished.open("wb") as canonical:
-            facts = _copy_rows(lines, canonical, limits)
+        with (
+            TemporaryDirectory(dir=target.parent, prefix=".unpacked-") as temporary,
+            unfinished.open("wb") as canonical,
+        ):
+            plain = unpacked(source, Path(temporary) / "file", limits.max_unpacked_bytes)
+            records = read_records(plain, file_format, limits, columns)
+            facts = _copy_rows(records, canonical, limits, file_format)
         sync_file(unfinished)
         unfinished.replace(target)
         sync_directory(target.parent)
@@ -84,20 +92,21 @@ def validate_jsonl(source: Path, target: Path, limits: DataLimits) -> DatasetFac
 
 @dataclass(slots=True)
 class _Findings:
-    """The bad lines so far; the first are kept, all are counted."""
+    """The bad rows so far; the first are kept, all are counted."""
 
+    units: tuple[str, str]
     violations: list[Violation] = field(default_factory=list[Violation])
     count: int = 0
 
-    def add(self, number: int, description: str) -> None:
-        """Note a bad line.
+    def add(self, place: str, description: str) -> None:
+        """Note a bad row.
 
         Raises:
             InvalidData: there are so many that reading on is a waste.
         """
         self.count += 1
         if len(self.violations) < FinetunedError.MAX_VIOLATIONS:
-            self.violations.append(Violation(f"line {number}", description))
+            self.violations.append(Violation(place, description))
         if self.count == MAX_COUNTED_FAULTS:
             raise self.refusal()
 
@@ -105,124 +114,70 @@ class _Findings:
         shown = len(self.violations)
         first = self.violations[0]
         more = f"; the first {shown} are listed" if self.count > shown else ""
-        lines = "line is" if self.count == 1 else "lines are"
+        one, many = self.units
+        rows = f"{one} is" if self.count == 1 else f"{many} are"
         at_least = "at least " if self.count == MAX_COUNTED_FAULTS else ""
         return InvalidData(
-            f"{at_least}{self.count} {lines} not usable{more}; nothing was stored. {first.field}: {first.description}",
+            f"{at_least}{self.count} {rows} not usable{more}; nothing was stored. {first.field}: {first.description}",
             metadata={"invalid_rows": str(self.count)},
             violations=self.violations,
         )
 
 
-def _copy_rows(lines: BinaryIO, canonical: BinaryIO, limits: DataLimits) -> DatasetFacts:
-    findings = _Findings()
+def _copy_rows(
+    records: Records, canonical: BinaryIO, limits: DataLimits, file_format: DataFormat
+) -> DatasetFacts:
+    findings = _Findings(UNITS.get(file_format, ("line", "lines")))
+    report = ReportBuilder(limits)
     digest = hashlib.sha256()
-    rows = size_bytes = first_number = 0
+    rows = size_bytes = 0
+    first_place = ""
     row_kind: RowKind | None = None
-    for number, line in _lines(lines, limits.max_line_bytes):
-        if number > 2 * limits.max_rows:
-            raise _too_many("lines", 2 * limits.max_rows)
+    for record in records:
         try:
-            row = _row(line, limits.max_line_bytes)
+            row = _row(record, limits)
         except InvalidData as error:
-            findings.add(number, error.message)
-            continue
-        if row is None:
+            findings.add(record.place, error.message)
             continue
         if row_kind is None:
-            row_kind, first_number = kind_of(row), number
+            row_kind, first_place = kind_of(row), record.place
         elif kind_of(row) is not row_kind:
             findings.add(
-                number,
-                f"is a {kind_of(row)} row; line {first_number} is a {row_kind} row and a dataset "
+                record.place,
+                f"is a {kind_of(row)} row; {first_place} is a {row_kind} row and a dataset "
                 "holds one kind. Split the file",
             )
             continue
         rows += 1
         if rows > limits.max_rows:
-            raise _too_many("rows", limits.max_rows)
+            raise InvalidData(
+                f"the file has more than {limits.max_rows} rows, which is the limit. Split it",
+                metadata={"max_rows": str(limits.max_rows)},
+            )
+        report.add(row)
         spelled = to_json(row).encode() + b"\n"
         digest.update(spelled)
         size_bytes += canonical.write(spelled)
     if findings.count:
         raise findings.refusal()
     if row_kind is None:
-        raise InvalidData(
-            "the file holds no rows; expected one JSON object a line", metadata={"invalid_rows": "0"}
-        )
-    return DatasetFacts(row_kind, rows, size_bytes, f"sha256:{digest.hexdigest()}")
+        raise InvalidData(f"the file holds no rows; {_EXPECTED[file_format]}", metadata={"invalid_rows": "0"})
+    return DatasetFacts(row_kind, rows, size_bytes, f"sha256:{digest.hexdigest()}", report.report())
 
 
-def _too_many(what: str, limit: int) -> InvalidData:
-    return InvalidData(
-        f"the file has more than {limit} {what}, which is the limit. Split it",
-        metadata={f"max_{what}": str(limit)},
-    )
+_EXPECTED = {
+    DataFormat.JSONL: "expected one JSON object a line",
+    DataFormat.CSV: "expected a header line and a line for each row",
+    DataFormat.PARQUET: "expected at least one",
+    DataFormat.CONLL: "expected a token and its tag on each line",
+    DataFormat.IMAGE_FOLDER: "expected images in folders",
+}
 
 
-def _lines(lines: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Line numbers from 1 and lines without their ends; None for a line over the limit, never held whole."""
-    if lines.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-        lines.seek(0)
-    number = 0
-    # Two bytes more than allowed, for CRLF: a line that has not ended then is too long.
-    while line := lines.readline(max_line_bytes + 2):
-        number += 1
-        ended = line.endswith(b"\n")
-        while not ended and (rest := lines.readline(_SKIP_BYTES)):
-            ended = rest.endswith(b"\n")
-        content = line.removesuffix(b"\n").removesuffix(b"\r")
-        yield number, content if len(content) <= max_line_bytes else None
-
-
-def _row(line: bytes | None, max_line_bytes: int) -> DatasetRow | None:
-    """The row of a line, or None if the line is empty.
-
-    Raises:
-        InvalidData: says what is wrong with the line.
-    """
-    if line is None:
-        raise InvalidData(
-            f"is longer than {max_line_bytes} bytes, which is the limit; shorten or split the row"
-        )
-    if not line.strip():
-        return None
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        hint = (
-            "the file looks like UTF-16"
-            if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            else (f"byte {error.start + 1} is 0x{line[error.start]:02X}")
-        )
-        raise InvalidData(f"is not UTF-8: {hint}; save the file as UTF-8") from None
-    return parse_row(_decode(text))
-
-
-def _decode(text: str) -> Any:
-    try:
-        return _STRICT.decode(text)
-    except json.JSONDecodeError as error:
-        raise InvalidData(f"is not JSON: {error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise InvalidData("is nested too deeply; rows are flat objects") from None
-    except ValueError:  # the integer parser's limit of digits
-        raise InvalidData(
-            "holds a number with too many digits; rows hold finite numbers and strings"
-        ) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise InvalidData(f"has the field {name[:40]!r} twice in one object; keep one")
-        fields[name] = value
-    return fields
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidData(f"holds {name}, which is not JSON; rows hold finite numbers and strings")
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+def _row(record: Record, limits: DataLimits) -> DatasetRow:
+    if isinstance(record.content, InvalidData):
+        raise record.content
+    row = parse_row(record.content)
+    if isinstance(row, LabelledImage):
+        check_image(row.image, limits)
+    return row

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.datasets.kinds import OUTSIDE, RowKind, entity_of
+from finetuned_service.datasets.labels import differing_labels
 from finetuned_service.datasets.store import Dataset
 from finetuned_service.errors import InvalidField
 from finetuned_service.vocabulary import Task
@@ -22,17 +23,20 @@ KINDS_OF_TASK: Mapping[Task, tuple[RowKind, ...]] = {
 """The kinds of rows that each task can be trained on."""
 
 
-def check_kinds(task: Task, rows: Dataset, held_out: Dataset | None) -> None:
-    """Refuse rows that the task cannot be trained on, or evaluated on.
+def check_datasets(task: Task, rows: Dataset, held_out: Dataset | None) -> None:
+    """Refuse rows that the task cannot be trained on, or evaluated on, and labels that only one side has.
 
     Raises:
-        InvalidField: naming the dataset, what it holds, and what the task needs.
+        InvalidField: naming the dataset, what it holds, and what is needed.
     """
     _refuse_other("spec.dataset", rows, KINDS_OF_TASK[task], f"the task {task} trains on")
     if held_out is None:
         return
     allowed = KINDS_OF_TASK[task] if rows.row_kind in GENERATION_KINDS else (rows.row_kind,)
     _refuse_other("spec.eval_dataset", held_out, allowed, f"{rows.name} is evaluated on")
+    said = differing_labels(_labels(rows), _labels(held_out))
+    if said:
+        raise InvalidField.one("spec.eval_dataset", f"{held_out.name} {said}")
 
 
 def check_measurable(rows: Dataset) -> None:
@@ -54,3 +58,10 @@ def _refuse_other(field: str, dataset: Dataset, allowed: tuple[RowKind, ...], us
         f"{dataset.name} holds {dataset.row_kind} rows; {use} {' or '.join(allowed)} rows: choose another "
         f"dataset{other}",
     )
+
+
+def _labels(dataset: Dataset) -> set[str]:
+    found = {count.label for count in dataset.report.labels} if dataset.report else set[str]()
+    if dataset.row_kind is not RowKind.LABELLED_TOKENS:
+        return found
+    return {entity_of(tag) for tag in found if tag != OUTSIDE}

@@ -19,7 +19,7 @@ from finetuned_service.errors import (
     NotFound,
     Unimplemented,
 )
-from finetuned_service.jobs.data_check import check_kinds, check_measurable
+from finetuned_service.jobs.data_check import check_datasets, check_measurable
 from finetuned_service.jobs.methods import BaseFacts, adapter_bytes
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import resolve_train
@@ -117,7 +117,7 @@ class Submission:
         )
         if record is not None:
             refuse_changed(record, rows, held_out)
-        check_kinds(spec.task, rows, held_out)
+        check_datasets(spec.task, rows, held_out)
         base = self._trainable_base(tenant, spec.base, spec.task)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(

@@ -9,11 +9,12 @@ from finetuned.v1 import dataset_service_pb2 as pb
 from finetuned.v1 import dataset_service_pb2_grpc as grpc_pb
 from grpc import aio
 
+from finetuned_service.datasets.formats.choose import DataFormat, check_mapping
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.errors import InvalidUpload
 from finetuned_service.names import ResourceName, parse_tenant
 from finetuned_service.rpc.convert.common import time_to_proto
-from finetuned_service.rpc.convert.datasets import check_format, dataset_to_proto, row_kind_from_proto
+from finetuned_service.rpc.convert.datasets import dataset_to_proto, format_from_proto, row_kind_from_proto
 from finetuned_service.rpc.request_key import request_key
 from finetuned_service.storage.pages import PageRequest
 
@@ -39,7 +40,7 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
                 case "start":
                     start = request.start
                     tenant = parse_tenant(start.parent, "start.parent")
-                    check_format(start.format)
+                    check_mapping(_format_of(start), start.columns)
                     await asyncio.to_thread(
                         self._store.uploads.start, tenant, start.upload_id, start.dataset_id
                     )
@@ -69,6 +70,8 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
             finish.size_bytes,
             finish.sha256,
             request_key(tenant, start, finish),
+            _format_of(start),
+            dict(start.columns),
         )
         return pb.UploadDatasetResponse(dataset=dataset_to_proto(dataset))
 
@@ -91,9 +94,14 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         context: aio.ServicerContext[pb.ImportDatasetRequest, pb.ImportDatasetResponse],
     ) -> pb.ImportDatasetResponse:
         tenant = parse_tenant(request.parent)
-        check_format(request.format)
         dataset = await asyncio.to_thread(
-            self._store.import_file, tenant, request.dataset_id, request.uri, request_key(tenant, request)
+            self._store.import_file,
+            tenant,
+            request.dataset_id,
+            request.uri,
+            request_key(tenant, request),
+            format_from_proto(request.format),
+            dict(request.columns),
         )
         return pb.ImportDatasetResponse(dataset=dataset_to_proto(dataset))
 
@@ -118,7 +126,8 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
             row_kind_from_proto(request.row_kind),
         )
         return pb.ListDatasetsResponse(
-            datasets=[dataset_to_proto(dataset) for dataset in page.items], next_page_token=page.next_token
+            datasets=[dataset_to_proto(dataset, with_report=False) for dataset in page.items],
+            next_page_token=page.next_token,
         )
 
     async def DeleteDataset(  # noqa: N802 - the contract's name
@@ -129,3 +138,7 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         name = ResourceName.parse(request.name, "datasets")
         await asyncio.to_thread(self._store.delete, name.tenant, name.id)
         return pb.DeleteDatasetResponse()
+
+
+def _format_of(start: pb.UploadStart) -> DataFormat:
+    return format_from_proto(start.format) or DataFormat.JSONL

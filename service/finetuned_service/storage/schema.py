@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -70,6 +70,8 @@ datasets = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("create_time", Float, nullable=False),
     Column("source", Text, nullable=False),
+    # What its rows hold, counted when it was stored; NULL in those of older builds.
+    Column("report", Text),
 )
 
 uploads = Table(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetuned_service.datasets.holdout import split
-from finetuned_service.datasets.report import data_report
+from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import read_rows
 from finetuned_service.errors import FinetunedError, InvalidData, Violation
 from finetuned_service.jobs.values import DataOptions, LongRows, TrainSpec
@@ -26,6 +26,8 @@ class Example:
 
     row: Row
     encoded: EncodedRow
+    whole_tokens: int
+    """Its length before it was cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,12 @@ def read_job_data(
         truncated_rows=encoding.truncated,
         dropped_rows=encoding.dropped,
     )
+    report = with_rows(
+        report,
+        [example.row for example in train],
+        [example.row for example in heldout],
+        (example.whole_tokens for example in train),
+    )
     return JobData(tuple(train), tuple(heldout), report)
 
 
@@ -116,7 +124,7 @@ class _Encoding:
             self._refuse(where, error.message)
             return None
         if len(encoded.token_ids) <= self._limit:
-            return Example(row, encoded)
+            return Example(row, encoded, len(encoded.token_ids))
         if self._options.long_rows is LongRows.REJECT:
             self._refuse(where, _too_long(len(encoded.token_ids), self._limit))
             return None
@@ -125,7 +133,7 @@ class _Encoding:
             self.dropped += 1
             return None
         self.truncated += 1
-        return Example(row, shortened)
+        return Example(row, shortened, len(encoded.token_ids))
 
 
 def _shortened(row: EncodedRow, limit: int, long_rows: LongRows) -> EncodedRow | None:
