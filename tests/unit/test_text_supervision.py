@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from finetuned_service.errors import InvalidData
-from finetuned_service.text.supervision import EncodedRow, encode_row
+from finetuned_service.text.supervision import EncodedRow, encode_preference, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
-from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Text
+from finetuned_service.text.values import Chat, ChatMessage, Preference, PromptCompletion, Text
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizers import BRACKETS, CHATML, write_byte_fallback, write_tokenizer
@@ -189,3 +189,23 @@ def test_rows_that_cannot_be_trained_are_refused(
 @pytest.mark.parametrize("tokens", [lambda t: t.encode_conversation([USER]), lambda t: t.encode("a")])
 def test_encoding_is_repeatable(chatml: BaseTokenizer, tokens: Callable[[BaseTokenizer], list[int]]) -> None:
     assert tokens(chatml) == tokens(chatml)
+
+
+def test_an_answer_that_the_template_takes_away_is_refused(tmp_path: Path) -> None:
+    """As templates do that leave thoughts out: the mask would hold the end token alone."""
+    template = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+    tokenizer = BaseTokenizer.load(write_tokenizer(tmp_path, template=template))
+    with pytest.raises(InvalidData, match="writes nothing, so there is nothing to learn from"):
+        encode_row(tokenizer, PromptCompletion("a", "<think>so</think>\n"))
+    kept = encode_row(tokenizer, PromptCompletion("a", "<think>so</think>b"))
+    assert supervised_texts(tokenizer, kept) == ["b<|im_end|>"]
+
+
+def test_a_preference_is_two_answers_after_the_same_ids(chatml: BaseTokenizer) -> None:
+    messages = (SYSTEM, USER, SUNNY, THANKS)
+    chosen, rejected = encode_preference(chatml, Preference(messages, "You are welcome.", "What?"))
+    prompt_ids = chatml.encode_conversation(messages)
+    for row, answer in ((chosen, "You are welcome."), (rejected, "What?")):
+        assert row.token_ids[: len(prompt_ids)] == prompt_ids
+        assert row.supervised == [False] * len(prompt_ids) + [True] * (len(row.token_ids) - len(prompt_ids))
+        assert supervised_texts(chatml, row) == [answer + "<|im_end|>"]

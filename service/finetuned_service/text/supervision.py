@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.text.tokenizer import BaseTokenizer
-from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Row, Text
+from finetuned_service.text.values import Chat, ChatMessage, Preference, PromptCompletion, Row, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,21 @@ def encode_row(tokenizer: BaseTokenizer, row: Row, train_on_prompt: bool = False
     return encoded
 
 
+def encode_preference(tokenizer: BaseTokenizer, row: Preference) -> tuple[EncodedRow, EncodedRow]:
+    """The better answer and the worse one, each after the same conversation; only the answers are supervised.
+
+    Up to their first supervised id both rows have equal ids: what serving would have when it answers.
+
+    Raises:
+        InvalidData: as `encode_row`.
+    """
+    chosen, rejected = (
+        _encode_chat(tokenizer, (*row.messages, ChatMessage("assistant", answer)), last_answer_only=True)
+        for answer in (row.chosen, row.rejected)
+    )
+    return chosen, rejected
+
+
 def _all_but_first(token_ids: Sequence[int]) -> list[bool]:
     return [place > 0 for place in range(len(token_ids))]
 
@@ -73,7 +88,9 @@ def _encode_text(tokenizer: BaseTokenizer, text: str) -> EncodedRow:
     return EncodedRow(token_ids, _all_but_first(token_ids))
 
 
-def _encode_chat(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage]) -> EncodedRow:
+def _encode_chat(
+    tokenizer: BaseTokenizer, messages: Sequence[ChatMessage], *, last_answer_only: bool = False
+) -> EncodedRow:
     token_ids: list[int] = []
     supervised: list[bool] = []
     end = ""
@@ -84,6 +101,8 @@ def _encode_chat(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage]) -> E
         context_ids = tokenizer.encode(context)
         between_ids = context_ids[1:] if end else context_ids
         answer_ids = _continuation(tokenizer, context, context_ids, answer)
+        if last_answer_only:
+            supervised = [False] * len(token_ids)
         token_ids += between_ids + answer_ids
         supervised += [False] * len(between_ids) + [True] * len(answer_ids)
         end = next(end for end in tokenizer.eos_tokens if answer.endswith(end))
@@ -105,6 +124,7 @@ def _answers(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage]) -> Itera
                 "once another one follows; use rows with a single answer, or text rows"
             )
         answer = _through_end(tokenizer, whole[len(prompt) :])
+        _check_written(tokenizer, answer)
         yield prompt[len(done) :], answer
         done = prompt + answer
 
@@ -115,6 +135,16 @@ def _check_answer(tokenizer: BaseTokenizer, content: str) -> None:
     for end in tokenizer.eos_tokens:
         if end in content:
             raise InvalidData(f"has an answer with the control token {end!r} in it; it would end there")
+
+
+def _check_written(tokenizer: BaseTokenizer, answer: str) -> None:
+    """Refuse an answer of which only the end is left: a template may take parts away, such as thoughts."""
+    end = next(end for end in tokenizer.eos_tokens if answer.endswith(end))
+    if not answer.removesuffix(end).strip():
+        raise InvalidData(
+            "has an answer of which the base's chat template writes nothing, so there is nothing to learn from; "
+            "change the answer or remove the row"
+        )
 
 
 def _render(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage], *, add_generation_prompt: bool) -> str:
