@@ -11,8 +11,8 @@ from finetuned_service.bases.images import FORMATS, prepare_image
 from finetuned_service.bases.inputs import ImageInput, base_inputs
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.datasets.job_rows import JobRows, read_job_rows
-from finetuned_service.datasets.kinds import DatasetRow, LabelledImage, labels_of
-from finetuned_service.datasets.report import data_report
+from finetuned_service.datasets.kinds import DatasetRow, LabelledImage
+from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.engine.messages import Pixels
 from finetuned_service.errors import FinetunedError, InvalidData, InvalidField, Violation
@@ -78,8 +78,6 @@ def read_head_data(
         holdout_fraction=spec.data.holdout_fraction,
         seed=spec.optimization.seed,
     )
-    if eval_path is not None:
-        _refuse_differing(rows)
     head = _head(spec, kind, rows.classes)
     _, image = base_inputs(read_config(base_directory))
     encoding = _Encoding(spec, head, base_directory, image)
@@ -94,23 +92,9 @@ def read_head_data(
         truncated_rows=encoding.truncated,
         dropped_rows=encoding.dropped,
     )
-    return HeadData(train, heldout, head, report)
-
-
-def _refuse_differing(rows: JobRows[DatasetRow]) -> None:
-    """Labels that only one part has: what cannot be learned cannot be measured, and the other way round."""
-    train, heldout = (
-        {label for row in part for label in labels_of(row)} for part in (rows.train, rows.held_out)
-    )
-    for there, missing, lacks in (
-        ("eval_dataset", heldout - train, "the dataset"),
-        ("the dataset", train - heldout, "eval_dataset"),
-    ):
-        if missing:
-            shown = ", ".join(map(repr, sorted(missing)[:5]))
-            raise InvalidData(
-                f"{there} has {len(missing)} labels that {lacks} lacks ({shown}); give both the same"
-            )
+    # An image has no length that anything is cut to.
+    row_tokens = (len(example.token_ids) for example in train if example.pixels is None)
+    return HeadData(train, heldout, head, with_rows(report, rows.train, rows.held_out, row_tokens))
 
 
 def _counted(example: Example) -> EncodedRow:
