@@ -147,10 +147,25 @@ def test_labels_that_cannot_be_held_out_are_named() -> None:
     with pytest.raises(InvalidData, match="the label 'b' has no two different rows"):
         split(rows, 0.1, seed=0)
     assert split(rows, 0.0, seed=0)[1] == []
-    bound = [MultiLabelText("t", ("a", "b")), MultiLabelText("u", ("a", "c"))]
-    bound += [MultiLabelText("v", ("b", "d")), MultiLabelText("w", ("c", "d"))]
-    train, held_out = split([*bound, *[MultiLabelText(f"x{n}", ("a",)) for n in range(5)]], 0.5, seed=0)
-    assert set(train) | set(held_out) == set(range(9))
+
+
+def test_every_label_of_several_is_on_both_sides_or_the_split_is_refused() -> None:
+    """Each label is in two texts, so holding one out takes another label's share with it."""
+    rows = [
+        MultiLabelText(text, tuple(pair))
+        for text, pair in zip("tuvwxy", ("ab", "ac", "bd", "cd", "ef", "ef"), strict=True)
+    ]
+    refused = 0
+    for seed in range(30):
+        try:
+            train, held_out = split(rows, 0.5, seed)
+        except InvalidData:
+            refused += 1
+            continue
+        parts = [{label for index in part for label in rows[index].labels} for part in (train, held_out)]
+        assert parts == [set("abcdef")] * 2
+        assert sorted(train + held_out) == list(range(6))
+    assert refused < 30
 
 
 def write(path: Path, rows: list[AnyRow]) -> Path:
