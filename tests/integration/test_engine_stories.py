@@ -87,7 +87,7 @@ def same_but_for_ties(found, expected, margins):
 
 
 @pytest.mark.parametrize("room_ranks", [72, 150, 1000])
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     story=stories(len(SHAPES), len(PROMPTS), NEW_TOKENS),
     max_running=st.integers(1, 8),
@@ -117,9 +117,9 @@ def test_replies_are_pefts_whatever_happens_around_them(
 
 
 def test_the_oracle_tells_its_adapters_apart_and_hardly_ever_ties(oracle):
-    """Else the stories would prove little. (After a prompt of one token, adapters of attention change little.)"""
-    for prompt in range(1, len(PROMPTS)):
-        replies = [oracle(adapter, prompt) for adapter in (None, *range(len(SHAPES)))]
-        assert len({tuple(tokens) for tokens, _ in replies}) == len(replies)
+    """Else the stories would prove little. (One that adapts attention alone may change nothing in ten tokens.)"""
+    for prompt in range(len(PROMPTS)):
+        replies = {tuple(oracle(adapter, prompt)[0]) for adapter in (None, *range(len(SHAPES)))}
+        assert len(replies) >= len(SHAPES)
     margins = torch.tensor([oracle(None, prompt)[1] for prompt in range(len(PROMPTS))])
     assert (margins < TIE).float().mean() < 0.05
