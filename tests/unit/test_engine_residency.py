@@ -200,6 +200,16 @@ def test_host_frees_the_device_and_keeps_the_copy():
     assert world.tiers()["a"] is HOST
 
 
+def test_a_call_for_host_does_not_wait_for_the_place_that_it_gives_up(world):
+    """Both asked again at each load's end, they once undid and began each other's work forever."""
+    world.load(A)
+    world.manager.set_residency(A, HOST, pinned=False)
+    assert world.manager.set_residency(A, DEVICE, pinned=False) is LOADING
+    assert world.manager.set_residency(A, HOST, pinned=False) is READY
+    world.loader.run(world.manager)
+    assert world.tiers() == {"a": HOST}
+
+
 def test_stored_while_it_loads_forgets_it_when_loaded(world):
     world.manager.try_hold(A)
     world.manager.set_residency(A, STORED, pinned=False)

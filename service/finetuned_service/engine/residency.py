@@ -118,10 +118,12 @@ class ResidencyManager(Generic[W, P]):
         entry.used = self._clock
         if entry.on_device and tier is Residency.DEVICE:
             return Readiness.READY
-        if entry.loading:
-            return Readiness.LOADING
+        # Also while it is being placed: a call for HOST that waited for that would undo it, and the call for
+        # DEVICE would begin it again, forever.
         if entry.weights is not None and tier is Residency.HOST:
             return Readiness.READY
+        if entry.loading:
+            return Readiness.LOADING
         try:
             if entry.weights is None:
                 wanted, readiness = Residency.HOST, self._begin_read(entry)
