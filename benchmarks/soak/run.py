@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from finetuned import AsyncClient, EvaluationOptions, Optimization
+from finetuned import AsyncClient, Deadlines, EvaluationOptions, Optimization
 
 from benchmarks.soak.growth import ALLOWANCES, Growth, growth, read
 from benchmarks.soak.visitor import Visitor, shared
@@ -23,6 +23,8 @@ from examples.demo.server import RunningServer, running_server
 ENGINE = "finetuned-eng"
 PATIENCE = 10.0
 """A soak may run on a busy machine, beside other work."""
+DEADLINES = Deadlines.of(1800.0)
+"""Of those who do not try what happens without time: how long things take is not what is asked here."""
 FLAGS = (
     # Bits are compared, and only the native path promises them. Small budgets, so that adapters come and go and
     # the arena of keys and values is full early.
@@ -45,7 +47,7 @@ class Plan:
     minutes: float = 30.0
     rounds: int = 6
     visitors: int = 12
-    actions: int = 5
+    actions: int = 10
     rounds_per_job: int = 4
     seed: int = 0
 
@@ -158,7 +160,9 @@ def _line(rest: dict[str, dict[str, float]]) -> str:
 async def _world(plan: Plan, server: RunningServer) -> AsyncGenerator[World]:
     async with AsyncExitStack() as stack:
         clients = {
-            tenant: await stack.enter_async_context(AsyncClient(server.endpoint, tenant=tenant))
+            tenant: await stack.enter_async_context(
+                AsyncClient(server.endpoint, tenant=tenant, deadlines=DEADLINES)
+            )
             for tenant in TENANTS
         }
         info = await clients[TENANTS[0]].server_info()

@@ -87,7 +87,7 @@ def same_but_for_ties(found, expected, margins):
 
 
 @pytest.mark.parametrize("room_ranks", [72, 150, 1000])
-@settings(max_examples=15)
+@settings(max_examples=60)
 @given(
     story=stories(len(SHAPES), len(PROMPTS), NEW_TOKENS),
     max_running=st.integers(1, 8),

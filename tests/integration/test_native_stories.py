@@ -84,7 +84,7 @@ def cold(model, adapters):
     return reply
 
 
-@settings(max_examples=40)
+@settings(max_examples=150)
 @given(
     story=stories(len(SHAPES), len(PROMPTS), NEW_TOKENS),
     max_running=st.integers(1, 8),
