@@ -167,7 +167,7 @@ def test_images_become_the_vectors_of_transformers(vision: TinyServer) -> None:
         larger = client.embed(Image(random_image(7, 200, 90)), plain_base=True)
     model = ResNetModel.from_pretrained(vision.base_directory).eval()
     for data, embedding in zip(images, answers, strict=True):
-        values = np.asarray(PIL_values(data), np.float32)
+        values = np.asarray(values_of_pillow(data), np.float32)
         with torch.no_grad():
             pixels = torch.tensor((values / 255 - 0.5) / 0.25)[None, None]
             expected = model(pixel_values=pixels).pooler_output.flatten()
@@ -176,7 +176,7 @@ def test_images_become_the_vectors_of_transformers(vision: TinyServer) -> None:
     assert np.linalg.norm(larger[0].values) == pytest.approx(1.0)
 
 
-def PIL_values(data: bytes) -> Any:  # noqa: N802 - named after the library
+def values_of_pillow(data: bytes) -> Any:
     import io
 
     from PIL import Image as PillowImage

@@ -163,12 +163,13 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_out_of_range_is_refused_by_its_name(client: Client, name: str) -> None:
     field = name.partition(" ")[0]
-    for ask in (client.generate, lambda *a, **k: client.generate_many([GenerateRequest(*a, **k)])[0]):
-        with pytest.raises(InvalidField) as refusal:  # noqa: PT012 - one way raises, the other gives the error
-            answer = ask(PROMPT, **{**DRAWN, **REFUSED[name]})
-            assert isinstance(answer, InvalidField)
-            raise answer
-        assert refusal.value.violations[0].field.startswith(f"generate.{field}")
+    settings = {**DRAWN, **REFUSED[name]}
+    with pytest.raises(InvalidField) as raised:
+        client.generate(PROMPT, **settings)
+    (given,) = client.generate_many([GenerateRequest(PROMPT, **settings)])
+    assert isinstance(given, InvalidField)
+    for refusal in (raised.value, given):
+        assert refusal.violations[0].field.startswith(f"generate.{field}")
     assert client.server_info().load.queued_sequences == 0
 
 

@@ -12,8 +12,10 @@ from finetuned_service.engine.native.build import PORTABLE, library_path
 from finetuned_service.jobs.values import LoraSettings, Optimization, TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
+from finetuned_service.training.activations import kept_bytes
 from finetuned_service.training.fused import FusedLayer
 from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.methods.lora import LoraLinear
 from finetuned_service.training.model import AdaptedModel, adapt
 from finetuned_service.training.native.kernels import FLAGS, SOURCE, Kernels
 from finetuned_service.training.order import micro_batches
@@ -333,3 +335,11 @@ def test_fused_layers_keep_about_what_they_are_expected_to(kernels):
     with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
         model.loss(packed, 1.0)
     assert 0.5 * model.kept_bytes(tokens) < sum(kept.values()) < 2 * model.kept_bytes(tokens)
+
+
+def test_a_module_that_lora_stands_around_is_counted_once():
+    plain = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(8, 16))])
+    adapted = torch.nn.ModuleList(
+        [torch.nn.Sequential(LoraLinear(torch.nn.Linear(8, 16), rank=2, scaling=1.0))]
+    )
+    assert kept_bytes(adapted, 100) == kept_bytes(plain, 100) > 0

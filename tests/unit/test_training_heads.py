@@ -14,6 +14,7 @@ from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.errors import InvalidAdapterFiles, InvalidData
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
+from finetuned_service.jobs.values import Notice
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Method, Task
 from safetensors.torch import load_file, save_file
@@ -170,7 +171,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_p
     _, whole, _ = train(tmp_path / "whole", encoder, MOODS, task="text-classification")
     task = make_task(tmp_path / "parts", encoder, train=MOODS, task="text-classification", **HEAD)
     assert run(task, Reports(), After(37)) == EXIT_STOPPED
-    assert run(task, Reports(), Never()) == EXIT_FINISHED
+    again = Reports()
+    assert run(task, again, Never()) == EXIT_FINISHED
+    assert again.of(Notice)[0].text == "goes on from the checkpoint after step 37"
     assert stored_digest(whole) == stored_digest(Path(task.output_directory))
 
 

@@ -5,21 +5,17 @@ holds its arrays as `T`: the names of tensors where files are checked, tensors w
 
 At one linear module, `y = W x + bias` becomes, in this order:
 
-    SubstituteParameter   W or bias is another
-    ScaleInput            x is scaled before W and before A
-    AddLowRank            scaling * B A x is added
-    ScaleRows             the product without the bias is scaled, so that the rows of W + scaling * B A
-                          get the lengths given (DoRA)
-    ScaleOutput           y is scaled, its bias with it
-
-SubstituteParameter also stands at norms, embeddings and heads; MapOutput at a sublayer (attention or feed-forward).
+    ScaleInput    x is scaled before W and before A
+    AddLowRank    scaling * B A x is added
+    ScaleRows     the product without the bias is scaled, so that the rows of W + scaling * B A get the
+                  lengths given (DoRA)
+    ScaleOutput   y is scaled, its bias with it
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -73,60 +69,4 @@ class ScaleOutput(Generic[T]):
         return ScaleOutput(read(self.gain))
 
 
-@dataclass(frozen=True, slots=True)
-class SubstituteParameter(Generic[T]):
-    """A parameter of the module, whole: what a difference in 16 bits could not give exactly."""
-
-    parameter: str
-    """Its name in the module: `weight` or `bias`."""
-    value: T
-    """In the parameter's shape in the base's file."""
-
-    def over(self, read: Callable[[T], U]) -> SubstituteParameter[U]:
-        return SubstituteParameter(self.parameter, read(self.value))
-
-
-class Activation(StrEnum):
-    """The nonlinearity of a bottleneck."""
-
-    RELU = "RELU"
-    GELU = "GELU"
-    SILU = "SILU"
-
-
-@dataclass(frozen=True, slots=True)
-class MapOutput(Generic[T]):
-    """A bottleneck at a sublayer: `scaling * (up act(down h + down_bias) + up_bias)` is added to its output
-    before the residual connection. h is that output, or the sublayer's input if it is `parallel`.
-
-    Sources: Houlsby et al. 2019, Pfeiffer et al. 2021, He et al. 2022 (parallel).
-    """
-
-    down: T
-    """`[width, hidden]`."""
-    down_bias: T
-    """`[width]`."""
-    up: T
-    """`[hidden, width]`."""
-    up_bias: T
-    """`[hidden]`."""
-    activation: Activation
-    scaling: float
-    parallel: bool
-
-    def over(self, read: Callable[[T], U]) -> MapOutput[U]:
-        return MapOutput(
-            read(self.down),
-            read(self.down_bias),
-            read(self.up),
-            read(self.up_bias),
-            self.activation,
-            self.scaling,
-            self.parallel,
-        )
-
-
-SiteOp = ScaleInput[T] | AddLowRank[T] | ScaleRows[T] | ScaleOutput[T] | SubstituteParameter[T] | MapOutput[T]
-
-SiteOps = Mapping[str, tuple[SiteOp[T], ...]]
-"""A whole adapter: the full name of a module of the base → what happens there, in no particular order."""
+SiteOp = ScaleInput[T] | AddLowRank[T] | ScaleRows[T] | ScaleOutput[T]

@@ -17,10 +17,9 @@ import structlog
 from finetuned_service.engine.adapter_memory import LoaderThread
 from finetuned_service.engine.arrivals import Arrivals
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.counts import EngineCounts
 from finetuned_service.engine.deadlines import expiry
-from finetuned_service.engine.gate import Readiness
 from finetuned_service.engine.grammars import Compiled, GrammarThread
-from finetuned_service.engine.histogram import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, Histogram
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
     Answer,
@@ -37,6 +36,7 @@ from finetuned_service.engine.messages import (
 )
 from finetuned_service.engine.replies import Replies, encoded, limit_tokens
 from finetuned_service.engine.residency import ResidencyManager
+from finetuned_service.engine.residency_calls import ResidencyCalls
 from finetuned_service.engine.runner import Model, StepLogits
 from finetuned_service.engine.scheduler import Chunk, Scheduler
 from finetuned_service.engine.sequence import Phase, Sequence
@@ -44,22 +44,10 @@ from finetuned_service.errors import (
     DeadlineExceeded,
     FinetunedError,
     Internal,
-    ResourceExhausted,
     Unavailable,
 )
 
 _log = structlog.get_logger()
-_COUNTERS = (
-    "steps",
-    "prefill_tokens",
-    "prefix_tokens_reused",
-    "decode_tokens",
-    "step_seconds",
-    "step_failures",
-    "deadlines_estimate",
-    "deadlines_queue",
-    "deadlines_running",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +67,15 @@ class EngineLoop:
     def __init__(self, model: Model, config: EngineConfig) -> None:
         self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._model = model
-        self._calls: list[SetResidency] = []
         self._events: list[Event] = []
         self._stop_seconds: float | None = None
-        self._counters = dict.fromkeys(_COUNTERS, 0.0)
-        self._step_seconds = Histogram(STEP_SECONDS)
-        self._step_sequences = Histogram(STEP_SEQUENCES)
-        self._step_tokens = Histogram(STEP_TOKENS)
+        self._counts = EngineCounts()
         self.runner = model.open(config)
         self._loader = LoaderThread(self._inbox.put)
         self.residency = ResidencyManager[Any, Any](
             self.runner.memory, self._loader, config.host_budget_bytes
         )
+        self._residency_calls = ResidencyCalls(self.residency, self._snapshot)
         self.scheduler = Scheduler(
             max_running=config.max_running_sequences,
             max_prefill_tokens=config.max_prefill_tokens,
@@ -126,7 +111,7 @@ class EngineLoop:
             self._take(self._inbox.get())
         self._end_expired()
         self._admit()
-        self._counters["prefix_tokens_reused"] += self.scheduler.share_prefixes(self.runner.copy_kv)
+        self._counts.add("prefix_tokens_reused", self.scheduler.share_prefixes(self.runner.copy_kv))
         chunks = self.scheduler.plan_step()
         if chunks:
             self.scheduler.charge(chunks)
@@ -162,7 +147,7 @@ class EngineLoop:
             case Cancel(request_id=request_id):
                 self._cancel(request_id)
             case SetResidency():
-                self._set_residency(delivery)
+                self._events += self._residency_calls.take(delivery)
             case Inspect(call_id=call_id, verify_base=True):
                 threading.Thread(target=self._verify, args=(call_id,), daemon=True).start()
             case Inspect(call_id=call_id):
@@ -185,7 +170,7 @@ class EngineLoop:
             self.scheduler.check_deadline(sequence, sequence.arrived_seconds)
         except FinetunedError as error:
             if isinstance(error, DeadlineExceeded):
-                self._counters["deadlines_estimate"] += 1
+                self._counts.add("deadlines_estimate")
             self._events.append(Failed(submit.request_id, error.to_wire()))
             return
         if not submit.sampling.grammar:
@@ -214,7 +199,7 @@ class EngineLoop:
     def _end_expired(self) -> None:
         for sequence in self.scheduler.expired(time.monotonic()):
             running = sequence.phase is Phase.RUNNING
-            self._counters["deadlines_running" if running else "deadlines_queue"] += 1
+            self._counts.add("deadlines_running" if running else "deadlines_queue")
             error = expiry(sequence)
             self._end(sequence, sound=True)
             self._events.append(Failed(sequence.request_id, error.to_wire()))
@@ -241,7 +226,7 @@ class EngineLoop:
             step = self.runner.run(chunks, self._place_of)
             greedy = self._replies.greedy(step.logits) if step.chosen else []
         except Exception as error:  # noqa: BLE001 - who is at fault fails alone, the engine goes on
-            self._counters["step_failures"] += 1
+            self._counts.add("step_failures")
             fault = self._fault(error)
             if len(chunks) == 1:
                 self._fail(chunks[0].sequence, fault)
@@ -253,11 +238,11 @@ class EngineLoop:
         now = time.monotonic()
         for chunk in chunks:
             kind = "decode_tokens" if chunk.sequence.new_tokens else "prefill_tokens"
-            self._counters[kind] += chunk.rows
+            self._counts.add(kind, chunk.rows)
             chunk.sequence.computed_tokens += chunk.rows
         self._tell_tokens(step, greedy, now)
         self._tell_encoded(step, now)
-        self._count_step(chunks, time.monotonic() - began)
+        self._counts.add_step(chunks, time.monotonic() - began)
 
     def _tell_tokens(self, step: StepLogits, greedy: list[int | None], now: float) -> None:
         for row, sequence in enumerate(step.chosen):
@@ -287,13 +272,6 @@ class EngineLoop:
             self._events.append(event)
             self._end(sequence)
 
-    def _count_step(self, chunks: list[Chunk], seconds: float) -> None:
-        self._counters["steps"] += 1
-        self._counters["step_seconds"] += seconds
-        self._step_seconds.observe(seconds)
-        self._step_sequences.observe(len(chunks))
-        self._step_tokens.observe(sum(chunk.rows for chunk in chunks))
-
     def _place_of(self, sequence: Sequence) -> Any:
         return self.residency.place_of(sequence.adapter) if sequence.adapter else None
 
@@ -311,38 +289,9 @@ class EngineLoop:
         _log.error("engine_step_failed", exc_info=cause, **fault.metadata)
         return fault
 
-    def _set_residency(self, call: SetResidency) -> None:
-        try:
-            readiness = self.residency.set_residency(call.adapter, call.residency, pinned=call.pinned)
-        except FinetunedError as error:
-            self._events.append(Answer(call.call_id, None, error.to_wire()))
-            return
-        self._answer(call, readiness)
-
-    def _answer(self, call: SetResidency, readiness: Readiness) -> None:
-        match readiness:
-            case Readiness.READY:
-                self._events.append(Answer(call.call_id, self._snapshot()))
-            case Readiness.LOADING:
-                self._calls.append(call)
-            case Readiness.NO_MEMORY:
-                self.residency.unpin(call.adapter)
-                error = ResourceExhausted(
-                    f"running sequences use the memory that adapter {call.adapter.digest} needs; try again",
-                    retry_after_seconds=1.0,
-                )
-                self._events.append(Answer(call.call_id, None, error.to_wire()))
-
     def _finish_load(self, loaded: Loaded[Any]) -> None:
         self.residency.finish(loaded)
-        calls, self._calls = self._calls, []
-        for call in calls:
-            if call.adapter.digest != loaded.digest:
-                self._calls.append(call)
-            elif loaded.error is not None:
-                self._events.append(Answer(call.call_id, None, loaded.error.to_wire()))
-            else:
-                self._set_residency(call)
+        self._events += self._residency_calls.loaded(loaded)
         if loaded.error is not None:
             for sequence in list(self.scheduler.waiting.values()):
                 if sequence.adapter is not None and sequence.adapter.digest == loaded.digest:
@@ -366,7 +315,7 @@ class EngineLoop:
             adapters=self.residency.snapshot(),
             base_digest=base_digest,
             counters={
-                **self._counters,
+                **self._counts.counters(),
                 "adapter_drains": float(self.scheduler.drains),
                 "adapter_loads": float(self.residency.loads),
                 "adapter_evictions": float(self.residency.evictions),
@@ -375,9 +324,7 @@ class EngineLoop:
                 "load_failures": float(self.residency.load_failures),
             },
             histograms={
-                "step_seconds": self._step_seconds.read(),
-                "step_sequences": self._step_sequences.read(),
-                "step_tokens": self._step_tokens.read(),
+                **self._counts.histograms(),
                 "read_seconds": self.residency.read_seconds.read(),
                 "fill_seconds": self.residency.fill_seconds.read(),
             },

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from finetuned_service.training.fused import FusedLayer
-from finetuned_service.training.methods.lora import LoraLinear
 
 _KEPT_FUSED, _KEPT_PLAIN = 0.6, 1.5
 """Of the inputs and outputs of a layer's linear modules, how much it keeps for its gradient (measured on
@@ -44,10 +43,7 @@ class CheckpointedLayer(nn.Module):
 
 
 def _kept_of_layer(layer: nn.Module) -> float:
-    weights = [
-        (module.base if isinstance(module, LoraLinear) else module).weight
-        for module in layer.modules()
-        if isinstance(module, LoraLinear | nn.Linear)
-    ]
+    # Those that LoRA stands around are in here too, each once.
+    weights = [module.weight for module in layer.modules() if isinstance(module, nn.Linear)]
     share = _KEPT_FUSED if isinstance(layer, FusedLayer) else _KEPT_PLAIN
     return share * sum(sum(weight.shape) * weight.element_size() for weight in weights)

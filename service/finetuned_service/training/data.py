@@ -12,11 +12,12 @@ from pathlib import Path
 from finetuned_service.datasets.holdout import split
 from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import read_rows
-from finetuned_service.errors import FinetunedError, InvalidData, Violation
+from finetuned_service.errors import InvalidData
 from finetuned_service.jobs.values import DataOptions, LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Row
+from finetuned_service.training.row_faults import RowFaults, too_long
 from finetuned_service.vocabulary import DataReport
 
 
@@ -58,7 +59,7 @@ def read_job_data(
     heldout: list[Example] = []
     if eval_path is not None:
         heldout = encoding.examples(read_rows(eval_path), "eval_dataset line")
-    encoding.refuse_violations()
+    encoding.faults.refuse()
     if not train:
         raise InvalidData(
             f"all {encoding.dropped} rows are longer than max_row_tokens ({spec.data.max_row_tokens}) and "
@@ -90,8 +91,7 @@ class _Encoding:
         if options.max_row_tokens is None:
             raise ValueError("max_row_tokens is not resolved")
         self._tokenizer, self._options, self._limit = tokenizer, options, options.max_row_tokens
-        self._violations: list[Violation] = []
-        self._invalid_rows = 0
+        self.faults = RowFaults()
         self.truncated = self.dropped = 0
 
     def examples(self, rows: Iterable[Row], where: str) -> list[Example]:
@@ -99,34 +99,16 @@ class _Encoding:
         found = (self._example(row, f"{where} {number}") for number, row in enumerate(rows, start=1))
         return [example for example in found if example is not None]
 
-    def refuse_violations(self) -> None:
-        """Raise InvalidData for all of them: the first 20, and how many there are."""
-        if not self._invalid_rows:
-            return
-        first = f"{self._violations[0].field} {self._violations[0].description}"
-        raise InvalidData(
-            first
-            if self._invalid_rows == 1
-            else f"{self._invalid_rows} rows cannot be used; the first: {first}",
-            violations=self._violations,
-            metadata={"invalid_rows": str(self._invalid_rows)},
-        )
-
-    def _refuse(self, where: str, description: str) -> None:
-        self._invalid_rows += 1
-        if len(self._violations) < FinetunedError.MAX_VIOLATIONS:
-            self._violations.append(Violation(where, description))
-
     def _example(self, row: Row, where: str) -> Example | None:
         try:
             encoded = encode_row(self._tokenizer, row, self._options.train_on_prompt)
         except InvalidData as error:
-            self._refuse(where, error.message)
+            self.faults.add(where, error.message)
             return None
         if len(encoded.token_ids) <= self._limit:
             return Example(row, encoded, len(encoded.token_ids))
         if self._options.long_rows is LongRows.REJECT:
-            self._refuse(where, _too_long(len(encoded.token_ids), self._limit))
+            self.faults.add(where, too_long(len(encoded.token_ids), self._limit))
             return None
         shortened = _shortened(encoded, self._limit, self._options.long_rows)
         if shortened is None:
@@ -141,10 +123,3 @@ def _shortened(row: EncodedRow, limit: int, long_rows: LongRows) -> EncodedRow |
     if long_rows is not LongRows.TRUNCATE or not any(row.supervised[:limit]):
         return None
     return EncodedRow(row.token_ids[:limit], row.supervised[:limit])
-
-
-def _too_long(found_tokens: int, limit: int) -> str:
-    return (
-        f"has {found_tokens} tokens; max_row_tokens allows {limit}. Shorten it, raise max_row_tokens, or "
-        "choose long_rows TRUNCATE or DROP"
-    )

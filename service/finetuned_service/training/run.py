@@ -15,13 +15,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from finetuned_service._version import VERSION
-from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.memory import memory_report, private_memory_bytes
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import (
     Environment,
-    Estimate,
     EvaluationFinished,
     EvaluationSample,
     Notice,
@@ -40,12 +38,11 @@ from finetuned_service.training.model import AdaptedModel, load_model
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
 from finetuned_service.training.questions import Question, matches, questions
 from finetuned_service.training.schedule import Plan
+from finetuned_service.training.stages import begin, tell_finished, tell_prepared
 from finetuned_service.vocabulary import Method
 
 SAFE_SHARE = 0.8
 """Of the memory budget; what a step needs beside what layers keep is not computed beforehand."""
-MAX_SAMPLES = 100
-"""Held-out rows that the result shows with their answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +101,13 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
         return EXIT_STOPPED
     report(Progress(phase="storing"))
     publish_directory(job.adapter_directory, Path(task.output_directory))
-    report(
-        TrainFinished(
-            metrics=adapter.metrics if adapter else (),
-            baseline_metrics=baseline.metrics if baseline else (),
-            incumbent_metrics=incumbent.metrics if incumbent else (),
-            samples=_samples(job, baseline, adapter),
-            stopped_early=ended is Ended.EARLY,
-        )
+    tell_finished(
+        report,
+        adapter=adapter,
+        baseline=baseline,
+        incumbent=incumbent,
+        samples=_samples(job, baseline, adapter),
+        stopped_early=ended is Ended.EARLY,
     )
     return EXIT_FINISHED
 
@@ -121,16 +117,8 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
     tokenizer = BaseTokenizer.load(Path(task.base_directory))
     eval_path = Path(task.eval_path) if task.eval_path else None
     data = read_job_data(task.spec, tokenizer, Path(task.train_path), eval_path)
-    if task.spec.promote_if is not None and not data.heldout:
-        raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
     environment = _environment(task)
-    steps = task.spec.optimization.max_steps or 0
-    tokens = round(steps * task.spec.optimization.batch_rows * data.report.mean_row_tokens)
-    report(
-        Prepared(
-            environment=environment, estimate=Estimate(steps=steps, tokens=tokens), data_report=data.report
-        )
-    )
+    tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
     asked = questions([example.row for example in data.heldout], task.spec.evaluation.generation_rows)
     return _Job(task, tokenizer, data, asked, environment, report, stop)
 
@@ -191,7 +179,7 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
         checkpoints=checkpoints,
         report=job.report,
         stop=job.stop,
-        state=_begin(job, checkpoints.latest(job.digest)),
+        state=begin(checkpoints.latest(job.digest), job.digest, job.environment, job.report),
         seconds_afterwards=seconds_afterwards,
     )
     ended = trainer.run()
@@ -225,22 +213,6 @@ def _choose_checkpointing(job: _Job, model: AdaptedModel) -> None:
         model.checkpoint_activations()
 
 
-def _begin(job: _Job, kept: RunState | None) -> RunState:
-    """The state to go on from, told to the user where it is not the beginning."""
-    if kept is None:
-        return RunState(task_digest=job.digest, environment=job.environment)
-    text = f"goes on from the checkpoint after step {kept.step}"
-    if kept.environment == job.environment:
-        job.report(Notice(text=text))
-    else:
-        text += (
-            "; torch, instruction set, threads or service differ from those it was written with, so the "
-            "result will not equal an uninterrupted run's to the last digit"
-        )
-        job.report(Notice(severity="WARNING", text=text))
-    return kept.model_copy(update={"environment": job.environment})
-
-
 def _tell_memory(job: _Job) -> None:
     weights = str(Path(job.task.base_directory).resolve() / "model.safetensors")
     shared = "; ".join(str(mapping) for mapping in memory_report() if mapping.path == weights)
@@ -262,5 +234,5 @@ def _samples(
             answer=answer,
             correct=matches(answer, question.expected),
         )
-        for question, plain, answer in list(answers)[:MAX_SAMPLES]
+        for question, plain, answer in answers
     )

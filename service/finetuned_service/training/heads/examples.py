@@ -15,11 +15,12 @@ from finetuned_service.datasets.kinds import DatasetRow, LabelledImage
 from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.engine.messages import Pixels
-from finetuned_service.errors import FinetunedError, InvalidData, InvalidField, Violation
+from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.values import LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
 from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText, ScoredText
+from finetuned_service.training.row_faults import RowFaults, too_long
 from finetuned_service.vocabulary import DataReport
 
 LabelledRow = LabelledText | MultiLabelText | ScoredText | LabelledTokens | LabelledImage
@@ -83,7 +84,7 @@ def read_head_data(
     encoding = _Encoding(spec, head, base_directory, image)
     train = encoding.examples(rows.train, "training row", 0)
     heldout = encoding.examples(rows.held_out, "held-out row", len(train))
-    encoding.refuse_violations()
+    encoding.faults.refuse()
     if not train:
         raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
     report = data_report(
@@ -124,8 +125,7 @@ class _Encoding:
         self._spec, self._image = spec, image
         self._place = {label: place for place, label in enumerate(head.labels)}
         self._tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
-        self._violations: list[Violation] = []
-        self._invalid_rows = 0
+        self.faults = RowFaults()
         self.truncated = self.dropped = 0
 
     def examples(self, rows: Iterable[DatasetRow], where: str, first: int) -> tuple[Example, ...]:
@@ -135,24 +135,13 @@ class _Encoding:
             try:
                 example = self._example(row, first + len(found))
             except (InvalidData, InvalidField) as error:
-                self._invalid_rows += 1
-                if len(self._violations) < FinetunedError.MAX_VIOLATIONS:
-                    self._violations.append(Violation(f"{where} {number}", error.message))
+                self.faults.add(f"{where} {number}", error.message)
                 continue
             if example is None:
                 self.dropped += 1
             else:
                 found.append(example)
         return tuple(found)
-
-    def refuse_violations(self) -> None:
-        if self._violations:
-            first = self._violations[0]
-            raise InvalidData(
-                f"{self._invalid_rows} rows cannot be used; the first: {first.field} {first.description}",
-                violations=self._violations,
-                metadata={"invalid_rows": str(self._invalid_rows)},
-            )
 
     def _example(self, row: DatasetRow, number: int) -> Example | None:
         match row:
@@ -226,10 +215,7 @@ class _Encoding:
             return text
         match self._spec.data.long_rows:
             case LongRows.REJECT:
-                raise InvalidData(
-                    f"has {found} tokens; max_row_tokens allows {most}. Shorten it, raise max_row_tokens, or choose "
-                    "long_rows TRUNCATE or DROP"
-                )
+                raise InvalidData(too_long(found, most))
             case LongRows.DROP:
                 return None
             case LongRows.TRUNCATE:

@@ -15,12 +15,10 @@ from safetensors.torch import save_file
 from finetuned_service.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from finetuned_service.adapters.head import HEAD_BIAS, HEAD_KEY, HEAD_WEIGHT
 from finetuned_service.engine.encoders.model import EncoderModel
-from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import (
     Environment,
-    Estimate,
     EvaluationFinished,
     EvaluationSample,
     Notice,
@@ -28,7 +26,7 @@ from finetuned_service.jobs.values import (
 )
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import adapter_handle
-from finetuned_service.training.checkpoint import CheckpointStore, RunState
+from finetuned_service.training.checkpoint import CheckpointStore
 from finetuned_service.training.heads.evaluate import (
     HeadResult,
     answered,
@@ -41,8 +39,7 @@ from finetuned_service.training.heads.features import features_of
 from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.loop import Ended, Trainer
 from finetuned_service.training.schedule import Plan
-
-MAX_SAMPLES = 100
+from finetuned_service.training.stages import begin, tell_finished, tell_prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +77,9 @@ def run_head(
     """
     eval_path = Path(task.eval_path) if task.eval_path else None
     data = read_head_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path)
-    if task.spec.promote_if is not None and not data.heldout:
-        raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
-    steps = task.spec.optimization.max_steps or 0
-    tokens = round(steps * task.spec.optimization.batch_rows * data.report.mean_row_tokens)
-    report(
-        Prepared(
-            environment=environment, estimate=Estimate(steps=steps, tokens=tokens), data_report=data.report
-        )
-    )
+    tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
     job = _Job(task, data, environment, digest, report, stop)
-    baseline = (
-        _told(
-            job,
-            "baseline",
-            scored(without_looking(data.train, data.heldout, data.head), data.heldout, data.head),
-        )
-        if data.heldout
-        else None
-    )
+    baseline = _baseline(job)
     incumbent = _incumbent(job)
     ended, step = _train(job)
     if ended is Ended.STOPPED:
@@ -106,16 +87,22 @@ def run_head(
     adapter = _measured(job, "adapter", job.work / "adapter", step)
     report(Progress(phase="storing"))
     publish_directory(job.work / "adapter", Path(task.output_directory))
-    report(
-        TrainFinished(
-            metrics=adapter.metrics if adapter else (),
-            baseline_metrics=baseline.metrics if baseline else (),
-            incumbent_metrics=incumbent.metrics if incumbent else (),
-            samples=_samples(job, baseline, adapter),
-            stopped_early=ended is Ended.EARLY,
-        )
+    tell_finished(
+        report,
+        adapter=adapter,
+        baseline=baseline,
+        incumbent=incumbent,
+        samples=_samples(job, baseline, adapter),
+        stopped_early=ended is Ended.EARLY,
     )
     return EXIT_FINISHED
+
+
+def _baseline(job: _Job) -> HeadResult | None:
+    if not job.data.heldout:
+        return None
+    outputs = without_looking(job.data.train, job.data.heldout, job.data.head)
+    return _told(job, "baseline", scored(outputs, job.data.heldout, job.data.head))
 
 
 def _incumbent(job: _Job) -> HeadResult | None:
@@ -155,7 +142,6 @@ def _train(job: _Job) -> tuple[Ended, int]:
     features = {number: rows.clone() for number, rows in features_of(encoder, examples, job.data.head)}
     model = HeadModel(job.data.head, features)
     checkpoints = CheckpointStore(job.work / "checkpoints")
-    kept = checkpoints.latest(job.digest)
     trainer = Trainer(
         model,
         spec.optimization,
@@ -166,7 +152,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
         checkpoints=checkpoints,
         report=job.report,
         stop=job.stop,
-        state=kept or RunState(task_digest=job.digest, environment=job.environment),
+        state=begin(checkpoints.latest(job.digest), job.digest, job.environment, job.report),
     )
     ended = trainer.run()
     best = trainer.state.best
@@ -197,5 +183,5 @@ def _samples(
             answer=answer,
             correct=answer == expected,
         )
-        for example, plain, answer in list(found)[:MAX_SAMPLES]
+        for example, plain, answer in found
     )

@@ -1,0 +1,81 @@
+"""What every TrainJob tells at its turns, whatever it trains: prepared, begun again, finished."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.process import ReportFunction
+from finetuned_service.jobs.task import Prepared, TrainFinished
+from finetuned_service.jobs.values import Environment, Estimate, EvaluationSample, Notice, TrainSpec
+from finetuned_service.training.checkpoint import RunState
+from finetuned_service.vocabulary import DataReport, Metric
+
+MAX_SAMPLES = 100
+"""Held-out rows that the result shows with their answers."""
+
+
+def tell_prepared(
+    spec: TrainSpec, environment: Environment, data: DataReport, heldout_rows: int, report: ReportFunction
+) -> None:
+    """Tell what will be trained on.
+
+    Raises:
+        InvalidField: if `promote_if` has nothing to measure with.
+    """
+    if spec.promote_if is not None and not heldout_rows:
+        raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
+    steps = spec.optimization.max_steps or 0
+    tokens = round(steps * spec.optimization.batch_rows * data.mean_row_tokens)
+    report(Prepared(environment=environment, estimate=Estimate(steps=steps, tokens=tokens), data_report=data))
+
+
+def begin(kept: RunState | None, digest: str, environment: Environment, report: ReportFunction) -> RunState:
+    """The state to go on from, told to the user where it is not the beginning.
+
+    Args:
+        kept: of the last checkpoint, None if there is none.
+        digest: what the job's checkpoints belong to.
+        environment: as it is now.
+        report: takes a Notice.
+    """
+    if kept is None:
+        return RunState(task_digest=digest, environment=environment)
+    text = f"goes on from the checkpoint after step {kept.step}"
+    if kept.environment == environment:
+        report(Notice(text=text))
+    else:
+        text += (
+            "; torch, instruction set, threads or service differ from those it was written with, so the "
+            "result will not equal an uninterrupted run's to the last digit"
+        )
+        report(Notice(severity="WARNING", text=text))
+    return kept.model_copy(update={"environment": environment})
+
+
+class Measured(Protocol):
+    """What one subject did on the held-out rows."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+
+
+def tell_finished(
+    report: ReportFunction,
+    *,
+    adapter: Measured | None,
+    baseline: Measured | None,
+    incumbent: Measured | None,
+    samples: tuple[EvaluationSample, ...],
+    stopped_early: bool,
+) -> None:
+    """Tell the end of a job whose adapter is published; a subject is None where it was not measured."""
+    report(
+        TrainFinished(
+            metrics=adapter.metrics if adapter else (),
+            baseline_metrics=baseline.metrics if baseline else (),
+            incumbent_metrics=incumbent.metrics if incumbent else (),
+            samples=samples[:MAX_SAMPLES],
+            stopped_early=stopped_early,
+        )
+    )
