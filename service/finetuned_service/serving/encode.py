@@ -27,7 +27,6 @@ from finetuned_service.serving.encoded_values import (
 )
 from finetuned_service.serving.head_answers import classified, tagged
 from finetuned_service.serving.inputs import Inputs, PreparedInput
-from finetuned_service.serving.merge import merged
 from finetuned_service.serving.service import Serving, handle_of
 from finetuned_service.serving.values import Content, Done, Outcome, Timing
 from finetuned_service.vocabulary import Pooling
@@ -71,18 +70,10 @@ class Encoding:
             _Reply(i, prepared[i], item.text if isinstance(item, Content) else "")
             for i, item in enumerate(call.inputs)
         ]
-        told = False
-        follow = merged([self._follow(call, version, reply) for reply in replies])
-        with self.serving.running(version, len(replies)):
-            async with aclosing(follow) as events:
-                async for event in events:
-                    if not isinstance(event, Started):
-                        yield event
-                        continue
-                    served_by = self.serving.served_by(version, event)
-                    if not told:
-                        told = True
-                        yield served_by
+        following = [self._follow(call, version, reply) for reply in replies]
+        async with aclosing(self.serving.run(version, following)) as events:
+            async for event in events:
+                yield event
         yield _done(replies)
 
     def _prepare(self, call: EncodeCall) -> tuple[AdapterVersion | None, list[PreparedInput]]:

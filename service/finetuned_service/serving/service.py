@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.versions import AdapterVersion
@@ -42,6 +43,8 @@ from finetuned_service.text.stream import TextStream
 from finetuned_service.text.tokenizer import BaseTokenizer
 
 _LOG = logger("serving")
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +135,31 @@ class Serving:
             for i, prompt in enumerate(prompts)
             for sample in range(call.generation.samples)
         ]
-        told = False
         first_samples: dict[int, int] = {}
-        follow = merged([self._follow(call, prepared, r, first_samples) for r in replies])
-        with self.running(version, len(replies)):
-            async with aclosing(follow) as events:
+        following = [self._follow(call, prepared, reply, first_samples) for reply in replies]
+        async with aclosing(self.run(version, following)) as events:
+            async for event in events:
+                yield event
+        yield _done(prompts, replies)
+
+    async def run(
+        self, version: AdapterVersion | None, following: Sequence[AsyncGenerator[Started | Told]]
+    ) -> AsyncGenerator[ServedBy | Told]:
+        """The events of all sequences of a call as they come, after who serves them."""
+        told = False
+        with self._running(version, len(following)):
+            async with aclosing(merged(following)) as events:
                 async for event in events:
-                    if isinstance(event, Delta):
+                    if not isinstance(event, Started):
                         yield event
                         continue
                     # Of every sequence, not only of the first: each was given its weights by itself.
-                    served_by = self.served_by(version, event)
+                    served_by = self._served_by(version, event)
                     if not told:
                         told = True
                         yield served_by
-        yield _done(prompts, replies)
 
-    def running(self, version: AdapterVersion | None, sequences: int) -> AbstractContextManager[None]:
-        """Around the sequences that a call runs with a version's weights."""
+    def _running(self, version: AdapterVersion | None, sequences: int) -> AbstractContextManager[None]:
         if version is None:
             return nullcontext()
         self.holders.used(version.manifest.digest, version.tenant)
@@ -203,7 +213,7 @@ class Serving:
 
         return reply.follow(submit)
 
-    def served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
+    def _served_by(self, version: AdapterVersion | None, started: Started) -> ServedBy:
         """The proof for a caller.
 
         Raises:

@@ -140,7 +140,7 @@ def _refuse_other_ops(opened: OpenAdapter, digest: str) -> None:
             f"adapter {digest}, a {opened.layout.method} that does more to its base than add low-rank updates, on "
             "the native path",
             "LoRA and rsLoRA there; start the server with compute 'plain' (finetuned serve --compute plain), which "
-            "serves every method",
+            "serves it, slower",
         )
 
 
