@@ -132,7 +132,7 @@ def test_harmless_keys_pass(changes: dict[str, Any]) -> None:
     [
         ({"peft_type": "IA3"}, "peft_type", "is 'IA3'; allowed: \"LORA\""),
         ({"peft_type": None}, "peft_type", "is None"),
-        ({"task_type": "SEQ_CLS"}, "task_type", "is 'SEQ_CLS'; allowed: \"CAUSAL_LM\", null"),
+        ({"task_type": "SEQ_CLS"}, "task_type", 'is \'SEQ_CLS\'; allowed: "CAUSAL_LM", "FEATURE_EXTRACTION"'),
         ({"r": 0}, "r", "is 0; expected an integer of at least 1"),
         ({"r": "16"}, "r", "is '16'; expected an integer"),
         ({"r": True}, "r", "is True; expected an integer"),

@@ -164,6 +164,11 @@ class ConfigKeys:
             choices = ", ".join(json.dumps(choice) for choice in allowed)
             self.wrong(key, value, f"allowed: {choices}; {remedy}")
 
+    def task_type(self) -> str | None:
+        """Which class of PEFT's reads the file; of those that leave the base's outputs as they are."""
+        self.one_of("task_type", ("CAUSAL_LM", "FEATURE_EXTRACTION", None), default=None)
+        return self.get("task_type")
+
     def auto_mapping(self) -> None:
         """PEFT writes it where a task type is missing; it is not used here, and must be harmless to others."""
         match self.get("auto_mapping"):

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from finetuned_service.adapters.config_keys import CONFIG_FILE, MAX_CONFIG_BYTES, load_config
+from finetuned_service.adapters.config_keys import CONFIG_FILE, MAX_CONFIG_BYTES
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.head import HEAD_KEY, HEAD_TYPE, Head, read_head
+from finetuned_service.adapters.head import Head
 from finetuned_service.adapters.layouts import PREFIX, Layout, parse_layout
 from finetuned_service.adapters.layouts.layout import Shape
 from finetuned_service.adapters.lora_config import dotted_ends
@@ -93,7 +93,7 @@ class AdapterFacts:
     target_modules: tuple[str, ...]
     """Last parts of the changed modules' names, sorted."""
     head: Head | None = None
-    """Its head, where it has one; counted as a module."""
+    """What its outputs mean, where it has a head; that counts as a module."""
 
 
 def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> AdapterFacts:
@@ -108,25 +108,21 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
         InvalidAdapterFiles: naming up to 20 keys or tensors that are wrong, and the number of all in the
             metadata `faults`.
     """
-    if (head := stored_head(directory)) is not None:
-        return _check_head(directory, head, geometry)
-    if geometry.width:
-        raise InvalidAdapterFiles(
-            f"{CONFIG_FILE} describes no {HEAD_KEY}; this base encodes, and serves adapters with one"
-        )
     layout, infos = _read(directory)
+    task = _task_of(layout, geometry)
     modules = _check_names(layout, infos, geometry, max_rank)
     digest = _finite_digest(directory, layout.spelled_out(modules))
     return AdapterFacts(
         digest=digest,
         method=layout.method,
-        task=Task.TEXT_GENERATION,
+        task=task,
         rank=max(layout.rank_of(module) for module in modules),
         modules=len(modules),
         parameters=sum(math.prod(info.shape) for info in infos),
         size_bytes=sum(info.end - info.start for info in infos),
         dtype=infos[0].dtype,
         target_modules=tuple(_last_parts(modules)),
+        head=layout.head,
     )
 
 
@@ -179,11 +175,8 @@ def spell_out_config(directory: Path) -> None:
     Patterns, paths of the trainer's machine and keys without a meaning go; the digest stays, and PEFT
     reads the same adapter. What is stored and exported then carries nothing that nobody looked at.
     """
-    if (head := stored_head(directory)) is not None:
-        spelled = {**head.spelled_out(), "inference_mode": True}
-    else:
-        layout, infos = _read(directory)
-        spelled = {**layout.spelled_out(_changed_modules(layout, infos)), **layout.written_besides}
+    layout, infos = _read(directory)
+    spelled = {**layout.spelled_out(_changed_modules(layout, infos)), **layout.written_besides}
     write_atomically(directory / CONFIG_FILE, (json.dumps(spelled, indent=2) + "\n").encode())
 
 
@@ -193,61 +186,30 @@ def stored_digest(directory: Path) -> str:
     Raises:
         InvalidAdapterFiles: they cannot be read.
     """
-    if (head := stored_head(directory)) is not None:
-        described = head.spelled_out()
-    else:
-        layout, infos = _read(directory)
-        described = layout.spelled_out(_changed_modules(layout, infos))
+    layout, infos = _read(directory)
+    described = layout.spelled_out(_changed_modules(layout, infos))
     with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
         return tensors_digest(tensors, described)
 
 
 def stored_head(directory: Path) -> Head | None:
-    """The head that an adapter's configuration describes; None for adapters of other types.
+    """The head that an adapter's configuration describes; None without one.
 
     Raises:
-        InvalidAdapterFiles: it is described wrongly.
+        InvalidAdapterFiles: the configuration is wrong.
     """
-    _check_entries(directory)
-    with (directory / CONFIG_FILE).open("rb") as file:
-        raw = file.read(MAX_CONFIG_BYTES + 1)
-    config = load_config(raw)
-    return read_head(config) if config.get("peft_type") == HEAD_TYPE else None
+    return _read_layout(directory).head
 
 
-def _check_head(directory: Path, head: Head, base: BaseGeometry) -> AdapterFacts:
-    """An adapter that is a head and nothing else: exactly its tensors, in its shapes, finite."""
+def _task_of(layout: Layout, base: BaseGeometry) -> Task:
+    """What the adapter is for; what the base cannot be asked for is refused."""
+    if layout.head is None:
+        return Task.FEATURE_EXTRACTION if base.width else Task.TEXT_GENERATION
     if not base.width:
         raise InvalidAdapterFiles(
-            f"{CONFIG_FILE}: {HEAD_KEY} is for {head.task}; this base generates text and takes no heads"
+            f"{CONFIG_FILE}: head is for {layout.head.task}; this base generates text and takes no heads"
         )
-    infos = _read_header(directory)
-    shapes, found = head.shapes(base.width), {info.name: info for info in infos}
-    violations = [*_wrong_as_a_whole(infos)]
-    violations += [
-        Violation(_shown(name), f"does not belong to a head; expected {' and '.join(shapes)}")
-        for name in found
-        if name not in shapes
-    ]
-    for name, expected in shapes.items():
-        info = found.get(name)
-        if info is None:
-            violations.append(Violation(name, f"is missing; expected shape {list(expected)}"))
-        elif info.shape != expected:
-            violations.append(Violation(name, f"has shape {list(info.shape)[:8]}; expected {list(expected)}"))
-    _refuse(violations)
-    return AdapterFacts(
-        digest=_finite_digest(directory, head.spelled_out()),
-        method=Method.HEAD,
-        task=head.task,
-        rank=0,
-        modules=1,
-        parameters=sum(math.prod(info.shape) for info in infos),
-        size_bytes=sum(info.end - info.start for info in infos),
-        dtype=infos[0].dtype,
-        target_modules=(),
-        head=head,
-    )
+    return layout.head.task
 
 
 def _finite_digest(directory: Path, described: Mapping[str, object]) -> str:
@@ -264,9 +226,12 @@ def _finite_digest(directory: Path, described: Mapping[str, object]) -> str:
 
 def _read(directory: Path) -> tuple[Layout, list[TensorInfo]]:
     _check_entries(directory)
+    return _read_layout(directory), _read_header(directory)
+
+
+def _read_layout(directory: Path) -> Layout:
     with (directory / CONFIG_FILE).open("rb") as file:
-        layout = parse_layout(file.read(MAX_CONFIG_BYTES + 1))
-    return layout, _read_header(directory)
+        return parse_layout(file.read(MAX_CONFIG_BYTES + 1))
 
 
 def _read_header(directory: Path) -> list[TensorInfo]:

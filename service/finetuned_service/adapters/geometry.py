@@ -15,8 +15,9 @@ from finetuned_service.digests import TensorInfo, read_safetensors_header
 from finetuned_service.errors import Internal, InvalidAdapterFiles
 from finetuned_service.vocabulary import Family
 
-_LINEAR_WEIGHT = re.compile(r"(?P<module>.+\.\d+\..+)\.weight")
-"""A weight inside a numbered block: neither embeddings nor the language model's head."""
+IN_BLOCK = re.compile(r".+\.\d+\..+")
+"""A module inside a numbered block: neither embeddings nor the language model's head."""
+_LINEAR_WEIGHT = re.compile(rf"(?P<module>{IN_BLOCK.pattern})\.weight")
 
 _PACKED_STATE = re.compile(r"(?P<module>.+)\.weight\.quant_state\.bitsandbytes__(?:nf4|fp4)")
 """Beside a packed 4-bit weight, bitsandbytes stores its true shape as JSON in a tensor of bytes."""

@@ -104,7 +104,7 @@ def read_lora_config(keys: ConfigKeys) -> LoraConfig:
     )
     keys.one_of("peft_type", ("LORA",))
     keys.one_of("bias", ("none",), default="none")
-    keys.one_of("task_type", ("CAUSAL_LM", None), default=None)
+    keys.task_type()
     # How the base's own weight lies in its file; A and B lie the same way either way.
     keys.boolean("fan_in_fan_out")
     keys.one_of(

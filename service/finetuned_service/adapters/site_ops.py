@@ -10,6 +10,10 @@ At one linear module, `y = W x + bias` becomes, in this order:
     ScaleRows     the product without the bias is scaled, so that the rows of W + scaling * B A get the
                   lengths given (DoRA)
     ScaleOutput   y is scaled, its bias with it
+
+And what an input became, which is what the base tells of it, becomes other outputs:
+
+    Project       W y + bias, the adapter's own W and bias
 """
 
 from __future__ import annotations
@@ -69,4 +73,17 @@ class ScaleOutput(Generic[T]):
         return ScaleOutput(read(self.gain))
 
 
-SiteOp = ScaleInput[T] | AddLowRank[T] | ScaleRows[T] | ScaleOutput[T]
+@dataclass(frozen=True, slots=True)
+class Project(Generic[T]):
+    """A head."""
+
+    weight: T
+    """`[outputs, width]`."""
+    bias: T
+    """`[outputs]`."""
+
+    def over(self, read: Callable[[T], U]) -> Project[U]:
+        return Project(read(self.weight), read(self.bias))
+
+
+SiteOp = ScaleInput[T] | AddLowRank[T] | ScaleRows[T] | ScaleOutput[T] | Project[T]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetuned_service.adapters.files import WEIGHTS_FILE, MappedTensor, OpenAdapter, open_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.site_ops import AddLowRank, SiteOp
+from finetuned_service.adapters.site_ops import AddLowRank, Project, SiteOp
 from finetuned_service.engine.adapter_weights import AdapterWeights, LoadedOp, load_op, tensors_of
 from finetuned_service.engine.lora_bank import LoraWeights
 from finetuned_service.engine.messages import AdapterHandle
@@ -32,10 +32,13 @@ class AdapterReader:
         table: the sites of the base.
         dtype: of the base.
         weight_of: the weight `[out, in]` of a linear module of the base, by its name.
+        width: of the vectors that heads are over; 0 for a base that takes none.
     """
 
-    def __init__(self, table: SiteTable, dtype: torch.dtype, weight_of: Callable[[str], Tensor]) -> None:
-        self._geometry = BaseGeometry(digest="", root_digest="", linear_shapes=table.linear_shapes())
+    def __init__(
+        self, table: SiteTable, dtype: torch.dtype, weight_of: Callable[[str], Tensor], width: int = 0
+    ) -> None:
+        self._geometry = BaseGeometry("", "", table.linear_shapes(), width)
         self._locate = table.locate()
         self._dtype = dtype
         self._weight_of = weight_of
@@ -50,7 +53,7 @@ class AdapterReader:
             stored_bytes = (Path(handle.directory) / WEIGHTS_FILE).stat().st_size
         except OSError as error:
             raise _unreachable(handle) from error
-        return stored_bytes * self._dtype.itemsize // 2
+        return stored_bytes * max(self._dtype.itemsize, 4 * bool(self._geometry.width)) // 2
 
     @contextmanager
     def open(self, handle: AdapterHandle) -> Generator[OpenAdapter]:
@@ -96,6 +99,8 @@ class AdapterReader:
         return update.a.to(self._dtype), scaled.to(self._dtype).contiguous()
 
     def _load(self, module: str, op: SiteOp[Tensor], update: AddLowRank[Tensor] | None) -> LoadedOp:
+        if isinstance(op, Project):
+            return op.over(torch.Tensor.float)  # over vectors that are float32, whatever made them
         weight = self._weight_of(module) if update is not None else None
         return load_op(op, update, weight).over(lambda tensor: tensor.to(self._dtype))
 

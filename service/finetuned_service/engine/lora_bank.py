@@ -63,7 +63,7 @@ class LoraBanks:
         self._rank_bytes = [
             (kind.in_features + kind.out_features) * len(kind.sites) * dtype.itemsize for kind in table.kinds
         ]
-        self.capacity_ranks = budget_bytes // sum(self._rank_bytes)
+        self.capacity_ranks = budget_bytes // max(1, sum(self._rank_bytes))
         # Zeroed: a slice that spans a free row must not find a NaN there, 0 * NaN would reach every row.
         self.a = [
             lazy_zeros((len(kind.sites), self.capacity_ranks, kind.in_features), dtype, device)

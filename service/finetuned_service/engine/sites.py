@@ -1,6 +1,6 @@
 """The places of a base model where adapters act, and the modules that stand there.
 
-`install_sites` puts an `AdapterSite` around every linear module of the decoder's layers. The base's
+`install_sites` puts an `AdapterSite` around every linear module of the base's numbered blocks. The base's
 module and its weight stay as they are; the site does what the kernels of the current step say.
 A kernel is what all adapters of a step do at one site, for all its rows at once (`site_kernel.py`).
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 from torch import Tensor, nn
+
+from finetuned_service.adapters.geometry import IN_BLOCK
 
 
 class SiteKernel(Protocol):
@@ -89,10 +91,10 @@ class SiteTable:
 
 
 def install_sites(model: Any, current: CurrentStep) -> SiteTable:
-    """Wrap every `nn.Linear` (and subclasses, such as quantized ones) inside the decoder's layers.
+    """Wrap every `nn.Linear` (and subclasses, such as quantized ones) inside the numbered blocks.
 
     Args:
-        model: a transformers causal LM; changed in place.
+        model: a transformers causal LM or text encoder; changed in place.
         current: what the sites look at in each forward.
     """
     table = find_sites(model)
@@ -103,13 +105,11 @@ def install_sites(model: Any, current: CurrentStep) -> SiteTable:
 
 
 def find_sites(model: Any) -> SiteTable:
-    """Every `nn.Linear` (and subclasses) inside the decoder's layers of a transformers causal LM."""
-    layers = model.get_decoder().layers
-    prefix = next(name for name, module in model.named_modules() if module is layers)
+    """Every `nn.Linear` (and subclasses) inside the numbered blocks of a transformers model."""
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if name.startswith(f"{prefix}.") and isinstance(module, nn.Linear)
+        if IN_BLOCK.fullmatch(name) and isinstance(module, nn.Linear)
     ]
     members: dict[tuple[str, int, int], list[int]] = {}
     for index, (name, linear) in enumerate(found):

@@ -18,7 +18,9 @@ MAX_RANK = 1024
 """More than any TrainJob may ask for; what a server serves is its own decision."""
 
 
-def write_adapter(directory: Path, method: Installed, base: str, dtype: torch.dtype) -> None:
+def write_adapter(
+    directory: Path, method: Installed, base: str, dtype: torch.dtype, *, task_type: str = "CAUSAL_LM"
+) -> None:
     """Write an adapter's two files into a directory that exists.
 
     Args:
@@ -27,12 +29,13 @@ def write_adapter(directory: Path, method: Installed, base: str, dtype: torch.dt
         base: the base's resource name, for the reader of the file.
         dtype: the base's: training computed with the parameters rounded to it, so nothing is lost, and
             two runs of one job give the same bytes.
+        task_type: which class of PEFT's reads the files.
     """
     tensors = {
         PREFIX + name: value.detach().to(dtype).contiguous() for name, value in method.parameters.items()
     }
     save_file(dict(sorted(tensors.items())), directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
+    common = {"task_type": task_type, "base_model_name_or_path": base, "inference_mode": True}
     config = json.dumps({**method.config, **common}, indent=2, sort_keys=True)
     (directory / CONFIG_FILE).write_text(config + "\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from finetuned_service.adapters.config_keys import CONFIG_FILE, ConfigKeys, load_config, shown
+from finetuned_service.adapters.layouts.head import HEAD_TYPE, HeadLayout, read_head, read_head_alone
 from finetuned_service.adapters.layouts.ia3 import Ia3Layout
 from finetuned_service.adapters.layouts.layout import PREFIX, Layout
 from finetuned_service.adapters.layouts.lora import LoraLayout
@@ -13,10 +14,12 @@ from finetuned_service.errors import InvalidAdapterFiles, Violation
 
 __all__ = ["PREFIX", "Layout", "parse_layout"]
 
-_PEFT_TYPES: Mapping[str, Callable[[ConfigKeys], Layout]] = {
-    "LORA": lambda keys: LoraLayout(read_lora_config(keys)),
+_PEFT_TYPES: Mapping[str, Callable[[ConfigKeys], Layout | None]] = {
+    "LORA": lambda keys: LoraLayout(read_lora_config(keys), keys.task_type()),
     "IA3": Ia3Layout.read,
+    HEAD_TYPE: read_head_alone,
 }
+"""What each type does to the base; None leaves it as it is."""
 
 
 def parse_layout(raw: bytes) -> Layout:
@@ -32,4 +35,10 @@ def parse_layout(raw: bytes) -> Layout:
         allowed = ", ".join(_PEFT_TYPES)
         violation = Violation(f"{CONFIG_FILE}: peft_type", f"is {shown(peft_type)}; allowed: {allowed}")
         raise InvalidAdapterFiles(f"{violation.field} {violation.description}", violations=[violation])
-    return read(ConfigKeys(config))
+    keys = ConfigKeys(config)
+    head = read_head(keys)
+    body = read(keys)
+    if head is not None:
+        return HeadLayout(head, body)
+    assert body is not None, "a type that leaves the base as it is has a head"
+    return body

@@ -27,7 +27,10 @@ class Ia3Layout:
     feedforward_modules: tuple[str, ...]
     """Those of them whose input is scaled."""
     selected_further: bool = False
+    task_type: str | None = "CAUSAL_LM"
+    """For PEFT alone."""
     method = Method.IA3
+    head = None
     tensors_expected = f"is not an IA3 vector; expected {PREFIX}MODULE.{VECTOR}"
 
     @classmethod
@@ -37,9 +40,9 @@ class Ia3Layout:
             target_modules=keys.target_modules(),
             feedforward_modules=keys.names("feedforward_modules"),
             selected_further=keys.further_selection(),
+            task_type=keys.task_type(),
         )
         keys.one_of("peft_type", ("IA3",))
-        keys.one_of("task_type", ("CAUSAL_LM", None), default=None)
         # How the base's own weight lies in its file; the vector is the same either way.
         keys.boolean("fan_in_fan_out")
         keys.auto_mapping()
@@ -89,7 +92,7 @@ class Ia3Layout:
 
     @property
     def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": "CAUSAL_LM", "inference_mode": True, "fan_in_fan_out": False}
+        return {"task_type": self.task_type, "inference_mode": True, "fan_in_fan_out": False}
 
     def _scales_input(self, module: str) -> bool:
         return any(is_end(name, module) for name in self.feedforward_modules)

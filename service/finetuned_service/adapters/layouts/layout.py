@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.head import Head
 from finetuned_service.adapters.site_ops import SiteOp
 from finetuned_service.vocabulary import Method
 
@@ -20,6 +21,11 @@ class Layout(Protocol):
 
     @property
     def method(self) -> Method: ...
+
+    @property
+    def head(self) -> Head | None:
+        """What its outputs mean; None if it leaves the base's own."""
+        ...
 
     @property
     def tensors_expected(self) -> str:

@@ -25,7 +25,10 @@ class LoraLayout:
     """See `Layout`."""
 
     config: LoraConfig
+    task_type: str | None = "CAUSAL_LM"
+    """For PEFT alone."""
     method = Method.LORA
+    head = None
 
     @property
     def tensors_expected(self) -> str:
@@ -69,4 +72,4 @@ class LoraLayout:
 
     @property
     def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": "CAUSAL_LM", "inference_mode": True, "fan_in_fan_out": False}
+        return {"task_type": self.task_type, "inference_mode": True, "fan_in_fan_out": False}

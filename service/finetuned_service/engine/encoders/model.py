@@ -8,22 +8,31 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.layouts.head import CLASSIFIER
+from finetuned_service.adapters.site_ops import Project
 from finetuned_service.bases.family import family_of, width_of
-from finetuned_service.bases.load import load_base, stored_tensors
+from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import read_config
+from finetuned_service.engine.adapter_files import AdapterReader
+from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.encoders import attention
-from finetuned_service.engine.encoders.heads import HeadMemory, HeadPlace
+from finetuned_service.engine.encoders.adapted import adapted_rows
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.encoders.text import TextForward
 from finetuned_service.engine.encoders.vision import VisionForward
+from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.messages import Submit
 from finetuned_service.engine.model import fingerprint
+from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, Runner, StepLogits
 from finetuned_service.engine.scheduler import Chunk
+from finetuned_service.engine.sequence import Sequence as TokenSequence
+from finetuned_service.engine.site_kernel import build_site_kernels
+from finetuned_service.engine.sites import CurrentStep, SiteTable, install_sites
 from finetuned_service.vocabulary import Family
 
 
@@ -60,6 +69,10 @@ class EncoderModel:
         self.width = width_of(read_config(directory))
         self._stored = stored_tensors(module, directory)
         self.directory = directory
+        self._module = module
+        self.current = CurrentStep()
+        # The rows of images at a linear module are no packed batch.
+        self.sites = SiteTable((), ()) if vision else install_sites(module, self.current)
         self._class_name = type(module).__name__
 
     @classmethod
@@ -95,8 +108,12 @@ class EncoderModel:
 
     def open(self, config: EngineConfig) -> Runner:
         """See `runner.Model`."""
-        geometry = BaseGeometry("", "", {}, self.width)
-        return EncoderRunner(self, HeadMemory(geometry, config.device_budget_bytes))
+        return EncoderRunner(self, config)
+
+    def linear_weight(self, module: str) -> Tensor:
+        """The weight `[out, in]` of a linear module of the base, unpacked."""
+        site: Any = self._module.get_submodule(module)
+        return dense_weight(site.base)
 
 
 @final
@@ -107,21 +124,38 @@ class EncoderRunner:
     shares_prefixes = False
     kv_bytes = 0
 
-    def __init__(self, model: EncoderModel, memory: HeadMemory) -> None:
-        self._forward = model.forward
-        self.memory = memory
+    def __init__(self, model: EncoderModel, config: EngineConfig) -> None:
+        """See `EncoderModel.open`."""
+        self._model = model
+        self._banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
+        reader = AdapterReader(model.sites, model.dtype, model.linear_weight, model.width)
+        self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
         """See `Runner`; every chunk is a whole input."""
-        sequences = sorted((c.sequence for c in chunks), key=lambda s: self._forward.order(s.request))
-        encoded: list[tuple[Any, Tensor]] = []
-        for sequence, rows in zip(sequences, self._forward.run([s.request for s in sequences]), strict=True):
+        placed = [(chunk.sequence, place_of(chunk.sequence)) for chunk in chunks]
+        placed.sort(key=lambda entry: self._order(*entry))
+        encoded: list[tuple[TokenSequence, Tensor]] = []
+        for (sequence, place), rows in zip(placed, self._forward(placed), strict=True):
             wanted = sequence.request.encode
-            pooled = pool(rows.float(), wanted.pooling if wanted else None).cpu()
-            place: HeadPlace | None = place_of(sequence)
-            encoded.append((sequence, pooled if place is None or place.head is None else place.head(pooled)))
+            pooled = pool(rows.float(), wanted.pooling if wanted else None)
+            encoded.append((sequence, projected(pooled, place).cpu()))
         return StepLogits(torch.empty(0, 0), (), tuple(encoded))
+
+    def _order(self, sequence: TokenSequence, place: AdapterPlace | None) -> tuple[Any, ...]:
+        own = self._model.forward.order(sequence.request)
+        return (own, place is None, place.position if place else ())
+
+    def _forward(self, placed: Sequence[tuple[TokenSequence, AdapterPlace | None]]) -> list[Tensor]:
+        current, requests = self._model.current, [sequence.request for sequence, _ in placed]
+        rows = adapted_rows([(len(sequence.tokens), place) for sequence, place in placed])
+        if rows.lora.chunks or rows.runs:
+            current.kernels = build_site_kernels(self._banks, rows)
+        try:
+            return self._model.forward.run(requests)
+        finally:
+            current.kernels = None
 
     def copy_kv(self, copy: PrefixCopy) -> None:
         """Never asked for: nothing is kept from step to step."""
@@ -129,3 +163,11 @@ class EncoderRunner:
 
     def close(self) -> None:
         """Nothing but memory, which goes with the object."""
+
+
+def projected(rows: Tensor, place: AdapterPlace | None) -> Tensor:
+    """`[N, width]` float32 to what the adapter's head makes of it, `[N, outputs]`; as it is without one."""
+    for op in place.ops.get(CLASSIFIER, ()) if place else ():
+        if isinstance(op, Project):
+            return functional.linear(rows, op.weight, op.bias)
+    return rows

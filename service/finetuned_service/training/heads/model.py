@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.adapters.layouts.head import BIAS, CLASSIFIER, HEAD_KEY, HEAD_TYPE, WEIGHT
 from finetuned_service.training.heads.examples import Example
+from finetuned_service.training.methods import Installed
 
 
 class HeadModel:
@@ -24,8 +26,14 @@ class HeadModel:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""
-        yield "classifier.weight", self.weight
-        yield "classifier.bias", self.bias
+        yield from self.installed.parameters.items()
+
+    @property
+    def installed(self) -> Installed:
+        """What the adapter's files will hold."""
+        parameters = {f"{CLASSIFIER}.{WEIGHT}": self.weight, f"{CLASSIFIER}.{BIAS}": self.bias}
+        described = {HEAD_KEY: self._head.model_dump(mode="json")}
+        return Installed(parameters, config={"peft_type": HEAD_TYPE, **described})
 
     def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar."""

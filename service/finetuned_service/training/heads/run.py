@@ -5,15 +5,13 @@ Training of a head is short; a killed process begins its evaluations anew and it
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
 
-from finetuned_service.adapters.files import CONFIG_FILE, WEIGHTS_FILE
-from finetuned_service.adapters.head import HEAD_BIAS, HEAD_KEY, HEAD_WEIGHT
+from finetuned_service.adapters.files import stored_head
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
@@ -25,7 +23,7 @@ from finetuned_service.jobs.values import (
     Progress,
 )
 from finetuned_service.storage.files import publish_directory
-from finetuned_service.training.adapter import adapter_handle
+from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.checkpoint import CheckpointStore
 from finetuned_service.training.heads.evaluate import (
     HeadResult,
@@ -40,6 +38,9 @@ from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.loop import Ended, Trainer
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.stages import begin, tell_finished, tell_prepared
+
+TASK_TYPE = "FEATURE_EXTRACTION"
+"""For PEFT, which has heads on classes of transformers with layers of their own below them only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,7 @@ def _incumbent(job: _Job) -> HeadResult | None:
     directory = job.task.incumbent_directory
     if not directory:
         return None
-    described = json.loads((Path(directory) / CONFIG_FILE).read_bytes()).get(HEAD_KEY)
-    if described != job.data.head.model_dump(mode="json"):
+    if stored_head(Path(directory)) != job.data.head:
         text = "the incumbent has other labels, so its figures cannot be compared with the new version's"
         job.report(Notice(severity="WARNING", text=text))
         return None
@@ -162,10 +162,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
         directory = job.work / "adapter"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        tensors = {HEAD_WEIGHT: model.weight.detach(), HEAD_BIAS: model.bias.detach()}
-        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = job.data.head.spelled_out()
-        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_adapter(directory, model.installed, spec.base, torch.float32, task_type=TASK_TYPE)
     return ended, step
 
 
