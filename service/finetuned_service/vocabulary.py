@@ -35,6 +35,19 @@ class Task(StrEnum):
     IMAGE_CLASSIFICATION = "image-classification"
 
 
+class Objective(StrEnum):
+    """The loss that training minimises."""
+
+    SFT = "SFT"
+    """Cross-entropy on the tokens of answers."""
+    CLASSIFICATION = "CLASSIFICATION"
+    """Cross-entropy on labels; squared error on numbers."""
+    CONTRASTIVE = "CONTRASTIVE"
+    """Each text nearer to its own pair than to those of others."""
+    DPO = "DPO"
+    """The chosen answer likelier than the rejected one, measured against the model that training began with."""
+
+
 class Family(StrEnum):
     """What kind of model a base is; decides which tasks it can do."""
 

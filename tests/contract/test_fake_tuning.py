@@ -12,6 +12,7 @@ from finetuned import (
     BaselineExample,
     DataOptions,
     Deadlines,
+    Dpo,
     EvaluationOptions,
     JobEvent,
     JobKind,
@@ -19,6 +20,7 @@ from finetuned import (
     LearningRateSchedule,
     LongRows,
     Lora,
+    Objective,
     Optimization,
     PromoteIf,
     RetryPolicy,
@@ -335,3 +337,20 @@ def test_internal_faults_are_not_repeated(client: Any, fake_server: FakeServer) 
         client.train(dataset="rows", adapter="mine")
     assert failed.value.metadata == {"fault_id": "1f"}
     assert fake_server.calls("TrainJob") == 1
+
+
+def test_the_objective_follows_from_the_rows(client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    client.datasets.upload(path, "pairs")
+    job = client.jobs.wait(client.train(dataset="pairs", adapter="mine").name)
+    assert (job.train.objective, job.train.dpo) == (Objective.DPO, Dpo(beta=0.1))
+    assert [metric.name for metric in job.metrics] == ["reward_accuracy", "loss"]
+    asked = client.train(
+        dataset="pairs", adapter="mine", objective=Objective.DPO, dpo=Dpo(beta=0.3, label_smoothing=0.1)
+    )
+    assert asked.train.dpo == Dpo(beta=0.3, label_smoothing=0.1)
+    assert client.train(dataset="rows", adapter="mine").train.objective is Objective.SFT
+    for settings in ({"objective": Objective.DPO}, {"dpo": Dpo(beta=0.2)}):
+        with pytest.raises(InvalidField):
+            client.train(dataset="rows", adapter="mine", **settings)

@@ -54,7 +54,6 @@ PAIRS: list[tuple[type[Message], type]] = [
 ]
 LATER = {
     "TrainSpec": {
-        "objective",
         "layers",
         "full",
         "bottleneck",

@@ -21,6 +21,7 @@ from finetuned_service.jobs.store import JobFilter
 from finetuned_service.jobs.submit import Submission
 from finetuned_service.jobs.values import (
     DataOptions,
+    DpoSettings,
     JobState,
     Optimization,
     PromoteIf,
@@ -30,7 +31,7 @@ from finetuned_service.jobs.values import (
 from finetuned_service.names import BaseName
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
-from finetuned_service.vocabulary import DataReport, Task, WeightFormat
+from finetuned_service.vocabulary import DataReport, Objective, Task, WeightFormat
 from tiny_files import write_base
 from tiny_jobs import NO_REQUEST, TENANT
 from tiny_worker import Workplace
@@ -153,13 +154,74 @@ def test_rows_that_the_task_cannot_use_are_refused(submission, place, rows, add_
     with pytest.raises(InvalidField) as refused:
         train(submission, spec)
     assert refused.value.message == (
-        "spec.dataset: tenants/acme/datasets/labelled holds LABELLED_TEXT rows; the task text-generation trains on "
-        "PROMPT_COMPLETION or CHAT or TEXT rows: choose another dataset, or the task text-classification"
+        "spec.dataset: tenants/acme/datasets/labelled holds LABELLED_TEXT rows; the task text-generation "
+        "with OBJECTIVE_SFT trains on PROMPT_COMPLETION or CHAT or TEXT rows: choose another dataset, or the task text-classification"
     )
     with pytest.raises(InvalidField, match=r"spec.eval_dataset: .* is evaluated on PROMPT_COMPLETION"):
         train(submission, SPEC.model_copy(update={"eval_dataset": labelled}))
     with pytest.raises(InvalidField, match="quality is measured on PROMPT_COMPLETION or CHAT or TEXT rows"):
         quantize(submission, dataset=labelled)
+    assert (stored(place), rows.asked) == ([], [])
+
+
+PREFERENCES = '{"prompt":"a","chosen":"b","rejected":"c"}\n'
+
+
+@pytest.mark.parametrize("wanted", [None, Objective.DPO])
+def test_preferences_are_trained_on_by_dpo(submission, add_rows, wanted):
+    spec = SPEC.model_copy(
+        update={
+            "dataset": add_rows("preferences", PREFERENCES),
+            "objective": wanted,
+            "promote_if": PromoteIf(alias="prod", metric=""),
+        }
+    )
+    resolved = train(submission, spec).spec
+    assert (resolved.objective, resolved.dpo) == (Objective.DPO, DpoSettings(beta=0.1))
+    assert resolved.promote_if.metric == "reward_accuracy"
+    assert resolved.optimization.learning_rate == pytest.approx(
+        train(submission).spec.optimization.learning_rate / 10, rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "change", "said"),
+    [
+        (
+            "rows",
+            {"objective": Objective.DPO},
+            "spec.dataset: .* with OBJECTIVE_DPO trains on PREFERENCE rows: choose another dataset, or the task text",
+        ),
+        ("preferences", {"objective": Objective.SFT}, "or the task text-generation with OBJECTIVE_DPO"),
+        ("preferences", {"eval_dataset": ROWS}, "spec.eval_dataset: .* is evaluated on PREFERENCE rows"),
+        ("rows", {"dpo": DpoSettings()}, "spec.dpo: is set, and the objective is OBJECTIVE_SFT"),
+        (
+            "rows",
+            {"objective": Objective.CONTRASTIVE},
+            "spec.objective: is OBJECTIVE_CONTRASTIVE; .* OBJECTIVE_DPO",
+        ),
+        (
+            "preferences",
+            {"data": DataOptions(train_on_prompt=True)},
+            "spec.data.train_on_prompt: is on; OBJECTIVE_DPO compares answers",
+        ),
+        (
+            "preferences",
+            {"promote_if": PromoteIf(alias="prod", metric="exact_match")},
+            "spec.promote_if.metric: is 'exact_match'; OBJECTIVE_DPO measures reward_accuracy",
+        ),
+        (
+            "rows",
+            {"promote_if": PromoteIf(alias="prod", metric="reward_margin")},
+            "spec.promote_if.metric: is 'reward_margin'; OBJECTIVE_SFT measures exact_match, loss",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_objective_is_refused(submission, place, rows, add_rows, dataset, change, said):
+    add_rows("preferences", PREFERENCES)
+    spec = SPEC.model_copy(update={"dataset": f"tenants/acme/datasets/{dataset}", **change})
+    with pytest.raises(InvalidField, match=said):
+        train(submission, spec)
     assert (stored(place), rows.asked) == ([], [])
 
 

@@ -11,7 +11,7 @@ from finetuned_service.jobs.values import Baseline, BaselineExample, EvaluationO
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Text
-from finetuned_service.training.evaluate import Evaluator, Stopped
+from finetuned_service.training.evaluate import Evaluator, Stopped, TokenScoring
 from finetuned_service.training.questions import (
     Question,
     encode_prompt,
@@ -123,15 +123,16 @@ def test_where_the_template_has_no_system_role_the_instruction_opens_the_first_t
 
 
 def evaluator(base: Path, reports: Reports, **changes) -> Evaluator:
-    rows = [PromptCompletion(f"say {n}", "one two three") for n in range(5)]
+    rows = changes.pop("rows", [PromptCompletion(f"say {n}", "one two three") for n in range(5)])
+    asked = questions(rows, limit=3)
     settings = {
         "tokenizer": BaseTokenizer.load(base),
         "base_directory": base,
         "cache_directory": "",
         "threads": 1,
         "options": EvaluationOptions(generation_max_tokens=6, baseline=BASELINE),
-        "scored_rows": rows,
-        "asked": questions(rows, limit=3),
+        "scoring": TokenScoring(rows, asked),
+        "asked": asked,
         "report": reports,
         "stop": threading.Event(),
     }
@@ -151,7 +152,7 @@ def test_answers_and_loss_are_those_of_plain_transformers(base):
         tokenizer.decode(ids[:end]) for ids, end in zip(expected, ends, strict=True)
     ]
     losses = []
-    for row in made.scored_rows:
+    for row in made.scoring.scored_rows:
         encoded = encode_scored(tokenizer, row, BASELINE)
         with torch.no_grad():
             log_probabilities = plain(input_ids=torch.tensor([encoded.token_ids])).logits[0].log_softmax(-1)
@@ -168,11 +169,9 @@ def test_answers_and_loss_are_those_of_plain_transformers(base):
 def test_rows_that_do_not_fit_the_context_are_left_out_and_told(base):
     reports = Reports()
     long_row = PromptCompletion("say " * 300, "one")
-    made = evaluator(base, reports, scored_rows=[long_row, ROW], asked=questions([long_row, ROW], limit=2))
+    made = evaluator(base, reports, rows=[long_row, ROW])
     evaluated = made.evaluate("baseline")
-    alone = evaluator(base, Reports(), scored_rows=[ROW], asked=questions([ROW], limit=1)).evaluate(
-        "baseline"
-    )
+    alone = evaluator(base, Reports(), rows=[ROW]).evaluate("baseline")
     assert evaluated.metrics[0] == alone.metrics[0]
     assert evaluated.answers == ("", *alone.answers)
     (notice,) = reports.of(Notice)

@@ -16,7 +16,16 @@ from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.values.common import Task, WeightFormat
 from finetuned.values.events import JobEvent, JobState
 from finetuned.values.jobs import Job, JobKind
-from finetuned.values.specs import DataOptions, EvaluationOptions, Head, Lora, Optimization, PromoteIf
+from finetuned.values.specs import (
+    DataOptions,
+    Dpo,
+    EvaluationOptions,
+    Head,
+    Lora,
+    Objective,
+    Optimization,
+    PromoteIf,
+)
 
 _SERVICE = "TuningService"
 
@@ -33,8 +42,10 @@ def train(
     eval_dataset: str | None = None,
     base: str | None = None,
     task: Task | None = None,
+    objective: Objective | None = None,
     lora: Lora | None = None,
     head: Head | None = None,
+    dpo: Dpo | None = None,
     optimization: Optimization | None = None,
     data: DataOptions | None = None,
     evaluation: EvaluationOptions | None = None,
@@ -51,7 +62,9 @@ def train(
         eval_dataset: the held-out rows; without it a part of the dataset is held out.
         base: the base to train on; without it the server's.
         task: what the adapter is for; text generation by default.
+        objective: the loss; by default DPO where the rows are preferences, else the task's usual one.
         lora, head: the method and its settings; by default LoRA for text generation, a head for classification.
+        dpo: settings of that objective.
         optimization, data, evaluation: settings; what is None is the service's default.
         promote_if: moves an alias to the new version when the evaluation says so.
         display_name: your own name for the job.
@@ -70,6 +83,8 @@ def train(
         adapter=names.adapter(adapter),
         base=names.base(base) if base else "",
         task=convert.enum_name(common_pb2.Task.DESCRIPTOR, task or Task.UNKNOWN),
+        objective=convert.enum_name(common_pb2.Objective.DESCRIPTOR, objective or Objective.UNKNOWN),
+        dpo=convert.write(dpo, job_pb2.DpoSettings) if dpo else None,
         lora=convert.write(lora, job_pb2.LoraMethod) if lora else None,
         head=convert.write(head, job_pb2.HeadMethod) if head else None,
         optimization=convert.write(optimization or Optimization(), job_pb2.Optimization),

@@ -12,10 +12,12 @@ from finetuned import (
     Baseline,
     BaselineExample,
     DataOptions,
+    Dpo,
     EvaluationOptions,
     LearningRateSchedule,
     LongRows,
     Lora,
+    Objective,
     Optimization,
     PromoteIf,
     Task,
@@ -24,6 +26,7 @@ from finetuned.cli.jobs import follow
 from finetuned.cli.session import AsJson, Detach, connect
 
 LORA, STEPS, DATA, EVALUATION, PROMOTION = "LoRA", "Optimization", "Data", "Evaluation", "Promotion"
+DPO = "Preferences (DPO)"
 
 
 def _option(panel: str, text: str, *names: str) -> Any:
@@ -45,6 +48,14 @@ def train(
         | None,
         typer.Option(help="What the adapter is for; text-generation.", show_default=False),
     ] = None,
+    objective: Annotated[
+        Literal["SFT", "DPO", "CLASSIFICATION"] | None,
+        typer.Option(
+            help="The loss; DPO for preferences, else the task's usual one.",
+            show_default=False,
+            case_sensitive=False,
+        ),
+    ] = None,
     eval_dataset: Annotated[str | None, _option(DATA, "Held-out rows; else a part of the dataset.")] = None,
     holdout_fraction: Annotated[float | None, _option(DATA, "Part held out without them; 0.1.")] = None,
     max_row_tokens: Annotated[int | None, _option(DATA, "The longest row; 1024 or the context.")] = None,
@@ -57,6 +68,8 @@ def train(
     dropout: Annotated[float | None, _option(LORA, "Dropout before the update; 0.")] = None,
     target_module: Annotated[list[str] | None, _option(LORA, "Only these modules (repeatable).")] = None,
     rank_stabilized: Annotated[bool, _option(LORA, "rsLoRA scaling.", "--rank-stabilized")] = False,
+    beta: Annotated[float | None, _option(DPO, "How near to the beginning it stays; 0.1.")] = None,
+    label_smoothing: Annotated[float | None, _option(DPO, "How often a choice is wrong; 0.")] = None,
     epochs: Annotated[float | None, _option(STEPS, "Passes over the rows; 3.")] = None,
     max_steps: Annotated[int | None, _option(STEPS, "Optimiser steps, instead of epochs.")] = None,
     batch_rows: Annotated[int | None, _option(STEPS, "Rows in a step; 8.")] = None,
@@ -85,7 +98,7 @@ def train(
         _option(EVALUATION, 'JSON with the plain base\'s "instruction" and "examples" (prompt, completion).'),
     ] = None,
     promote: Annotated[str | None, _option(PROMOTION, "The alias that moves to this version if ...")] = None,
-    promote_metric: Annotated[str, _option(PROMOTION, "... this figure; exact_match.")] = "",
+    promote_metric: Annotated[str, _option(PROMOTION, "... this figure; the task's usual one.")] = "",
     promote_minimum: Annotated[float | None, _option(PROMOTION, "... reaches this, and")] = None,
     promote_if_better: Annotated[
         bool, _option(PROMOTION, "... beats the aliased version's.", "--promote-if-better")
@@ -108,6 +121,7 @@ def train(
         target_modules=tuple(target_module or ()),
         rank_stabilized=rank_stabilized,
     )
+    dpo = Dpo(beta=beta, label_smoothing=label_smoothing)
     generates = task in {None, "text-generation"}
     with connect(context) as client:
         job = client.train(
@@ -116,6 +130,8 @@ def train(
             base=base,
             eval_dataset=eval_dataset,
             task=Task(task) if task else None,
+            objective=Objective(objective) if objective else None,
+            dpo=dpo if dpo != Dpo() else None,
             lora=lora if generates or lora != Lora() else None,
             optimization=Optimization(
                 epochs=epochs,

@@ -16,7 +16,7 @@ import grpc
 from finetuned.errors import InvalidField, JobStateConflict, OutOfRange, Unimplemented
 from finetuned.testing._plan import FINAL, begin, cancel, step
 from finetuned.testing._store import RunningJob, Store, check_name, lookup, page
-from finetuned.v1 import common_pb2, job_pb2
+from finetuned.v1 import common_pb2, dataset_service_pb2, job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceServicer
 
@@ -48,7 +48,25 @@ class FakeTuning(TuningServiceServicer):
                 raise InvalidField.one("spec.dataset", "is empty; expected a dataset's name")
             lookup(self._store.bases, spec.base or self._store.resident)
             job = job_pb2.Job(display_name=request.display_name, train=spec)
+            self._resolve_objective(job.train)
             return self._accept(request, job, pb.TrainJobResponse)
+
+    def _resolve_objective(self, spec: job_pb2.TrainSpec) -> None:
+        """The objective that the rows are for, as the service writes it back."""
+        preferences = self._store.datasets[spec.dataset].row_kind == dataset_service_pb2.ROW_KIND_PREFERENCE
+        generates = spec.task in {common_pb2.TASK_UNSPECIFIED, common_pb2.TASK_TEXT_GENERATION}
+        usual = common_pb2.OBJECTIVE_SFT if generates else common_pb2.OBJECTIVE_CLASSIFICATION
+        fitting = common_pb2.OBJECTIVE_DPO if preferences and generates else usual
+        spec.objective = spec.objective or fitting
+        if spec.objective == common_pb2.OBJECTIVE_DPO and not preferences:
+            raise InvalidField.one(
+                "spec.dataset",
+                f"{spec.dataset} holds no preferences; OBJECTIVE_DPO trains on PREFERENCE rows",
+            )
+        if spec.objective == common_pb2.OBJECTIVE_DPO:
+            spec.dpo.beta = spec.dpo.beta or 0.1
+        elif spec.HasField("dpo"):
+            raise InvalidField.one("spec.dpo", "is set, and the objective does not read it; leave it out")
 
     def _rerun(self, request: pb.TrainJobRequest) -> pb.TrainJobResponse:
         given = [field.name for field, _ in request.spec.ListFields() if field.name != "base"]

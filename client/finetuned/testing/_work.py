@@ -34,17 +34,22 @@ def quantize(store: Store) -> Iterator[Happening]:
     yield lambda job, event: _store_base(store, job, event)
 
 
-def figures(version: int) -> list[common_pb2.Metric]:
+def usual_metric(objective: common_pb2.Objective) -> str:
+    """What a version is judged by."""
+    return "reward_accuracy" if objective == common_pb2.OBJECTIVE_DPO else "exact_match"
+
+
+def figures(version: int, metric: str = "exact_match") -> list[common_pb2.Metric]:
     """The figures of a version; 0 is the plain base."""
-    exact_match = version / (version + 1)
+    score = version / (version + 1)
     return [
-        common_pb2.Metric(name="exact_match", value=exact_match, higher_is_better=True),
-        common_pb2.Metric(name="loss", value=2.0 - exact_match, higher_is_better=False),
+        common_pb2.Metric(name=metric, value=score, higher_is_better=True),
+        common_pb2.Metric(name="loss", value=2.0 - score, higher_is_better=False),
     ]
 
 
 def _baseline(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
-    job.baseline_metrics.extend(figures(0))
+    job.baseline_metrics.extend(figures(0, usual_metric(job.train.objective)))
     event.evaluation.subject = "baseline"
     event.evaluation.metrics.extend(job.baseline_metrics)
 
@@ -93,7 +98,7 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         store, job.train.adapter, content, lineage, rank=job.train.lora.rank or 16, base=job.train.base
     )
     number = int(version.name.rpartition("/")[2])
-    version.metrics.extend(figures(number))
+    version.metrics.extend(figures(number, usual_metric(job.train.objective)))
     job.metrics.extend(version.metrics)
     job.samples.add(prompt="ping", expected="pong", answer="pong", correct=True)
     event.evaluation.subject = "adapter"
@@ -107,7 +112,7 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
 
 def _promote(store: Store, job: job_pb2.Job, version: adapter_service_pb2.AdapterVersion) -> None:
     condition = job.train.promote_if
-    metric = condition.metric or "exact_match"
+    metric = condition.metric or usual_metric(job.train.objective)
     ours = next(item for item in version.metrics if item.name == metric)
     sign = 1 if ours.higher_is_better else -1
     state = store.adapters[job.train.adapter]

@@ -147,7 +147,7 @@ class Job(_message.Message):
     def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ...) -> None: ...
 
 class TrainSpec(_message.Message):
-    __slots__ = ("dataset", "eval_dataset", "adapter", "base", "task", "objective", "head", "layers", "full", "bottleneck", "lora", "qlora", "ia3", "optimization", "data", "evaluation", "promote_if", "continue_from")
+    __slots__ = ("dataset", "eval_dataset", "adapter", "base", "task", "objective", "head", "layers", "full", "bottleneck", "lora", "qlora", "ia3", "optimization", "data", "evaluation", "promote_if", "continue_from", "dpo")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +166,7 @@ class TrainSpec(_message.Message):
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     PROMOTE_IF_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FROM_FIELD_NUMBER: _ClassVar[int]
+    DPO_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     eval_dataset: str
     adapter: str
@@ -184,7 +185,8 @@ class TrainSpec(_message.Message):
     evaluation: EvaluationOptions
     promote_if: PromoteIf
     continue_from: str
-    def __init__(self, dataset: _Optional[str] = ..., eval_dataset: _Optional[str] = ..., adapter: _Optional[str] = ..., base: _Optional[str] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., objective: _Optional[_Union[_common_pb2.Objective, str]] = ..., head: _Optional[_Union[HeadMethod, _Mapping]] = ..., layers: _Optional[_Union[LayersMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., bottleneck: _Optional[_Union[BottleneckMethod, _Mapping]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., qlora: _Optional[_Union[QloraMethod, _Mapping]] = ..., ia3: _Optional[_Union[Ia3Method, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., data: _Optional[_Union[DataOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ..., promote_if: _Optional[_Union[PromoteIf, _Mapping]] = ..., continue_from: _Optional[str] = ...) -> None: ...
+    dpo: DpoSettings
+    def __init__(self, dataset: _Optional[str] = ..., eval_dataset: _Optional[str] = ..., adapter: _Optional[str] = ..., base: _Optional[str] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., objective: _Optional[_Union[_common_pb2.Objective, str]] = ..., head: _Optional[_Union[HeadMethod, _Mapping]] = ..., layers: _Optional[_Union[LayersMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., bottleneck: _Optional[_Union[BottleneckMethod, _Mapping]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., qlora: _Optional[_Union[QloraMethod, _Mapping]] = ..., ia3: _Optional[_Union[Ia3Method, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., data: _Optional[_Union[DataOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ..., promote_if: _Optional[_Union[PromoteIf, _Mapping]] = ..., continue_from: _Optional[str] = ..., dpo: _Optional[_Union[DpoSettings, _Mapping]] = ...) -> None: ...
 
 class HeadMethod(_message.Message):
     __slots__ = ("pooling",)
@@ -227,6 +229,14 @@ class LoraMethod(_message.Message):
     rank_stabilized: bool
     decomposed: bool
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., rank_stabilized: bool = ..., decomposed: bool = ...) -> None: ...
+
+class DpoSettings(_message.Message):
+    __slots__ = ("beta", "label_smoothing")
+    BETA_FIELD_NUMBER: _ClassVar[int]
+    LABEL_SMOOTHING_FIELD_NUMBER: _ClassVar[int]
+    beta: float
+    label_smoothing: float
+    def __init__(self, beta: _Optional[float] = ..., label_smoothing: _Optional[float] = ...) -> None: ...
 
 class Optimization(_message.Message):
     __slots__ = ("epochs", "max_steps", "batch_rows", "micro_batch_rows", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_gradient_norm", "seed", "checkpoint_interval_steps", "activation_checkpointing")

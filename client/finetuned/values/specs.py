@@ -9,6 +9,16 @@ from typing import final
 from finetuned.values.common import Pooling, Task, WeightFormat
 
 
+class Objective(StrEnum):
+    """The loss that training minimises."""
+
+    UNKNOWN = "UNKNOWN"
+    SFT = "SFT"
+    CLASSIFICATION = "CLASSIFICATION"
+    CONTRASTIVE = "CONTRASTIVE"
+    DPO = "DPO"
+
+
 class LearningRateSchedule(StrEnum):
     """The shape of the learning rate after warm-up."""
 
@@ -57,6 +67,17 @@ class Head:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dpo:
+    """Settings of direct preference optimisation (Rafailov et al. 2023)."""
+
+    beta: float | None = None
+    """Reward of one nat by which an answer became likelier; default 0.1. More stays nearer to the beginning."""
+    label_smoothing: float | None = None
+    """How often a choice is taken to be wrong, 0 to below 0.5; default 0."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optimization:
     """Settings of AdamW and its schedule."""
 
@@ -69,7 +90,7 @@ class Optimization:
     micro_batch_rows: int | None = None
     """How many of them run at once at most; default batch_rows."""
     learning_rate: float | None = None
-    """The peak; the default is chosen from the base's width."""
+    """The peak; the default is chosen from the base's width, for preferences a tenth of it."""
     schedule: LearningRateSchedule | None = None
     """Default COSINE."""
     warmup_fraction: float | None = None
@@ -127,7 +148,7 @@ class EvaluationOptions:
     early_stopping_patience: int | None = None
     """Stops after so many evaluations without a better loss; default 2; 0 never stops early."""
     generation_rows: int | None = None
-    """Held-out rows answered for exact match; default 100; 0 measures the loss only."""
+    """Held-out rows answered for exact match; default 100; 0 measures the loss only. Of preferences at most 8."""
     generation_max_tokens: int | None = None
     """Bound of each answer; default 128."""
     baseline: Baseline | None = None
@@ -140,7 +161,7 @@ class PromoteIf:
 
     alias: str
     metric: str = ""
-    """The figure that decides: "loss", or one that the task measures; default the task's usual one."""
+    """The figure that decides: "loss", or one that task and objective measure; default their usual one."""
     minimum: float | None = None
     """What the figure must reach; for the loss, what it must not exceed."""
     better_than_current: bool = False
@@ -156,8 +177,10 @@ class TrainSpec:
     adapter: str
     base: str
     task: Task
+    objective: Objective
     lora: Lora | None
     head: Head | None
+    dpo: Dpo | None
     optimization: Optimization | None
     data: DataOptions | None
     evaluation: EvaluationOptions | None

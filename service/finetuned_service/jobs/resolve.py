@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods import BaseFacts, refuse_method, resolve_method
-from finetuned_service.jobs.values import DataOptions, Optimization, TrainSpec
-from finetuned_service.vocabulary import Method, Task
+from finetuned_service.jobs.values import DataOptions, DpoSettings, Optimization, PromoteIf, TrainSpec
+from finetuned_service.vocabulary import Method, Objective, Task
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_ROW_TOKENS = 1024
@@ -37,6 +37,25 @@ _USUAL: Mapping[Method, _Usual] = {
 }
 
 
+DPO_RATE = 0.1
+"""Of a method's usual learning rate: DPO starts from a model that can answer, and soon leaves it. Recipes with
+LoRA (TRL's, Zephyr's) have 5e-6 to 5e-5 at the width where `default_learning_rate` gives 3e-4."""
+
+USUAL_METRIC: Mapping[tuple[Task, Objective | None], str] = {
+    (Task.TEXT_GENERATION, Objective.DPO): "reward_accuracy",
+    (Task.TEXT_CLASSIFICATION, None): "macro_f1",
+    (Task.TOKEN_CLASSIFICATION, None): "entity_f1",
+    (Task.IMAGE_CLASSIFICATION, None): "accuracy",
+}
+"""What decides a promotion where nobody says so, by task and objective; None is any. Else exact_match."""
+
+GENERATION_METRICS: Mapping[Objective, tuple[str, ...]] = {
+    Objective.SFT: ("exact_match", "loss"),
+    Objective.DPO: ("reward_accuracy", "reward_margin", "loss"),
+}
+"""What is measured of adapters that generate text, the usual one first."""
+
+
 def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> TrainSpec:
     """The same spec with every default written back.
 
@@ -52,6 +71,8 @@ def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> Train
         update={
             "optimization": _optimization(spec, base, train_rows),
             "data": _data(spec.data, base),
+            "dpo": (spec.dpo or DpoSettings()) if spec.objective is Objective.DPO else spec.dpo,
+            "promote_if": _promote_if(spec),
         }
     )
     _check(resolved, base)
@@ -76,6 +97,8 @@ def _optimization(spec: TrainSpec, base: BaseFacts, train_rows: int) -> Optimiza
         epochs = min(1000.0, steps * wanted.batch_rows / train_rows)
     interval = max(_LEAST_CHECKPOINT_INTERVAL_STEPS, math.ceil(steps / _CHECKPOINTS))
     rate = usual.learning_rate or default_learning_rate(base.hidden_size)
+    if spec.objective is Objective.DPO:
+        rate = float(f"{rate * DPO_RATE:.1e}")
     rate = rate if wanted.learning_rate is None else wanted.learning_rate
     return wanted.model_copy(
         update={
@@ -95,11 +118,32 @@ def _data(data: DataOptions, base: BaseFacts) -> DataOptions:
     )
 
 
+def _promote_if(spec: TrainSpec) -> PromoteIf | None:
+    if spec.promote_if is None or spec.promote_if.metric:
+        return spec.promote_if
+    named = USUAL_METRIC.get((spec.task, spec.objective)) or USUAL_METRIC.get((spec.task, None))
+    return PromoteIf.model_validate(spec.promote_if.model_dump() | {"metric": named or "exact_match"})
+
+
 def _check(spec: TrainSpec, base: BaseFacts) -> None:
-    refusals = [*refuse_method(spec, base), *_sizes(spec, base), *_promotion(spec)]
+    refusals = [*refuse_method(spec, base), *_preferences(spec), *_sizes(spec, base), *_promotion(spec)]
     if refusals:
         violations = [violation for refusal in refusals for violation in refusal.violations]
         raise InvalidField("; ".join(refusal.message for refusal in refusals), violations=violations)
+
+
+def _preferences(spec: TrainSpec) -> list[FinetunedError]:
+    """What of the settings contradicts the objective."""
+    if spec.objective is not Objective.DPO:
+        unread = spec.dpo is not None
+        said = (
+            f"is set, and the objective is OBJECTIVE_{spec.objective}, which does not read it; leave it out"
+        )
+        return [InvalidField.one("spec.dpo", said)] if unread else []
+    if spec.data.train_on_prompt:
+        said = "is on; OBJECTIVE_DPO compares answers, and both have the same prompt: leave it off"
+        return [InvalidField.one("spec.data.train_on_prompt", said)]
+    return []
 
 
 def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
@@ -143,6 +187,15 @@ def _promotion(spec: TrainSpec) -> list[FinetunedError]:
             )
         ]
     answers = spec.task is Task.TEXT_GENERATION
+    measured = GENERATION_METRICS[spec.objective or Objective.SFT] if answers else ()
+    if answers and spec.promote_if.metric not in measured:
+        return [
+            InvalidField.one(
+                "spec.promote_if.metric",
+                f"is {spec.promote_if.metric!r}; OBJECTIVE_{spec.objective or Objective.SFT} measures "
+                f"{', '.join(measured)}",
+            )
+        ]
     if answers and spec.promote_if.metric == "exact_match" and spec.evaluation.generation_rows == 0:
         return [
             InvalidField.one(

@@ -19,7 +19,7 @@ from finetuned_service.errors import (
     NotFound,
     Unimplemented,
 )
-from finetuned_service.jobs.data_check import check_datasets, check_measurable
+from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
 from finetuned_service.jobs.methods import BaseFacts, adapter_bytes
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import resolve_train
@@ -117,7 +117,9 @@ class Submission:
         )
         if record is not None:
             refuse_changed(record, rows, held_out)
-        check_datasets(spec.task, rows, held_out)
+        objective = objective_for(spec.task, spec.objective, rows)
+        check_datasets(spec.task, objective, rows, held_out)
+        spec = spec.model_copy(update={"objective": objective})
         base = self._trainable_base(tenant, spec.base, spec.task)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(

@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetuned_service.vocabulary import DataReport, Method, Metric, Pooling, Task, Value, WeightFormat
+from finetuned_service.vocabulary import (
+    DataReport,
+    Method,
+    Metric,
+    Objective,
+    Pooling,
+    Task,
+    Value,
+    WeightFormat,
+)
 
 
 class JobState(StrEnum):
@@ -111,6 +120,15 @@ class HeadSettings(Settings):
     """How a text's vectors become one; resolved to the base's own."""
 
 
+class DpoSettings(Settings):
+    """Of direct preference optimisation (Rafailov et al. 2023)."""
+
+    beta: float = Field(default=0.1, gt=0, le=100)
+    """Reward of one nat by which an answer became likelier; more keeps the model nearer to where it began."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """How often a choice is taken to be wrong (conservative DPO, Mitchell 2023)."""
+
+
 class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Resolved to 3 if max_steps is not set either."""
@@ -163,8 +181,19 @@ class EvaluationOptions(Settings):
 class PromoteIf(Settings):
     alias: str
     metric: Literal[
-        "exact_match", "loss", "accuracy", "macro_f1", "micro_f1", "entity_f1", "spearman", "pearson"
+        "",
+        "exact_match",
+        "loss",
+        "accuracy",
+        "macro_f1",
+        "micro_f1",
+        "entity_f1",
+        "spearman",
+        "pearson",
+        "reward_accuracy",
+        "reward_margin",
     ] = "exact_match"
+    """Empty is resolved to the usual one of task and objective."""
     minimum: float | None = None
     better_than_current: bool = False
 
@@ -183,6 +212,10 @@ class TrainSpec(Value):
     """Of HEAD."""
     ia3: Ia3Settings = Ia3Settings()
     """Of IA3."""
+    objective: Objective | None = None
+    """Resolved to what the rows are for."""
+    dpo: DpoSettings | None = None
+    """Of DPO; resolved where that is the objective, None elsewhere."""
     optimization: Optimization = Optimization()
     data: DataOptions = DataOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -223,8 +256,8 @@ class Estimate(Value):
 
 
 class Progress(Value):
-    """`phase` is one of: preparing, encoding, baseline, incumbent, training, evaluating, measuring, quantizing,
-    storing.
+    """`phase` is one of: preparing, encoding, baseline, incumbent, reference, training, evaluating, measuring,
+    quantizing, storing.
     """
 
     kind: Literal["progress"] = "progress"

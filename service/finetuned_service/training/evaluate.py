@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import EngineConfig
@@ -45,6 +45,8 @@ class Evaluated(Value):
     metrics: tuple[Metric, ...]
     answers: tuple[str, ...] = ()
     """For the questions in their order; empty strings where none could be generated."""
+    log_probabilities: tuple[float | None, ...] = ()
+    """Of the supervised tokens of each scored row, summed, in nats; None where a row has no room in the context."""
     seconds: float = 0.0
 
 
@@ -53,11 +55,59 @@ class _Kept(Value):
     evaluated: Evaluated
 
 
+class Scoring(Protocol):
+    """Which rows are scored, and what the figures are."""
+
+    def rows(self, tokenizer: BaseTokenizer, baseline: Baseline) -> list[EncodedRow]:
+        """What the subject reads, after the prompt that it gets."""
+        ...
+
+    def metrics(
+        self, rows: Sequence[EncodedRow], log_probabilities: Sequence[float | None], answers: Sequence[str]
+    ) -> tuple[Metric, ...]:
+        """Figures from what it made of them.
+
+        Args:
+            rows: those of `rows`.
+            log_probabilities: of the supervised tokens of each, summed, in nats; None where a row has no room in
+                the context.
+            answers: to the questions.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScoring:
+    """The loss per supervised token and the share of exact answers."""
+
+    scored_rows: Sequence[Row]
+    asked: Sequence[Question]
+
+    def rows(self, tokenizer: BaseTokenizer, baseline: Baseline) -> list[EncodedRow]:
+        """See `Scoring`."""
+        return [encode_scored(tokenizer, row, baseline) for row in self.scored_rows]
+
+    def metrics(
+        self, rows: Sequence[EncodedRow], log_probabilities: Sequence[float | None], answers: Sequence[str]
+    ) -> tuple[Metric, ...]:
+        """See `Scoring`."""
+        metrics: list[Metric] = []
+        scored = [pair for pair in zip(log_probabilities, rows, strict=True) if pair[0] is not None]
+        if supervised := sum(row.supervised_tokens for _, row in scored):
+            loss = -sum(value or 0.0 for value, _ in scored) / supervised
+            metrics.append(Metric(name="loss", value=loss, higher_is_better=False))
+        if answers:
+            pairs = zip(answers, self.asked, strict=True)
+            exact = sum(matches(answer, question.expected) for answer, question in pairs)
+            metrics.append(Metric(name="exact_match", value=exact / len(answers), higher_is_better=True))
+        return tuple(metrics)
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """Evaluates on one set of held-out rows, on one base.
 
-    `scored_rows` are measured as a whole, `asked` are answered greedily.
+    `scoring` says what is measured, `asked` are answered greedily.
     """
 
     tokenizer: BaseTokenizer
@@ -65,7 +115,7 @@ class Evaluator:
     cache_directory: str
     threads: int
     options: EvaluationOptions
-    scored_rows: Sequence[Row]
+    scoring: Scoring
     asked: Sequence[Question]
     report: ReportFunction
     stop: StopFlag
@@ -84,7 +134,7 @@ class Evaluator:
         return evaluated
 
     def evaluate(self, subject: Subject, adapter: AdapterHandle | None = None) -> Evaluated:
-        """The loss per supervised token and the share of exact answers.
+        """Score the rows and answer the questions.
 
         Args:
             subject: the baseline gets its instruction and examples with every row, the others nothing.
@@ -95,17 +145,17 @@ class Evaluator:
         """
         started = time.perf_counter()
         baseline = self.options.baseline if subject == "baseline" else Baseline()
-        rows = [encode_scored(self.tokenizer, row, baseline) for row in self.scored_rows]
+        rows = self.scoring.rows(self.tokenizer, baseline)
         prompts = [encode_prompt(self.tokenizer, question, baseline) for question in self.asked]
-        answers, loss = self._measure(subject, adapter, prompts, rows)
+        answers, log_probabilities = self._measure(subject, adapter, prompts, rows)
         free_unused_memory()
-        metrics = [] if loss is None else [Metric(name="loss", value=loss, higher_is_better=False)]
-        if answers:
-            pairs = zip(answers, self.asked, strict=True)
-            exact = sum(matches(answer, question.expected) for answer, question in pairs)
-            metrics.append(Metric(name="exact_match", value=exact / len(answers), higher_is_better=True))
-        seconds = time.perf_counter() - started
-        return Evaluated(subject=subject, metrics=tuple(metrics), answers=tuple(answers), seconds=seconds)
+        return Evaluated(
+            subject=subject,
+            metrics=self.scoring.metrics(rows, log_probabilities, answers),
+            answers=tuple(answers),
+            log_probabilities=tuple(log_probabilities),
+            seconds=time.perf_counter() - started,
+        )
 
     def _measure(
         self,
@@ -113,8 +163,8 @@ class Evaluator:
         adapter: AdapterHandle | None,
         prompts: Sequence[list[int]],
         rows: Sequence[EncodedRow],
-    ) -> tuple[list[str], float | None]:
-        """Answers to the prompts and the loss of the rows, from an engine that lives no longer than this."""
+    ) -> tuple[list[str], list[float | None]]:
+        """Answers to the prompts and how likely the rows are, from an engine that lives no longer than this."""
         model = load_model(self.base_directory, cache_directory=self.cache_directory)
         self._tell_left_out(subject, rows, model.context_tokens)
         kv_tokens = max(_KV_TOKENS, model.context_tokens)
@@ -177,19 +227,20 @@ class _Run:
         expected = self._evaluator.tokenizer.encode(self._evaluator.asked[index].expected)
         return min(self._evaluator.options.generation_max_tokens, 2 * len(expected) + _SPARE_ANSWER_TOKENS)
 
-    def score(self, rows: Sequence[EncodedRow], context_tokens: int) -> float | None:
-        """Mean of -log p over the supervised tokens, in nats; None if no row fits the context."""
-        total, supervised = 0.0, 0
+    def score(self, rows: Sequence[EncodedRow], context_tokens: int) -> list[float | None]:
+        """The sum of log p over each row's supervised tokens, in nats; None where it does not fit the context."""
+        sums: list[float | None] = []
         for row in rows:
+            total: float | None = None
             if len(row.token_ids) <= context_tokens:
                 places = [place for place, flag in enumerate(row.supervised) if flag]
                 first = min(places, default=1)
                 (log_probabilities,) = self._engine.score([row.token_ids], self._adapter, [first])
                 marked = [place - first for place in places]
-                total -= float(log_probabilities[marked].double().sum())
-                supervised += len(marked)
+                total = float(log_probabilities[marked].double().sum())
+            sums.append(total)
             self._finish(1)
-        return total / supervised if supervised else None
+        return sums
 
     def _finish(self, rows: int) -> None:
         if self._evaluator.stop.is_set():

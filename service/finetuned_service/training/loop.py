@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic
@@ -40,10 +40,20 @@ class Step:
     """One finished optimizer step."""
 
     loss: float
-    """Mean over the batch's supervised tokens, in nats, before the step."""
+    """Mean over what the batch's rows supervise, in nats, before the step."""
     learning_rate: float
     tokens: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What was measured of held-out rows between steps."""
+
+    loss: float
+    """Mean over what they supervise, in nats; decides what the best checkpoint is."""
+    metrics: tuple[Metric, ...] = ()
+    """What is told beside it."""
 
 
 class Trainer(Generic[R]):
@@ -61,6 +71,7 @@ class Trainer(Generic[R]):
         stop: asks the run to end after the current step.
         state: where to begin.
         seconds_afterwards: what the job will do after the last step, for the expected time.
+        measure: measures the held-out rows; None takes their loss alone.
     """
 
     def __init__(
@@ -77,6 +88,7 @@ class Trainer(Generic[R]):
         stop: StopFlag,
         state: RunState,
         seconds_afterwards: float = 0.0,
+        measure: Callable[[Sequence[R]], HeldOut] | None = None,
     ) -> None:
         self.model, self.settings, self.plan, self.patience = model, settings, plan, patience
         self.train_rows, self.heldout_rows = train_rows, heldout_rows
@@ -87,6 +99,7 @@ class Trainer(Generic[R]):
         self._last_steps: deque[Step] = deque(maxlen=_SPEED_STEPS)
         self._seconds_afterwards = seconds_afterwards
         self._evaluation_seconds = 0.0
+        self._measure = measure or self._loss_alone
         if state.step:
             checkpoints.restore(state.step, model, self.optimizer)
 
@@ -137,12 +150,13 @@ class Trainer(Generic[R]):
     def _evaluate(self, training_loss: float) -> None:
         started = time.perf_counter()
         step, best = self.state.step, self.state.best
-        loss = heldout_loss(self.model, self.heldout_rows)
+        found = self._measure(self.heldout_rows)
+        loss = found.loss
         evaluations = (*self.state.evaluations, Evaluation(step=step, loss=loss))
         self.state = self.state.model_copy(update={"evaluations": evaluations})
         self._evaluation_seconds = time.perf_counter() - started
         metric = Metric(name="loss", value=loss, higher_is_better=False)
-        self.report(EvaluationFinished(subject="adapter", step=step, metrics=(metric,)))
+        self.report(EvaluationFinished(subject="adapter", step=step, metrics=(metric, *found.metrics)))
         if best is not None and loss > best.loss and self.state.evaluations_since_best == 1:
             text = (
                 f"the held-out loss rose from {best.loss:.4f} at step {best.step} to {loss:.4f} at step {step} "
@@ -150,6 +164,9 @@ class Trainer(Generic[R]):
                 "kept; more data or fewer epochs would help"
             )
             self.report(Notice(severity="WARNING", text=text))
+
+    def _loss_alone(self, rows: Sequence[R]) -> HeldOut:
+        return HeldOut(heldout_loss(self.model, rows))
 
     def _keep(self) -> None:
         self.checkpoints.save(self.state, self.model, self.optimizer)
@@ -191,7 +208,7 @@ class Trainer(Generic[R]):
 
 @torch.no_grad()
 def heldout_loss(model: Trainable[R], rows: Sequence[R]) -> float:
-    """Mean loss of all supervised tokens of the rows, in nats; at least one row."""
+    """Mean loss of what the rows supervise, in nats; at least one row."""
     scale = 1.0 / sum(row.supervised_tokens for row in rows)
     model.train(mode=False)
     loss = sum(model.loss_of(part, scale).item() for part in micro_batches(rows, EVALUATION_ROWS))

@@ -24,7 +24,21 @@ TOKENS_MULTIPLE = 32
 def supervised_cross_entropy(
     hidden: Tensor, head: Tensor, targets: Tensor, scale: float, kernels: Kernels | None = None
 ) -> Tensor:
-    """`scale` times the sum of -log p(target), in nats.
+    """`scale` times the sum of -log p(target), in nats: the sum of `token_losses`.
+
+    Returns:
+        A scalar in float32 (float64 if hidden is).
+    """
+    return token_losses(hidden, head, targets, scale, kernels).sum()
+
+
+def token_losses(
+    hidden: Tensor, head: Tensor, targets: Tensor, scale: float = 1.0, kernels: Kernels | None = None
+) -> Tensor:
+    """`scale` times -log p(target) of each token, in nats.
+
+    A token's loss depends on its own hidden state alone, so the gradient of each can be taken before it is
+    known how much it will count.
 
     Args:
         hidden: [N, d], the last hidden states where the next token is supervised.
@@ -35,10 +49,10 @@ def supervised_cross_entropy(
         kernels: compiled passes over logits in bfloat16, without a copy in float32; None takes torch's.
 
     Returns:
-        A scalar in float32 (float64 if hidden is).
+        [N] in float32 (float64 if hidden is).
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, head, targets, scale, kernels)
-    return loss
+    losses: Tensor = _LinearCrossEntropy.apply(hidden, head, targets, scale, kernels)
+    return losses
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -52,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         padding = -tokens % TOKENS_MULTIPLE
         hidden, targets = functional.pad(hidden, (0, 0, 0, padding)), functional.pad(targets, (0, padding))
         weights = (torch.arange(tokens + padding) < tokens).to(exact)[:, None] * scale
-        loss = torch.zeros((), dtype=exact)
+        losses = torch.zeros(tokens + padding, dtype=exact)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         chunk = max(TOKENS_MULTIPLE, MAX_CHUNK_ELEMENTS // head.shape[0] // TOKENS_MULTIPLE * TOKENS_MULTIPLE)
         for start in range(0, tokens, chunk):
@@ -60,26 +74,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = hidden[part] @ head.T
             if kernels is not None:
                 # The last chunk's padding is computed, so that sizes are few, and left out.
-                counted = min(tokens - start, logits.shape[0])
-                loss += kernels.cross_entropy_(
-                    logits[:counted], targets[start : start + counted], scale
-                ).sum()
-                logits[counted:] = 0
+                counted = slice(start, min(tokens, start + logits.shape[0]))
+                size = counted.stop - start
+                losses[counted] = kernels.cross_entropy_(logits[:size], targets[counted], scale)
+                logits[size:] = 0
                 if grad is not None:
                     grad[part] = logits @ head
                 continue
             target, weight = targets[part, None], weights[part]
             # Logits in the model's dtype, then exact: as transformers computes its loss.
             log_probabilities = torch.log_softmax(logits.to(exact), dim=-1)
-            loss -= (log_probabilities.gather(1, target) * weight).sum()
+            losses[part] = -(log_probabilities.gather(1, target) * weight)[:, 0]
             if grad is not None:
                 d_logits = log_probabilities.exp_()
                 d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=exact))
                 grad[part] = d_logits.mul_(weight).to(hidden.dtype) @ head
         ctx.save_for_backward(grad if grad is None else grad[:tokens])
-        return loss
+        return losses[:tokens]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0].to(grad.dtype), None, None, None, None
+        return grad * grads[0].to(grad.dtype)[:, None], None, None, None, None

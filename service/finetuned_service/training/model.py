@@ -20,7 +20,7 @@ from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.activations import checkpoint_layers, kept_bytes
 from finetuned_service.training.fused import fuse
-from finetuned_service.training.loss import supervised_cross_entropy
+from finetuned_service.training.loss import supervised_cross_entropy, token_losses
 from finetuned_service.training.methods import Installed, install
 from finetuned_service.training.native.kernels import Kernels
 from finetuned_service.training.norm import replace_norms
@@ -48,13 +48,22 @@ class AdaptedModel:
 
     def loss(self, rows: PackedRows, scale: float) -> Tensor:
         """`scale` times the summed loss of the supervised tokens, in nats; a scalar."""
+        return supervised_cross_entropy(self._predicting(rows), self.head, rows.targets, scale, self.kernels)
+
+    def log_probabilities(self, rows: Sequence[EncodedRow]) -> Tensor:
+        """Of the supervised tokens of each row, summed, in nats: [rows]. Float32, float64 if the base is."""
+        packed = pack(rows)
+        losses = token_losses(self._predicting(packed), self.head, packed.targets, kernels=self.kernels)
+        parts = losses.split([row.supervised_tokens for row in rows])
+        return -torch.stack([part.sum() for part in parts])
+
+    def _predicting(self, rows: PackedRows) -> Tensor:
+        """The last hidden states where the next token is supervised, [N, d]."""
         out = self.decoder(
             input_ids=rows.token_ids, position_ids=rows.position_ids, use_cache=False, layout=rows.layout
         )
         hidden: Tensor = out.last_hidden_state[0]
-        return supervised_cross_entropy(
-            hidden.index_select(0, rows.predicting), self.head, rows.targets, scale, self.kernels
-        )
+        return hidden.index_select(0, rows.predicting)
 
     def checkpoint_activations(self) -> None:
         """Keep less of each layer for the gradient, and compute more; once."""

@@ -11,7 +11,8 @@ from finetuned_service.names import BaseName
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.data import read_job_data
 from finetuned_service.training.heads.examples import read_head_data
-from finetuned_service.vocabulary import DataReport, Method
+from finetuned_service.training.preferences.pairs import read_pair_data
+from finetuned_service.vocabulary import DataReport, Method, Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,4 +31,6 @@ class RowPreview:
         if spec.method is Method.HEAD:
             return read_head_data(spec, base, train_path, eval_path).report
         tokenizer = BaseTokenizer.load(base)
+        if spec.objective is Objective.DPO:
+            return read_pair_data(spec, tokenizer, train_path, eval_path).report
         return read_job_data(spec, tokenizer, train_path, eval_path).report

@@ -9,7 +9,7 @@ from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.values import Baseline
 from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
-from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Row, Text
+from finetuned_service.text.values import Chat, ChatMessage, Preference, PromptCompletion, Row, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Question:
         return self.messages[-1].content
 
 
-def questions(rows: Sequence[Row], limit: int) -> list[Question]:
+def questions(rows: Sequence[Row | Preference], limit: int) -> list[Question]:
     """At most `limit` rows that have an answer, spread evenly over all of them."""
     asked = [question for row in rows if (question := _question(row)) is not None]
     if len(asked) <= limit:
@@ -33,12 +33,14 @@ def questions(rows: Sequence[Row], limit: int) -> list[Question]:
     return [asked[place * len(asked) // limit] for place in range(limit)]
 
 
-def _question(row: Row) -> Question | None:
+def _question(row: Row | Preference) -> Question | None:
     match row:
         case PromptCompletion(prompt, completion):
             return Question((ChatMessage("user", prompt),), completion)
         case Chat(messages):
             return Question(messages[:-1], messages[-1].content)
+        case Preference(messages, chosen):
+            return Question(messages, chosen)
         case Text():
             return None
 

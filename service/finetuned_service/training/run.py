@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -19,6 +21,7 @@ from finetuned_service.jobs.memory import memory_report, private_memory_bytes
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import (
+    DpoSettings,
     Environment,
     EvaluationFinished,
     EvaluationSample,
@@ -31,15 +34,30 @@ from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
 from finetuned_service.training.data import JobData, read_job_data
-from finetuned_service.training.evaluate import Evaluated, Evaluator, Stopped, Subject
+from finetuned_service.training.evaluate import (
+    Evaluated,
+    Evaluator,
+    Scoring,
+    Stopped,
+    Subject,
+    TokenScoring,
+)
 from finetuned_service.training.heads.run import run_head
-from finetuned_service.training.loop import Ended, Trainer
+from finetuned_service.training.loop import Ended, HeldOut, Trainer
 from finetuned_service.training.model import AdaptedModel, load_model
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
+from finetuned_service.training.preferences.model import PreferenceModel
+from finetuned_service.training.preferences.pairs import PairData, read_pair_data
+from finetuned_service.training.preferences.reference import with_reference
+from finetuned_service.training.preferences.scoring import PairScoring
 from finetuned_service.training.questions import Question, matches, questions
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.stages import begin, tell_finished, tell_prepared
-from finetuned_service.vocabulary import Method
+from finetuned_service.training.trainable import Trainable
+from finetuned_service.vocabulary import Method, Objective
+
+SHOWN_ANSWERS = 8
+"""To held-out preferences: no figure is made of them, but they tell what the adapter has become."""
 
 SAFE_SHARE = 0.8
 """Of the memory budget; what a step needs beside what layers keep is not computed beforehand."""
@@ -51,7 +69,7 @@ class _Job:
 
     task: TrainTask
     tokenizer: BaseTokenizer
-    data: JobData
+    data: JobData | PairData
     asked: list[Question]
     environment: Environment
     report: ReportFunction
@@ -91,12 +109,15 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     try:
         baseline = _evaluate(job, "baseline")
         incumbent = (
-            _evaluate(job, "incumbent", Path(task.incumbent_directory)) if task.incumbent_directory else None
+            _evaluate(job, "incumbent", Path(task.incumbent_directory), reference=baseline)
+            if task.incumbent_directory
+            else None
         )
         ended, state = _train(job, seconds_afterwards=baseline.seconds if baseline else 0.0)
         if ended is Ended.STOPPED:
             return EXIT_STOPPED
-        adapter = _evaluate(job, "adapter", job.adapter_directory, state.best.step if state.best else 0)
+        step = state.best.step if state.best else 0
+        adapter = _evaluate(job, "adapter", job.adapter_directory, step, reference=baseline)
     except Stopped:
         return EXIT_STOPPED
     report(Progress(phase="storing"))
@@ -116,10 +137,15 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
     report(Progress(phase="preparing"))
     tokenizer = BaseTokenizer.load(Path(task.base_directory))
     eval_path = Path(task.eval_path) if task.eval_path else None
-    data = read_job_data(task.spec, tokenizer, Path(task.train_path), eval_path)
+    pairs = task.spec.objective is Objective.DPO
+    read = read_pair_data if pairs else read_job_data
+    data = read(task.spec, tokenizer, Path(task.train_path), eval_path)
     environment = _environment(task)
     tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
-    asked = questions([example.row for example in data.heldout], task.spec.evaluation.generation_rows)
+    wanted = task.spec.evaluation.generation_rows
+    asked = questions(
+        [example.row for example in data.heldout], min(wanted, SHOWN_ANSWERS) if pairs else wanted
+    )
     return _Job(task, tokenizer, data, asked, environment, report, stop)
 
 
@@ -140,8 +166,17 @@ def _environment(task: TrainTask) -> Environment:
     )
 
 
-def _evaluate(job: _Job, subject: Subject, directory: Path | None = None, step: int = 0) -> Evaluated | None:
-    """What `subject` does on the held-out rows, from the work directory if it is known; None without rows."""
+def _evaluate(
+    job: _Job,
+    subject: Subject,
+    directory: Path | None = None,
+    step: int = 0,
+    reference: Evaluated | None = None,
+) -> Evaluated | None:
+    """What `subject` does on the held-out rows, from the work directory if it is known; None without rows.
+
+    `reference` is what preferences are measured against.
+    """
     if not job.data.heldout:
         return None
     base_directory = Path(job.task.base_directory)
@@ -152,7 +187,7 @@ def _evaluate(job: _Job, subject: Subject, directory: Path | None = None, step: 
         cache_directory=job.task.cache_directory,
         threads=job.task.limits.threads,
         options=job.spec.evaluation,
-        scored_rows=[example.row for example in job.data.heldout],
+        scoring=_scoring(job, reference),
         asked=job.asked,
         report=job.report,
         stop=job.stop,
@@ -162,6 +197,14 @@ def _evaluate(job: _Job, subject: Subject, directory: Path | None = None, step: 
     return evaluated
 
 
+def _scoring(job: _Job, reference: Evaluated | None) -> Scoring:
+    if isinstance(job.data, PairData):
+        pairs = [example.encoded for example in job.data.heldout]
+        before = reference.log_probabilities if reference else None
+        return PairScoring(pairs, job.spec.dpo or DpoSettings(), before)
+    return TokenScoring([example.row for example in job.data.heldout], job.asked)
+
+
 def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     optimization, evaluation = job.spec.optimization, job.spec.evaluation
@@ -169,18 +212,20 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
     base_directory, cache_directory = Path(job.task.base_directory), job.task.cache_directory
     model = load_model(base_directory, job.spec, cache_directory)
     _choose_checkpointing(job, model)
+    learner, train_rows, heldout_rows, measure = _learning(job, model)
     trainer = Trainer(
-        model,
+        learner,
         optimization,
         Plan.of(optimization, evaluation),
         patience=evaluation.early_stopping_patience,
-        train_rows=[example.encoded for example in job.data.train],
-        heldout_rows=[example.encoded for example in job.data.heldout],
+        train_rows=train_rows,
+        heldout_rows=heldout_rows,
         checkpoints=checkpoints,
         report=job.report,
         stop=job.stop,
         state=begin(checkpoints.latest(job.digest), job.digest, job.environment, job.report),
         seconds_afterwards=seconds_afterwards,
+        measure=measure,
     )
     ended = trainer.run()
     _tell_memory(job)
@@ -191,6 +236,20 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
         job.adapter_directory.mkdir()
         write_adapter(job.adapter_directory, model.method, job.spec.base, model.head.dtype)
     return ended, trainer.state
+
+
+def _learning(
+    job: _Job, model: AdaptedModel
+) -> tuple[Trainable[Any], list[Any], list[Any], Callable[[Any], HeldOut] | None]:
+    """What learns by the job's objective, from which rows, what is held out of them, and how that is measured."""
+    train, heldout = ([example.encoded for example in part] for part in (job.data.train, job.data.heldout))
+    if not isinstance(job.data, PairData):
+        return model, train, heldout, None
+    pairs = [example.encoded for example in (*job.data.train, *job.data.heldout)]
+    kept = job.work_directory / "reference.safetensors"
+    referenced = with_reference(model, pairs, kept, job.digest, job.report, job.stop)
+    learner = PreferenceModel(model, job.spec.dpo or DpoSettings())
+    return learner, referenced[: len(train)], referenced[len(train) :], learner.measure
 
 
 def _choose_checkpointing(job: _Job, model: AdaptedModel) -> None:

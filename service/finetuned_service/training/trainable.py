@@ -16,7 +16,7 @@ class TrainRow(Protocol):
 
     @property
     def supervised_tokens(self) -> int:
-        """Over how many the loss is a mean."""
+        """Over how many the loss is a mean: tokens, where nothing else is said."""
         ...
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import job_pb2 as pb
 
 from finetuned_service.jobs.values import (
@@ -30,7 +29,7 @@ from finetuned_service.rpc.convert.common import (
     weight_format_to_proto,
     wire_error_to_proto,
 )
-from finetuned_service.vocabulary import Method, Task
+from finetuned_service.vocabulary import Method, Objective, Task
 
 _LORA_FIELDS = {field.name for field in pb.LoraMethod.DESCRIPTOR.fields}
 
@@ -140,9 +139,8 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
         adapter=spec.adapter,
         base=spec.base,
         task=TASKS[spec.task],
-        objective=(
-            common.OBJECTIVE_SFT if spec.task is Task.TEXT_GENERATION else common.OBJECTIVE_CLASSIFICATION
-        ),
+        objective=f"OBJECTIVE_{spec.objective or _usual_objective(spec.task)}",
+        dpo=pb.DpoSettings(**spec.dpo.model_dump()) if spec.dpo else None,
         **_method(spec),
         optimization=pb.Optimization(**optimization, schedule=schedule),
         data=pb.DataOptions(**data, long_rows=f"LONG_ROWS_{spec.data.long_rows}"),
@@ -151,6 +149,11 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
         ),
         promote_if=pb.PromoteIf(**spec.promote_if.model_dump(exclude_none=True)) if spec.promote_if else None,
     )
+
+
+def _usual_objective(task: Task) -> Objective:
+    """Of the records of builds that had one for each task."""
+    return Objective.SFT if task is Task.TEXT_GENERATION else Objective.CLASSIFICATION
 
 
 def _quantize_spec(spec: QuantizeSpec) -> pb.QuantizeSpec:

@@ -17,6 +17,7 @@ from finetuned_service.jobs.values import (
     Baseline,
     BaselineExample,
     DataOptions,
+    DpoSettings,
     EvaluationOptions,
     HeadSettings,
     JobState,
@@ -30,7 +31,7 @@ from finetuned_service.jobs.values import (
 )
 from finetuned_service.names import AdapterSelector
 from finetuned_service.rpc.convert.common import enum_name, given, optional
-from finetuned_service.vocabulary import Method, Pooling, Task, WeightFormat
+from finetuned_service.vocabulary import Method, Objective, Pooling, Task, WeightFormat
 
 Made = TypeVar("Made")
 
@@ -54,15 +55,14 @@ class _Usual:
     """How a task is trained in this build."""
 
     method: str
-    objective: str
-    metric: str
+    objectives: tuple[str, ...]
 
 
 _USUAL: Mapping[str, _Usual] = {
-    "TEXT_GENERATION": _Usual("lora", "SFT", "exact_match"),
-    "TEXT_CLASSIFICATION": _Usual("head", "CLASSIFICATION", "macro_f1"),
-    "TOKEN_CLASSIFICATION": _Usual("head", "CLASSIFICATION", "entity_f1"),
-    "IMAGE_CLASSIFICATION": _Usual("head", "CLASSIFICATION", "accuracy"),
+    "TEXT_GENERATION": _Usual("lora", ("SFT", "DPO")),
+    "TEXT_CLASSIFICATION": _Usual("head", ("CLASSIFICATION",)),
+    "TOKEN_CLASSIFICATION": _Usual("head", ("CLASSIFICATION",)),
+    "IMAGE_CLASSIFICATION": _Usual("head", ("CLASSIFICATION",)),
 }
 
 
@@ -88,8 +88,11 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
             metadata={"feature": feature},
         )
     objective = enum_name(common.Objective, spec.objective, "OBJECTIVE_", "spec.objective")
-    if objective not in {"", usual.objective}:
-        raise Unimplemented.feature(f"OBJECTIVE_{objective} for TASK_{task}", f"OBJECTIVE_{usual.objective}")
+    if objective not in {"", *usual.objectives}:
+        raise Unimplemented.feature(
+            f"OBJECTIVE_{objective} for TASK_{task}",
+            ", ".join(f"OBJECTIVE_{name}" for name in usual.objectives),
+        )
     if spec.continue_from:
         raise Unimplemented.feature("continue_from", "training from the base")
     return TrainSpec(
@@ -101,10 +104,12 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         method=Method.HEAD if method == "head" else Method.LORA,
         lora=_lora(spec.lora),
         head=_head(spec.head),
+        objective=Objective(objective) if objective else None,
+        dpo=_dpo(spec.dpo) if spec.HasField("dpo") else None,
         optimization=_optimization(spec.optimization),
         data=_data_options(spec.data),
         evaluation=_evaluation(spec.evaluation),
-        promote_if=_promote_if(spec.promote_if, usual) if spec.HasField("promote_if") else None,
+        promote_if=_promote_if(spec.promote_if) if spec.HasField("promote_if") else None,
     )
 
 
@@ -123,6 +128,10 @@ def _lora(lora: pb.LoraMethod) -> LoraSettings:
         rank_stabilized=lora.rank_stabilized,
         **given(lora, rank="rank", alpha="alpha", dropout="dropout"),
     )
+
+
+def _dpo(dpo: pb.DpoSettings) -> DpoSettings:
+    return _checked("spec.dpo", DpoSettings, **given(dpo, beta="beta", label_smoothing="label_smoothing"))
 
 
 def _optimization(optimization: pb.Optimization) -> Optimization:
@@ -170,12 +179,12 @@ def _evaluation(evaluation: pb.EvaluationOptions) -> EvaluationOptions:
     )
 
 
-def _promote_if(promote_if: pb.PromoteIf, usual: _Usual) -> PromoteIf:
+def _promote_if(promote_if: pb.PromoteIf) -> PromoteIf:
     return _checked(
         "spec.promote_if",
         PromoteIf,
         alias=promote_if.alias,
-        metric=promote_if.metric or usual.metric,
+        metric=promote_if.metric,
         minimum=optional(promote_if, "minimum"),
         better_than_current=promote_if.better_than_current,
     )
