@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
-from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.settings import Settings as ServerSettings
 
@@ -32,7 +32,7 @@ def start(settings: Settings) -> Generate:
         device_budget_bytes=server.adapter_device_bytes,
         host_budget_bytes=server.adapter_host_bytes,
     )
-    engine = OfflineEngine(EngineModel.load(Path(settings["base"])), config)
+    engine = OfflineEngine(load_model(Path(settings["base"])), config)
     numbers = itertools.count(1)
 
     def generate(rows: Sequence[Row], new_tokens: int) -> int:

@@ -78,7 +78,7 @@ def replied(
     build: Callable[P, GenerateRequest],
 ) -> Callable[Concatenate[AsyncRoom, P], Coroutine[Any, Any, Reply]]:
     async def method(room: AsyncRoom, *args: P.args, **kwargs: P.kwargs) -> Reply:
-        call = serving.serve(room.transport.names, build(*args, **kwargs))
+        call = serving.serve_whole(room.transport.names, build(*args, **kwargs))
         async with await AsyncReplyStream.open(room.transport.stream(call)) as stream:
             return await stream.finish()
 

@@ -101,7 +101,7 @@ def gathered(
 
 def replied(build: Callable[P, GenerateRequest]) -> Callable[Concatenate[Room, P], Reply]:
     def method(room: Room, *args: P.args, **kwargs: P.kwargs) -> Reply:
-        call = serving.serve(room.transport.names, build(*args, **kwargs))
+        call = serving.serve_whole(room.transport.names, build(*args, **kwargs))
         with ReplyStream(room.transport.stream(call)) as stream:
             return stream.finish()
 

@@ -18,6 +18,7 @@ from finetuned.errors import (
     Unavailable,
 )
 from finetuned.testing import FakeServer
+from finetuned.v1 import serving_service_pb2 as pb
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,10 @@ def test_settings_are_sent(client: Any, fake_server: FakeServer) -> None:
     assert (sent.seed, list(sent.stop), list(sent.stop_token_ids)) == (0, ["stop"], [5])
     assert (sent.truncation, sent.logprobs, sent.ignore_eos) == (2, 2, True)
     client.generate("a", plain_base=True)
-    assert fake_server.requests("ServeAdapter")[1][0].generate.ListFields() == []
+    assert fake_server.requests("ServeAdapter")[1][0].generate == pb.Generate(delta_tokens=2**20)
+    with client.stream("a", plain_base=True) as stream:
+        stream.finish()
+    assert fake_server.requests("ServeAdapter")[2][0].generate == pb.Generate()
 
 
 def test_stream_tells_who_serves_before_the_first_delta(client: Any) -> None:
@@ -98,6 +102,16 @@ def test_stream_tells_who_serves_before_the_first_delta(client: Any) -> None:
         assert stream.served_by.label == "mine@1"
         assert [delta.text for delta in stream] == ["[mine@1]", " hello", " you"]
         assert stream.finish() == client.generate("hello you there", adapter="mine", max_tokens=3)
+
+
+def test_a_stream_can_wait_for_several_tokens(client: Any) -> None:
+    with client.stream("a b c d e f", plain_base=True, delta_tokens=2, logprobs=1) as stream:
+        deltas = list(stream)
+    assert [delta.text for delta in deltas] == ["a", " b c", " d e", " f"]
+    assert [len(delta.token_ids) for delta in deltas] == [1, 2, 2, 1]
+    assert [len(delta.logprobs) for delta in deltas] == [1, 2, 2, 1]
+    with client.stream("a b c", plain_base=True, delta_tokens=2, stop="x") as stream:
+        assert len(list(stream)) == 3
 
 
 def test_a_stream_left_early_is_cancelled(client: Any, fake_server: FakeServer) -> None:
@@ -267,6 +281,8 @@ def test_a_constrained_reply_of_the_fake_is_the_prompt_itself(client: Any) -> No
         {"frequency_penalty": -3.0},
         {"json_schema": "[]"},
         {"regex": "("},
+        {"delta_tokens": 0},
+        {"delta_tokens": 2**20 + 1},
     ],
 )
 def test_the_fake_refuses_what_a_server_refuses(client: Any, settings: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.native.library import STORED_DTYPES, LoraSourceStruct
 from finetuned_service.engine.native.model import NativeModel
 from finetuned_service.engine.offline import OfflineEngine
+from finetuned_service.engine.sampling import greedy_tokens
 from finetuned_service.errors import Unimplemented
 from tiny_models import (
     load_peft,
@@ -222,14 +223,49 @@ def test_biases_head_norms_and_other_heads(library, tmp_path, config):
 
 
 def test_long_context_attends_to_all_of_it(library, tmp_path):
-    """Blocks of keys beyond the first few, and angles of late positions."""
-    base = save_tiny_base(tmp_path, dtype=torch.bfloat16, head_dim=16, max_position_embeddings=1024, **WIDTHS)
-    prompt = random_prompt(6, 900)
+    """Stretches of keys beyond the first, and angles of late positions; chunks that end inside a stretch."""
+    base = save_tiny_base(tmp_path, dtype=torch.bfloat16, head_dim=16, max_position_embeddings=2400, **WIDTHS)
+    prompt = random_prompt(6, 2200)
     exact = oracle_logits(load_plain(base, torch.float32), prompt)
     theirs = (oracle_logits(load_plain(base, torch.bfloat16), prompt) - exact).square().mean()
-    with OfflineEngine(NativeModel.load(base, library), CONFIG) as engine:
-        ours = (engine.logits(prompt) - exact).square().mean()
-    assert ours < theirs
+    model = NativeModel.load(base, library)
+    with OfflineEngine(model, CONFIG) as engine:
+        found = engine.logits(prompt)
+    assert (found - exact).square().mean() < theirs
+    with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=301)) as engine:
+        assert torch.equal(found, engine.logits(prompt))
+
+
+def test_the_highest_logit_is_the_one_that_torch_finds(library, tmp_path):
+    """The first of equal ones, in a vocabulary that ends within a panel; none where one is not finite."""
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=97, tie_word_embeddings=False, **(SMALL | {"hidden_size": 96}))
+    made = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    head = made.get_output_embeddings().weight.data
+    head[40:80] = head[:40]
+    made.save_pretrained(tmp_path)
+    model = NativeModel.load(tmp_path, library)
+    final_norm = next(t for t in model.weights._kept if t.data_ptr() == model.weights._struct.final_norm)
+    prompts = [random_prompt(i, 3 + i) for i in range(14)]
+
+    def asked():
+        with OfflineEngine(model, CONFIG) as engine:
+            seen = []
+            run = engine._loop.runner.run
+            engine._loop.runner.run = lambda *args, **options: seen.append(run(*args, **options)) or seen[-1]
+            engine.generate(
+                [Submit(i, tuple(p), None, Sampling(4, ignore_eos=True)) for i, p in enumerate(prompts)]
+            )
+        return seen
+
+    steps = asked()
+    chosen = [token_id for step in steps for token_id in step.greedy]
+    assert chosen == [token_id for step in steps for token_id in greedy_tokens(step.logits)]
+    assert len(chosen) == 14 * 4
+    assert all(token_id < 40 or token_id >= 80 for token_id in chosen)
+    for wrong in (torch.nan, torch.inf):
+        final_norm[3] = wrong
+        assert [step.greedy for step in asked()] == [[None] * 14]
 
 
 def test_the_digest_is_that_of_what_serves(model, base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -144,6 +145,28 @@ def test_times_and_tokens_are_told_also_when_a_stop_string_ends_the_reply(client
         assert reply.timing.decode_seconds > 0
 
 
+@pytest.mark.parametrize(("delta_tokens", "sizes"), [(None, [1] * 12), (5, [1, 5, 5, 1]), (2**20, [1, 11])])
+def test_tokens_come_together_where_that_is_wanted(
+    client: Client, delta_tokens: int | None, sizes: list[int]
+) -> None:
+    asked = {"plain_base": True, "max_tokens": 12, "ignore_eos": True, "logprobs": 1}
+    with client.stream(PROMPT, delta_tokens=delta_tokens, **asked) as stream:
+        deltas = list(stream)
+    # A reader that is slower than the engine is told more at once.
+    assert len(deltas) <= len(sizes)
+    assert sum(len(delta.token_ids) for delta in deltas) == sum(sizes)
+    assert stream.finish() == dataclasses.replace(
+        client.generate(PROMPT, **asked), timing=stream.finish().timing
+    )
+
+
+def test_a_stop_string_is_found_as_soon_as_it_is_made(client: Client) -> None:
+    asked = {"plain_base": True, "regex": "a{40}", "stop": ["aaa"], "max_tokens": 60}
+    reply = client.generate(PROMPT, **asked)
+    assert (reply.text, reply.stop) == ("", "aaa")
+    assert reply.usage.completion_tokens < 20
+
+
 REFUSED = {
     "n": {"n": 0},
     "n of a greedy reply": {"n": 2, "temperature": 0.0},
@@ -157,6 +180,7 @@ REFUSED = {
     "json_schema": {"json_schema": "{"},
     "json_schema that explodes": {"json_schema": {"type": "string", "pattern": "^(a{1000}){1000}$"}},
     "regex": {"regex": "(a{1000}){1000}"},
+    "delta_tokens": {"delta_tokens": 0},
 }
 
 

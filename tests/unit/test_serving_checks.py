@@ -89,6 +89,8 @@ def test_the_edges_of_inputs_are_allowed(inputs):
         ({"logprobs": -1}, "generate.logprobs: is -1; allowed: 0 to 20"),
         ({"logprobs": 21}, "generate.logprobs: is 21; allowed: 0 to 20"),
         ({"stop_token_ids": (400,)}, "generate.stop_token_ids: is [400]; allowed: up to 64 ids of 0 to 399"),
+        ({"delta_tokens": 0}, "generate.delta_tokens: is 0; allowed: 1 to 1048576"),
+        ({"delta_tokens": 2**20 + 1}, "generate.delta_tokens: is 1048577; allowed: 1 to 1048576"),
         ({"n": 0}, "generate.n: is 0; allowed: 1 to 16"),
         ({"n": 17, "temperature": 1.0}, "generate.n: is 17; allowed: 1 to 16"),
         (
@@ -292,6 +294,14 @@ def test_settings_of_the_logits_reach_the_engine():
         logit_bias=((3, 1.0),),
         grammar="g",
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, 1), ({"delta_tokens": 9}, 9), ({"delta_tokens": 9, "stop": ("x",)}, 1)],
+)
+def test_tokens_wait_for_others_unless_a_stop_string_may_be_in_them(settings, told):
+    assert sampling_for(GenerationSettings(**settings), fitted(3), 0).delta_tokens == told
 
 
 def test_all_replies_of_a_call_have_seeds_of_their_own_and_the_same_every_time():

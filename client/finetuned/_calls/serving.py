@@ -18,6 +18,7 @@ from finetuned.values.requests import GenerateRequest, Message, Prompt, RawText,
 from finetuned.values.server import ServerInfo
 
 _SERVICE = "ServingService"
+_MAX_DELTA_TOKENS = 2**20
 
 
 def serve(names: Names, request: GenerateRequest) -> StreamCall[ServeEvent]:
@@ -28,6 +29,13 @@ def serve(names: Names, request: GenerateRequest) -> StreamCall[ServeEvent]:
 
     method = Method(_SERVICE, "ServeAdapter", pb.ServeAdapterResponse)
     return StreamCall(method, _request(names, request), event, Kind.GENERATE)
+
+
+def serve_whole(names: Names, request: GenerateRequest) -> StreamCall[ServeEvent]:
+    """`serve` for a caller that waits for the whole reply: its first token and the rest."""
+    if request.delta_tokens is None:
+        request = dataclasses.replace(request, delta_tokens=_MAX_DELTA_TOKENS)
+    return serve(names, request)
 
 
 def serve_many(names: Names, requests: Sequence[GenerateRequest]) -> Call[list[Reply | FinetunedError]]:
@@ -98,6 +106,7 @@ def _request(names: Names, request: GenerateRequest) -> pb.ServeAdapterRequest:
         logit_bias=request.logit_bias or {},
         json_schema=schema if schema is None or isinstance(schema, str) else json.dumps(schema),
         regex=request.regex,
+        delta_tokens=request.delta_tokens,
     )
     message = pb.ServeAdapterRequest(parent=names.parent, inputs=[_input(request.prompt)], generate=settings)
     if request.adapter is not None:

@@ -12,6 +12,7 @@ from finetuned.testing._store import MAX_REPLIES, MAX_SAMPLES
 from finetuned.v1 import serving_service_pb2 as pb
 
 _DEFAULT_MAX_TOKENS = 256
+_MAX_DELTA_TOKENS = 2**20
 _RANGES = (
     ("temperature", 0, 10),
     ("repetition_penalty", 1e-9, 10),
@@ -26,6 +27,10 @@ def check_settings(settings: pb.Generate, inputs: int) -> None:
         raise InvalidField.one("generate.max_tokens", f"is {settings.max_tokens}; allowed: at least 1")
     if settings.HasField("min_tokens") and settings.min_tokens < 0:
         raise InvalidField.one("generate.min_tokens", f"is {settings.min_tokens}; allowed: 0 to max_tokens")
+    if settings.HasField("delta_tokens") and not 1 <= settings.delta_tokens <= _MAX_DELTA_TOKENS:
+        raise InvalidField.one(
+            "generate.delta_tokens", f"is {settings.delta_tokens}; allowed: 1 to {_MAX_DELTA_TOKENS}"
+        )
     for name, low, high in _RANGES:
         value: float = getattr(settings, name)
         if settings.HasField(name) and not low <= value <= high:
@@ -67,12 +72,16 @@ def _check_constraint(settings: pb.Generate) -> None:
 
 
 def deltas(words: list[str], number: int, sample: int, settings: pb.Generate) -> Iterator[pb.Delta]:
-    for position, word in enumerate(words):
-        text = word if position == 0 else f" {word}"
-        token_ids = [zlib.crc32(word.encode()) % 32000]
+    """The first word alone, then as many at a time as the caller wants."""
+    wanted = 1 if settings.stop else max(1, settings.delta_tokens)
+    for first in (0, *range(1, len(words), wanted))[: len(words)]:
+        some = words[first : first + wanted if first else 1]
+        text = " ".join(some) if first == 0 else f" {' '.join(some)}"
+        token_ids = [zlib.crc32(word.encode()) % 32000 for word in some]
         delta = pb.Delta(input=number, sample=sample, text=text, token_ids=token_ids)
         if settings.logprobs:
-            delta.logprobs.add(logprob=-0.5)
+            for _ in some:
+                delta.logprobs.add(logprob=-0.5)
         yield delta
 
 

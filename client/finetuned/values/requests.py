@@ -91,3 +91,6 @@ class GenerateRequest:
     """The reply is JSON that this JSON Schema allows, or the beginning of it if something ends it earlier."""
     regex: str | None = None
     """The whole reply matches it, or is the beginning of a match; the syntax is that of Rust's regex crate."""
+    delta_tokens: int | None = None
+    """How many tokens a delta of `stream` waits for, 1 to 1048576; default 1. The first token comes at once. More
+    cost server and client less. `generate`, whose deltas nobody sees, asks for all at once."""

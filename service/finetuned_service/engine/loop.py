@@ -19,6 +19,7 @@ from finetuned_service.engine.arrivals import Arrivals
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.counts import EngineCounts
 from finetuned_service.engine.deadlines import expiry
+from finetuned_service.engine.deltas import Deltas
 from finetuned_service.engine.grammars import Compiled, GrammarThread
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
@@ -89,6 +90,7 @@ class EngineLoop:
             self._grammars.begin, self.scheduler.find, shares_prefixes=self.runner.shares_prefixes
         )
         self._replies = Replies(model.end_token_ids, model.device)
+        self._deltas = Deltas()
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand a command to the engine; the next step takes it. Any thread may call this."""
@@ -201,8 +203,7 @@ class EngineLoop:
             running = sequence.phase is Phase.RUNNING
             self._counts.add("deadlines_running" if running else "deadlines_queue")
             error = expiry(sequence)
-            self._end(sequence, sound=True)
-            self._events.append(Failed(sequence.request_id, error.to_wire()))
+            self._fail(sequence, error, sound=True)
 
     def _admit(self) -> None:
         admission = self.scheduler.admit(time.monotonic())
@@ -224,7 +225,6 @@ class EngineLoop:
         began = time.monotonic()
         try:
             step = self.runner.run(chunks, self._place_of)
-            greedy = self._replies.greedy(step.logits) if step.chosen else []
         except Exception as error:  # noqa: BLE001 - who is at fault fails alone, the engine goes on
             self._counts.add("step_failures")
             fault = self._fault(error)
@@ -240,21 +240,21 @@ class EngineLoop:
             kind = "decode_tokens" if chunk.sequence.new_tokens else "prefill_tokens"
             self._counts.add(kind, chunk.rows)
             chunk.sequence.computed_tokens += chunk.rows
-        self._tell_tokens(step, greedy, now)
+        self._tell_tokens(step, now)
         self._tell_encoded(step, now)
         self._counts.add_step(chunks, time.monotonic() - began)
 
-    def _tell_tokens(self, step: StepLogits, greedy: list[int | None], now: float) -> None:
+    def _tell_tokens(self, step: StepLogits, now: float) -> None:
         for row, sequence in enumerate(step.chosen):
             try:
-                tokens = self._replies.extend(sequence, step.logits[row], greedy[row], now)
+                tokens = self._replies.extend(sequence, step.logits[row], step.greedy[row], now)
             except FinetunedError as error:
                 self._fail(sequence, error)
                 continue
             except Exception as error:  # noqa: BLE001 - a row that cannot be sampled fails alone
                 self._fail(sequence, self._fault(error))
                 continue
-            self._events.append(tokens)
+            self._events += self._deltas.take(sequence, tokens)
             self._enqueue(self._arrivals.prompt_computed(sequence))
             if tokens.finish is not None:
                 self._end(sequence, sound=True)
@@ -278,10 +278,12 @@ class EngineLoop:
     def _end(self, sequence: Sequence, *, sound: bool = False) -> None:
         self.scheduler.end(sequence, sound=sound)
         self._replies.forget(sequence)
+        self._deltas.rest(sequence)  # of what was cancelled: nobody wants to know
         self._enqueue(self._arrivals.left(sequence))
 
-    def _fail(self, sequence: Sequence, error: FinetunedError) -> None:
-        self._end(sequence)
+    def _fail(self, sequence: Sequence, error: FinetunedError, *, sound: bool = False) -> None:
+        self._events += self._deltas.rest(sequence)
+        self._end(sequence, sound=sound)
         self._events.append(Failed(sequence.request_id, error.to_wire()))
 
     def _fault(self, cause: Exception) -> Internal:

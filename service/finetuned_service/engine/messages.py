@@ -72,6 +72,8 @@ class Sampling:
     """(token id, what is added to its logit), each id once."""
     grammar: str = ""
     """What the reply must be, as `text/grammar.py` writes it; empty is anything."""
+    delta_tokens: int = 1
+    """How many tokens an event waits for; the first comes at once, the last has what is left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
+from finetuned_service.engine.sampling import greedy_tokens
 from finetuned_service.engine.scheduler import Chunk
 
 
@@ -38,7 +39,8 @@ class PlainRunner:
     def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
         model = self._model
         batch = build_batch(chunks, place_of, self._arena, model.dtype, model.device, all_logits=all_logits)
-        return StepLogits(model.forward(batch, self._banks), batch.chosen)
+        logits = model.forward(batch, self._banks)
+        return StepLogits(logits, batch.chosen, [] if all_logits else greedy_tokens(logits))
 
     def copy_kv(self, copy: PrefixCopy) -> None:
         """Never asked for: bits of rows depend on their batch-mates here."""

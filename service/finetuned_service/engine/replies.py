@@ -11,7 +11,7 @@ from finetuned_service.engine.choice import TokenChoice
 from finetuned_service.engine.constraint import Constraint
 from finetuned_service.engine.messages import Encoded, FinishReason, Sampling, Submit, TokenLogprobs, Tokens
 from finetuned_service.engine.runner import Model
-from finetuned_service.engine.sampling import greedy_tokens, token_logprobs
+from finetuned_service.engine.sampling import token_logprobs
 from finetuned_service.engine.sequence import Sequence
 from finetuned_service.errors import (
     AdapterIncompatible,
@@ -112,10 +112,6 @@ class Replies:
     def forget(self, sequence: Sequence) -> None:
         """The sequence ended."""
         self._choices.pop(sequence.request_id, None)
-
-    def greedy(self, logits: Tensor) -> list[int | None]:
-        """See `sampling.greedy_tokens`."""
-        return greedy_tokens(logits)
 
     def extend(self, sequence: Sequence, logits: Tensor, greedy: int | None, now_seconds: float) -> Tokens:
         """Choose the sequence's next token from `logits [vocabulary]` and append it, or end the sequence.

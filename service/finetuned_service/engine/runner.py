@@ -32,6 +32,9 @@ class StepLogits:
     """`[S, vocabulary]`, of the rows that choose a token, or of all rows if that was asked for."""
     chosen: tuple[TokenSequence, ...]
     """The sequences that choose a token, in the order of their rows."""
+    greedy: Sequence[int | None]
+    """Of each row the first of its highest logits; None if a logit is not a number or that is infinite. Empty if
+    all logits were asked for."""
     encoded: tuple[tuple[TokenSequence, Tensor], ...] = ()
     """What inputs became that are encoded in this step: `[1, width]`, or `[tokens, width]`; float32, on the CPU."""
 

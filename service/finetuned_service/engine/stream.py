@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from finetuned_service.engine.deltas import joined
 from finetuned_service.engine.messages import Encoded, Failed, Started, Tokens
 from finetuned_service.errors import Internal, from_wire
 
@@ -76,27 +76,14 @@ class EngineStream:
         return event
 
     def _with_what_came(self, first: Tokens) -> Tokens:
-        if self._events.empty():
-            return first
-        last, token_ids, logprobs = first, list(first.token_ids), list(first.logprobs)
-        cached_tokens, prefill_seconds = first.cached_tokens, first.prefill_seconds
+        events = [first]
         while not self._events.empty():
             following = self._events.get_nowait()
             if not isinstance(following, Tokens):
                 self._events.put_nowait(following)  # Failed, the last of all: nothing can overtake it
                 break
-            last = following
-            token_ids.extend(following.token_ids)
-            logprobs.extend(following.logprobs)
-            cached_tokens += following.cached_tokens
-            prefill_seconds += following.prefill_seconds
-        return replace(
-            last,
-            token_ids=tuple(token_ids),
-            logprobs=tuple(logprobs),
-            cached_tokens=cached_tokens,
-            prefill_seconds=prefill_seconds,
-        )
+            events.append(following)
+        return joined(events)
 
     async def aclose(self) -> None:
         """Cancel the request if it has not ended; harmless to repeat."""

@@ -33,7 +33,7 @@ from finetuned_service.rpc.convert.serving import (
 from finetuned_service.serving.checks import MAX_REPLIES
 from finetuned_service.serving.encode import Encoding
 from finetuned_service.serving.encoded_values import EncodeCall, EncodeResult
-from finetuned_service.serving.ranges import MAX_SAMPLES
+from finetuned_service.serving.ranges import MAX_DELTA_TOKENS, MAX_SAMPLES
 from finetuned_service.serving.service import Serving
 from finetuned_service.serving.values import Delta, Done, ServeCall, ServedBy, ServeEvent
 from finetuned_service.text.grammar import MAX_CONSTRAINT_BYTES
@@ -113,6 +113,11 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
         self, item: pb.ServeAdapterRequest, parent: str, deadline_seconds: float | None
     ) -> pb.BatchReply:
         call = dataclasses.replace(call_from_proto(item, parent), deadline_seconds=deadline_seconds)
+        if isinstance(call, ServeCall) and call.generation.delta_tokens is None:
+            # Nobody sees the pieces.
+            call = dataclasses.replace(
+                call, generation=dataclasses.replace(call.generation, delta_tokens=MAX_DELTA_TOKENS)
+            )
         reply = pb.BatchReply()
         texts: dict[tuple[int, int], str] = {}
         results: dict[int, pb.Result] = {}

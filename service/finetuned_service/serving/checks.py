@@ -120,4 +120,6 @@ def sampling_for(
         frequency_penalty=generation.frequency_penalty or 0.0,
         logit_bias=generation.logit_bias,
         grammar=grammar,
+        # A stop string is found by the RPC process, which must see each token before the next is computed.
+        delta_tokens=1 if generation.stop else generation.delta_tokens or 1,
     )

@@ -19,6 +19,8 @@ MAX_REPETITION_PENALTY = 10.0
 MAX_PENALTY = 2.0
 MAX_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
+MAX_DELTA_TOKENS = 2**20
+"""More than any reply has: all of it after the first token is one delta."""
 
 
 class _Rule(NamedTuple):
@@ -46,6 +48,9 @@ def _length(generation: GenerationSettings, context_tokens: int) -> Iterator[_Ru
         most = context_tokens - 1 if tokens is None else tokens
         name = f"{most}, the context less one token" if tokens is None else f"max_tokens ({most})"
         yield _Rule(0 <= least <= most, "min_tokens", least, f"0 to {name}")
+    if generation.delta_tokens is not None:
+        allowed = 1 <= generation.delta_tokens <= MAX_DELTA_TOKENS
+        yield _Rule(allowed, "delta_tokens", generation.delta_tokens, f"1 to {MAX_DELTA_TOKENS}")
 
 
 def _draws(generation: GenerationSettings) -> Iterator[_Rule]:

@@ -67,6 +67,7 @@ class GenerationSettings:
     frequency_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     constraint: JsonSchema | Regex | None = None
+    delta_tokens: int | None = None
 
     @property
     def samples(self) -> int:

@@ -141,7 +141,7 @@ class EncoderRunner:
             wanted = sequence.request.encode
             pooled = pool(rows.float(), wanted.pooling if wanted else None)
             encoded.append((sequence, projected(pooled, place).cpu()))
-        return StepLogits(torch.empty(0, 0), (), tuple(encoded))
+        return StepLogits(torch.empty(0, 0), (), [], tuple(encoded))
 
     def _order(self, sequence: TokenSequence, place: AdapterPlace | None) -> tuple[Any, ...]:
         own = self._model.forward.order(sequence.request)

@@ -117,6 +117,7 @@ class StepStruct(Structure):
         ("spans", POINTER(SpanStruct)),
         ("logit_rows", POINTER(c_int32)),
         ("logits", c_void_p),
+        ("highest", POINTER(c_int32)),
         ("rows", c_int32),
         ("segment_count", c_int32),
         ("span_count", c_int32),

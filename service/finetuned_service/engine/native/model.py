@@ -192,6 +192,7 @@ class NativeRunner:
             SegmentStruct(place.adapter.pairs, row, rows) for row, rows, place in neighbours(row_places)
         ]
         logits = torch.empty(len(logit_rows), self._vocabulary)
+        highest = (c_int32 * len(logit_rows))()
         step = StepStruct(
             tokens=_int32(token_ids),
             positions=_int32(positions),
@@ -199,6 +200,7 @@ class NativeRunner:
             spans=(SpanStruct * len(spans))(*spans),
             logit_rows=_int32(logit_rows),
             logits=logits.data_ptr(),
+            highest=highest,
             rows=len(token_ids),
             segment_count=len(segments),
             span_count=len(spans),
@@ -206,7 +208,9 @@ class NativeRunner:
         )
         if self._library.decoder_step(self._decoder, byref(self._struct), byref(step)):
             raise MemoryError
-        return StepLogits(logits, tuple(chosen))
+        return StepLogits(
+            logits, tuple(chosen), [] if all_logits else [None if i < 0 else i for i in highest]
+        )
 
 
 def _int32(values: list[int]) -> object:

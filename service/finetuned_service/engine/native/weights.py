@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetuned_service.engine.lazy_pages import huge_page_bytes
 from finetuned_service.engine.native.geometry import Geometry
 from finetuned_service.engine.native.library import (
     PANEL,
@@ -25,13 +26,17 @@ from finetuned_service.engine.native.library import (
 )
 
 
-def pack_panels(library: Library, weight: Tensor) -> Tensor:
-    """`[outputs, inputs]` bfloat16 to panels `[ceil(outputs / 32) * 32 * inputs]`."""
+def packed_elements(weight: Tensor) -> int:
+    """Of a weight `[outputs, inputs]` when it is packed: its outputs fill whole panels."""
+    outputs, inputs = weight.shape
+    return -(-outputs // PANEL) * PANEL * inputs
+
+
+def pack_panels(library: Library, weight: Tensor, packed: Tensor) -> None:
+    """`[outputs, inputs]` bfloat16 to panels `[packed_elements]`."""
     outputs, inputs = weight.shape
     stored = weight.detach().contiguous()
-    packed = torch.empty(-(-outputs // PANEL) * PANEL * inputs, dtype=torch.bfloat16)
     library.pack_panels(stored.data_ptr(), outputs, inputs, packed.data_ptr())
-    return packed
 
 
 def unpack_panels(library: Library, packed: Tensor, outputs: int, inputs: int) -> Tensor:
@@ -51,12 +56,16 @@ class NativeWeights:
         self._kept: list[Tensor] = []
         self._packed: dict[str, tuple[Tensor, int, int]] = {}
         decoder = model.get_decoder()
+        head = model.get_output_embeddings()
+        linears = [_linear_of(layer, site)[1] for layer in decoder.layers for site in SITES]
+        sizes = [packed_elements(linear.weight) for linear in (*linears, head)]
+        # Huge pages: a step reads every byte of it, and would wait for the address of each small page.
+        self._blocks = iter(huge_page_bytes(2 * sum(sizes)).view(torch.bfloat16).split(sizes))
         prefix = next(name for name, module in model.named_modules() if module is decoder)
         self._layers = (LayerStruct * geometry.layers)()
         for index, (struct, layer) in enumerate(zip(self._layers, decoder.layers, strict=True)):
             self._fill_layer(struct, layer, f"{prefix}.layers.{index}")
         cosines, sines = _angles(decoder.rotary_emb, geometry)
-        head = model.get_output_embeddings()
         self._struct = ModelStruct(
             layers=self._layers,
             embedding=self._keep(model.get_input_embeddings().weight),
@@ -111,14 +120,13 @@ class NativeWeights:
             module = getattr(attention, norm, None)
             setattr(struct, field, None if module is None else self._keep(module.weight.float()))
         for index, site in enumerate(SITES):
-            parent = "self_attn" if hasattr(attention, site) else "mlp"
-            struct.sites[index] = self._linear(
-                getattr(getattr(layer, parent), site), f"{name}.{parent}.{site}"
-            )
+            parent, module = _linear_of(layer, site)
+            struct.sites[index] = self._linear(module, f"{name}.{parent}.{site}")
 
     def _linear(self, module: Any, name: str) -> LinearStruct:
         outputs, inputs = module.weight.shape
-        packed = pack_panels(self._library, module.weight)
+        packed = next(self._blocks)
+        pack_panels(self._library, module.weight, packed)
         self._packed[f"{name}.weight"] = (packed, outputs, inputs)
         bias = None if module.bias is None else self._keep(module.bias.float())
         return LinearStruct(packed.data_ptr(), bias, outputs, inputs)
@@ -127,6 +135,12 @@ class NativeWeights:
         kept = tensor.detach().contiguous()
         self._kept.append(kept)
         return kept.data_ptr()
+
+
+def _linear_of(layer: Any, site: str) -> tuple[str, Any]:
+    """The name of its part of the layer, and the module."""
+    parent = "self_attn" if hasattr(layer.self_attn, site) else "mlp"
+    return parent, getattr(getattr(layer, parent), site)
 
 
 def _angles(rotary: Any, geometry: Geometry) -> tuple[Tensor, Tensor]:

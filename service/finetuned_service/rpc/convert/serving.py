@@ -130,6 +130,7 @@ def _generation(generate: pb.Generate) -> GenerationSettings:
         frequency_penalty=optional(generate, "frequency_penalty"),
         logit_bias=tuple(sorted(generate.logit_bias.items())),
         constraint=_constraint(generate),
+        delta_tokens=optional(generate, "delta_tokens"),
     )
 
 

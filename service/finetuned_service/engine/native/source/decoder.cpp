@@ -38,7 +38,8 @@ void rotate(float* head, const float* cosines, const float* sines, long half) {
 class Forward {
  public:
   Forward(Team& team, Workspace& space, const Model& model, const Step& step)
-      : team_(team), space_(space), model_(model), step_(step), rows_(step.rows), group_(model.heads / model.kv_heads) {
+      : team_(team), space_(space), model_(model), step_(step), rows_(step.rows), group_(model.heads / model.kv_heads),
+        panels_((model.head.outputs + kPanel - 1) / kPanel) {
     const auto T = static_cast<size_t>(rows_);
     const long widest = plan_rows();
     plan_lines();
@@ -47,6 +48,7 @@ class Forward {
     };
     residual_ = space.residual.at_least(T * static_cast<size_t>(model.hidden));
     queries_ = space.queries.at_least(T * static_cast<size_t>(model.heads) * static_cast<size_t>(model.head_dim));
+    tops_ = space.tops.at_least(static_cast<size_t>(step.logit_count * panels_));
     normed_ = rows_of(space.normed, model.hidden);
     attended_ = rows_of(space.attended, static_cast<long>(model.heads) * model.head_dim);
     activated_ = rows_of(space.activated, model.intermediate);
@@ -76,6 +78,7 @@ class Forward {
     }
     team_.each(step_.logit_count, [&](long i) { final_norm(i); });
     each_panel(model_.head.outputs, [&](long panel) { logits(panel, columns); });
+    team_.each(step_.logit_count, [&](long i) { step_.highest[i] = highest(i); });
   }
 
  private:
@@ -146,6 +149,13 @@ class Forward {
 
   // The same for all rows, with every adapter's share.
   void adapted(const Linear& linear, long panel, const Rows& x, LoraSites lora, Site site, int place, float* c, long stride) const {
+    if (space_.adapted)
+      for (const RowBlock& block : space_.rows) {
+        if (block.pairs == nullptr) continue;
+        const LoraPair& pair = lora.of(block.pairs, site);
+        const bf16* b = pair.b + panel * kPanel * pair.rank;
+        for (long i = 0; i < kPanel * pair.rank; i += 32) __builtin_prefetch(b + i, 0, 2);
+      }
     product(linear, panel, x, rows_, c, stride);
     if (!space_.adapted) return;
     for (const RowBlock& block : space_.rows) {
@@ -166,9 +176,9 @@ class Forward {
       const long ranks = std::min<long>(kLanes, pair.rank - first);
       const bf16* a = pair.a + first * 2 * x.pairs();
       if (ranks == kLanes)
-        multiply<1, false>(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * kLanes, x.pairs());
+        multiply_chained(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * kLanes, x.pairs());
       else
-        multiply<1, false, true>(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * ranks, x.pairs(), static_cast<int>(ranks));
+        multiply_chained<true>(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * ranks, x.pairs(), static_cast<int>(ranks));
       for (int r = 0; r < block.rows; ++r) shrunk_[place].put(block.row + r, first, load(sums[r]));
     }
   }
@@ -221,7 +231,7 @@ class Forward {
     switch (site) {
       case kQuery: {
         bf16* to = queries_ + ((head / group_ * rows_ + row) * group_ + head % group_) * dim;
-        for (long d = 0; d < dim; ++d) to[d] = narrow(values[d]);
+        for (long d = 0; d < dim; d += kLanes) store_narrow(to + d, load(values + d));
         break;
       }
       case kKey:
@@ -269,16 +279,42 @@ class Forward {
   void logits(long panel, float* columns) const {
     product(model_.head, panel, normed_, step_.logit_count, columns, kPanel);
     const long first = panel * kPanel, count = std::min<long>(kPanel, model_.head.outputs - first);
-    for (long i = 0; i < step_.logit_count; ++i)
-      std::memcpy(step_.logits + i * static_cast<long>(model_.head.outputs) + first, columns + i * kPanel,
-                  sizeof(float) * static_cast<size_t>(count));
+    for (long i = 0; i < step_.logit_count; ++i) {
+      float* row = columns + i * kPanel;
+      std::memcpy(step_.logits + i * static_cast<long>(model_.head.outputs) + first, row, sizeof(float) * static_cast<size_t>(count));
+      for (long n = count; n < kPanel; ++n) row[n] = -__builtin_inff();
+      tops_[i * panels_ + panel] = highest_or_nan(load(row), load(row + kLanes));
+    }
+  }
+
+  // Not a number if one of them is not.
+  static float highest_or_nan(Float16 low, Float16 high) {
+    const Int16 wrong = (low != low) | (high != high);
+    const bool any = largest(wrong ? splat(1.0f) : splat(0.0f)) > 0.0f;
+    return any ? __builtin_nanf("") : largest(maximum(low, high));
+  }
+
+  // Of row i of the logits, from the highest of each panel.
+  int32_t highest(long i) const {
+    const float* tops = tops_ + i * panels_;
+    long best = 0;
+    for (long panel = 0; panel < panels_; ++panel) {
+      if (std::isnan(tops[panel])) return -1;
+      if (tops[panel] > tops[best]) best = panel;
+    }
+    if (std::isinf(tops[best])) return -1;
+    const float* row = step_.logits + i * static_cast<long>(model_.head.outputs);
+    long n = best * kPanel;
+    while (row[n] != tops[best]) ++n;
+    return static_cast<int32_t>(n);
   }
 
   Team& team_;
   Workspace& space_;
   const Model& model_;
   const Step& step_;
-  const long rows_, group_;
+  const long rows_, group_, panels_;
+  float* tops_;
   long head_unit_;
   float* residual_;
   bf16* queries_;

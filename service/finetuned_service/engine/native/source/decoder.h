@@ -79,6 +79,7 @@ struct Step {
   const Span* spans;          // every row is in one
   const int32_t* logit_rows;  // [S]
   float* logits;              // [S, vocabulary]
+  int32_t* highest;           // [S]: the first of a row's highest logits; -1 if one is not a number or that is infinite
   int32_t rows;
   int32_t segment_count;
   int32_t span_count;

@@ -21,6 +21,7 @@ typedef uint32_t Word16 __attribute__((vector_size(64), aligned(4), may_alias));
 
 constexpr int kLanes = 16;
 constexpr int kPanel = 32;      // columns of a panel of packed weights, and tokens of a block of the KV cache
+constexpr long kAhead = 32;
 constexpr int kBlockRows = 12;  // rows computed together: 12 x 2 accumulators, 2 weights and a row's value fit 32 registers
 
 inline float widen(bf16 x) {
@@ -60,19 +61,28 @@ inline void store_narrow(bf16* p, Float16 v) {
 
 inline Float16 maximum(Float16 a, Float16 b) { return a > b ? a : b; }
 
+// Lanes `by` further on, around the end.
+template <int by>
+inline Float16 turned(Float16 v) {
+  return __builtin_shufflevector(v, v, by % 16, (by + 1) % 16, (by + 2) % 16, (by + 3) % 16, (by + 4) % 16, (by + 5) % 16,
+                                 (by + 6) % 16, (by + 7) % 16, (by + 8) % 16, (by + 9) % 16, (by + 10) % 16, (by + 11) % 16,
+                                 (by + 12) % 16, (by + 13) % 16, (by + 14) % 16, (by + 15) % 16);
+}
+
+// A tree of fixed shape: the same lanes meet whatever the compiler does.
 inline float sum(Float16 v) {
-  // A tree of fixed shape: the same lanes meet whatever the compiler does.
-  float part[kLanes];
-  store(part, v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) part[i] += part[i + width];
-  return part[0];
+  v += turned<8>(v);
+  v += turned<4>(v);
+  v += turned<2>(v);
+  v += turned<1>(v);
+  return v[0];
 }
 
 inline float largest(Float16 v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  v = maximum(v, turned<8>(v));
+  v = maximum(v, turned<4>(v));
+  v = maximum(v, turned<2>(v));
+  return maximum(v, turned<1>(v))[0];
 }
 
 // e^x by 2^n * p(r) with |r| <= ln(2)/2 and a polynomial of degree 6 (Taylor): relative error below 2e-7.
@@ -176,6 +186,52 @@ inline void multiply(int rows, float* c, long c_stride, const uint32_t* a, const
     FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5) FINETUNED_CASE(6)
     FINETUNED_CASE(7) FINETUNED_CASE(8) FINETUNED_CASE(9) FINETUNED_CASE(10) FINETUNED_CASE(11) FINETUNED_CASE(12)
 #undef FINETUNED_CASE
+  }
+}
+
+// As `multiply` with V = 1, in four sums over every fourth pair, which are added at the end: few rows, of which each
+// is one chain of additions, would wait for every one of them. `pairs` a multiple of 4, at most 6 rows.
+template <int M, bool Part>
+inline void multiply_chains(float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs, int columns) {
+  constexpr int kChains = 4;
+  Float16 acc[M][kChains];
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int k = 0; k < kChains; ++k) acc[m][k] = Float16{};
+  for (long p = 0; p < pairs; p += kChains, a += kChains * kBlockRows, b += kChains * b_stride) {
+    Word16 weights[kChains] = {};
+#pragma GCC unroll 4
+    for (int k = 0; k < kChains; ++k) {
+      __builtin_prefetch(b + (kAhead + k) * b_stride);
+      if constexpr (Part)
+        std::memcpy(&weights[k], b + k * b_stride, 4 * static_cast<size_t>(columns));
+      else
+        std::memcpy(&weights[k], b + k * b_stride, 64);
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int k = 0; k < kChains; ++k) acc[m][k] = pair_product(acc[m][k], Word16{} + a[k * kBlockRows + m], weights[k]);
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) store(c + m * c_stride, (acc[m][0] + acc[m][1]) + (acc[m][2] + acc[m][3]));
+}
+
+template <bool Part = false>
+inline void multiply_chained(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs,
+                             int columns = kLanes) {
+  for (int first = 0; first < rows; first += 6, c += 6 * c_stride, a += 6) {
+    switch (rows - first) {
+#define FINETUNED_CASE(M) \
+  case M:                 \
+    multiply_chains<M, Part>(c, c_stride, a, b, b_stride, pairs, columns); \
+    break;
+      FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5)
+      default:
+        multiply_chains<6, Part>(c, c_stride, a, b, b_stride, pairs, columns);
+#undef FINETUNED_CASE
+    }
   }
 }
 

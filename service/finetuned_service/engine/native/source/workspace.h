@@ -49,6 +49,7 @@ struct LineBlock {
 
 struct Workspace {
   Buffer<float> residual;      // [T, hidden]
+  Buffer<float> tops;          // [S, panels of the vocabulary]: the highest logit of each, NaN if one is
   Buffer<uint32_t> normed;     // Rows of hidden
   Buffer<bf16> queries;        // [kv_heads, T, heads / kv_heads, head_dim]
   Buffer<uint32_t> attended;   // Rows of heads * head_dim
