@@ -141,8 +141,7 @@ def test_the_keys_of_another_sequence_leave_no_trace(model, adapters):
     prompt = random_prompt(4, 50)
     with OfflineEngine(model, CONFIG) as engine:
         expected = engine.logits(prompt)
-        for kept in (*engine._loop.runner._keys, *engine._loop.runner._values):
-            kept.fill_(torch.nan)
+        engine._loop.runner._arena.fill_(torch.nan)
         assert torch.equal(expected, engine.logits(prompt))
 
 

@@ -51,7 +51,7 @@ class ModelStruct(Structure):
         ("cosines", c_void_p),
         ("sines", c_void_p),
         ("head", LinearStruct),
-        ("kv_capacity", c_int64),
+        ("kv_stride", c_int64),
         ("layer_count", c_int32),
         ("hidden", c_int32),
         ("intermediate", c_int32),

@@ -6,6 +6,7 @@ beside it, on how its prompt was cut into chunks, or on the number of threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from ctypes import byref, c_int32
 from pathlib import Path
@@ -18,7 +19,7 @@ from finetuned_service.bases.load import load_base, stored_tensors
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
 from finetuned_service.engine.config import EngineConfig
-from finetuned_service.engine.lazy_pages import lazy_zeros
+from finetuned_service.engine.lazy_pages import huge_page_bytes
 from finetuned_service.engine.model import end_token_ids, fingerprint
 from finetuned_service.engine.native.adapters import NativeAdapters, Placed, neighbours
 from finetuned_service.engine.native.geometry import check_geometry
@@ -127,12 +128,16 @@ class NativeRunner:
         geometry = model.weights.geometry
         self._library = model.library
         self._vocabulary = geometry.vocabulary
-        capacity_tokens = config.kv_capacity_tokens // PANEL * PANEL
-        self._head_dim = geometry.head_dim
-        shape = (geometry.kv_heads, capacity_tokens * geometry.head_dim)
-        self._keys = [lazy_zeros(shape, torch.bfloat16, model.device) for _ in range(geometry.layers)]
-        self._values = [lazy_zeros(shape, torch.bfloat16, model.device) for _ in range(geometry.layers)]
-        self._layers, self._struct = model.weights.with_arena(self._keys, self._values, capacity_tokens)
+        # A block of 32 tokens is one piece: a step that reads it in every layer finds it on a huge page or two.
+        shape = (
+            config.kv_capacity_tokens // PANEL,
+            geometry.layers,
+            2,
+            geometry.kv_heads,
+            PANEL * geometry.head_dim,
+        )
+        self._arena = huge_page_bytes(2 * math.prod(shape)).view(torch.bfloat16).view(shape)
+        self._layers, self._struct = model.weights.with_arena(self._arena)
         self._model = model  # its tensors are what the structs point to
         self.memory = NativeAdapters(
             model.library,
@@ -146,7 +151,7 @@ class NativeRunner:
 
     @property
     def kv_bytes(self) -> int:
-        return 2 * sum(keys.nbytes for keys in self._keys)
+        return self._arena.nbytes
 
     def close(self) -> None:
         """End the threads; harmless to repeat."""
@@ -155,10 +160,9 @@ class NativeRunner:
             self._decoder = None
 
     def copy_kv(self, copy: PrefixCopy) -> None:
-        """See `runner.Runner`; whole blocks lie side by side for each head."""
-        source, target, count = (place * self._head_dim for place in (copy.source, copy.target, copy.tokens))
-        for kept in (*self._keys, *self._values):
-            kept[:, target : target + count] = kept[:, source : source + count]
+        """See `runner.Runner`; whole blocks."""
+        source, target, count = (place // PANEL for place in (copy.source, copy.target, copy.tokens))
+        self._arena[target : target + count] = self._arena[source : source + count]
 
     def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
         """See `runner.Runner`.

@@ -83,22 +83,18 @@ class NativeWeights:
             scaling=float(decoder.layers[0].self_attn.scaling),
         )
 
-    def with_arena(
-        self, keys: list[Tensor], values: list[Tensor], capacity_tokens: int
-    ) -> tuple[ctypes.Array[LayerStruct], ModelStruct]:
-        """Layers and model of one engine, whose keys and values lie in the given tensors.
+    def with_arena(self, arena: Tensor) -> tuple[ctypes.Array[LayerStruct], ModelStruct]:
+        """Layers and model of one engine.
 
         Args:
-            keys: of each layer, `[kv_heads, capacity_tokens * head_dim]` bfloat16.
-            values: as `keys`.
-            capacity_tokens: a multiple of PANEL.
+            arena: of its keys and values, `[blocks, layers, 2, kv_heads, PANEL * head_dim]` bfloat16.
         """
         layers = type(self._layers).from_buffer_copy(self._layers)
-        for struct, layer_keys, layer_values in zip(layers, keys, values, strict=True):
-            struct.keys, struct.values = layer_keys.data_ptr(), layer_values.data_ptr()
+        for index, struct in enumerate(layers):
+            struct.keys, struct.values = (arena[0, index, part].data_ptr() for part in (0, 1))
         model = ModelStruct.from_buffer_copy(self._struct)
         model.layers = layers
-        model.kv_capacity = capacity_tokens
+        model.kv_stride = arena.stride(0)
         return layers, model
 
     def readers(self) -> dict[str, Callable[[], Tensor]]:

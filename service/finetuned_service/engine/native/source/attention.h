@@ -20,11 +20,11 @@ inline void prefetch(const bf16* from, long count) {
 }
 
 inline bf16* key_block(const Model& model, const Layer& layer, long kv_head, long slot) {
-  return layer.keys + (kv_head * model.kv_capacity + slot / kPanel * kPanel) * model.head_dim;
+  return layer.keys + slot / kPanel * model.kv_stride + kv_head * kPanel * model.head_dim;
 }
 
 inline bf16* value_block(const Model& model, const Layer& layer, long kv_head, long slot) {
-  return layer.values + (kv_head * model.kv_capacity + slot / kPanel * kPanel) * model.head_dim;
+  return layer.values + slot / kPanel * model.kv_stride + kv_head * kPanel * model.head_dim;
 }
 
 // Element d of the token at `slot` goes to place d / 2, slot % 32, d % 2 of its key block.
@@ -74,15 +74,14 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
     const long tokens = std::min<long>(kStretch, (last - stretch) / kPanel * kPanel + kPanel);
     const bf16* keys = key_block(model, layer, kv_head, span.kv_start + stretch);
     const bf16* values = value_block(model, layer, kv_head, span.kv_start + stretch);
-    const long block_values = kPanel * dim;
-    if (count <= kFewLines) prefetch(keys, std::min<long>(tokens, 2 * kPanel) * dim);
-    for (long block = 0; block < tokens; block += kPanel, keys += block_values) {
+    const long block_values = kPanel * dim, blocks = tokens / kPanel;
+    for (long block = 0; block < blocks; ++block) {
       if (count <= kFewLines) {
         // Few lines are done before the next keys are there; values are wanted soon.
-        if (block + 2 * kPanel < tokens) prefetch(keys + 2 * block_values, block_values);
-        prefetch(values + block * dim, block_values);
+        if (block + 1 < blocks) prefetch(keys + (block + 1) * model.kv_stride, block_values);
+        prefetch(values + block * model.kv_stride, block_values);
       }
-      multiply<2, false>(count, &scores[0][block], kStretch, asked, keys, 2 * kPanel, dim / 2);
+      multiply<2, false>(count, &scores[0][block * kPanel], kStretch, asked, keys + block * model.kv_stride, 2 * kPanel, dim / 2);
     }
     for (int i = 0; i < count; ++i) {
       float* s = scores[i];
@@ -105,11 +104,14 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
       }
       total[i] += sum(totals);
     }
-    long d = 0;
-    for (; d + kPanel <= dim; d += kPanel)
-      multiply<2, true>(count, &sums[0][d], kMostHeadDim, shares, values + 2 * d, 2 * dim, tokens / 2);
-    for (; d < dim; d += kLanes)
-      multiply<1, true>(count, &sums[0][d], kMostHeadDim, shares, values + 2 * d, 2 * dim, tokens / 2);
+    for (long block = 0; block < blocks; ++block, values += model.kv_stride) {
+      const uint32_t* of_block = shares + block * (kPanel / 2) * kBlockRows;
+      long d = 0;
+      for (; d + kPanel <= dim; d += kPanel)
+        multiply<2, true>(count, &sums[0][d], kMostHeadDim, of_block, values + 2 * d, 2 * dim, kPanel / 2);
+      for (; d < dim; d += kLanes)
+        multiply<1, true>(count, &sums[0][d], kMostHeadDim, of_block, values + 2 * d, 2 * dim, kPanel / 2);
+    }
   }
   for (int i = 0; i < count; ++i)
     for (long d = 0; d < dim; d += kLanes) output(line + i, d, load(sums[i] + d) / total[i]);

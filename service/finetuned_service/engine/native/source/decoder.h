@@ -27,8 +27,8 @@ struct Layer {
   const float* query_norm;
   const float* key_norm;
   Linear sites[kSites];
-  bf16* keys;    // [kv_heads, capacity / 32, head_dim / 2, 32, 2]
-  bf16* values;  // [kv_heads, capacity / 32, 16, head_dim, 2]
+  bf16* keys;    // of the first 32 tokens: [kv_heads, head_dim / 2, 32, 2]; the next 32 come `Model.kv_stride` later
+  bf16* values;  // alike: [kv_heads, 16, head_dim, 2]
 };
 
 struct Model {
@@ -38,7 +38,7 @@ struct Model {
   const float* cosines;     // [context, head_dim / 2]
   const float* sines;       // [context, head_dim / 2]
   Linear head;
-  int64_t kv_capacity;  // tokens, a multiple of 32
+  int64_t kv_stride;  // elements from one block of 32 tokens to the next: keys and values of all layers
   int32_t layer_count;
   int32_t hidden;
   int32_t intermediate;
