@@ -10,7 +10,7 @@ hints of the value, `write` the descriptor of the message:
                             for unspecified and for numbers of a newer server; None if `X | None`
     a dataclass             a message; `X | None` gives None if it is absent
     tuple[X, ...]           a repeated field
-    Mapping[str, str]       a map
+    Mapping[str, X]         a map of scalars
 
 A test proves that every field of every message that the service returns has its place in a value.
 """
@@ -112,6 +112,8 @@ def _arguments(value: Any, descriptor: Descriptor) -> dict[str, object]:
 def _write_one(field: FieldDescriptor, value: Any) -> object:
     if field.enum_type is not None:
         return enum_name(field.enum_type, value)
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, object]", value))
     if isinstance(value, tuple):
         items = cast("tuple[object, ...]", value)
         return [_write_one(field, item) for item in items]

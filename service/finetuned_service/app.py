@@ -136,6 +136,7 @@ class Server:
             bases=bases,
             resident_base=name,
             report=RowPreview(bases),
+            max_rank=settings.max_lora_rank,
         )
         imports = AdapterImports(
             registry=registry,

@@ -14,12 +14,15 @@ from finetuned import (
     Deadlines,
     Dpo,
     EvaluationOptions,
+    Head,
+    Ia3,
     JobEvent,
     JobKind,
     JobState,
     LearningRateSchedule,
     LongRows,
     Lora,
+    Method,
     Objective,
     Optimization,
     PromoteIf,
@@ -58,7 +61,14 @@ def numbers(events: list[JobEvent]) -> list[int]:
 
 def test_train_sends_every_setting(client: Any, fake_server: FakeServer) -> None:
     lora = Lora(
-        rank=4, alpha=8.0, dropout=0.1, target_modules=("q_proj",), rank_stabilized=True, decomposed=True
+        rank=4,
+        alpha=8.0,
+        dropout=0.1,
+        target_modules=("q_proj",),
+        rank_stabilized=True,
+        decomposed=True,
+        rank_pattern={"v_proj": 2},
+        alpha_pattern={"v_proj": 3.0},
     )
     optimization = Optimization(
         epochs=1.5,
@@ -111,6 +121,18 @@ def test_train_sends_every_setting(client: Any, fake_server: FakeServer) -> None
         evaluation,
         promote_if,
     )
+
+
+def test_a_job_has_the_method_that_was_chosen(client: Any) -> None:
+    ia3 = Ia3(target_modules=("k_proj", "down_proj"), feedforward_modules=("down_proj",))
+    job = client.train(dataset="rows", adapter="mine", ia3=ia3)
+    assert (job.train.ia3, job.train.lora) == (ia3, None)
+    assert client.jobs.wait(job.name).check().train_result is not None
+    assert client.adapters.version("mine@1").method is Method.IA3
+    with pytest.raises(ValueError, match="one method; given: lora, ia3"):
+        client.train(dataset="rows", adapter="mine", lora=Lora(), ia3=ia3)
+    with pytest.raises(Unimplemented, match=r"METHOD_HEAD.*METHOD_LORA, METHOD_IA3"):
+        client.train(dataset="rows", adapter="mine", head=Head())
 
 
 def test_settings_that_are_not_given_are_not_sent(client: Any, fake_server: FakeServer) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from finetuned import Client, RawText, Reply, Residency
+from finetuned import Client, Residency
 from finetuned.errors import (
     AdapterIncompatible,
     EtagMismatch,
@@ -21,11 +20,9 @@ from finetuned.errors import (
 from finetuned_service.text.tokenizer import BaseTokenizer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import load_plain, oracle_logits, oracle_tokens, save_tiny_adapter
+from served_oracle import PROMPT, ask, check_against_oracle
+from tiny_models import load_plain, save_tiny_adapter
 from tiny_server import TinyServer
-
-NEW_TOKENS = 12
-PROMPT = RawText("what's the weather like in Paris today?")
 
 
 def make_adapter(server: TinyServer, directory: Path, seed: int, rank: int = 4) -> Path:
@@ -37,28 +34,6 @@ def imported(client: Client, server: TinyServer, directory: Path, name: str, see
     made = make_adapter(server, directory, seed, rank)
     digest = client.server_info().base.digest
     return client.adapters.import_directory(made, name, expected_base_digest=digest).name
-
-
-def ask(client: Client, adapter: str | None) -> Reply:
-    return client.generate(
-        PROMPT,
-        adapter=adapter,
-        plain_base=adapter is None,
-        max_tokens=NEW_TOKENS,
-        ignore_eos=True,
-        logprobs=3,
-    )
-
-
-def check_against_oracle(reply: Reply, model: object, prompt: list[int]) -> None:
-    """Greedy tokens equal, and log-probabilities within float32 rounding."""
-    assert list(reply.token_ids) == oracle_tokens(model, prompt, NEW_TOKENS)
-    logits = oracle_logits(model, [*prompt, *reply.token_ids])
-    expected = torch.log_softmax(logits, dim=-1)
-    for place, (token, told) in enumerate(zip(reply.token_ids, reply.logprobs, strict=True)):
-        row = expected[len(prompt) - 1 + place]
-        assert math.isclose(told.logprob, float(row[token]), abs_tol=2e-4)
-        assert told.top_token_ids == tuple(row.topk(3).indices.tolist())
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def test_a_task_that_a_decoder_is_not_for(channel: grpc.Channel, task: str) -> N
     assert "a decoder (LlamaForCausalLM), which can be asked to generate" in found.message
 
 
-@pytest.mark.parametrize("method", ["head", "layers", "full", "bottleneck", "qlora", "ia3"])
+@pytest.mark.parametrize("method", ["head", "layers", "full", "bottleneck", "qlora"])
 def test_method_of_later_builds_is_unimplemented(channel: grpc.Channel, method: str) -> None:
     spec = job_pb2.TrainSpec(dataset=f"{TENANT}/datasets/x", adapter=f"{TENANT}/adapters/x")
     getattr(spec, method).SetInParent()

@@ -158,13 +158,15 @@ def test_train_sends_its_options(run: Run, rows: Path, server: FakeServer) -> No
     job = json.loads(run(*options.split()).stdout)
     assert job["state"] == "QUEUED"
     spec = job["train"]
-    assert spec["lora"] | {"decomposed": False} == {
+    assert spec["lora"] == {
         "rank": 4,
         "alpha": 8.0,
         "dropout": 0.1,
         "target_modules": ["q_proj", "v_proj"],
         "rank_stabilized": True,
         "decomposed": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
     }
     assert spec["optimization"]["schedule"] == "LINEAR"
     assert spec["optimization"]["learning_rate"] == 1e-3
@@ -187,6 +189,30 @@ def test_train_sends_its_options(run: Run, rows: Path, server: FakeServer) -> No
         "better_than_current": True,
     }
     assert job["display_name"] == "mine"
+
+
+def test_train_by_another_method(run: Run, rows: Path) -> None:
+    def trained(options: str) -> Any:
+        return json.loads(run(*f"train -d rows -a mine --detach --json {options}".split()).stdout)["train"]
+
+    dora = trained("--decomposed --rank-of q_proj=2 --rank-of v_proj=8 --alpha-of q_proj=1.5")["lora"]
+    assert (dora["decomposed"], dora["rank_pattern"]) == (True, {"q_proj": 2, "v_proj": 8})
+    assert dora["alpha_pattern"] == {"q_proj": 1.5}
+    ia3 = trained("--method ia3 --target-module down_proj --feedforward-module down_proj")["ia3"]
+    assert ia3 == {"target_modules": ["down_proj"], "feedforward_modules": ["down_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--method ia3 --rank 4", "rank is no setting of ia3"),
+        ("--rank-of q_proj", "is 'q_proj'; expected MODULE=NUMBER"),
+        ("--alpha-of q_proj=much", "expected MODULE=NUMBER"),
+    ],
+)
+def test_train_with_settings_of_another_method(run: Run, rows: Path, options: str, said: str) -> None:
+    result = run(*f"train -d rows -a m {options}".split(), expected=ExitCode.USAGE)
+    assert said in result.stderr
 
 
 def test_train_dry_run_stores_nothing(run: Run, rows: Path) -> None:

@@ -16,6 +16,7 @@ from finetuned import (
     Alias,
     Base,
     Dataset,
+    Ia3,
     Job,
     JobEvent,
     JobState,
@@ -58,7 +59,6 @@ LATER = {
         "full",
         "bottleneck",
         "qlora",
-        "ia3",
         "continue_from",
     },
 }
@@ -173,6 +173,8 @@ def test_what_a_newer_server_sends_is_unknown_not_an_error() -> None:
     ("value", "message"),
     [
         (Lora(rank=1, target_modules=("q", "k")), job_pb2.LoraMethod),
+        (Lora(rank_pattern={"q": 2}, alpha_pattern={"k": 0.5}), job_pb2.LoraMethod),
+        (Ia3(target_modules=("q", "k"), feedforward_modules=("k",)), job_pb2.Ia3Method),
         (Optimization(epochs=0.5, seed=0, schedule=LearningRateSchedule.CONSTANT), job_pb2.Optimization),
         (DataOptions(holdout_fraction=0.0), job_pb2.DataOptions),
         (EvaluationOptions(), job_pb2.EvaluationOptions),

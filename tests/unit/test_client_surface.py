@@ -56,6 +56,7 @@ PUBLIC = [
     "FinishReason",
     "GenerateRequest",
     "Head",
+    "Ia3",
     "Image",
     "Job",
     "JobError",

@@ -23,6 +23,7 @@ from finetuned_service.jobs.values import (
     DataOptions,
     DpoSettings,
     JobState,
+    LoraSettings,
     Optimization,
     PromoteIf,
     QuantizeSpec,
@@ -82,6 +83,7 @@ def submission(place, rows) -> Submission:
         bases=place.bases,
         resident_base=BaseName("tiny"),
         report=rows,
+        max_rank=64,
     )
 
 
@@ -305,6 +307,16 @@ def test_the_bases_of_the_tenant_and_the_shared_ones_can_be_trained_on(submissio
         ({"base": "bases/absent"}, NotFound, "bases/absent"),
         ({"base": "tenants/other/bases/secret"}, NotFound, "tenants/other/bases/secret"),
         ({"base": "tiny"}, InvalidField, "spec.base"),
+        (
+            {"lora": LoraSettings(rank=65)},
+            InvalidField,
+            "spec.lora.rank: is 65; this server serves ranks of 1 to 64",
+        ),
+        (
+            {"lora": LoraSettings(rank_pattern={"q_proj": 65})},
+            InvalidField,
+            "spec.lora.rank_pattern.q_proj: is 65; this server serves",
+        ),
         ({"base": "bases/int8"}, Unimplemented, "training on a INT8 base"),
         ({"promote_if": PromoteIf(alias="Not An Id")}, InvalidField, "spec.promote_if.alias"),
         (

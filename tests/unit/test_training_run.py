@@ -220,6 +220,21 @@ def test_fused_layers_resume_to_the_last_digit(tmp_path):
     assert digest(task) == digest(whole)
 
 
+@pytest.mark.parametrize(
+    "method", [{"lora": {"rank": 4, "dropout": 0.2, "decomposed": True}}, {"method": "IA3"}]
+)
+def test_every_method_resumes_to_the_last_digit(tmp_path, base, method):
+    whole, task = (
+        make_task(tmp_path / name, base, evaluation={"generation_rows": 2}, heldout=HELDOUT, **method)
+        for name in ("whole", "stopped")
+    )
+    finish(whole)
+    for stop in (StopAfter(2), StopAfter(1)):
+        assert run(task, stop, stop) == EXIT_STOPPED
+    assert "METHOD_" in next(n.text for n in finish(task).of(Notice))
+    assert digest(task) == digest(whole)
+
+
 def test_a_run_stopped_again_and_again_ends_as_one_that_never_was(tmp_path, base):
     uninterrupted = make_task(tmp_path / "whole", base, **DROPOUT_TASK)
     expected = finish(uninterrupted)

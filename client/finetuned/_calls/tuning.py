@@ -21,6 +21,7 @@ from finetuned.values.specs import (
     Dpo,
     EvaluationOptions,
     Head,
+    Ia3,
     Lora,
     Objective,
     Optimization,
@@ -46,6 +47,7 @@ def train(
     lora: Lora | None = None,
     head: Head | None = None,
     dpo: Dpo | None = None,
+    ia3: Ia3 | None = None,
     optimization: Optimization | None = None,
     data: DataOptions | None = None,
     evaluation: EvaluationOptions | None = None,
@@ -63,7 +65,8 @@ def train(
         base: the base to train on; without it the server's.
         task: what the adapter is for; text generation by default.
         objective: the loss; by default DPO where the rows are preferences, else the task's usual one.
-        lora, head: the method and its settings; by default LoRA for text generation, a head for classification.
+        lora, head, ia3: the method and its settings; by default LoRA for text generation, a head for
+            classification.
         dpo: settings of that objective.
         optimization, data, evaluation: settings; what is None is the service's default.
         promote_if: moves an alias to the new version when the evaluation says so.
@@ -72,10 +75,16 @@ def train(
         request_id: makes the call the same call when repeated within 24 hours; a new one by default.
 
     Raises:
+        ValueError: more than one method is given.
         InvalidField: a setting is not allowed.
         NotFound: the dataset or the base does not exist.
+        Unimplemented: the method is not for the task; `server_info` lists the methods.
     """
-    if lora is None and head is None and task in {None, Task.TEXT_GENERATION}:
+    methods = {"lora": lora, "head": head, "ia3": ia3}
+    given = [name for name, settings in methods.items() if settings is not None]
+    if len(given) > 1:
+        raise ValueError(f"a job has one method; given: {', '.join(given)}")
+    if not given and task in {None, Task.TEXT_GENERATION}:
         lora = Lora()
     spec = job_pb2.TrainSpec(
         dataset=names.dataset(dataset),
@@ -87,6 +96,7 @@ def train(
         dpo=convert.write(dpo, job_pb2.DpoSettings) if dpo else None,
         lora=convert.write(lora, job_pb2.LoraMethod) if lora else None,
         head=convert.write(head, job_pb2.HeadMethod) if head else None,
+        ia3=convert.write(ia3, job_pb2.Ia3Method) if ia3 else None,
         optimization=convert.write(optimization or Optimization(), job_pb2.Optimization),
         data=convert.write(data or DataOptions(), job_pb2.DataOptions),
         evaluation=convert.write(evaluation or EvaluationOptions(), job_pb2.EvaluationOptions),

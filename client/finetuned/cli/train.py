@@ -16,16 +16,16 @@ from finetuned import (
     EvaluationOptions,
     LearningRateSchedule,
     LongRows,
-    Lora,
     Objective,
     Optimization,
     PromoteIf,
     Task,
 )
 from finetuned.cli.jobs import follow
+from finetuned.cli.method import by_module, method_settings
 from finetuned.cli.session import AsJson, Detach, connect
 
-LORA, STEPS, DATA, EVALUATION, PROMOTION = "LoRA", "Optimization", "Data", "Evaluation", "Promotion"
+METHOD, STEPS, DATA, EVALUATION, PROMOTION = "Method", "Optimization", "Data", "Evaluation", "Promotion"
 DPO = "Preferences (DPO)"
 
 
@@ -63,11 +63,24 @@ def train(
         Literal["REJECT", "TRUNCATE", "DROP"] | None, _option(DATA, "What happens to longer ones; REJECT.")
     ] = None,
     train_on_prompt: Annotated[bool, _option(DATA, "Learn the prompts too.", "--train-on-prompt")] = False,
-    rank: Annotated[int | None, _option(LORA, "Rank of each update, 1 to 256; 16.")] = None,
-    alpha: Annotated[float | None, _option(LORA, "Numerator of the scaling; twice the rank.")] = None,
-    dropout: Annotated[float | None, _option(LORA, "Dropout before the update; 0.")] = None,
-    target_module: Annotated[list[str] | None, _option(LORA, "Only these modules (repeatable).")] = None,
-    rank_stabilized: Annotated[bool, _option(LORA, "rsLoRA scaling.", "--rank-stabilized")] = False,
+    method: Annotated[
+        Literal["lora", "ia3", "head"] | None, _option(METHOD, "lora to write text, head to classify.")
+    ] = None,
+    target_module: Annotated[
+        list[str] | None, _option(METHOD, "lora, ia3: only these modules (repeatable).")
+    ] = None,
+    rank: Annotated[int | None, _option(METHOD, "lora: rank of each update, 1 to 256; 16.")] = None,
+    alpha: Annotated[float | None, _option(METHOD, "lora: numerator of the scaling; twice the rank.")] = None,
+    dropout: Annotated[float | None, _option(METHOD, "lora: dropout before the update; 0.")] = None,
+    rank_stabilized: Annotated[bool, _option(METHOD, "lora: rsLoRA scaling.", "--rank-stabilized")] = False,
+    decomposed: Annotated[bool, _option(METHOD, "lora: DoRA.", "--decomposed")] = False,
+    rank_of: Annotated[list[str] | None, _option(METHOD, "lora: MODULE=RANK, another (repeatable).")] = None,
+    alpha_of: Annotated[
+        list[str] | None, _option(METHOD, "lora: MODULE=ALPHA, another (repeatable).")
+    ] = None,
+    feedforward_module: Annotated[
+        list[str] | None, _option(METHOD, "ia3: targets whose input is scaled (repeatable).")
+    ] = None,
     beta: Annotated[float | None, _option(DPO, "How near to the beginning it stays; 0.1.")] = None,
     label_smoothing: Annotated[float | None, _option(DPO, "How often a choice is wrong; 0.")] = None,
     epochs: Annotated[float | None, _option(STEPS, "Passes over the rows; 3.")] = None,
@@ -114,15 +127,18 @@ def train(
 
     Ctrl-C stops watching, not the job. Exits with 6 if the job did not succeed.
     """
-    lora = Lora(
-        rank=rank,
-        alpha=alpha,
-        dropout=dropout,
-        target_modules=tuple(target_module or ()),
-        rank_stabilized=rank_stabilized,
-    )
+    settings = {
+        "target_modules": tuple(target_module or ()),
+        "rank": rank,
+        "alpha": alpha,
+        "dropout": dropout,
+        "rank_stabilized": rank_stabilized,
+        "decomposed": decomposed,
+        "rank_pattern": by_module("--rank-of", rank_of or (), int),
+        "alpha_pattern": by_module("--alpha-of", alpha_of or (), float),
+        "feedforward_modules": tuple(feedforward_module or ()),
+    }
     dpo = Dpo(beta=beta, label_smoothing=label_smoothing)
-    generates = task in {None, "text-generation"}
     with connect(context) as client:
         job = client.train(
             dataset=dataset,
@@ -132,7 +148,7 @@ def train(
             task=Task(task) if task else None,
             objective=Objective(objective) if objective else None,
             dpo=dpo if dpo != Dpo() else None,
-            lora=lora if generates or lora != Lora() else None,
+            **method_settings(task, method, settings),
             optimization=Optimization(
                 epochs=epochs,
                 max_steps=max_steps,

@@ -15,7 +15,7 @@ import grpc
 
 from finetuned.errors import InvalidField, JobStateConflict, OutOfRange, Unimplemented
 from finetuned.testing._plan import FINAL, begin, cancel, step
-from finetuned.testing._store import RunningJob, Store, check_name, lookup, page
+from finetuned.testing._store import METHODS, RunningJob, Store, check_name, lookup, page
 from finetuned.v1 import common_pb2, dataset_service_pb2, job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceServicer
@@ -36,9 +36,10 @@ class FakeTuning(TuningServiceServicer):
         check_name(spec.adapter, "tenants/{}/adapters/{}", "spec.adapter")
         method = spec.WhichOneof("method")
         generates = spec.task in {common_pb2.TASK_UNSPECIFIED, common_pb2.TASK_TEXT_GENERATION}
-        usual = "lora" if generates else "head"
-        if method not in {None, usual}:
-            raise _unimplemented(f"METHOD_{str(method).upper()}", f"METHOD_{usual.upper()}")
+        allowed = METHODS if generates else ("head",)
+        if method not in {None, *allowed}:
+            available = ", ".join(f"METHOD_{name.upper()}" for name in allowed)
+            raise _unimplemented(f"METHOD_{str(method).upper()}", available)
         if spec.lora.HasField("rank") and not 1 <= spec.lora.rank <= 256:
             raise InvalidField.one("spec.lora.rank", f"is {spec.lora.rank}; allowed: 1 to 256")
         with self._store.lock:

@@ -18,7 +18,14 @@ def adapter_of(name: str) -> str:
 
 
 def add_version(
-    store: Store, adapter: str, files: Mapping[str, bytes], lineage: pb.Lineage, *, rank: int, base: str = ""
+    store: Store,
+    adapter: str,
+    files: Mapping[str, bytes],
+    lineage: pb.Lineage,
+    *,
+    rank: int,
+    base: str = "",
+    method: str = "LORA",
 ) -> pb.AdapterVersion:
     """The next version, of a base (the server's if empty); the first one gets the alias "default"."""
     base_digest = store.bases[base or store.resident].digest
@@ -34,7 +41,7 @@ def add_version(
         base_digest=base_digest,
         base_root_digest=base_digest,
         base_verified=True,
-        method=common_pb2.METHOD_LORA,
+        method=f"METHOD_{method}",
         task=common_pb2.TASK_TEXT_GENERATION,
         lineage=lineage,
         size_bytes=sum(len(data) for data in files.values()),

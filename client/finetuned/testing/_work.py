@@ -90,12 +90,19 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
     lineage = adapter_service_pb2.Lineage(
         job=job.name, dataset=job.train.dataset, dataset_digest=dataset.digest if dataset is not None else ""
     )
+    method = (job.train.WhichOneof("method") or "lora").upper()
     content = {
-        "adapter_config.json": b'{"peft_type": "LORA"}',
+        "adapter_config.json": f'{{"peft_type": "{method}"}}'.encode(),
         "adapter_model.safetensors": job.name.encode(),
     }
     version = add_version(
-        store, job.train.adapter, content, lineage, rank=job.train.lora.rank or 16, base=job.train.base
+        store,
+        job.train.adapter,
+        content,
+        lineage,
+        rank=job.train.lora.rank or 16,
+        base=job.train.base,
+        method=method,
     )
     number = int(version.name.rpartition("/")[2])
     version.metrics.extend(figures(number, usual_metric(job.train.objective)))

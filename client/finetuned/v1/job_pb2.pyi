@@ -211,24 +211,46 @@ class QloraMethod(_message.Message):
     def __init__(self) -> None: ...
 
 class Ia3Method(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("target_modules", "feedforward_modules")
+    TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
+    FEEDFORWARD_MODULES_FIELD_NUMBER: _ClassVar[int]
+    target_modules: _containers.RepeatedScalarFieldContainer[str]
+    feedforward_modules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, target_modules: _Optional[_Iterable[str]] = ..., feedforward_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoraMethod(_message.Message):
-    __slots__ = ("rank", "alpha", "dropout", "target_modules", "rank_stabilized", "decomposed")
+    __slots__ = ("rank", "alpha", "dropout", "target_modules", "rank_stabilized", "decomposed", "rank_pattern", "alpha_pattern")
+    class RankPatternEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class AlphaPatternEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     RANK_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     DROPOUT_FIELD_NUMBER: _ClassVar[int]
     TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
     RANK_STABILIZED_FIELD_NUMBER: _ClassVar[int]
     DECOMPOSED_FIELD_NUMBER: _ClassVar[int]
+    RANK_PATTERN_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_PATTERN_FIELD_NUMBER: _ClassVar[int]
     rank: int
     alpha: float
     dropout: float
     target_modules: _containers.RepeatedScalarFieldContainer[str]
     rank_stabilized: bool
     decomposed: bool
-    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., rank_stabilized: bool = ..., decomposed: bool = ...) -> None: ...
+    rank_pattern: _containers.ScalarMap[str, int]
+    alpha_pattern: _containers.ScalarMap[str, float]
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., rank_stabilized: bool = ..., decomposed: bool = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., alpha_pattern: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class DpoSettings(_message.Message):
     __slots__ = ("beta", "label_smoothing")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import final
 
@@ -49,11 +50,26 @@ class Lora:
     dropout: float | None = None
     """0 to below 1; default 0."""
     target_modules: tuple[str, ...] = ()
-    """Names of linear modules; empty means all of the decoder's layers."""
+    """Names of linear modules or dotted ends of them; empty means all of the decoder's layers."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) (Kalajdzievski 2023) instead of alpha / rank."""
     decomposed: bool = False
     """DoRA (Liu et al. 2024)."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Other ranks, by module name or dotted end of it; the longest that fits counts."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Other alphas, alike."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ia3:
+    """Settings of IA3 (Liu et al. 2022)."""
+
+    target_modules: tuple[str, ...] = ()
+    """Names of linear modules; empty means keys, values and the last product of the feed-forward."""
+    feedforward_modules: tuple[str, ...] = ()
+    """Those of them whose input is scaled; empty means the last product of the feed-forward."""
 
 
 @final
@@ -181,6 +197,7 @@ class TrainSpec:
     lora: Lora | None
     head: Head | None
     dpo: Dpo | None
+    ia3: Ia3 | None
     optimization: Optimization | None
     data: DataOptions | None
     evaluation: EvaluationOptions | None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetuned_service.errors import FinetunedError, InvalidField
-from finetuned_service.jobs.methods import BaseFacts, refuse_method, resolve_method
+from finetuned_service.jobs.methods import MAX_RANK, BaseFacts, refuse_method, resolve_method
 from finetuned_service.jobs.values import DataOptions, DpoSettings, Optimization, PromoteIf, TrainSpec
 from finetuned_service.vocabulary import Method, Objective, Task
 
@@ -56,13 +56,16 @@ GENERATION_METRICS: Mapping[Objective, tuple[str, ...]] = {
 """What is measured of adapters that generate text, the usual one first."""
 
 
-def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> TrainSpec:
+def resolve_train(
+    spec: TrainSpec, *, base: BaseFacts, train_rows: int, max_rank: int = MAX_RANK
+) -> TrainSpec:
     """The same spec with every default written back.
 
     Args:
         spec: as the caller wrote it; a resolved one comes back unchanged.
         base: the base to train on.
         train_rows: rows trained on in one epoch, at least 1 (without the held-out ones).
+        max_rank: the largest that the server serves.
 
     Raises:
         InvalidField: the settings contradict each other, the base or the data; all violations at once.
@@ -75,7 +78,7 @@ def resolve_train(spec: TrainSpec, *, base: BaseFacts, train_rows: int) -> Train
             "promote_if": _promote_if(spec),
         }
     )
-    _check(resolved, base)
+    _check(resolved, base, max_rank)
     return resolved
 
 
@@ -125,8 +128,13 @@ def _promote_if(spec: TrainSpec) -> PromoteIf | None:
     return PromoteIf.model_validate(spec.promote_if.model_dump() | {"metric": named or "exact_match"})
 
 
-def _check(spec: TrainSpec, base: BaseFacts) -> None:
-    refusals = [*refuse_method(spec, base), *_preferences(spec), *_sizes(spec, base), *_promotion(spec)]
+def _check(spec: TrainSpec, base: BaseFacts, max_rank: int) -> None:
+    refusals = [
+        *refuse_method(spec, base, max_rank),
+        *_preferences(spec),
+        *_sizes(spec, base),
+        *_promotion(spec),
+    ]
     if refusals:
         violations = [violation for refusal in refusals for violation in refusal.violations]
         raise InvalidField("; ".join(refusal.message for refusal in refusals), violations=violations)

@@ -45,6 +45,8 @@ class Submission:
     bases: BaseCatalog
     resident_base: BaseName
     report: DataReporter
+    max_rank: int
+    """The largest that the server serves."""
 
     def rerun(
         self,
@@ -126,6 +128,7 @@ class Submission:
             spec.model_copy(update={"base": str(base)}),
             base=BaseFacts.of_directory(self.bases.path(base)),
             train_rows=max(1, round(rows.rows * share)),
+            max_rank=self.max_rank,
         )
         report = self.report(resolved, rows.path, held_out.path if held_out else None)
         job = self._job(tenant, resolved, display_name).model_copy(

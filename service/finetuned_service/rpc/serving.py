@@ -19,10 +19,11 @@ from grpc import aio
 from finetuned_service import VERSION
 from finetuned_service.bases.family import TASKS
 from finetuned_service.errors import FinetunedError, InvalidField, Unavailable
+from finetuned_service.jobs.methods import methods_of
 from finetuned_service.names import parse_tenant
 from finetuned_service.rpc.convert.bases import base_to_proto
 from finetuned_service.rpc.convert.common import TASKS as TASK_NUMBERS
-from finetuned_service.rpc.convert.common import error_to_proto
+from finetuned_service.rpc.convert.common import error_to_proto, method_to_proto
 from finetuned_service.rpc.convert.encoding import result_to_proto
 from finetuned_service.rpc.convert.serving import (
     call_from_proto,
@@ -37,7 +38,6 @@ from finetuned_service.serving.ranges import MAX_DELTA_TOKENS, MAX_SAMPLES
 from finetuned_service.serving.service import Serving
 from finetuned_service.serving.values import Delta, Done, ServeCall, ServedBy, ServeEvent
 from finetuned_service.text.grammar import MAX_CONSTRAINT_BYTES
-from finetuned_service.vocabulary import Family
 
 MAX_BATCH_REQUESTS = 1000
 
@@ -174,7 +174,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 max_replies=MAX_REPLIES,
                 max_constraint_bytes=MAX_CONSTRAINT_BYTES,
             ),
-            methods=[common.METHOD_LORA if serving.base.family is Family.DECODER else common.METHOD_HEAD],
+            methods=[method_to_proto(method) for method in methods_of(serving.base.family)],
             tasks=[TASK_NUMBERS[task] for task in TASKS[serving.base.family]],
             weight_formats=[common.WEIGHT_FORMAT_INT8, common.WEIGHT_FORMAT_NF4],
             load=pb.EngineLoad(

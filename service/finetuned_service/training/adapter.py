@@ -12,10 +12,8 @@ from finetuned_service.adapters.files import CONFIG_FILE, WEIGHTS_FILE, check_ad
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts import PREFIX
 from finetuned_service.engine.messages import AdapterHandle
+from finetuned_service.jobs.methods import MAX_RANK
 from finetuned_service.training.methods import Installed
-
-MAX_RANK = 1024
-"""More than any TrainJob may ask for; what a server serves is its own decision."""
 
 
 def write_adapter(

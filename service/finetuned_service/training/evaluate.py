@@ -113,6 +113,8 @@ class Evaluator:
     tokenizer: BaseTokenizer
     base_directory: Path
     cache_directory: str
+    compute: str
+    """Which path computes, as `EngineConfig.compute`."""
     threads: int
     options: EvaluationOptions
     scoring: Scoring
@@ -165,7 +167,7 @@ class Evaluator:
         rows: Sequence[EncodedRow],
     ) -> tuple[list[str], list[float | None]]:
         """Answers to the prompts and how likely the rows are, from an engine that lives no longer than this."""
-        model = load_model(self.base_directory, cache_directory=self.cache_directory)
+        model = load_model(self.base_directory, compute=self.compute, cache_directory=self.cache_directory)
         self._tell_left_out(subject, rows, model.context_tokens)
         kv_tokens = max(_KV_TOKENS, model.context_tokens)
         config = EngineConfig(str(self.base_directory), threads=self.threads, kv_capacity_tokens=kv_tokens)

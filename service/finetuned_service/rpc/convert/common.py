@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from finetuned.v1 import common_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import ValidationError
 
-from finetuned_service.errors import FinetunedError, InvalidField, from_wire
+from finetuned_service.errors import FinetunedError, InvalidField, Violation, from_wire
 from finetuned_service.vocabulary import Method, Metric, Task, WeightFormat
+
+Made = TypeVar("Made")
 
 TASKS: Mapping[Task, pb.Task] = {
     Task.TEXT_GENERATION: pb.TASK_TEXT_GENERATION,
@@ -94,3 +97,21 @@ def optional(message: Any, field: str) -> Any:
 def given(message: Any, **fields: str) -> dict[str, Any]:
     """Keyword arguments for the `optional` fields that are set: `given(m, our_name="proto_name")`."""
     return {ours: getattr(message, theirs) for ours, theirs in fields.items() if message.HasField(theirs)}
+
+
+def checked(path: str, make: Callable[..., Made], **values: Any) -> Made:
+    """`make(**values)`, with pydantic's refusals as violations under `path`.
+
+    Raises:
+        InvalidField: naming every value that is not allowed.
+    """
+    try:
+        return make(**values)
+    except ValidationError as error:
+        violations = [
+            Violation(".".join([path, *map(str, e["loc"])]), f"is {e['input']!r}: {e['msg'].lower()}")
+            for e in error.errors()
+        ]
+        raise InvalidField(
+            "; ".join(f"{v.field} {v.description}" for v in violations), violations=violations
+        ) from error

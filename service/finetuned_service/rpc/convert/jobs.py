@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from finetuned.v1 import job_pb2 as pb
 
 from finetuned_service.jobs.values import (
@@ -29,9 +27,8 @@ from finetuned_service.rpc.convert.common import (
     weight_format_to_proto,
     wire_error_to_proto,
 )
-from finetuned_service.vocabulary import Method, Objective, Task
-
-_LORA_FIELDS = {field.name for field in pb.LoraMethod.DESCRIPTOR.fields}
+from finetuned_service.rpc.convert.methods import method_fields
+from finetuned_service.vocabulary import Objective, Task
 
 
 def job_to_proto(job: Job) -> pb.Job:
@@ -121,13 +118,6 @@ def _progress(progress: Progress) -> pb.Progress:
     return pb.Progress(**fields, eta=seconds_to_proto(progress.eta_seconds))
 
 
-def _method(spec: TrainSpec) -> dict[str, Any]:
-    if spec.method is Method.HEAD:
-        pooling = f"POOLING_{spec.head.pooling}" if spec.head.pooling else None
-        return {"head": pb.HeadMethod(pooling=pooling)}
-    return {"lora": pb.LoraMethod(**spec.lora.model_dump(include=_LORA_FIELDS, exclude_none=True))}
-
-
 def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
     optimization = spec.optimization.model_dump(exclude={"schedule"}, exclude_none=True)
     schedule = f"LEARNING_RATE_SCHEDULE_{spec.optimization.schedule}"
@@ -141,7 +131,7 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
         task=TASKS[spec.task],
         objective=f"OBJECTIVE_{spec.objective or _usual_objective(spec.task)}",
         dpo=pb.DpoSettings(**spec.dpo.model_dump()) if spec.dpo else None,
-        **_method(spec),
+        **method_fields(spec),
         optimization=pb.Optimization(**optimization, schedule=schedule),
         data=pb.DataOptions(**data, long_rows=f"LONG_ROWS_{spec.data.long_rows}"),
         evaluation=pb.EvaluationOptions(

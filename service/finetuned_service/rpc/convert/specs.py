@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import job_pb2 as pb
 from finetuned.v1 import tuning_service_pb2 as service
-from pydantic import ValidationError
 
-from finetuned_service.errors import InvalidField, Unimplemented, Violation
+from finetuned_service.errors import InvalidField, Unimplemented
 from finetuned_service.jobs.store import JobFilter
 from finetuned_service.jobs.values import (
     Baseline,
@@ -19,10 +17,8 @@ from finetuned_service.jobs.values import (
     DataOptions,
     DpoSettings,
     EvaluationOptions,
-    HeadSettings,
     JobState,
     LongRows,
-    LoraSettings,
     Optimization,
     PromoteIf,
     QuantizeSpec,
@@ -30,39 +26,23 @@ from finetuned_service.jobs.values import (
     TrainSpec,
 )
 from finetuned_service.names import AdapterSelector
-from finetuned_service.rpc.convert.common import enum_name, given, optional
-from finetuned_service.vocabulary import Method, Objective, Pooling, Task, WeightFormat
-
-Made = TypeVar("Made")
-
-
-def _checked(path: str, make: Callable[..., Made], **values: Any) -> Made:
-    """`make(**values)`, with pydantic's refusals as violations under `path`."""
-    try:
-        return make(**values)
-    except ValidationError as error:
-        violations = [
-            Violation(".".join([path, *map(str, e["loc"])]), f"is {e['input']!r}: {e['msg'].lower()}")
-            for e in error.errors()
-        ]
-        raise InvalidField(
-            "; ".join(f"{v.field} {v.description}" for v in violations), violations=violations
-        ) from error
+from finetuned_service.rpc.convert.common import checked, enum_name, given, optional
+from finetuned_service.rpc.convert.methods import method_from_proto
+from finetuned_service.vocabulary import Objective, Task, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
 class _Usual:
     """How a task is trained in this build."""
 
-    method: str
     objectives: tuple[str, ...]
 
 
 _USUAL: Mapping[str, _Usual] = {
-    "TEXT_GENERATION": _Usual("lora", ("SFT", "DPO")),
-    "TEXT_CLASSIFICATION": _Usual("head", ("CLASSIFICATION",)),
-    "TOKEN_CLASSIFICATION": _Usual("head", ("CLASSIFICATION",)),
-    "IMAGE_CLASSIFICATION": _Usual("head", ("CLASSIFICATION",)),
+    "TEXT_GENERATION": _Usual(("SFT", "DPO")),
+    "TEXT_CLASSIFICATION": _Usual(("CLASSIFICATION",)),
+    "TOKEN_CLASSIFICATION": _Usual(("CLASSIFICATION",)),
+    "IMAGE_CLASSIFICATION": _Usual(("CLASSIFICATION",)),
 }
 
 
@@ -79,14 +59,6 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
             f"TASK_{task} in a TrainJob", ", ".join(f"TASK_{name}" for name in _USUAL)
         )
     usual = _USUAL[task]
-    method = spec.WhichOneof("method") or usual.method
-    if method != usual.method:
-        feature = f"METHOD_{method.upper()}"
-        raise Unimplemented(
-            f"{feature} for TASK_{task} is in the contract but not in this build; available: "
-            f"METHOD_{usual.method.upper()}",
-            metadata={"feature": feature},
-        )
     objective = enum_name(common.Objective, spec.objective, "OBJECTIVE_", "spec.objective")
     if objective not in {"", *usual.objectives}:
         raise Unimplemented.feature(
@@ -101,11 +73,9 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         adapter=spec.adapter,
         base=spec.base,
         task=Task[task],
-        method=Method.HEAD if method == "head" else Method.LORA,
-        lora=_lora(spec.lora),
-        head=_head(spec.head),
         objective=Objective(objective) if objective else None,
         dpo=_dpo(spec.dpo) if spec.HasField("dpo") else None,
+        **method_from_proto(spec, Task[task]),
         optimization=_optimization(spec.optimization),
         data=_data_options(spec.data),
         evaluation=_evaluation(spec.evaluation),
@@ -113,25 +83,8 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
     )
 
 
-def _head(head: pb.HeadMethod) -> HeadSettings:
-    pooling = enum_name(common.Pooling, head.pooling, "POOLING_", "spec.head.pooling")
-    return HeadSettings(pooling=Pooling(pooling) if pooling else None)
-
-
-def _lora(lora: pb.LoraMethod) -> LoraSettings:
-    if lora.decomposed:
-        raise Unimplemented.feature("lora.decomposed", "LoRA and rank_stabilized LoRA")
-    return _checked(
-        "spec.lora",
-        LoraSettings,
-        target_modules=tuple(lora.target_modules),
-        rank_stabilized=lora.rank_stabilized,
-        **given(lora, rank="rank", alpha="alpha", dropout="dropout"),
-    )
-
-
 def _dpo(dpo: pb.DpoSettings) -> DpoSettings:
-    return _checked("spec.dpo", DpoSettings, **given(dpo, beta="beta", label_smoothing="label_smoothing"))
+    return checked("spec.dpo", DpoSettings, **given(dpo, beta="beta", label_smoothing="label_smoothing"))
 
 
 def _optimization(optimization: pb.Optimization) -> Optimization:
@@ -142,7 +95,7 @@ def _optimization(optimization: pb.Optimization) -> Optimization:
         "spec.optimization.schedule",
     )
     names = [f.name for f in optimization.DESCRIPTOR.fields if f.name != "schedule"]
-    return _checked(
+    return checked(
         "spec.optimization",
         Optimization,
         schedule=Schedule(schedule or Schedule.COSINE),
@@ -152,7 +105,7 @@ def _optimization(optimization: pb.Optimization) -> Optimization:
 
 def _data_options(data: pb.DataOptions) -> DataOptions:
     long_rows = enum_name(pb.LongRows, data.long_rows, "LONG_ROWS_", "spec.data.long_rows")
-    return _checked(
+    return checked(
         "spec.data",
         DataOptions,
         long_rows=LongRows(long_rows or LongRows.REJECT),
@@ -162,7 +115,7 @@ def _data_options(data: pb.DataOptions) -> DataOptions:
 
 
 def _evaluation(evaluation: pb.EvaluationOptions) -> EvaluationOptions:
-    baseline = _checked(
+    baseline = checked(
         "spec.evaluation.baseline",
         Baseline,
         instruction=evaluation.baseline.instruction,
@@ -171,7 +124,7 @@ def _evaluation(evaluation: pb.EvaluationOptions) -> EvaluationOptions:
         ),
     )
     names = ("evaluations", "early_stopping_patience", "generation_rows", "generation_max_tokens")
-    return _checked(
+    return checked(
         "spec.evaluation",
         EvaluationOptions,
         baseline=baseline,
@@ -180,7 +133,7 @@ def _evaluation(evaluation: pb.EvaluationOptions) -> EvaluationOptions:
 
 
 def _promote_if(promote_if: pb.PromoteIf) -> PromoteIf:
-    return _checked(
+    return checked(
         "spec.promote_if",
         PromoteIf,
         alias=promote_if.alias,
@@ -204,7 +157,7 @@ def quantize_spec_from_proto(spec: pb.QuantizeSpec) -> QuantizeSpec:
         )
     if name not in {"INT8", "NF4"}:
         raise Unimplemented.feature(f"WEIGHT_FORMAT_{name}", "WEIGHT_FORMAT_INT8, WEIGHT_FORMAT_NF4")
-    return _checked(
+    return checked(
         "spec",
         QuantizeSpec,
         base=spec.base,

@@ -1,0 +1,53 @@
+"""Options of `finetuned train` that name the method and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import typer
+
+from finetuned import Head, Ia3, Lora
+
+T = TypeVar("T")
+
+_USUAL = {None: "lora", "text-generation": "lora"}
+"""By task; all others train heads."""
+
+
+def method_settings(task: str | None, method: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword of `client.train` that holds the method and its settings; none leaves it to the service.
+
+    Args:
+        task: as given.
+        method: as given; None is the one that the options are for, else the task's usual one.
+        options: settings by their names in `Lora` and `Ia3`; None and empty where not given.
+
+    Raises:
+        typer.BadParameter: an option is not for the method.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, False, (), {})}
+    chosen = method or _USUAL.get(task) or ("lora" if given else None)
+    if chosen is None:
+        return {}
+    kind = {"lora": Lora, "ia3": Ia3, "head": Head}[chosen]
+    strays = sorted(name for name in given if name not in kind.__dataclass_fields__)
+    if strays:
+        raise typer.BadParameter(f"{', '.join(strays)} is no setting of {chosen}", param_hint="--method")
+    return {chosen: kind(**given)}
+
+
+def by_module(option: str, given: Iterable[str], read: Callable[[str], T]) -> dict[str, T]:
+    """`MODULE=NUMBER` options as a pattern.
+
+    Raises:
+        typer.BadParameter: one is written otherwise.
+    """
+    pattern: dict[str, T] = {}
+    for text in given:
+        module, _, number = text.partition("=")
+        try:
+            pattern[module] = read(number)
+        except ValueError:
+            raise typer.BadParameter(f"is {text!r}; expected MODULE=NUMBER", param_hint=option) from None
+    return pattern

@@ -1,0 +1,75 @@
+"""LoRA, rsLoRA and DoRA: settings resolved and checked. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from finetuned_service.adapters.lora_config import LoraConfig, is_end
+from finetuned_service.errors import FinetunedError, InvalidField
+from finetuned_service.jobs.methods.base import BaseFacts, is_any_end, quoted, unknown_targets
+from finetuned_service.jobs.values import LoraSettings
+
+T = TypeVar("T")
+
+
+def lora_config(settings: LoraSettings) -> LoraConfig:
+    """What the files of an adapter trained with resolved settings will say."""
+    return LoraConfig(
+        rank=settings.rank,
+        alpha=2.0 * settings.rank if settings.alpha is None else settings.alpha,
+        rank_stabilized=settings.rank_stabilized,
+        decomposed=settings.decomposed,
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
+        target_modules=settings.target_modules,
+    )
+
+
+def resolve_lora(lora: LoraSettings, base: BaseFacts) -> LoraSettings:
+    """The same settings with the defaults written back."""
+    return lora.model_copy(
+        update={
+            "alpha": 2.0 * lora.rank if lora.alpha is None else lora.alpha,
+            "target_modules": tuple(sorted(set(lora.target_modules))) or base.linear_kinds,
+            "rank_pattern": _longest_first(lora.rank_pattern),
+            "alpha_pattern": _longest_first(lora.alpha_pattern),
+        }
+    )
+
+
+def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int) -> Iterator[FinetunedError]:
+    """What of resolved settings does not fit the base; `max_rank` is the largest that will be served."""
+    yield from unknown_targets("spec.lora.target_modules", lora.target_modules, base)
+    targeted = [name for name in base.linear_modules if is_any_end(lora.target_modules, name)]
+    for field, pattern in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        unused = [key for key in pattern if not any(is_end(key, name) for name in targeted)]
+        if unused:
+            yield InvalidField.one(
+                f"spec.lora.{field}",
+                f"names {quoted(unused)}, which no target module has as its name or a dotted end of it; leave it "
+                f"out, or add it to target_modules",
+            )
+    for field, rank in (
+        ("rank", lora.rank),
+        *((f"rank_pattern.{key}", r) for key, r in lora.rank_pattern.items()),
+    ):
+        if rank > max_rank:
+            yield InvalidField.one(
+                f"spec.lora.{field}", f"is {rank}; this server serves ranks of 1 to {max_rank}"
+            )
+
+
+def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Numbers in an adapter with resolved settings; `shapes` are (out, in) by linear module."""
+    config = lora_config(settings)
+    return sum(
+        config.rank_of(name) * (out_features + in_features) + out_features * config.decomposed
+        for name, (out_features, in_features) in shapes.items()
+        if config.targets(name)
+    )
+
+
+def _longest_first(pattern: Mapping[str, T]) -> dict[str, T]:
+    """The first that fits counts, here and in PEFT; a map on the wire has no order."""
+    return {name: pattern[name] for name in sorted(pattern, key=lambda name: (-len(name), name))}

@@ -1,0 +1,85 @@
+"""Methods of training and their settings, from the contract to our values and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from finetuned.v1 import common_pb2 as common
+from finetuned.v1 import job_pb2 as pb
+
+from finetuned_service.errors import Unimplemented
+from finetuned_service.jobs.methods import METHODS_OF_TASK, SETTINGS_OF
+from finetuned_service.jobs.values import HeadSettings, Ia3Settings, LoraSettings, TrainSpec
+from finetuned_service.rpc.convert.common import checked, enum_name, given, method_to_proto
+from finetuned_service.vocabulary import Method, Pooling, Task
+
+
+def method_from_proto(spec: pb.TrainSpec, task: Task) -> dict[str, Any]:
+    """The method of a spec and its settings, as fields of our TrainSpec.
+
+    Raises:
+        InvalidField: a setting is not allowed.
+        Unimplemented: the method is not for the task in this build.
+    """
+    allowed = METHODS_OF_TASK[task]
+    name = spec.WhichOneof("method")
+    method = Method(name.upper()) if name else allowed[0]
+    if method not in allowed:
+        feature = method_to_proto(method)
+        raise Unimplemented(
+            f"{feature} for TASK_{task.name} is in the contract but not in this build; available: "
+            f"{', '.join(map(method_to_proto, allowed))}",
+            metadata={"feature": feature},
+        )
+    field = SETTINGS_OF[method]
+    return {"method": method, field: _READ[method](getattr(spec, field))}
+
+
+def method_fields(spec: TrainSpec) -> dict[str, Any]:
+    """The field of the contract's TrainSpec that holds the method and its settings."""
+    field = SETTINGS_OF[spec.method]
+    return {field: _WRITE[spec.method](getattr(spec, field))}
+
+
+def _head(head: pb.HeadMethod) -> HeadSettings:
+    pooling = enum_name(common.Pooling, head.pooling, "POOLING_", "spec.head.pooling")
+    return HeadSettings(pooling=Pooling(pooling) if pooling else None)
+
+
+def _lora(lora: pb.LoraMethod) -> LoraSettings:
+    return checked(
+        "spec.lora",
+        LoraSettings,
+        target_modules=tuple(lora.target_modules),
+        rank_stabilized=lora.rank_stabilized,
+        decomposed=lora.decomposed,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        **given(lora, rank="rank", alpha="alpha", dropout="dropout"),
+    )
+
+
+def _ia3(ia3: pb.Ia3Method) -> Ia3Settings:
+    return checked(
+        "spec.ia3",
+        Ia3Settings,
+        target_modules=tuple(ia3.target_modules),
+        feedforward_modules=tuple(ia3.feedforward_modules) or None,
+    )
+
+
+def _head_to_proto(head: HeadSettings) -> pb.HeadMethod:
+    return pb.HeadMethod(pooling=f"POOLING_{head.pooling}" if head.pooling else None)
+
+
+_READ: Mapping[Method, Callable[[Any], Any]] = {
+    Method.HEAD: _head,
+    Method.LORA: _lora,
+    Method.IA3: _ia3,
+}
+_WRITE: Mapping[Method, Callable[[Any], Any]] = {
+    Method.HEAD: _head_to_proto,
+    Method.LORA: lambda lora: pb.LoraMethod(**lora.model_dump(exclude_none=True)),
+    Method.IA3: lambda ia3: pb.Ia3Method(**ia3.model_dump(exclude_none=True)),
+}
