@@ -62,23 +62,23 @@ class Forward {
   // On every thread alike.
   void compute(int thread) {
     float* columns = space_.columns[static_cast<size_t>(thread)].at_least(1);
-    team_.each(rows_, [&](long row) { embed(row); });
+    team_.each(thread, rows_, [&](long row) { embed(row); });
     for (int l = 0; l < model_.layer_count; ++l) {
       const Layer& layer = model_.layers[l];
       const LoraSites lora{l * kSites};
-      each_block([&](const RowBlock& b) { norm(b, layer.input_norm, lora, {kQuery, kKey, kValue}); });
-      team_.each(head_units(), [&](long unit) { project_heads(unit, layer, lora, columns); });
-      team_.each(model_.kv_heads * static_cast<long>(space_.lines.size()), [&](long unit) { attend_lines(unit, layer); });
-      if (space_.adapted) each_block([&](const RowBlock& b) { shrink(b, lora, kOutput, 0, attended_); });
-      each_panel(model_.hidden, [&](long p) { add(p, layer, lora, kOutput, attended_, columns); });
-      each_block([&](const RowBlock& b) { norm(b, layer.post_norm, lora, {kGate, kUp}); });
-      each_panel(model_.intermediate, [&](long p) { activate(p, layer, lora, columns); });
-      if (space_.adapted) each_block([&](const RowBlock& b) { shrink(b, lora, kDown, 0, activated_); });
-      each_panel(model_.hidden, [&](long p) { add(p, layer, lora, kDown, activated_, columns); });
+      each_block(thread, [&](const RowBlock& b) { norm(b, layer.input_norm, lora, {kQuery, kKey, kValue}); });
+      team_.each(thread, head_units(), [&](long unit) { project_heads(unit, layer, lora, columns); });
+      team_.each(thread, model_.kv_heads * static_cast<long>(space_.lines.size()), [&](long unit) { attend_lines(unit, layer); });
+      if (space_.adapted) each_block(thread, [&](const RowBlock& b) { shrink(b, lora, kOutput, 0, attended_); });
+      each_panel(thread, model_.hidden, [&](long p) { add(p, layer, lora, kOutput, attended_, columns); });
+      each_block(thread, [&](const RowBlock& b) { norm(b, layer.post_norm, lora, {kGate, kUp}); });
+      each_panel(thread, model_.intermediate, [&](long p) { activate(p, layer, lora, columns); });
+      if (space_.adapted) each_block(thread, [&](const RowBlock& b) { shrink(b, lora, kDown, 0, activated_); });
+      each_panel(thread, model_.hidden, [&](long p) { add(p, layer, lora, kDown, activated_, columns); });
     }
-    team_.each(step_.logit_count, [&](long i) { final_norm(i); });
-    each_panel(model_.head.outputs, [&](long panel) { logits(panel, columns); });
-    team_.each(step_.logit_count, [&](long i) { step_.highest[i] = highest(i); });
+    team_.each(thread, step_.logit_count, [&](long i) { final_norm(i); });
+    each_panel(thread, model_.head.outputs, [&](long panel) { logits(panel, columns); });
+    team_.each(thread, step_.logit_count, [&](long i) { step_.highest[i] = highest(i); });
   }
 
  private:
@@ -88,13 +88,13 @@ class Forward {
   };
 
   template <typename Body>
-  void each_block(const Body& body) {
-    team_.each(static_cast<long>(space_.rows.size()), [&](long i) { body(space_.rows[static_cast<size_t>(i)]); });
+  void each_block(int thread, const Body& body) {
+    team_.each(thread, static_cast<long>(space_.rows.size()), [&](long i) { body(space_.rows[static_cast<size_t>(i)]); });
   }
 
   template <typename Body>
-  void each_panel(long outputs, const Body& body) {
-    team_.each((outputs + kPanel - 1) / kPanel, body);
+  void each_panel(int thread, long outputs, const Body& body) {
+    team_.each(thread, (outputs + kPanel - 1) / kPanel, body);
   }
 
   // --- what is done together ---

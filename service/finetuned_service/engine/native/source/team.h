@@ -52,7 +52,7 @@ class Signal {
 
 class Team {
  public:
-  explicit Team(int threads) : size_(threads) {
+  explicit Team(int threads) : size_(threads), done_(static_cast<size_t>(threads)) {
     for (int i = 1; i < threads; ++i) others_.emplace_back([this, i] { serve(i); });
   }
 
@@ -72,10 +72,15 @@ class Team {
     barrier();
   }
 
-  // Within `work`, which calls this alike on all threads: `body(unit)` for each of `units`, shared out.
+  // Within `work`, which calls this alike on all threads: `body(unit)` for each of `units`, shared out. Each thread
+  // has a run of neighbours, which lie side by side in memory, and then helps the others with theirs.
   template <typename Body>
-  void each(long units, const Body& body) {
-    for (long unit; (unit = next_.fetch_add(1, std::memory_order_relaxed)) < units;) body(unit);
+  void each(int thread, long units, const Body& body) {
+    for (int helped = 0; helped < size_; ++helped) {
+      const int owner = (thread + helped) % size_;
+      const long first = units * owner / size_, end = units * (owner + 1) / size_;
+      for (long unit; (unit = first + done_[owner].units.fetch_add(1, std::memory_order_relaxed)) < end;) body(unit);
+    }
     barrier();
   }
 
@@ -86,7 +91,7 @@ class Team {
     uint32_t round = passed_.value();
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
-      next_.store(0, std::memory_order_relaxed);
+      for (auto& run : done_) run.units.store(0, std::memory_order_relaxed);
       passed_.advance();
     } else {
       passed_.wait_while(round, kSpins);
@@ -106,7 +111,11 @@ class Team {
 
   const int size_;
   std::vector<std::thread> others_;
-  alignas(64) std::atomic<long> next_{0};
+  struct alignas(64) Run {
+    std::atomic<long> units{0};
+  };
+
+  std::vector<Run> done_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) Signal begin_;
   alignas(64) Signal passed_;
