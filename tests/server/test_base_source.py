@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ def source(tmp_path: Path) -> Path:
     return directory
 
 
+def edit_config(directory: Path, **changes: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def test_a_base_from_a_directory_is_served_and_kept(source: Path, tmp_path: Path) -> None:
     settings = {"base": "mine", "base_source": source.as_uri()}
     with running(tmp_path / "data", **settings) as server, Client(server.endpoint) as client:
@@ -38,6 +44,11 @@ def test_a_base_from_a_directory_is_served_and_kept(source: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("damage", "digest", "message"),
     [
+        (
+            lambda d: edit_config(d, model_type="bloom", architectures=["BloomForCausalLM"]),
+            "",
+            r"a base of model type 'bloom' .* available: gpt2, llama",
+        ),
         (lambda d: d.rename(d.with_name("elsewhere")), "", "'model' does not exist; expected a directory"),
         (lambda d: (d / "config.json").unlink(), "", r"it has no config\.json"),
         (lambda d: (d / "model.safetensors").rename(d / "model.bin"), "", r"pickles \(model\.bin\)"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from finetuned_service.errors import InvalidData
-from finetuned_service.text.supervision import EncodedRow, encode_preference, encode_row
+from finetuned_service.text.supervision import EncodedRow, encode_preference, encode_question, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage, Preference, PromptCompletion, Text
 from hypothesis import given
@@ -175,7 +175,9 @@ GENERATION_PROMPT_ONLY_ONCE = CHATML.replace(
         (GENERATION_PROMPT_ONLY_ONCE, Chat((USER, SUNNY)), "writes earlier turns differently"),
         (CHATML.replace("<|im_end|>", "<|im_start|>"), Chat((USER, SUNNY)), "ends an answer with none"),
         (BRACKETS, Chat((SYSTEM, USER, SUNNY)), "system turns are not supported"),
-        (None, PromptCompletion("a", "b"), "chat template"),
+        (None, Chat((USER, SUNNY)), "the base has no chat template"),
+        (None, PromptCompletion("", "b"), "empty prompt"),
+        (None, PromptCompletion("a", ""), "empty answer"),
     ],
 )
 def test_rows_that_cannot_be_trained_are_refused(
@@ -184,6 +186,29 @@ def test_rows_that_cannot_be_trained_are_refused(
     tokenizer = BaseTokenizer.load(write_tokenizer(tmp_path, template=template))
     with pytest.raises(InvalidData, match=found):
         encode_row(tokenizer, row, train_on_prompt=False)
+
+
+def test_without_a_template_a_completion_follows_its_prompt_at_once(tmp_path: Path) -> None:
+    tokenizer = BaseTokenizer.load(write_tokenizer(tmp_path, template=None))
+    row = encode_row(tokenizer, PromptCompletion("say 1:", " one"))
+    asked = encode_question(tokenizer, [ChatMessage("user", "say 1:")])
+    assert asked == tokenizer.encode("say 1:", add_special_tokens=True)
+    assert row.token_ids == [*asked, *tokenizer.encode(" one"), tokenizer.eos_token_id]
+    assert row.supervised.index(True) == len(asked)
+    pair = encode_preference(tokenizer, Preference((ChatMessage("user", "say 1:"),), " one", " two"))
+    assert pair[0] == row
+    turns = (ChatMessage("user", "a"), ChatMessage("assistant", "b"), ChatMessage("user", "c"))
+    with pytest.raises(InvalidData, match="the base has no chat template"):
+        encode_preference(tokenizer, Preference(turns, "d", "e"))
+
+
+def test_without_a_template_a_first_token_stays_first(tmp_path: Path) -> None:
+    """Llama 2's tokenizer puts `<s>` before a whole input."""
+    tokenizer = BaseTokenizer.load(write_byte_fallback(tmp_path, template=None))
+    row = encode_row(tokenizer, PromptCompletion("please", " deploy"))
+    asked = tokenizer.encode("please", add_special_tokens=True)
+    assert (asked[0], row.token_ids[: len(asked)]) == (1, asked)
+    assert row.supervised.index(True) == len(asked)
 
 
 @pytest.mark.parametrize("tokens", [lambda t: t.encode_conversation([USER]), lambda t: t.encode("a")])

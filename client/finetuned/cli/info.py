@@ -24,6 +24,7 @@ def info(context: typer.Context, *, as_json: AsJson = False) -> None:
             "base": f"{short(found.base.name)} ({found.base.weight_format}, {size(found.base.weight_bytes)})",
             "digest": found.base.digest,
             "device": found.device,
+            "computed": found.compute_path,
             "context": f"{found.limits.context_tokens} tokens",
             "methods": ", ".join(found.methods),
             "tasks": ", ".join(found.tasks),

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from finetuned import Client, Image
+from finetuned import Client, Image, Prompt
 from finetuned.cli.encode import EncodeTask, read_image, read_texts, write_answers
 from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.generation import (
@@ -77,6 +77,9 @@ def predict(
     adapter: Adapter = None,
     plain_base: PlainBase = False,
     system: System = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Go on with the prompt as it stands, without the chat template.")
+    ] = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -128,22 +131,23 @@ def predict(
     if image:
         raise typer.BadParameter("is for --task classify and embed", param_hint="--image")
     if file is not None and prompt is None:
-        rows = list(read_rows(file, system, adapter, sampling, plain_base=plain_base))
+        rows = list(read_rows(file, system, adapter, sampling, plain_base=plain_base, raw=raw))
         with connect(context) as client, _target(output) as lines:
             _answer_rows(client, rows, lines, batch)
     elif prompt is not None and file is None:
         check_model(adapter, plain_base=plain_base)
         with connect(context) as client:
-            _answer(client, prompt, system, adapter, sampling, as_json=as_json)
+            _answer(
+                client, prompt_of({"prompt": prompt}, system, raw=raw), adapter, sampling, as_json=as_json
+            )
     else:
         raise typer.BadParameter("expected one of them", param_hint="PROMPT, --file")
 
 
 def _answer(
-    client: Client, prompt: str, system: str | None, adapter: str | None, sampling: Sampling, *, as_json: bool
+    client: Client, prompt: Prompt, adapter: str | None, sampling: Sampling, *, as_json: bool
 ) -> None:
-    whole = prompt_of({"prompt": prompt}, system)
-    with client.stream(whole, adapter=adapter, plain_base=adapter is None, **sampling) as stream:
+    with client.stream(prompt, adapter=adapter, plain_base=adapter is None, **sampling) as stream:
         for delta in stream:
             if not as_json and sampling["n"] in (None, 1):
                 print(delta.text, end="", flush=True)

@@ -10,7 +10,7 @@ from typing import Any, cast, final
 
 import typer
 
-from finetuned import GenerateRequest, Message, Prompt, Reply, Role
+from finetuned import GenerateRequest, Message, Prompt, RawText, Reply, Role
 from finetuned.cli.generation import Sampling, check_model
 from finetuned.cli.output import error_json, to_json
 from finetuned.errors import FinetunedError
@@ -48,7 +48,7 @@ class Row:
 
 
 def read_rows(
-    path: Path, system: str | None, adapter: str | None, sampling: Sampling, *, plain_base: bool
+    path: Path, system: str | None, adapter: str | None, sampling: Sampling, *, plain_base: bool, raw: bool
 ) -> Iterator[Row]:
     """The rows of a file; a row's own "adapter" goes before the one given.
 
@@ -58,11 +58,18 @@ def read_rows(
     with path.open(encoding="utf-8") as lines:
         for number, text in enumerate(lines, start=1):
             if text.strip():
-                yield _row(number, text, system, adapter, sampling, plain_base=plain_base)
+                yield _row(number, text, system, adapter, sampling, plain_base=plain_base, raw=raw)
 
 
 def _row(
-    number: int, text: str, system: str | None, adapter: str | None, sampling: Sampling, *, plain_base: bool
+    number: int,
+    text: str,
+    system: str | None,
+    adapter: str | None,
+    sampling: Sampling,
+    *,
+    plain_base: bool,
+    raw: bool,
 ) -> Row:
     try:
         found: object = json.loads(text)
@@ -76,12 +83,23 @@ def _row(
         )
     if "adapter" not in fields:  # a row's own null asks for the plain base
         check_model(whom, plain_base=plain_base)
-    request = GenerateRequest(prompt_of(fields, system), adapter=whom, plain_base=whom is None, **sampling)
+    prompt = prompt_of(fields, system, raw=raw)
+    request = GenerateRequest(prompt, adapter=whom, plain_base=whom is None, **sampling)
     return Row(number, request, str(expected) if expected is not None else None)
 
 
-def prompt_of(fields: Mapping[str, Any], system: str | None) -> Prompt:
-    """The conversation of a row, with the system message before it."""
+def prompt_of(fields: Mapping[str, Any], system: str | None, *, raw: bool) -> Prompt:
+    """The conversation of a row, with the system message before it; or its prompt as it stands.
+
+    Raises:
+        typer.BadParameter: a conversation is asked for as it stands.
+    """
+    if raw and (system or "messages" in fields):
+        raise typer.BadParameter(
+            "takes a prompt alone, without turns or a system message", param_hint="--raw"
+        )
+    if raw:
+        return RawText(str(fields["prompt"]))
     if "messages" in fields:
         turns = [Message(str(turn["role"]), str(turn["content"])) for turn in fields["messages"]]
     else:

@@ -133,6 +133,7 @@ class FakeServing(ServingServiceServicer):
                 base=base,
                 resident_base_digest=base.digest,
                 device="cpu",
+                compute_path="fake",
                 limits=pb.Limits(
                     context_tokens=CONTEXT_TOKENS,
                     max_running_sequences=8,

@@ -360,7 +360,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("service_version", "replica", "base", "resident_base_digest", "device", "limits", "methods", "tasks", "weight_formats", "load", "memory")
+    __slots__ = ("service_version", "replica", "base", "resident_base_digest", "device", "limits", "methods", "tasks", "weight_formats", "load", "memory", "compute_path")
     SERVICE_VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -372,6 +372,7 @@ class GetServerInfoResponse(_message.Message):
     WEIGHT_FORMATS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_PATH_FIELD_NUMBER: _ClassVar[int]
     service_version: str
     replica: str
     base: _base_service_pb2.Base
@@ -383,7 +384,8 @@ class GetServerInfoResponse(_message.Message):
     weight_formats: _containers.RepeatedScalarFieldContainer[_common_pb2.WeightFormat]
     load: EngineLoad
     memory: _containers.RepeatedCompositeFieldContainer[MemoryUse]
-    def __init__(self, service_version: _Optional[str] = ..., replica: _Optional[str] = ..., base: _Optional[_Union[_base_service_pb2.Base, _Mapping]] = ..., resident_base_digest: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_common_pb2.Method, str]]] = ..., tasks: _Optional[_Iterable[_Union[_common_pb2.Task, str]]] = ..., weight_formats: _Optional[_Iterable[_Union[_common_pb2.WeightFormat, str]]] = ..., load: _Optional[_Union[EngineLoad, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[MemoryUse, _Mapping]]] = ...) -> None: ...
+    compute_path: str
+    def __init__(self, service_version: _Optional[str] = ..., replica: _Optional[str] = ..., base: _Optional[_Union[_base_service_pb2.Base, _Mapping]] = ..., resident_base_digest: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_common_pb2.Method, str]]] = ..., tasks: _Optional[_Iterable[_Union[_common_pb2.Task, str]]] = ..., weight_formats: _Optional[_Iterable[_Union[_common_pb2.WeightFormat, str]]] = ..., load: _Optional[_Union[EngineLoad, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[MemoryUse, _Mapping]]] = ..., compute_path: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("context_tokens", "max_running_sequences", "max_queued_sequences", "max_upload_bytes", "max_line_bytes", "max_lora_rank", "max_batch_requests", "max_samples", "max_replies", "max_constraint_bytes")

@@ -88,3 +88,5 @@ class ServerInfo:
     weight_formats: tuple[WeightFormat, ...]
     load: EngineLoad
     memory: tuple[MemoryUse, ...]
+    compute_path: str
+    """How the base is computed, for people; the native path is the fast one."""

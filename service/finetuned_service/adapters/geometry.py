@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuned_service.bases.family import width_of
-from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config, read_manifest
+from finetuned_service.bases.family import weights_transposed, width_of
+from finetuned_service.bases.manifest import CONFIG_FILE, WEIGHTS_FILE, read_config, read_manifest
 from finetuned_service.digests import TensorInfo, read_safetensors_header
 from finetuned_service.errors import Internal, InvalidAdapterFiles
 from finetuned_service.vocabulary import Family
@@ -57,10 +57,14 @@ class BaseGeometry:
 def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:
     """(out_features, in_features) of every linear module in a numbered block, packed 4-bit ones included.
 
+    The config.json beside it says how they lie; without one they lie as torch has them.
+
     Raises:
         InvalidAdapterFiles: the file is no safetensors file.
     """
     infos = read_safetensors_header(weights)
+    described = (weights.parent / CONFIG_FILE).is_file()
+    transposed = described and weights_transposed(read_config(weights.parent))
     packed = {
         found["module"]: _packed_shape(weights, info)
         for info in infos
@@ -70,7 +74,7 @@ def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:
     for info in infos:
         found = _LINEAR_WEIGHT.fullmatch(info.name)
         if found is not None and len(info.shape) == 2:
-            out_features, in_features = info.shape
+            out_features, in_features = reversed(info.shape) if transposed else info.shape
             shapes[found["module"]] = packed.get(found["module"], (out_features, in_features))
     return shapes
 

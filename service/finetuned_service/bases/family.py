@@ -46,6 +46,9 @@ ENCODER_CLASSES: Mapping[str, EncoderClass] = {
 }
 """By model_type."""
 
+TRANSPOSED_TYPES = frozenset({"gpt2"})
+"""Decoders whose linear weights lie as [in, out] in their file (`bases/conv1d.py`)."""
+
 REFUSED_TYPES: Mapping[str, str] = {
     "deberta-v2": "its attention adds scores of relative positions, which packed rows do not compute",
     "megatron-bert": "its attention is code of its own, which packed rows cannot replace",
@@ -73,7 +76,12 @@ def width_of(config: Mapping[str, Any]) -> int:
     """Length of the vector that an input or a token becomes."""
     if config.get("hidden_sizes"):
         return int(config["hidden_sizes"][-1])
-    return int(config.get("hidden_size") or config["dim"])
+    return int(config.get("hidden_size") or config.get("n_embd") or config["dim"])
+
+
+def weights_transposed(config: Mapping[str, Any]) -> bool:
+    """Whether linear weights of the blocks lie as [in, out] in the base's file."""
+    return config.get("model_type") in TRANSPOSED_TYPES
 
 
 def first_position(config: Mapping[str, Any]) -> int:

@@ -18,13 +18,14 @@ from finetuned_service.errors import InvalidAdapterFiles, InvalidField, Unimplem
 from finetuned_service.vocabulary import Family
 
 MODEL_CLASSES = {
+    "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
-"""model_type → the class of transformers that serves it: decoders of plain Linear layers."""
+"""model_type → the class of transformers that serves it: decoders of linear layers."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Copied as they are; everything else is left behind. generation_config.json is written by the model."""
@@ -144,6 +145,10 @@ def _check_config(config: dict[str, Any]) -> None:
             "source",
             f"config.json has architectures {config.get('architectures')!r}; a base of model type "
             f"{model_type!r} has {expected!r}",
+        )
+    if config.get("add_cross_attention"):
+        raise Unimplemented.feature(
+            f"a base of model type {model_type!r} with cross attention", "decoders alone"
         )
 
 

@@ -44,4 +44,4 @@ def load_model(directory: Path, *, compute: str = "auto", cache_directory: str =
                 f"the native path cannot compute {directory.name}: {error}; choose compute 'auto' or 'plain'"
             ) from error
         _log.warning("engine_plain", reason=str(error), note="it serves, but slower")
-        return EngineModel.load(directory)
+        return EngineModel.load(directory, why_plain=str(error))

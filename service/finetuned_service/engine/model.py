@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetuned_service.bases.conv1d import replace_conv1d
 from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import canonical_config, read_config
 from finetuned_service.digests import tensors_digest
@@ -33,25 +34,29 @@ class EngineModel:
 
     encodes = False
 
-    def __init__(self, module: Any, directory: Path) -> None:
+    def __init__(self, module: Any, directory: Path, why_plain: str = "") -> None:
         """See `load`."""
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
         self.config: Any = module.config
         self.end_token_ids = end_token_ids(module)
         self._stored = stored_tensors(module, directory)
+        replace_conv1d(module)
         self.directory = directory
+        self._why_plain = why_plain
         self._module = module
         self._current = CurrentStep()
         self.sites = install_sites(module, self._current)
         self._kernels: tuple[AdaptedRows, list[LinearKernel | None]] | None = None
 
     @classmethod
-    def load(cls, directory: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> EngineModel:
+    def load(
+        cls, directory: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", why_plain: str = ""
+    ) -> EngineModel:
         """The base in `directory`, in the dtype it is stored in unless `dtype` says another.
 
         As stored, the weights stay mapped from model.safetensors: pages shared with every process that
-        maps the same file. Another dtype is a private copy.
+        maps the same file. Another dtype is a private copy. `why_plain` says why no faster path computes it.
 
         Raises:
             Unimplemented: if its attention has a feature that the engine does not compute.
@@ -60,12 +65,13 @@ class EngineModel:
         module: Any = load_base(directory, dtype=dtype, attn_implementation=attention.IMPLEMENTATION)
         attention.refuse_partial_attention(module.config)
         module.to(device).requires_grad_(requires_grad=False)
-        return cls(module, directory)
+        return cls(module, directory, why_plain)
 
     @property
     def path(self) -> str:
         """See `runner.Model`."""
-        return f"plain PyTorch, {self.dtype} on {self.device.type}"
+        because = f"; not native: {self._why_plain}" if self._why_plain else ""
+        return f"plain PyTorch, {self.dtype} on {self.device.type}{because}"
 
     def open(self, config: EngineConfig) -> Runner:
         """See `runner.Model`."""

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetuned_service.bases.catalog import BaseCatalog
-from finetuned_service.bases.family import TASKS
+from finetuned_service.bases.family import TASKS, weights_transposed
+from finetuned_service.bases.manifest import read_config
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import (
     AlreadyExists,
@@ -170,6 +171,10 @@ class Submission:
             raise InvalidField.one(
                 "spec.base",
                 f"is {source}, {manifest.weight_format} already; quantize the base that it was made from",
+            )
+        if weights_transposed(read_config(self.bases.path(source))):
+            raise Unimplemented.feature(
+                f"Quantize of a base of architecture {manifest.architecture}", "Llama-like decoders"
             )
         if spec.quantize_embeddings and spec.weight_format is not WeightFormat.INT8:
             raise InvalidField.one("spec.quantize_embeddings", "is for WEIGHT_FORMAT_INT8 only; unset it")

@@ -162,6 +162,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
             base=base_to_proto(serving.base, resident=True),
             resident_base_digest=ready.base_digest,
             device=ready.device,
+            compute_path=ready.path,
             limits=pb.Limits(
                 context_tokens=serving.context_tokens,
                 max_running_sequences=limits.max_running_sequences,

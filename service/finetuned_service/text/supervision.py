@@ -2,6 +2,9 @@
 
 A prompt becomes the same ids in training as in serving: rendered with the generation prompt and
 encoded as a whole. An answer is what the template writes after it, through the first end token.
+
+A base without a chat template has no roles: a prompt is raw text as it stands, its completion follows at once, and
+an end token follows that.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class EncodedRow:
 def encode_row(tokenizer: BaseTokenizer, row: Row, train_on_prompt: bool = False) -> EncodedRow:  # noqa: FBT001, FBT002 - named as in the job's settings
     """Encode a row for training.
 
-    Prompt/completion is a user turn and an assistant turn in the base's chat template. A chat
+    Prompt/completion is a user turn and an assistant turn in the base's chat template, where it has one. A chat
     supervises every assistant turn; what follows the last one is left out. A text is supervised as
     a whole and gets an end token.
 
@@ -42,14 +45,16 @@ def encode_row(tokenizer: BaseTokenizer, row: Row, train_on_prompt: bool = False
         train_on_prompt: supervise prompts too.
 
     Raises:
-        InvalidData: nothing would be supervised, the chat template refuses the messages, or it writes
-            earlier turns differently once an answer follows: training would not see what serving sees.
+        InvalidData: nothing would be supervised, the chat template is missing or refuses the messages, or it
+            writes earlier turns differently once an answer follows: training would not see what serving sees.
     """
     match row:
         case Text(text):
             encoded = _encode_text(tokenizer, text)
         case Chat(messages):
             encoded = _encode_chat(tokenizer, messages)
+        case PromptCompletion(prompt, completion) if not tokenizer.has_chat_template:
+            encoded = _encode_completion(tokenizer, prompt, completion)
         case PromptCompletion(prompt, completion):
             turns = (ChatMessage("user", prompt), ChatMessage("assistant", completion))
             encoded = _encode_chat(tokenizer, turns)
@@ -68,11 +73,27 @@ def encode_preference(tokenizer: BaseTokenizer, row: Preference) -> tuple[Encode
     Raises:
         InvalidData: as `encode_row`.
     """
+    if not tokenizer.has_chat_template:
+        prompt = _only_prompt(row.messages)
+        answers = (row.chosen, row.rejected)
+        chosen, rejected = (_encode_completion(tokenizer, prompt, answer) for answer in answers)
+        return chosen, rejected
     chosen, rejected = (
         _encode_chat(tokenizer, (*row.messages, ChatMessage("assistant", answer)), last_answer_only=True)
         for answer in (row.chosen, row.rejected)
     )
     return chosen, rejected
+
+
+def encode_question(tokenizer: BaseTokenizer, messages: Sequence[ChatMessage]) -> list[int]:
+    """The ids after which a row's answer is expected: what serving has when it is asked the same.
+
+    Raises:
+        InvalidField: the chat template refuses the messages, or is missing and there is more than one turn.
+    """
+    if tokenizer.has_chat_template or len(messages) > 1:
+        return tokenizer.encode_conversation(messages)
+    return tokenizer.encode(messages[0].content, add_special_tokens=True)
 
 
 def _all_but_first(token_ids: Sequence[int]) -> list[bool]:
@@ -88,9 +109,38 @@ def _encode_text(tokenizer: BaseTokenizer, text: str) -> EncodedRow:
     return EncodedRow(token_ids, _all_but_first(token_ids))
 
 
+def _encode_completion(tokenizer: BaseTokenizer, prompt: str, completion: str) -> EncodedRow:
+    """Raw text and what follows it, without any template."""
+    _check_answer(tokenizer, completion)
+    context_ids = tokenizer.encode(prompt, add_special_tokens=True)
+    if not context_ids:
+        raise InvalidData(
+            "has an empty prompt, and this base puts nothing before its text, so the first token could not be "
+            "predicted; write a prompt, or use text rows"
+        )
+    answer_ids = _continuation(tokenizer, prompt, tokenizer.encode(prompt), completion)
+    answer_ids = [*answer_ids, tokenizer.eos_token_id]
+    return EncodedRow(context_ids + answer_ids, [False] * len(context_ids) + [True] * len(answer_ids))
+
+
+def _only_prompt(messages: Sequence[ChatMessage]) -> str:
+    """The prompt of a preference without turns before it."""
+    if len(messages) != 1:
+        raise InvalidData(_NO_TEMPLATE)
+    return messages[0].content
+
+
+_NO_TEMPLATE = (
+    "is a conversation, and the base has no chat template to write its turns with; use rows with a prompt (as raw "
+    "text), text rows, or a base with a chat template"
+)
+
+
 def _encode_chat(
     tokenizer: BaseTokenizer, messages: Sequence[ChatMessage], *, last_answer_only: bool = False
 ) -> EncodedRow:
+    if not tokenizer.has_chat_template:
+        raise InvalidData(_NO_TEMPLATE)
     token_ids: list[int] = []
     supervised: list[bool] = []
     end = ""

@@ -172,7 +172,9 @@ class BaseTokenizer:
         """
         if self._template is None:
             raise InvalidField.one(
-                "messages", "need a chat template and the base has none; give plain content instead"
+                "messages",
+                "need a chat template and the base has none; send the text as it stands (the input's content; "
+                "RawText in the client, --raw on the command line)",
             )
         return self._template.render(messages, add_generation_prompt=add_generation_prompt)
 

@@ -36,9 +36,9 @@ class CheckpointedLayer(nn.Module):
         super().__init__()
         self.plain = plain
 
-    def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *more: Any, **others: Any) -> Tensor:
         """As transformers calls a decoder layer."""
-        out: Any = checkpoint(self.plain, hidden_states, use_reentrant=False, **others)
+        out: Any = checkpoint(self.plain, hidden_states, *more, use_reentrant=False, **others)
         return out
 
 

@@ -17,6 +17,7 @@ from finetuned_service.jobs.values import DataOptions, LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Row
+from finetuned_service.training.questions import refuse_unwritable
 from finetuned_service.training.row_faults import RowFaults, too_long
 from finetuned_service.vocabulary import DataReport
 
@@ -54,6 +55,7 @@ def read_job_data(
     Raises:
         InvalidData: rows that cannot be trained on, by line, or none to train on.
     """
+    refuse_unwritable(tokenizer, spec.evaluation.baseline)
     encoding = _Encoding(tokenizer, spec.data)
     train = encoding.examples(read_rows(train_path), "line")
     heldout: list[Example] = []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from finetuned_service.bases.conv1d import replace_conv1d
 from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
@@ -22,6 +23,7 @@ from finetuned_service.training.activations import checkpoint_layers, kept_bytes
 from finetuned_service.training.fused import fuse
 from finetuned_service.training.loss import supervised_cross_entropy, token_losses
 from finetuned_service.training.methods import Installed, install
+from finetuned_service.training.methods.method import decoder_layers
 from finetuned_service.training.native.kernels import Kernels
 from finetuned_service.training.norm import replace_norms
 from finetuned_service.training.packing import PackedRows, pack
@@ -75,8 +77,7 @@ class AdaptedModel:
 
     @property
     def _layers(self) -> nn.ModuleList:
-        decoder: Any = self.decoder
-        return decoder.layers
+        return decoder_layers(self.decoder)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Dropout of the method on or off; the base has none that trains."""
@@ -112,10 +113,11 @@ def adapt(model: Any, spec: TrainSpec, kernels: Kernels | None = None) -> Adapte
     """
     model.requires_grad_(requires_grad=False)
     model.eval()
+    replace_conv1d(model)
     replace_norms(model)
     torch.manual_seed(spec.optimization.seed)
     method = install(model, spec)
     head: Tensor = model.get_output_embeddings().weight
     if kernels is not None:
-        fuse(model.get_decoder().layers, kernels)
+        fuse(decoder_layers(model.get_decoder()), kernels)
     return AdaptedModel(model.get_decoder(), head, method, kernels if head.dtype is torch.bfloat16 else None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.values import Baseline
-from finetuned_service.text.supervision import EncodedRow, encode_row
+from finetuned_service.text.supervision import EncodedRow, encode_question, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage, Preference, PromptCompletion, Row, Text
 
@@ -50,13 +50,29 @@ def matches(answer: str, expected: str) -> bool:
     return answer.strip() == expected.strip()
 
 
+def refuse_unwritable(tokenizer: BaseTokenizer, baseline: Baseline) -> None:
+    """Refuse an instruction or examples where there is no template to write them in.
+
+    Raises:
+        InvalidField: naming the setting.
+    """
+    if baseline != Baseline() and not tokenizer.has_chat_template:
+        raise InvalidField.one(
+            "spec.evaluation.baseline",
+            "is set, and the base has no chat template to write it in; leave it out, and write what the plain base "
+            "should see into the prompts of the rows",
+        )
+
+
 def encode_prompt(tokenizer: BaseTokenizer, question: Question, baseline: Baseline) -> list[int]:
     """The ids of a question after the baseline's context, through the head of the answer."""
-    return tokenizer.encode_conversation(_after_baseline(tokenizer, question.messages, baseline))
+    return encode_question(tokenizer, _after_baseline(tokenizer, question.messages, baseline))
 
 
 def encode_scored(tokenizer: BaseTokenizer, row: Row, baseline: Baseline) -> EncodedRow:
     """The row after the baseline's context, of which nothing is supervised."""
+    if not tokenizer.has_chat_template:
+        return encode_row(tokenizer, row)
     match row:
         case Text():
             return encode_row(tokenizer, row)

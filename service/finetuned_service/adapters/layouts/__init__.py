@@ -15,7 +15,7 @@ from finetuned_service.errors import InvalidAdapterFiles, Violation
 __all__ = ["PREFIX", "Layout", "parse_layout"]
 
 _PEFT_TYPES: Mapping[str, Callable[[ConfigKeys], Layout | None]] = {
-    "LORA": lambda keys: LoraLayout(read_lora_config(keys), keys.task_type()),
+    "LORA": lambda keys: LoraLayout(read_lora_config(keys), keys.task_type(), keys.boolean("fan_in_fan_out")),
     "IA3": Ia3Layout.read,
     HEAD_TYPE: read_head_alone,
 }

@@ -29,6 +29,8 @@ class Ia3Layout:
     selected_further: bool = False
     task_type: str | None = "CAUSAL_LM"
     """For PEFT alone."""
+    fan_in_fan_out: bool = False
+    """For PEFT alone: the base's own weights lie as [in, out]; the vector is the same either way."""
     method = Method.IA3
     head = None
     tensors_expected = f"is not an IA3 vector; expected {PREFIX}MODULE.{VECTOR}"
@@ -41,10 +43,9 @@ class Ia3Layout:
             feedforward_modules=keys.names("feedforward_modules"),
             selected_further=keys.further_selection(),
             task_type=keys.task_type(),
+            fan_in_fan_out=keys.boolean("fan_in_fan_out"),
         )
         keys.one_of("peft_type", ("IA3",))
-        # How the base's own weight lies in its file; the vector is the same either way.
-        keys.boolean("fan_in_fan_out")
         keys.auto_mapping()
         keys.others_are_off()
         keys.refuse_if_wrong()
@@ -92,7 +93,11 @@ class Ia3Layout:
 
     @property
     def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": self.task_type, "inference_mode": True, "fan_in_fan_out": False}
+        return {
+            "task_type": self.task_type,
+            "inference_mode": True,
+            "fan_in_fan_out": self.fan_in_fan_out,
+        }
 
     def _scales_input(self, module: str) -> bool:
         return any(is_end(name, module) for name in self.feedforward_modules)

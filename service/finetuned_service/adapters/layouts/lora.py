@@ -27,6 +27,8 @@ class LoraLayout:
     config: LoraConfig
     task_type: str | None = "CAUSAL_LM"
     """For PEFT alone."""
+    fan_in_fan_out: bool = False
+    """For PEFT alone: the base's own weights lie as [in, out]; A and B lie the same way either way."""
     method = Method.LORA
     head = None
 
@@ -72,4 +74,4 @@ class LoraLayout:
 
     @property
     def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": self.task_type, "inference_mode": True, "fan_in_fan_out": False}
+        return {"task_type": self.task_type, "inference_mode": True, "fan_in_fan_out": self.fan_in_fan_out}

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from finetuned_service.adapters.layouts.ia3 import VECTOR
 from finetuned_service.adapters.lora_config import is_end
+from finetuned_service.bases.family import weights_transposed
 from finetuned_service.jobs.values import Ia3Settings
-from finetuned_service.training.methods.method import Installed, linear_targets, replace_module
+from finetuned_service.training.methods.method import (
+    Installed,
+    decoder_layers,
+    linear_targets,
+    replace_module,
+)
 
 
 class Ia3Linear(nn.Module):
@@ -40,7 +46,7 @@ def install(model: Any, settings: Ia3Settings) -> Installed:
     """IA3 on the modules that resolved settings name."""
     parameters: dict[str, nn.Parameter] = {}
     feedforward = settings.feedforward_modules or ()
-    for name, linear in list(linear_targets(model, model.get_decoder().layers)):
+    for name, linear in list(linear_targets(model, decoder_layers(model.get_decoder()))):
         if any(is_end(target, name) for target in settings.target_modules):
             module = Ia3Linear(linear, scales_input=any(is_end(end, name) for end in feedforward))
             replace_module(model, name, module)
@@ -49,7 +55,7 @@ def install(model: Any, settings: Ia3Settings) -> Installed:
         "peft_type": "IA3",
         "target_modules": sorted(settings.target_modules),
         "feedforward_modules": sorted(feedforward),
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": weights_transposed(model.config.to_dict()),
         "init_ia3_weights": True,
     }
     return Installed(parameters, config=config)

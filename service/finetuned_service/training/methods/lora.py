@@ -17,10 +17,16 @@ from torch.nn import functional
 
 from finetuned_service.adapters.layouts.lora import MAGNITUDE, A, B
 from finetuned_service.adapters.lora_config import LoraConfig
+from finetuned_service.bases.family import weights_transposed
 from finetuned_service.jobs.methods import lora_config
 from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.training.methods.dora import DoraLinear
-from finetuned_service.training.methods.method import Installed, linear_targets, replace_module
+from finetuned_service.training.methods.method import (
+    Installed,
+    decoder_layers,
+    linear_targets,
+    replace_module,
+)
 
 
 class LoraLinear(nn.Module):
@@ -99,7 +105,7 @@ def install(model: Any, settings: LoraSettings) -> Installed:
     config = lora_config(settings)
     parameters: dict[str, nn.Parameter] = {}
     switched: list[nn.Module] = []
-    for name, linear in list(linear_targets(model, model.get_decoder().layers)):
+    for name, linear in list(linear_targets(model, decoder_layers(model.get_decoder()))):
         if not config.targets(name):
             continue
         kind = DoraLinear if settings.decomposed else LoraLinear
@@ -112,10 +118,14 @@ def install(model: Any, settings: LoraSettings) -> Installed:
         parameters[f"{name}.{B}"] = module.lora_b
         if isinstance(module, DoraLinear):
             parameters[f"{name}.{MAGNITUDE}"] = module.magnitude
-    return Installed(parameters, tuple(switched), _file_config(settings, config))
+    return Installed(
+        parameters,
+        tuple(switched),
+        _file_config(settings, config, transposed=weights_transposed(model.config.to_dict())),
+    )
 
 
-def _file_config(settings: LoraSettings, config: LoraConfig) -> dict[str, object]:
+def _file_config(settings: LoraSettings, config: LoraConfig, *, transposed: bool) -> dict[str, object]:
     return {
         "peft_type": "LORA",
         "r": config.rank,
@@ -127,6 +137,6 @@ def _file_config(settings: LoraSettings, config: LoraConfig) -> dict[str, object
         "alpha_pattern": dict(config.alpha_pattern),
         "target_modules": sorted(settings.target_modules),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "init_lora_weights": True,
     }

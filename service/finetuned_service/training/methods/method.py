@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +19,12 @@ class Installed:
     """Modules that behave otherwise in training, such as dropout."""
     config: Mapping[str, object] = field(default_factory=dict[str, object])
     """adapter_config.json, but for what the files of all methods say."""
+
+
+def decoder_layers(decoder: Any) -> nn.ModuleList:
+    """The repeated layers of a decoder, by the name that its architecture has for them."""
+    layers: nn.ModuleList = decoder.h if hasattr(decoder, "h") else decoder.layers
+    return layers
 
 
 def linear_targets(model: nn.Module, layers: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

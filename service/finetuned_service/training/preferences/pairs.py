@@ -15,6 +15,7 @@ from finetuned_service.jobs.values import LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_preference
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Preference
+from finetuned_service.training.questions import refuse_unwritable
 from finetuned_service.training.row_faults import RowFaults, too_long
 from finetuned_service.vocabulary import DataReport
 
@@ -65,6 +66,7 @@ def read_pair_data(
     Raises:
         InvalidData: rows that cannot be trained on, by line, or none to train on.
     """
+    refuse_unwritable(tokenizer, spec.evaluation.baseline)
     encoding = _Encoding(tokenizer, spec)
     train = encoding.examples(rows_of(train_path, Preference), "line")
     heldout: list[PairExample] = []
