@@ -138,9 +138,14 @@ class Forward {
   // C [rows, 32] of one panel of W; `stride` of C.
   void product(const Linear& linear, long panel, const Rows& x, long rows, float* c, long stride) const {
     const bf16* weights = linear.packed + panel * kPanel * linear.inputs;
-    for (long row = 0; row < rows; row += kBlockRows)
-      multiply<2, false>(static_cast<int>(std::min<long>(kBlockRows, rows - row)), c + row * stride, stride, x.at(row), weights,
-                         2 * kPanel, x.pairs());
+    for (long row = 0; row < rows; row += kBlockRows) {
+      const int count = static_cast<int>(std::min<long>(kBlockRows, rows - row));
+      // The first block of rows waits for memory; the second has the weights in the cache, and fetches the next panel.
+      if (row == kBlockRows)
+        multiply<2, false, false, true>(count, c + row * stride, stride, x.at(row), weights, 2 * kPanel, x.pairs());
+      else
+        multiply<2, false>(count, c + row * stride, stride, x.at(row), weights, 2 * kPanel, x.pairs());
+    }
     if (linear.bias == nullptr) return;
     const long first = panel * kPanel, count = std::min<long>(kPanel, linear.outputs - first);
     for (long row = 0; row < rows; ++row)
