@@ -41,6 +41,7 @@ from finetuned.values.encodings import (
     LabelScore,
     TaggedToken,
     Tagging,
+    TextPair,
 )
 from finetuned.values.events import (
     Checkpoint,
@@ -82,6 +83,8 @@ from finetuned.values.server import EngineLoad, Limits, LimitUse, MemoryUse, Ser
 from finetuned.values.specs import (
     Baseline,
     BaselineExample,
+    ClassificationOptions,
+    ClassWeights,
     DataOptions,
     Dpo,
     EvaluationOptions,
@@ -109,7 +112,9 @@ __all__ = [
     "Baseline",
     "BaselineExample",
     "Checkpoint",
+    "ClassWeights",
     "Classification",
+    "ClassificationOptions",
     "Client",
     "DataOptions",
     "DataReport",
@@ -183,6 +188,7 @@ __all__ = [
     "Tagging",
     "Task",
     "TenantUsage",
+    "TextPair",
     "Timing",
     "TokenLogprobs",
     "TrainResult",

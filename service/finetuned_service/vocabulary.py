@@ -70,6 +70,13 @@ class Pooling(StrEnum):
     """That of the last token."""
 
 
+class ClassWeights(StrEnum):
+    """How much the labels count in the loss where some are rarer than others."""
+
+    NONE = "NONE"
+    BALANCED = "BALANCED"
+
+
 class WeightFormat(StrEnum):
     FP32 = "FP32"
     FP16 = "FP16"

@@ -11,7 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 from both_clients import open_client
-from finetuned import Client, Head, Image, Lora, Method, Optimization, Pooling, PromoteIf, Task, errors
+from finetuned import (
+    ClassificationOptions,
+    ClassWeights,
+    Client,
+    Head,
+    Image,
+    Lora,
+    Method,
+    Optimization,
+    Pooling,
+    PromoteIf,
+    Task,
+    TextPair,
+    errors,
+)
 from tiny_encoders import make_encoder_base, make_resnet_base, png
 from tiny_server import TINY, TinyServer, running
 
@@ -99,6 +113,32 @@ def test_heads_and_the_plain_base_run_in_one_batch(encoder: TinyServer) -> None:
         np.testing.assert_allclose([s.score for s in labels], [s.score for s in alone], atol=1e-6)
 
 
+def test_pairs_of_texts_are_asked_as_they_were_trained(encoder: TinyServer, tmp_path: Path) -> None:
+    rows = [
+        {
+            "text": f"the {a} is {x}",
+            "text_pair": f"the {b} is {y}",
+            "label": "first" if x == "good" else "second",
+        }
+        for a in ("cat", "dog", "bird")
+        for b in ("mat", "tree", "house")
+        for x, y in (("good", "bad"), ("bad", "good"))
+        for _ in range(2)
+    ]
+    with Client(encoder.endpoint) as client:
+        client.datasets.upload(write(tmp_path / "pairs.jsonl", rows), "pairs")
+        job = client.train(dataset="pairs", adapter="pairs", task=Task.TEXT_CLASSIFICATION, optimization=FAST)
+        done = client.jobs.wait(job.name).check()
+        pairs = [TextPair(row["text"], row["text_pair"]) for row in rows[:4]]
+        answers = client.classify(pairs, adapter="pairs")
+        assert [answer.label for answer in answers] == [row["label"] for row in rows[:4]]
+        with pytest.raises(errors.InvalidField, match="is a pair of texts; only classify takes pairs"):
+            client.tag_tokens(pairs, adapter="tagged")  # pyright: ignore[reportArgumentType] - what is refused
+    assert done.train is not None
+    assert done.train.classification is not None
+    assert done.train.classification.class_weights is ClassWeights.BALANCED
+
+
 def test_an_adapter_of_another_task_is_refused(encoder: TinyServer) -> None:
     with Client(encoder.endpoint) as client:
         with pytest.raises(
@@ -157,6 +197,24 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
         ):
             with pytest.raises((errors.InvalidField, errors.InvalidData), match=message):
                 client.train(adapter="mine", **options)
+        for classification, message in (
+            (
+                ClassificationOptions(label_weights={"sideways": 2.0}),
+                "names 'sideways'; allowed: the labels 'down'",
+            ),
+            (ClassificationOptions(label_weights={"up": 0.0}), "greater than 0"),
+            (
+                ClassificationOptions(class_weights=ClassWeights.BALANCED, label_weights={"up": 2.0}),
+                "is set beside CLASS_WEIGHTS_BALANCED",
+            ),
+        ):
+            with pytest.raises(errors.InvalidField, match=message):
+                client.train(
+                    dataset="moods",
+                    adapter="mine",
+                    task=Task.TEXT_CLASSIFICATION,
+                    classification=classification,
+                )
         with pytest.raises(errors.Unimplemented, match="METHOD_LORA for TASK_TEXT_CLASSIFICATION"):
             client.train(dataset="moods", adapter="mine", task=Task.TEXT_CLASSIFICATION, lora=Lora())
         assert len(list(client.jobs.list())) == jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from finetuned_service.bases.convert import convert_packaged, import_directory
 from finetuned_service.bases.images import prepare_image
-from finetuned_service.bases.inputs import ImageInput, base_inputs
+from finetuned_service.bases.inputs import IMAGE_TYPES, ImageInput, base_inputs
 from finetuned_service.bases.manifest import canonical_config, compute_digest, read_config, read_manifest
+from finetuned_service.datasets.images import FORMATS as DATASET_FORMATS
 from finetuned_service.errors import InvalidField, Unimplemented
 from finetuned_service.vocabulary import Family, Pooling
 from PIL import Image
@@ -182,12 +184,32 @@ def strip(width: int) -> bytes:
         (b"not an image", "image/png", "does not decode as image/png"),
         (png(np.zeros((8, 8)))[:40], "image/png", "does not decode"),
         (png(np.zeros((8, 8)), "image/jpeg"), "image/png", "does not decode as image/png"),
-        (png(np.zeros((8, 8))), "image/tiff", "'image/tiff'; allowed: image/png, image/jpeg, image/webp"),
+        (
+            png(np.zeros((8, 8))),
+            "image/tiff",
+            "'image/tiff'; allowed: image/png, image/jpeg, image/webp, image/bmp, image/gif",
+        ),
     ],
 )
 def test_what_is_no_image_is_refused(data: bytes, media_type: str, message: str) -> None:
     with pytest.raises(InvalidField, match=message):
         prepare_image(data, media_type, FORM, "inputs[3].image")
+
+
+@pytest.mark.parametrize("media_type", [*IMAGE_TYPES, None])
+def test_every_type_that_datasets_take_is_served(media_type: str | None) -> None:
+    grey = np.full((8, 8), 255)
+    image = prepare_image(png(grey, media_type or "image/bmp"), media_type, FORM, "x")
+    assert np.frombuffer(image.data, "<f4")[0] == pytest.approx(0.5, abs=0.02)
+    assert tuple(IMAGE_TYPES.values()) == DATASET_FORMATS
+
+
+def test_several_frames_are_refused() -> None:
+    file = io.BytesIO()
+    frames = [Image.new("L", (8, 8), shade) for shade in (0, 255)]
+    frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(InvalidField, match="has several frames; send one of them"):
+        prepare_image(file.getvalue(), "image/gif", FORM, "x")
 
 
 def test_an_image_that_announces_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,10 @@ from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.engine.loop import EngineLoop
 from finetuned_service.engine.messages import Encode, Encoded, Failed, Pixels, Sampling, Started, Submit
 from finetuned_service.errors import StartRefused
+from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.vocabulary import Family, Pooling
 from tiny_encoders import make_encoder_base, make_resnet_base, random_image
-from transformers import AutoModel, ResNetForImageClassification
+from transformers import AutoModel, PreTrainedTokenizerFast, ResNetForImageClassification
 
 TEXT_TYPES = [name for name, found in ENCODER_CLASSES.items() if found.family is Family.ENCODER]
 INPUTS = [(2, 7, 9, 3), (2, 5, 3), (2, 8, 8, 3), (2, *range(5, 30), 3), (2, 6, 3)]
@@ -67,6 +68,38 @@ def test_packed_inputs_equal_transformers_one_by_one(tmp_path: Path, model_type:
     rows = run(directory, texts(None))
     for found, expected in zip(rows, expected_rows(directory), strict=True):
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])
+def test_pairs_equal_transformers_own(tmp_path: Path, model_type: str) -> None:
+    directory = make_encoder_base(tmp_path / "base", model_type)
+    pairs = [("the cat sat", "a dog"), ("good", "bad birds ran under the tree")]
+    tokenizer, module = BaseTokenizer.load(directory, generates=False), AutoModel.from_pretrained(directory)
+    theirs: Any = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+    encoded = [tokenizer.encode_spans(*pair) for pair in pairs]
+    single = tokenizer.encode_spans("the cat sat")
+    requests = [
+        Submit(i, text.token_ids, None, Sampling(1), encode=Encode(None, text.second_start))
+        for i, text in enumerate([*encoded, single])
+    ]
+    found = run(directory, requests)
+    for text, rows, pair in zip([*encoded, single], found, [*pairs, ("the cat sat",)], strict=True):
+        expected = theirs(*pair, return_tensors="pt", return_token_type_ids=model_type != "distilbert")
+        assert text.token_ids == tuple(expected["input_ids"][0].tolist())
+        with torch.no_grad():
+            wanted = module(**expected).last_hidden_state[0]
+        np.testing.assert_allclose(rows, wanted.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("most", [5, 7, 8, 11])
+def test_the_longer_text_of_a_pair_is_cut_first(tmp_path: Path, most: int) -> None:
+    directory = make_encoder_base(tmp_path / "base")
+    first, second = "the cat sat on the mat", "a dog ran"
+    text = BaseTokenizer.load(directory, generates=False).encode_spans(first, second)
+    theirs: Any = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+    expected = theirs(first, second, truncation="longest_first", max_length=most)["input_ids"]
+    assert text.only(text.kept(most, from_end=False)).token_ids == tuple(expected)
+    assert len(text.only(text.kept(most, from_end=True)).token_ids) == most
 
 
 def test_pooling_is_that_of_sentence_transformers(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from finetuned.errors import Internal, InvalidField
 from finetuned.v1 import common_pb2
 from finetuned.v1 import serving_service_pb2 as pb
 from finetuned.values.common import Pooling
-from finetuned.values.encodings import Classification, Embedding, Image, Tagging
+from finetuned.values.encodings import Classification, Embedding, Image, Tagging, TextPair
 from finetuned.values.replies import Answer, Answers, ServeEvent
 from finetuned.values.requests import Truncation
 
 _SERVICE = "ServingService"
 Inputs = str | Image | Sequence[str | Image]
+PairInputs = str | Image | TextPair | Sequence[str | Image | TextPair]
 T = TypeVar("T")
 
 
@@ -74,13 +75,13 @@ def embed(
 
 def classify(
     names: Names,
-    inputs: Inputs,
+    inputs: PairInputs,
     *,
     adapter: str,
     top_k: int | None = None,
     truncation: Truncation | None = None,
 ) -> GatheredCall[Answers[Classification]]:
-    """Say what texts or images are, in the labels of an adapter that was trained for it.
+    """Say what texts, pairs of texts or images are, in the labels of an adapter that was trained for it.
 
     Args:
         inputs: one or several; at most 64.
@@ -129,14 +130,19 @@ def tag_tokens(
 
 
 def _call(
-    names: Names, request: pb.ServeAdapterRequest, inputs: Inputs, adapter: str | None, *, plain_base: bool
+    names: Names,
+    request: pb.ServeAdapterRequest,
+    inputs: PairInputs,
+    adapter: str | None,
+    *,
+    plain_base: bool,
 ) -> StreamCall[ServeEvent]:
     if (adapter is not None) == plain_base:
         found = "both are given" if plain_base else "neither is given"
         raise InvalidField.one("model", f"{found}; give adapter=... or plain_base=True")
     request.parent = names.parent
-    several = [inputs] if isinstance(inputs, str | Image) else inputs
-    request.inputs.extend(pb.Input(content=pb.Content(parts=[_part(item)])) for item in several)
+    several = [inputs] if isinstance(inputs, str | Image | TextPair) else inputs
+    request.inputs.extend(map(_input, several))
     if adapter is not None:
         request.adapter = names.adapter_like(adapter)
     else:
@@ -147,6 +153,12 @@ def _call(
 
     method = Method(_SERVICE, "ServeAdapter", pb.ServeAdapterResponse)
     return StreamCall(method, request, event, Kind.GENERATE)
+
+
+def _input(item: str | Image | TextPair) -> pb.Input:
+    if isinstance(item, TextPair):
+        return pb.Input(text_pair=pb.TextPair(text=item.text, text_pair=item.text_pair))
+    return pb.Input(content=pb.Content(parts=[_part(item)]))
 
 
 def _part(item: str | Image) -> common_pb2.Part:

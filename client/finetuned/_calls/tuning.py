@@ -17,6 +17,7 @@ from finetuned.values.common import Task, WeightFormat
 from finetuned.values.events import JobEvent, JobState
 from finetuned.values.jobs import Job, JobKind
 from finetuned.values.specs import (
+    ClassificationOptions,
     DataOptions,
     Dpo,
     EvaluationOptions,
@@ -48,6 +49,7 @@ def train(
     head: Head | None = None,
     dpo: Dpo | None = None,
     ia3: Ia3 | None = None,
+    classification: ClassificationOptions | None = None,
     optimization: Optimization | None = None,
     data: DataOptions | None = None,
     evaluation: EvaluationOptions | None = None,
@@ -68,7 +70,7 @@ def train(
         lora, head, ia3: the method and its settings; by default LoRA for text generation, a head for
             classification.
         dpo: settings of that objective.
-        optimization, data, evaluation: settings; what is None is the service's default.
+        classification, optimization, data, evaluation: settings; what is None is the service's default.
         promote_if: moves an alias to the new version when the evaluation says so.
         display_name: your own name for the job.
         validate_only: check everything and return the job without a name; nothing is stored.
@@ -97,6 +99,9 @@ def train(
         lora=convert.write(lora, job_pb2.LoraMethod) if lora else None,
         head=convert.write(head, job_pb2.HeadMethod) if head else None,
         ia3=convert.write(ia3, job_pb2.Ia3Method) if ia3 else None,
+        classification=convert.write(classification, job_pb2.ClassificationOptions)
+        if classification
+        else None,
         optimization=convert.write(optimization or Optimization(), job_pb2.Optimization),
         data=convert.write(data or DataOptions(), job_pb2.DataOptions),
         evaluation=convert.write(evaluation or EvaluationOptions(), job_pb2.EvaluationOptions),

@@ -9,14 +9,21 @@ from typing import Any, Literal, TextIO, TypeAlias, cast
 
 import typer
 
-from finetuned import Client, Image
+from finetuned import Client, Image, TextPair
 from finetuned.cli.output import json_text, to_json
 from finetuned.errors import InvalidField
 from finetuned.values.replies import Answers
 
 EncodeTask: TypeAlias = Literal["classify", "tag", "embed"]
 INPUTS_A_CALL = 64
-_MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+_MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+    ".gif": "image/gif",
+}
 
 
 def read_image(path: Path) -> Image:
@@ -31,8 +38,8 @@ def read_image(path: Path) -> Image:
     return Image(path.read_bytes(), media_type)
 
 
-def read_texts(path: Path) -> Iterator[str]:
-    """The texts of JSON lines with "text".
+def read_texts(path: Path) -> Iterator[str | TextPair]:
+    """The texts of JSON lines with "text", or "text" and "text_pair".
 
     Raises:
         typer.BadParameter: a line holds none.
@@ -45,14 +52,19 @@ def read_texts(path: Path) -> Iterator[str]:
                 found: object = json.loads(line)
             except ValueError:
                 found = None
-            text = cast("dict[str, Any]", found).get("text") if isinstance(found, dict) else None
-            if not isinstance(text, str):
+            row = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+            text, pair = row.get("text"), row.get("text_pair")
+            if not isinstance(text, str) or not isinstance(pair, str | None):
                 raise typer.BadParameter(f'line {number} holds no {{"text": "..."}}', param_hint="--file")
-            yield text
+            yield text if pair is None else TextPair(text, pair)
 
 
 def write_answers(
-    client: Client, task: EncodeTask, inputs: Sequence[str | Image], adapter: str | None, lines: TextIO
+    client: Client,
+    task: EncodeTask,
+    inputs: Sequence[str | Image | TextPair],
+    adapter: str | None,
+    lines: TextIO,
 ) -> None:
     """One JSON line for each input, in their order."""
     for start in range(0, len(inputs), INPUTS_A_CALL):
@@ -65,10 +77,13 @@ def write_answers(
 
 
 def _ask(
-    client: Client, task: EncodeTask, inputs: Sequence[str | Image], adapter: str | None
+    client: Client, task: EncodeTask, inputs: Sequence[str | Image | TextPair], adapter: str | None
 ) -> Answers[Any]:
+    single = [item for item in inputs if not isinstance(item, TextPair)]
+    if task != "classify" and len(single) < len(inputs):
+        raise InvalidField.one("inputs", f"has pairs of texts; only classify takes them, not {task}")
     if task == "embed":
-        return client.embed(inputs, adapter=adapter, plain_base=adapter is None)
+        return client.embed(single, adapter=adapter, plain_base=adapter is None)
     if adapter is None:
         raise InvalidField.one(
             "model", f"is the plain base, which has no labels; name an --adapter to {task} with"

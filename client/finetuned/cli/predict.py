@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from finetuned import Client, Image, Prompt
+from finetuned import Client, Image, Prompt, TextPair
 from finetuned.cli.encode import EncodeTask, read_image, read_texts, write_answers
 from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.generation import (
@@ -120,7 +120,7 @@ def predict(
     )
     if task is not None:
         check_model(adapter, plain_base=plain_base)
-        given: list[str | Image] = [read_image(path) for path in image or ()]
+        given: list[str | Image | TextPair] = [read_image(path) for path in image or ()]
         given += [prompt] if prompt is not None else []
         given += read_texts(file) if file is not None else []
         if not given:

@@ -17,7 +17,7 @@ from finetuned.v1 import serving_service_pb2 as pb
 
 _WIDTH = 8
 _LABELS = ("no", "yes")
-_MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
+_MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif")
 
 
 def encode(request: pb.ServeAdapterRequest, served_by: pb.ServedBy) -> Iterator[pb.ServeAdapterResponse]:
@@ -27,7 +27,7 @@ def encode(request: pb.ServeAdapterRequest, served_by: pb.ServedBy) -> Iterator[
         raise InvalidField.one(
             "model", f"is plain_base, which has no labels; name an adapter that can {task}"
         )
-    inputs = [_content(item, f"inputs[{number}]") for number, item in enumerate(request.inputs)]
+    inputs = [_content(item, f"inputs[{number}]", task) for number, item in enumerate(request.inputs)]
     done = pb.Done()
     yield pb.ServeAdapterResponse(started=pb.Started(served_by=served_by))
     for number, content in enumerate(inputs):
@@ -46,7 +46,11 @@ def encode(request: pb.ServeAdapterRequest, served_by: pb.ServedBy) -> Iterator[
     yield pb.ServeAdapterResponse(done=done)
 
 
-def _content(item: pb.Input, field: str) -> bytes:
+def _content(item: pb.Input, field: str, task: str | None) -> bytes:
+    if item.WhichOneof("form") == "text_pair":
+        if task != "classify":
+            raise InvalidField.one(field, f"is a pair of texts; only classify takes pairs, not {task}")
+        return f"{item.text_pair.text}\n{item.text_pair.text_pair}".encode()
     if item.WhichOneof("form") != "content" or not item.content.parts:
         raise InvalidField.one(field, "is no content; give a text or an image")
     for part in item.content.parts:

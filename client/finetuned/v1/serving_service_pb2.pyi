@@ -59,12 +59,22 @@ class ServeAdapterRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., adapter: _Optional[str] = ..., plain_base: _Optional[_Union[PlainBase, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., classify: _Optional[_Union[Classify, _Mapping]] = ..., tag_tokens: _Optional[_Union[TagTokens, _Mapping]] = ..., embed: _Optional[_Union[Embed, _Mapping]] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("conversation", "content")
+    __slots__ = ("conversation", "content", "text_pair")
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_PAIR_FIELD_NUMBER: _ClassVar[int]
     conversation: Conversation
     content: Content
-    def __init__(self, conversation: _Optional[_Union[Conversation, _Mapping]] = ..., content: _Optional[_Union[Content, _Mapping]] = ...) -> None: ...
+    text_pair: TextPair
+    def __init__(self, conversation: _Optional[_Union[Conversation, _Mapping]] = ..., content: _Optional[_Union[Content, _Mapping]] = ..., text_pair: _Optional[_Union[TextPair, _Mapping]] = ...) -> None: ...
+
+class TextPair(_message.Message):
+    __slots__ = ("text", "text_pair")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_PAIR_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    text_pair: str
+    def __init__(self, text: _Optional[str] = ..., text_pair: _Optional[str] = ...) -> None: ...
 
 class Conversation(_message.Message):
     __slots__ = ("messages",)

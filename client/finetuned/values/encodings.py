@@ -15,7 +15,16 @@ class Image:
 
     data: bytes
     media_type: str = "image/png"
-    """`image/png`, `image/jpeg` or `image/webp`."""
+    """`image/png`, `image/jpeg`, `image/webp`, `image/bmp` or `image/gif` (one frame)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """Two texts as one input, for adapters that were trained on rows with a `text_pair`."""
+
+    text: str
+    text_pair: str
 
 
 @final

@@ -81,6 +81,25 @@ class Head:
     """How a text's vectors become one; default the base's own."""
 
 
+class ClassWeights(StrEnum):
+    """How much labels count in the loss where some are rarer than others."""
+
+    UNKNOWN = "UNKNOWN"
+    NONE = "NONE"
+    BALANCED = "BALANCED"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassificationOptions:
+    """Settings of the classification tasks."""
+
+    class_weights: ClassWeights | None = None
+    """Default BALANCED for classes of texts and images, NONE for tags of tokens."""
+    label_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Weights of your own by label, instead of class_weights; labels that are not named count 1."""
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dpo:
@@ -198,6 +217,7 @@ class TrainSpec:
     head: Head | None
     dpo: Dpo | None
     ia3: Ia3 | None
+    classification: ClassificationOptions | None
     optimization: Optimization | None
     data: DataOptions | None
     evaluation: EvaluationOptions | None

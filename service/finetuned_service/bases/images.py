@@ -7,17 +7,14 @@ header announces.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from finetuned_service.bases.inputs import ImageInput
+from finetuned_service.bases.inputs import IMAGE_TYPES, ImageInput
 from finetuned_service.errors import InvalidField
 
-FORMATS: Mapping[str, str] = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
-"""Media types that are taken, and Pillow's names for them."""
 MAX_IMAGE_BYTES = 16 * 1024 * 1024
 MAX_IMAGE_PIXELS = 32 * 1024 * 1024
 """A decoded image takes 4 bytes for each."""
@@ -34,20 +31,24 @@ class PreparedImage:
     """Channels, rows, columns."""
 
 
-def prepare_image(data: bytes, media_type: str, form: ImageInput, field: str) -> PreparedImage:
-    """Decode, resize and normalise an image as `form` says.
+def prepare_image(data: bytes, media_type: str | None, form: ImageInput, field: str) -> PreparedImage:
+    """Decode, resize and normalise an image as `form` says; without a media type the bytes tell it.
 
     Raises:
-        InvalidField: naming `field`, for another format, too large an image, or bytes that do not decode.
+        InvalidField: naming `field`, for another format, too large an image, several frames, or bytes that do not
+            decode.
     """
-    if media_type not in FORMATS:
-        raise InvalidField.one(f"{field}.media_type", f"is {media_type!r}; allowed: {', '.join(FORMATS)}")
+    if media_type is not None and media_type not in IMAGE_TYPES:
+        raise InvalidField.one(f"{field}.media_type", f"is {media_type!r}; allowed: {', '.join(IMAGE_TYPES)}")
+    formats = list(IMAGE_TYPES.values()) if media_type is None else [IMAGE_TYPES[media_type]]
     if not 0 < len(data) <= MAX_IMAGE_BYTES:
         raise InvalidField.one(
             f"{field}.data", f"has {len(data)} bytes; allowed: 1 to {MAX_IMAGE_BYTES}. Send a smaller image"
         )
     try:
-        with Image.open(io.BytesIO(data), formats=[FORMATS[media_type]]) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if getattr(image, "is_animated", False):
+                raise InvalidField.one(f"{field}.data", "has several frames; send one of them")
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise InvalidField.one(
@@ -57,7 +58,8 @@ def prepare_image(data: bytes, media_type: str, form: ImageInput, field: str) ->
             fitted = _fitted(image.convert(_MODES[form.channels]), form)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InvalidField.one(
-            f"{field}.data", f"does not decode as {media_type}: send the bytes of a whole image of that type"
+            f"{field}.data",
+            f"does not decode as {media_type or ', '.join(IMAGE_TYPES)}: send the bytes of a whole image",
         ) from error
     values = np.asarray(fitted, dtype=np.float32).reshape(form.height, form.width, form.channels) / 255
     normalised = (values - np.array(form.mean, np.float32)) / np.array(form.std, np.float32)

@@ -22,6 +22,15 @@ POOLING_KEY, IMAGE_KEY = "pooling", "image_input"
 POOLING_FILE = "1_Pooling/config.json"
 IMAGE_FILE = "preprocessor_config.json"
 
+IMAGE_TYPES: Mapping[str, str] = {
+    "image/png": "PNG",
+    "image/jpeg": "JPEG",
+    "image/webp": "WEBP",
+    "image/bmp": "BMP",
+    "image/gif": "GIF",
+}
+"""Media types of images that are trained on and served, and Pillow's names for them."""
+
 _SentenceMode = Mapping[str, Pooling]
 _SENTENCE_MODES: _SentenceMode = {
     "pooling_mode_mean_tokens": Pooling.MEAN,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 
+from finetuned_service.bases.inputs import IMAGE_TYPES
 from finetuned_service.datasets.limits import DataLimits
 from finetuned_service.errors import InvalidData
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+FORMATS = tuple(IMAGE_TYPES.values())
 
 
 def check_image(data: bytes, limits: DataLimits) -> None:

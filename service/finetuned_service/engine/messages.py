@@ -82,6 +82,8 @@ class Encode:
 
     pooling: Pooling | None
     """How the vectors of its tokens become one; None tells of every token."""
+    second_start: int = 0
+    """Where the second text of a pair begins, for bases that tell the two apart; 0 for a single text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,19 @@ from dataclasses import dataclass
 
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods import MAX_RANK, BaseFacts, refuse_method, resolve_method
-from finetuned_service.jobs.values import DataOptions, DpoSettings, Optimization, PromoteIf, TrainSpec
-from finetuned_service.vocabulary import Method, Objective, Task
+from finetuned_service.jobs.values import (
+    ClassificationOptions,
+    DataOptions,
+    DpoSettings,
+    Optimization,
+    PromoteIf,
+    TrainSpec,
+)
+from finetuned_service.vocabulary import ClassWeights, Method, Objective, Task
 
+CLASSIFICATION_TASKS = frozenset(
+    {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION}
+)
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_ROW_TOKENS = 1024
 _CHECKPOINTS = 10
@@ -76,6 +86,7 @@ def resolve_train(
             "data": _data(spec.data, base),
             "dpo": (spec.dpo or DpoSettings()) if spec.objective is Objective.DPO else spec.dpo,
             "promote_if": _promote_if(spec),
+            "classification": _classification(spec),
         }
     )
     _check(resolved, base, max_rank)
@@ -128,11 +139,21 @@ def _promote_if(spec: TrainSpec) -> PromoteIf | None:
     return PromoteIf.model_validate(spec.promote_if.model_dump() | {"metric": named or "exact_match"})
 
 
+def _classification(spec: TrainSpec) -> ClassificationOptions:
+    options = spec.classification
+    if spec.task not in CLASSIFICATION_TASKS or options.class_weights is not None:
+        return options
+    balanced = spec.task is not Task.TOKEN_CLASSIFICATION and not options.label_weights
+    chosen = ClassWeights.BALANCED if balanced else ClassWeights.NONE
+    return options.model_copy(update={"class_weights": chosen})
+
+
 def _check(spec: TrainSpec, base: BaseFacts, max_rank: int) -> None:
     refusals = [
         *refuse_method(spec, base, max_rank),
         *_preferences(spec),
         *_sizes(spec, base),
+        *_weights(spec),
         *_promotion(spec),
     ]
     if refusals:
@@ -182,6 +203,23 @@ def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
             )
         )
     return refusals
+
+
+def _weights(spec: TrainSpec) -> list[FinetunedError]:
+    options = spec.classification
+    if spec.task not in CLASSIFICATION_TASKS and options != ClassificationOptions():
+        allowed = ", ".join(sorted(CLASSIFICATION_TASKS))
+        return [
+            InvalidField.one("spec.classification", f"is set for {spec.task}; it is for {allowed}: unset it")
+        ]
+    if options.label_weights and options.class_weights is ClassWeights.BALANCED:
+        return [
+            InvalidField.one(
+                "spec.classification.label_weights",
+                "is set beside CLASS_WEIGHTS_BALANCED; choose one of them",
+            )
+        ]
+    return []
 
 
 def _promotion(spec: TrainSpec) -> list[FinetunedError]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from finetuned_service.vocabulary import (
+    ClassWeights,
     DataReport,
     Method,
     Metric,
@@ -129,6 +130,13 @@ class DpoSettings(Settings):
     """How often a choice is taken to be wrong (conservative DPO, Mitchell 2023)."""
 
 
+class ClassificationOptions(Settings):
+    class_weights: ClassWeights | None = None
+    """Resolved to BALANCED for classes of texts and images, to NONE for tags and beside `label_weights`."""
+    label_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default={}, max_length=10_000)
+    """Weights of the caller's own; other labels count 1."""
+
+
 class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Resolved to 3 if max_steps is not set either."""
@@ -216,6 +224,8 @@ class TrainSpec(Value):
     """Resolved to what the rows are for."""
     dpo: DpoSettings | None = None
     """Of DPO; resolved where that is the objective, None elsewhere."""
+    classification: ClassificationOptions = ClassificationOptions()
+    """Of tasks with labels."""
     optimization: Optimization = Optimization()
     data: DataOptions = DataOptions()
     evaluation: EvaluationOptions = EvaluationOptions()

@@ -24,6 +24,7 @@ from finetuned_service.serving.encoded_values import (
     EncodeEvent,
     EncodeResult,
     TagTokens,
+    TextPair,
 )
 from finetuned_service.serving.head_answers import classified, tagged
 from finetuned_service.serving.inputs import Inputs, PreparedInput
@@ -94,7 +95,7 @@ class Encoding:
             started, encoded = await self.serving.engine.encode(
                 prepared.token_ids,
                 handle,
-                self._wanted(call, version),
+                self._wanted(call, version, prepared),
                 call.tenant,
                 prepared.pixels,
                 call.deadline_seconds,
@@ -116,13 +117,14 @@ class Encoding:
         head = version.manifest.head if version else None
         yield self._result(call, head, reply, encoded)
 
-    def _wanted(self, call: EncodeCall, version: AdapterVersion | None) -> Encode:
+    def _wanted(self, call: EncodeCall, version: AdapterVersion | None, prepared: PreparedInput) -> Encode:
         match call.wanted:
             case Embed(pooling=pooling):
                 return Encode(pooling or self.pooling)
             case Classify():
                 head = version.manifest.head if version else None
-                return Encode((head.pooling if head else None) or self.pooling)
+                second_start = prepared.text.second_start if prepared.text else 0
+                return Encode((head.pooling if head else None) or self.pooling, second_start)
             case TagTokens():
                 return Encode(None)
 
@@ -157,6 +159,14 @@ def _check(call: EncodeCall) -> None:
         found.append(Violation("inputs", f"has {len(call.inputs)} inputs; allowed: 1 to {MAX_INPUTS}"))
     if isinstance(call.wanted, Classify) and call.wanted.top_k is not None and call.wanted.top_k < 1:
         found.append(Violation("classify.top_k", f"is {call.wanted.top_k}; allowed: at least 1, or unset"))
+    if not isinstance(call.wanted, Classify):
+        found += [
+            Violation(
+                f"inputs[{i}]", f"is a pair of texts; only classify takes pairs, not {call.wanted.word}"
+            )
+            for i, item in enumerate(call.inputs)
+            if isinstance(item, TextPair)
+        ]
     if found:
         raise InvalidField("; ".join(f"{v.field}: {v.description}" for v in found), violations=found)
 

@@ -19,6 +19,14 @@ class ImageContent:
 
 
 @dataclass(frozen=True, slots=True)
+class TextPair:
+    """Two texts of which one question is asked: whether one follows from the other, how alike they are."""
+
+    text: str
+    pair: str
+
+
+@dataclass(frozen=True, slots=True)
 class Embed:
     """As in the contract."""
 
@@ -47,7 +55,7 @@ class TagTokens:
 
 
 EncodeTask = Embed | Classify | TagTokens
-EncodeInput = Content | ImageContent
+EncodeInput = Content | TextPair | ImageContent
 
 
 @dataclass(frozen=True, slots=True)

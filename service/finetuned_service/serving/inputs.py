@@ -8,7 +8,7 @@ from finetuned_service.bases.images import prepare_image
 from finetuned_service.bases.inputs import ImageInput
 from finetuned_service.engine.messages import Pixels
 from finetuned_service.errors import InvalidField, PromptTooLong
-from finetuned_service.serving.encoded_values import EncodeInput, ImageContent
+from finetuned_service.serving.encoded_values import EncodeInput, ImageContent, TextPair
 from finetuned_service.serving.values import Content, Truncation
 from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
 
@@ -47,12 +47,17 @@ class Inputs:
                 image = prepare_image(data, media_type, self.image, f"{field}.image")
                 return PreparedInput((0,), pixels=Pixels(image.data, image.shape))
             case Content(text):
-                if self.tokenizer is None:
-                    raise InvalidField.one(field, "is text; this base takes one image in each input")
-                encoded = self.tokenizer.encode_spans(text)
-                if encoded.empty:
-                    raise InvalidField.one(field, "is empty; give at least one character")
-                return self._fitted(encoded, truncation, field)
+                return self._text(text, None, truncation, field)
+            case TextPair(text, pair):
+                return self._text(text, pair, truncation, field)
+
+    def _text(self, text: str, pair: str | None, truncation: Truncation, field: str) -> PreparedInput:
+        if self.tokenizer is None:
+            raise InvalidField.one(field, "is text; this base takes one image in each input")
+        encoded = self.tokenizer.encode_spans(text, pair)
+        if encoded.empty:
+            raise InvalidField.one(field, "is empty; give at least one character")
+        return self._fitted(encoded, truncation, field)
 
     def _fitted(self, text: EncodedText, truncation: Truncation, field: str) -> PreparedInput:
         found = len(text.token_ids)

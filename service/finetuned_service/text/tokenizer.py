@@ -34,6 +34,10 @@ class EncodedText:
     """For each token the characters it stands for, start and end; None for one that was put around."""
     words: tuple[int | None, ...]
     """For each token the number of the word that it is a piece of, as the tokenizer cuts words."""
+    texts: tuple[int | None, ...] = ()
+    """Of a pair, for each token the text that it stands in, 0 or 1; None for one that was put around."""
+    type_ids: tuple[int, ...] = ()
+    """Of a pair, for each token what the tokenizer calls its type."""
 
     @property
     def empty(self) -> bool:
@@ -44,7 +48,13 @@ class EncodedText:
         """Which tokens stay if there is room for so many: those put around, and the first or last others."""
         text = [place for place, span in enumerate(self.spans) if span is not None]
         room = max(0, most_tokens - (len(self.spans) - len(text)))
-        dropped = set(text[: len(text) - room] if from_end else text[room:])
+        second = [place for place in text if self.texts and self.texts[place] == 1]
+        first = text[: len(text) - len(second)]
+        # The longer text of a pair is cut first, as transformers' `longest_first` does.
+        kept_second = min(len(second), max(room // 2, room - len(first)))
+        dropped: set[int] = set()
+        for part, most in ((first, room - kept_second), (second, kept_second)):
+            dropped |= set(part[: max(0, len(part) - most)] if from_end else part[most:])
         return [place for place in range(len(self.spans)) if place not in dropped]
 
     def only(self, places: Sequence[int]) -> EncodedText:
@@ -53,7 +63,14 @@ class EncodedText:
             tuple(self.token_ids[place] for place in places),
             tuple(self.spans[place] for place in places),
             tuple(self.words[place] for place in places),
+            tuple(self.texts[place] for place in places) if self.texts else (),
+            tuple(self.type_ids[place] for place in places) if self.type_ids else (),
         )
+
+    @property
+    def second_start(self) -> int:
+        """The first token of type 1; 0 where there is none."""
+        return self.type_ids.index(1) if 1 in self.type_ids else 0
 
 
 class BaseTokenizer:
@@ -145,14 +162,17 @@ class BaseTokenizer:
         """The ids of `text`; with `add_special_tokens` as a whole input (a first bos, where the base has it)."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_spans(self, text: str) -> EncodedText:
-        """A whole input and where in the text each of its tokens stands."""
-        found = self._tokenizer.encode(text, add_special_tokens=True)
+    def encode_spans(self, text: str, pair: str | None = None) -> EncodedText:
+        """A whole input and where in its text each of its tokens stands; with `pair` a text and a second one."""
+        found = self._tokenizer.encode(text, pair, add_special_tokens=True)
         spans = tuple(
             None if special else span
             for special, span in zip(found.special_tokens_mask, found.offsets, strict=True)
         )
-        return EncodedText(tuple(found.ids), spans, tuple(found.word_ids))
+        if pair is None:
+            return EncodedText(tuple(found.ids), spans, tuple(found.word_ids))
+        texts, types = tuple(found.sequence_ids), tuple(found.type_ids)
+        return EncodedText(tuple(found.ids), spans, tuple(found.word_ids), texts, types)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, without control tokens. Bytes that are no UTF-8 become U+FFFD."""

@@ -20,6 +20,7 @@ from finetuned_service.serving.encoded_values import (
     ImageContent,
     Tagged,
     TagTokens,
+    TextPair,
 )
 from finetuned_service.serving.values import Content, Truncation
 from finetuned_service.vocabulary import Pooling
@@ -55,10 +56,13 @@ def _wanted(request: pb.ServeAdapterRequest, word: str) -> EncodeTask:
 
 
 def _input(item: pb.Input, field: str) -> EncodeInput:
-    if item.WhichOneof("form") != "content":
-        found = item.WhichOneof("form") or "empty"
+    form = item.WhichOneof("form")
+    if form == "text_pair":
+        return TextPair(item.text_pair.text, item.text_pair.text_pair)
+    if form != "content":
         raise InvalidField.one(
-            field, f"is {found}; give content, a text or an image: only generate takes a conversation"
+            field,
+            f"is {form or 'empty'}; give content, a text or an image, or a text_pair: only generate takes a conversation",
         )
     parts = item.content.parts
     images = [part.image for part in parts if part.WhichOneof("kind") == "image"]

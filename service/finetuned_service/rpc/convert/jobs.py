@@ -118,6 +118,15 @@ def _progress(progress: Progress) -> pb.Progress:
     return pb.Progress(**fields, eta=seconds_to_proto(progress.eta_seconds))
 
 
+def _classification(spec: TrainSpec) -> pb.ClassificationOptions | None:
+    options = spec.classification
+    if options.class_weights is None:
+        return None
+    return pb.ClassificationOptions(
+        class_weights=f"CLASS_WEIGHTS_{options.class_weights}", label_weights=options.label_weights
+    )
+
+
 def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
     optimization = spec.optimization.model_dump(exclude={"schedule"}, exclude_none=True)
     schedule = f"LEARNING_RATE_SCHEDULE_{spec.optimization.schedule}"
@@ -132,6 +141,7 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
         objective=f"OBJECTIVE_{spec.objective or _usual_objective(spec.task)}",
         dpo=pb.DpoSettings(**spec.dpo.model_dump()) if spec.dpo else None,
         **method_fields(spec),
+        classification=_classification(spec),
         optimization=pb.Optimization(**optimization, schedule=schedule),
         data=pb.DataOptions(**data, long_rows=f"LONG_ROWS_{spec.data.long_rows}"),
         evaluation=pb.EvaluationOptions(

@@ -88,7 +88,8 @@ def _input(item: pb.Input, field: str) -> Conversation | Content:
         case "content":
             return Content(_text(item.content.parts, f"{field}.content.parts"))
         case _:
-            raise InvalidField.one(field, "is empty; set conversation or content")
+            found = item.WhichOneof("form") or "empty"
+            raise InvalidField.one(field, f"is {found}; generate takes conversation or content")
 
 
 def _message(message: common.Message, field: str) -> ChatMessage:

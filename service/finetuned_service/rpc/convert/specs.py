@@ -14,6 +14,7 @@ from finetuned_service.jobs.store import JobFilter
 from finetuned_service.jobs.values import (
     Baseline,
     BaselineExample,
+    ClassificationOptions,
     DataOptions,
     DpoSettings,
     EvaluationOptions,
@@ -28,7 +29,7 @@ from finetuned_service.jobs.values import (
 from finetuned_service.names import AdapterSelector
 from finetuned_service.rpc.convert.common import checked, enum_name, given, optional
 from finetuned_service.rpc.convert.methods import method_from_proto
-from finetuned_service.vocabulary import Objective, Task, WeightFormat
+from finetuned_service.vocabulary import ClassWeights, Objective, Task, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         objective=Objective(objective) if objective else None,
         dpo=_dpo(spec.dpo) if spec.HasField("dpo") else None,
         **method_from_proto(spec, Task[task]),
+        classification=_classification(spec.classification),
         optimization=_optimization(spec.optimization),
         data=_data_options(spec.data),
         evaluation=_evaluation(spec.evaluation),
@@ -85,6 +87,18 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
 
 def _dpo(dpo: pb.DpoSettings) -> DpoSettings:
     return checked("spec.dpo", DpoSettings, **given(dpo, beta="beta", label_smoothing="label_smoothing"))
+
+
+def _classification(options: pb.ClassificationOptions) -> ClassificationOptions:
+    weights = enum_name(
+        pb.ClassWeights, options.class_weights, "CLASS_WEIGHTS_", "spec.classification.class_weights"
+    )
+    return checked(
+        "spec.classification",
+        ClassificationOptions,
+        class_weights=ClassWeights(weights) if weights else None,
+        label_weights=dict(options.label_weights),
+    )
 
 
 def _optimization(optimization: pb.Optimization) -> Optimization:

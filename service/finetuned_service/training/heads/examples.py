@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetuned_service.adapters.head import Head, Problem
-from finetuned_service.bases.images import FORMATS, prepare_image
+from finetuned_service.bases.images import prepare_image
 from finetuned_service.bases.inputs import ImageInput, base_inputs
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.datasets.job_rows import JobRows, read_job_rows
@@ -20,15 +20,11 @@ from finetuned_service.jobs.values import LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
 from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText, ScoredText
+from finetuned_service.training.heads.weights import label_weights
 from finetuned_service.training.row_faults import RowFaults, too_long
 from finetuned_service.vocabulary import DataReport
 
 LabelledRow = LabelledText | MultiLabelText | ScoredText | LabelledTokens | LabelledImage
-_SIGNATURES = {
-    b"\x89PNG": "image/png",
-    b"\xff\xd8": "image/jpeg",
-    b"RIFF": "image/webp",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +39,8 @@ class Example:
     """One label's index; 0 or 1 for each label; the number; or for tokens the index of each at `places`."""
     places: tuple[int, ...] = ()
     """Of the tokens that have targets: the first piece of each word."""
+    second_start: int = 0
+    """See `Encode.second_start`."""
     pixels: Pixels | None = None
     shown: str = ""
     """For people."""
@@ -60,6 +58,8 @@ class HeadData:
     train: tuple[Example, ...]
     heldout: tuple[Example, ...]
     head: Head
+    weights: tuple[float, ...] | None
+    """How much each output counts in the loss; None for all alike."""
     report: DataReport
 
 
@@ -87,6 +87,7 @@ def read_head_data(
     encoding.faults.refuse()
     if not train:
         raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
+    weights = label_weights(spec.classification, head, [example.targets for example in train])
     report = data_report(
         [_counted(example) for example in train],
         [_counted(example) for example in heldout],
@@ -95,7 +96,7 @@ def read_head_data(
     )
     # An image has no length that anything is cut to.
     row_tokens = (len(example.token_ids) for example in train if example.pixels is None)
-    return HeadData(train, heldout, head, with_rows(report, rows.train, rows.held_out, row_tokens))
+    return HeadData(train, heldout, head, weights, with_rows(report, rows.train, rows.held_out, row_tokens))
 
 
 def _counted(example: Example) -> EncodedRow:
@@ -167,10 +168,7 @@ class _Encoding:
     def _of_image(self, data: bytes, number: int, target: float) -> Example:
         if self._image is None:
             raise InvalidData("is an image; this base takes text")
-        media_type = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "")
-        if media_type not in FORMATS:
-            raise InvalidData(f"is an image of another type; images are served as {', '.join(FORMATS)}")
-        image = prepare_image(data, media_type, self._image, "image")
+        image = prepare_image(data, None, self._image, "image")
         return Example(
             number, (0,), (target,), pixels=Pixels(image.data, image.shape), shown=f"image {number}"
         )
@@ -178,12 +176,11 @@ class _Encoding:
     def _of_text(
         self, text: str, pair: str, number: int, targets: Callable[[], tuple[float, ...]]
     ) -> Example | None:
-        if pair:
-            raise InvalidData("has a text_pair; heads are trained on single texts in this build")
-        encoded = self._fitted(self._encoded(text))
+        encoded = self._fitted(self._encoded(text, pair or None))
         if encoded is None:
             return None
-        return Example(number, encoded.token_ids, targets(), shown=text)
+        shown = f"{text} | {pair}" if pair else text
+        return Example(number, encoded.token_ids, targets(), second_start=encoded.second_start, shown=shown)
 
     def _of_tokens(self, tokens: Sequence[str], tags: Sequence[str], number: int) -> Example | None:
         text = " ".join(tokens)
@@ -201,10 +198,10 @@ class _Encoding:
             raise InvalidData("has no word of which the tokenizer makes a token")
         return Example(number, encoded.token_ids, tuple(targets), tuple(places), shown=text)
 
-    def _encoded(self, text: str) -> EncodedText:
+    def _encoded(self, text: str, pair: str | None = None) -> EncodedText:
         if self._tokenizer is None:
             raise InvalidData("is a text; this base takes images")
-        return self._tokenizer.encode_spans(text)
+        return self._tokenizer.encode_spans(text, pair)
 
     def _fitted(self, text: EncodedText) -> EncodedText | None:
         """None where the row is left out."""

@@ -40,7 +40,7 @@ def request_of(example: Example, head: Head) -> Submit:
         example.token_ids,
         None,
         Sampling(1),
-        encode=Encode(pooling),
+        encode=Encode(pooling, example.second_start),
         pixels=example.pixels,
     )
 

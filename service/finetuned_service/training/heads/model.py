@@ -17,9 +17,16 @@ from finetuned_service.training.methods import Installed
 class HeadModel:
     """See `training.loop.Trainable`. It begins at zero: every answer is equally likely before the first step."""
 
-    def __init__(self, head: Head, features: Mapping[int, Tensor]) -> None:
-        """Args: features: float32, by the examples' numbers; see `features.py`."""
+    def __init__(
+        self, head: Head, features: Mapping[int, Tensor], weights: Sequence[float] | None = None
+    ) -> None:
+        """Args:
+        head: what its outputs mean.
+        features: float32, by the examples' numbers; see `features.py`.
+        weights: how much each output counts in the loss; None for all alike.
+        """
         self._head, self._features = head, features
+        self._weights = None if weights is None else torch.tensor(weights)
         width = next(iter(features.values())).shape[1]
         self.weight = nn.Parameter(torch.zeros(head.outputs, width))
         self.bias = nn.Parameter(torch.zeros(head.outputs))
@@ -39,7 +46,7 @@ class HeadModel:
         """`scale` times the summed loss of the rows; a scalar."""
         inputs = torch.cat([self._features[row.number] for row in rows])
         outputs = functional.linear(inputs, self.weight, self.bias)
-        return scale * summed_loss(outputs, targets_of(rows, self._head), self._head.problem)
+        return scale * summed_loss(outputs, targets_of(rows, self._head), self._head.problem, self._weights)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Nothing behaves otherwise in training."""
@@ -52,15 +59,17 @@ def targets_of(rows: Sequence[Example], head: Head) -> Tensor:
     return torch.tensor([row.targets for row in rows], dtype=torch.float32)
 
 
-def summed_loss(outputs: Tensor, targets: Tensor, problem: Problem) -> Tensor:
+def summed_loss(outputs: Tensor, targets: Tensor, problem: Problem, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy in nats; for several labels binary cross-entropy, a mean over labels; for numbers the square
-    of the error.
+    of the error. `weights [outputs]` are torch's `weight` and `pos_weight`; the sum is not divided by them.
     """
     match problem:
         case Problem.SINGLE_LABEL:
-            return functional.cross_entropy(outputs, targets, reduction="sum")
+            return functional.cross_entropy(outputs, targets, weights, reduction="sum")
         case Problem.MULTI_LABEL:
-            losses = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+            losses = functional.binary_cross_entropy_with_logits(
+                outputs, targets, reduction="none", pos_weight=weights
+            )
             return losses.mean(1).sum()
         case Problem.REGRESSION:
             return (outputs - targets).square().sum()

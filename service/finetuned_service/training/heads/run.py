@@ -35,6 +35,7 @@ from finetuned_service.training.heads.evaluate import (
 from finetuned_service.training.heads.examples import HeadData, read_head_data
 from finetuned_service.training.heads.features import features_of
 from finetuned_service.training.heads.model import HeadModel
+from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended, Trainer
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.stages import begin, tell_finished, tell_prepared
@@ -79,6 +80,8 @@ def run_head(
     eval_path = Path(task.eval_path) if task.eval_path else None
     data = read_head_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path)
     tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
+    if data.weights is not None:
+        report(Notice(text=told(data.weights, data.head)))
     job = _Job(task, data, environment, digest, report, stop)
     baseline = _baseline(job)
     incumbent = _incumbent(job)
@@ -140,7 +143,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
     encoder = EncoderModel.load(job.base)
     examples = [*job.data.train, *job.data.heldout]
     features = {number: rows.clone() for number, rows in features_of(encoder, examples, job.data.head)}
-    model = HeadModel(job.data.head, features)
+    model = HeadModel(job.data.head, features, job.data.weights)
     checkpoints = CheckpointStore(job.work / "checkpoints")
     trainer = Trainer(
         model,
