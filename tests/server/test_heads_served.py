@@ -215,8 +215,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
                     task=Task.TEXT_CLASSIFICATION,
                     classification=classification,
                 )
-        with pytest.raises(errors.Unimplemented, match="METHOD_LORA for TASK_TEXT_CLASSIFICATION"):
-            client.train(dataset="moods", adapter="mine", task=Task.TEXT_CLASSIFICATION, lora=Lora())
+        with pytest.raises(errors.Unimplemented, match="METHOD_LORA for TASK_IMAGE_CLASSIFICATION"):
+            client.train(dataset="moods", adapter="mine", task=Task.IMAGE_CLASSIFICATION, lora=Lora())
         assert len(list(client.jobs.list())) == jobs
 
 

@@ -482,11 +482,13 @@ def test_predict_labels_tags_and_vectors(run: Run, mine: str, tmp_path: Path) ->
 
 def test_predict_with_a_task_refuses_what_is_no_input(run: Run, mine: str, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n')
-    (tmp_path / "one.gif").write_bytes(b"bytes")
+    (tmp_path / "one.tiff").write_bytes(b"bytes")
     assert (
         "line 1 holds no" in run("predict", "--task", "tag", "-f", "bad.jsonl", "-a", mine, expected=2).output
     )
-    assert "one.gif" in run("predict", "--task", "embed", "--image", "one.gif", "-a", mine, expected=2).output
+    assert (
+        "one.tiff" in run("predict", "--task", "embed", "--image", "one.tiff", "-a", mine, expected=2).output
+    )
     assert "no labels" in run("predict", "x", "--task", "classify", "--plain-base", expected=4).output
     run("predict", "--task", "embed", "-a", mine, expected=2)
-    run("predict", "x", "--image", "one.gif", "-a", mine, expected=2)
+    run("predict", "x", "--image", "one.tiff", "-a", mine, expected=2)

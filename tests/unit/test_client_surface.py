@@ -36,6 +36,7 @@ PUBLIC = [
     "Classification",
     "ClassificationOptions",
     "Client",
+    "ContrastiveOptions",
     "DataOptions",
     "DataReport",
     "Dataset",

@@ -18,6 +18,7 @@ from finetuned.values.events import JobEvent, JobState
 from finetuned.values.jobs import Job, JobKind
 from finetuned.values.specs import (
     ClassificationOptions,
+    ContrastiveOptions,
     DataOptions,
     Dpo,
     EvaluationOptions,
@@ -50,6 +51,7 @@ def train(
     dpo: Dpo | None = None,
     ia3: Ia3 | None = None,
     classification: ClassificationOptions | None = None,
+    contrastive: ContrastiveOptions | None = None,
     optimization: Optimization | None = None,
     data: DataOptions | None = None,
     evaluation: EvaluationOptions | None = None,
@@ -67,10 +69,11 @@ def train(
         base: the base to train on; without it the server's.
         task: what the adapter is for; text generation by default.
         objective: the loss; by default DPO where the rows are preferences, else the task's usual one.
-        lora, head, ia3: the method and its settings; by default LoRA for text generation, a head for
-            classification.
+        lora, head, ia3: the method and its settings; by default LoRA for text generation and vectors, a
+            head for classification.
         dpo: settings of that objective.
-        classification, optimization, data, evaluation: settings; what is None is the service's default.
+        classification, contrastive: settings of those tasks and objectives; what is None is the service's default.
+        optimization, data, evaluation: settings, alike.
         promote_if: moves an alias to the new version when the evaluation says so.
         display_name: your own name for the job.
         validate_only: check everything and return the job without a name; nothing is stored.
@@ -102,6 +105,7 @@ def train(
         classification=convert.write(classification, job_pb2.ClassificationOptions)
         if classification
         else None,
+        contrastive=convert.write(contrastive, job_pb2.ContrastiveOptions) if contrastive else None,
         optimization=convert.write(optimization or Optimization(), job_pb2.Optimization),
         data=convert.write(data or DataOptions(), job_pb2.DataOptions),
         evaluation=convert.write(evaluation or EvaluationOptions(), job_pb2.EvaluationOptions),

@@ -11,6 +11,9 @@ import typer
 from finetuned import (
     Baseline,
     BaselineExample,
+    ClassificationOptions,
+    ClassWeights,
+    ContrastiveOptions,
     DataOptions,
     Dpo,
     EvaluationOptions,
@@ -44,12 +47,18 @@ def train(
         str | None, typer.Option(help="The base to train on; the server's.", show_default=False)
     ] = None,
     task: Annotated[
-        Literal["text-generation", "text-classification", "token-classification", "image-classification"]
+        Literal[
+            "text-generation",
+            "text-classification",
+            "token-classification",
+            "image-classification",
+            "feature-extraction",
+        ]
         | None,
         typer.Option(help="What the adapter is for; text-generation.", show_default=False),
     ] = None,
     objective: Annotated[
-        Literal["SFT", "DPO", "CLASSIFICATION"] | None,
+        Literal["SFT", "DPO", "CLASSIFICATION", "CONTRASTIVE"] | None,
         typer.Option(
             help="The loss; DPO for preferences, else the task's usual one.",
             show_default=False,
@@ -83,6 +92,14 @@ def train(
     ] = None,
     beta: Annotated[float | None, _option(DPO, "How near to the beginning it stays; 0.1.")] = None,
     label_smoothing: Annotated[float | None, _option(DPO, "How often a choice is wrong; 0.")] = None,
+    class_weights: Annotated[
+        Literal["BALANCED", "NONE"] | None,
+        _option(METHOD, "classification: how rare labels count; BALANCED, for tags NONE."),
+    ] = None,
+    label_weight: Annotated[
+        list[str] | None, _option(METHOD, "classification: LABEL=WEIGHT in the loss (repeatable).")
+    ] = None,
+    scale: Annotated[float | None, _option(METHOD, "vectors: of cosines before the softmax; 20.")] = None,
     epochs: Annotated[float | None, _option(STEPS, "Passes over the rows; 3.")] = None,
     max_steps: Annotated[int | None, _option(STEPS, "Optimiser steps, instead of epochs.")] = None,
     batch_rows: Annotated[int | None, _option(STEPS, "Rows in a step; 8.")] = None,
@@ -139,6 +156,10 @@ def train(
         "feedforward_modules": tuple(feedforward_module or ()),
     }
     dpo = Dpo(beta=beta, label_smoothing=label_smoothing)
+    classification = ClassificationOptions(
+        class_weights=ClassWeights(class_weights) if class_weights else None,
+        label_weights=by_module("--label-weight", label_weight or (), float),
+    )
     with connect(context) as client:
         job = client.train(
             dataset=dataset,
@@ -149,6 +170,8 @@ def train(
             objective=Objective(objective) if objective else None,
             dpo=dpo if dpo != Dpo() else None,
             **method_settings(task, method, settings),
+            classification=classification if classification != ClassificationOptions() else None,
+            contrastive=ContrastiveOptions(scale=scale) if scale is not None else None,
             optimization=Optimization(
                 epochs=epochs,
                 max_steps=max_steps,

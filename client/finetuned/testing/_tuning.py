@@ -36,7 +36,11 @@ class FakeTuning(TuningServiceServicer):
         check_name(spec.adapter, "tenants/{}/adapters/{}", "spec.adapter")
         method = spec.WhichOneof("method")
         generates = spec.task in {common_pb2.TASK_UNSPECIFIED, common_pb2.TASK_TEXT_GENERATION}
-        allowed = METHODS if generates else ("head",)
+        allowed = (
+            METHODS if generates or spec.task == common_pb2.TASK_FEATURE_EXTRACTION else ("head", *METHODS)
+        )
+        if spec.task == common_pb2.TASK_IMAGE_CLASSIFICATION:
+            allowed = ("head",)
         if method not in {None, *allowed}:
             available = ", ".join(f"METHOD_{name.upper()}" for name in allowed)
             raise _unimplemented(f"METHOD_{str(method).upper()}", available)
@@ -57,6 +61,8 @@ class FakeTuning(TuningServiceServicer):
         preferences = self._store.datasets[spec.dataset].row_kind == dataset_service_pb2.ROW_KIND_PREFERENCE
         generates = spec.task in {common_pb2.TASK_UNSPECIFIED, common_pb2.TASK_TEXT_GENERATION}
         usual = common_pb2.OBJECTIVE_SFT if generates else common_pb2.OBJECTIVE_CLASSIFICATION
+        if spec.task == common_pb2.TASK_FEATURE_EXTRACTION:
+            usual = common_pb2.OBJECTIVE_CONTRASTIVE
         fitting = common_pb2.OBJECTIVE_DPO if preferences and generates else usual
         spec.objective = spec.objective or fitting
         if spec.objective == common_pb2.OBJECTIVE_DPO and not preferences:

@@ -156,7 +156,7 @@ class Job(_message.Message):
     def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ...) -> None: ...
 
 class TrainSpec(_message.Message):
-    __slots__ = ("dataset", "eval_dataset", "adapter", "base", "task", "objective", "head", "layers", "full", "bottleneck", "lora", "qlora", "ia3", "optimization", "data", "evaluation", "promote_if", "continue_from", "dpo", "classification")
+    __slots__ = ("dataset", "eval_dataset", "adapter", "base", "task", "objective", "head", "layers", "full", "bottleneck", "lora", "qlora", "ia3", "optimization", "data", "evaluation", "promote_if", "continue_from", "dpo", "classification", "contrastive")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +177,7 @@ class TrainSpec(_message.Message):
     CONTINUE_FROM_FIELD_NUMBER: _ClassVar[int]
     DPO_FIELD_NUMBER: _ClassVar[int]
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
+    CONTRASTIVE_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     eval_dataset: str
     adapter: str
@@ -197,7 +198,14 @@ class TrainSpec(_message.Message):
     continue_from: str
     dpo: DpoSettings
     classification: ClassificationOptions
-    def __init__(self, dataset: _Optional[str] = ..., eval_dataset: _Optional[str] = ..., adapter: _Optional[str] = ..., base: _Optional[str] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., objective: _Optional[_Union[_common_pb2.Objective, str]] = ..., head: _Optional[_Union[HeadMethod, _Mapping]] = ..., layers: _Optional[_Union[LayersMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., bottleneck: _Optional[_Union[BottleneckMethod, _Mapping]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., qlora: _Optional[_Union[QloraMethod, _Mapping]] = ..., ia3: _Optional[_Union[Ia3Method, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., data: _Optional[_Union[DataOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ..., promote_if: _Optional[_Union[PromoteIf, _Mapping]] = ..., continue_from: _Optional[str] = ..., dpo: _Optional[_Union[DpoSettings, _Mapping]] = ..., classification: _Optional[_Union[ClassificationOptions, _Mapping]] = ...) -> None: ...
+    contrastive: ContrastiveOptions
+    def __init__(self, dataset: _Optional[str] = ..., eval_dataset: _Optional[str] = ..., adapter: _Optional[str] = ..., base: _Optional[str] = ..., task: _Optional[_Union[_common_pb2.Task, str]] = ..., objective: _Optional[_Union[_common_pb2.Objective, str]] = ..., head: _Optional[_Union[HeadMethod, _Mapping]] = ..., layers: _Optional[_Union[LayersMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., bottleneck: _Optional[_Union[BottleneckMethod, _Mapping]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., qlora: _Optional[_Union[QloraMethod, _Mapping]] = ..., ia3: _Optional[_Union[Ia3Method, _Mapping]] = ..., optimization: _Optional[_Union[Optimization, _Mapping]] = ..., data: _Optional[_Union[DataOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ..., promote_if: _Optional[_Union[PromoteIf, _Mapping]] = ..., continue_from: _Optional[str] = ..., dpo: _Optional[_Union[DpoSettings, _Mapping]] = ..., classification: _Optional[_Union[ClassificationOptions, _Mapping]] = ..., contrastive: _Optional[_Union[ContrastiveOptions, _Mapping]] = ...) -> None: ...
+
+class ContrastiveOptions(_message.Message):
+    __slots__ = ("scale",)
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    scale: float
+    def __init__(self, scale: _Optional[float] = ...) -> None: ...
 
 class ClassificationOptions(_message.Message):
     __slots__ = ("class_weights", "label_weights")

@@ -102,6 +102,15 @@ class ClassificationOptions:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveOptions:
+    """Settings of training vectors on pairs."""
+
+    scale: float | None = None
+    """Of cosines before the softmax over the batch; default 20."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dpo:
     """Settings of direct preference optimisation (Rafailov et al. 2023)."""
 
@@ -218,6 +227,7 @@ class TrainSpec:
     dpo: Dpo | None
     ia3: Ia3 | None
     classification: ClassificationOptions | None
+    contrastive: ContrastiveOptions | None
     optimization: Optimization | None
     data: DataOptions | None
     evaluation: EvaluationOptions | None

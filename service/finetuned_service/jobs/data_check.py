@@ -66,7 +66,9 @@ def check_datasets(task: Task, objective: Objective, rows: Dataset, held_out: Da
     _refuse_other("spec.dataset", rows, kinds, f"{_way(task, objective)} trains on")
     if held_out is None:
         return
-    allowed = kinds if rows.row_kind in GENERATION_KINDS else (rows.row_kind,)
+    # What is written, and vectors, are measured on other kinds of rows as well.
+    any_of_them = rows.row_kind in GENERATION_KINDS or task is Task.FEATURE_EXTRACTION
+    allowed = kinds if any_of_them else (rows.row_kind,)
     _refuse_other("spec.eval_dataset", held_out, allowed, f"{rows.name} is evaluated on")
     said = differing_labels(_labels(rows), _labels(held_out))
     if said:

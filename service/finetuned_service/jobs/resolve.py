@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetuned_service.errors import FinetunedError, InvalidField
-from finetuned_service.jobs.methods import MAX_RANK, BaseFacts, refuse_method, resolve_method
+from finetuned_service.jobs.methods import (
+    CLASSIFICATION_TASKS,
+    MAX_RANK,
+    BaseFacts,
+    refuse_method,
+    resolve_method,
+)
 from finetuned_service.jobs.values import (
     ClassificationOptions,
+    ContrastiveOptions,
     DataOptions,
     DpoSettings,
     Optimization,
@@ -21,9 +28,6 @@ from finetuned_service.jobs.values import (
 )
 from finetuned_service.vocabulary import ClassWeights, Method, Objective, Task
 
-CLASSIFICATION_TASKS = frozenset(
-    {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION}
-)
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MAX_ROW_TOKENS = 1024
 _CHECKPOINTS = 10
@@ -56,6 +60,7 @@ USUAL_METRIC: Mapping[tuple[Task, Objective | None], str] = {
     (Task.TEXT_CLASSIFICATION, None): "macro_f1",
     (Task.TOKEN_CLASSIFICATION, None): "entity_f1",
     (Task.IMAGE_CLASSIFICATION, None): "accuracy",
+    (Task.FEATURE_EXTRACTION, None): "mrr_at_10",
 }
 """What decides a promotion where nobody says so, by task and objective; None is any. Else exact_match."""
 
@@ -194,6 +199,9 @@ def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
             )
         )
     answers = spec.task is Task.TEXT_GENERATION
+    if not answers and spec.optimization.activation_checkpointing:
+        said = f"is on; it is for {Task.TEXT_GENERATION}, whose activations are large: unset it"
+        refusals.append(InvalidField.one("spec.optimization.activation_checkpointing", said))
     if answers and spec.evaluation.generation_max_tokens >= base.context_tokens:
         refusals.append(
             InvalidField.one(
@@ -212,6 +220,9 @@ def _weights(spec: TrainSpec) -> list[FinetunedError]:
         return [
             InvalidField.one("spec.classification", f"is set for {spec.task}; it is for {allowed}: unset it")
         ]
+    if spec.task is not Task.FEATURE_EXTRACTION and spec.contrastive != ContrastiveOptions():
+        said = f"is set for {spec.task}; it is for {Task.FEATURE_EXTRACTION}: unset it"
+        return [InvalidField.one("spec.contrastive", said)]
     if options.label_weights and options.class_weights is ClassWeights.BALANCED:
         return [
             InvalidField.one(

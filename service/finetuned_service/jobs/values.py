@@ -137,6 +137,11 @@ class ClassificationOptions(Settings):
     """Weights of the caller's own; other labels count 1."""
 
 
+class ContrastiveOptions(Settings):
+    scale: float = Field(default=20.0, gt=0, le=1000)
+    """Of cosines, before the softmax over the batch."""
+
+
 class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Resolved to 3 if max_steps is not set either."""
@@ -200,6 +205,9 @@ class PromoteIf(Settings):
         "pearson",
         "reward_accuracy",
         "reward_margin",
+        "mrr_at_10",
+        "recall_at_1",
+        "recall_at_10",
     ] = "exact_match"
     """Empty is resolved to the usual one of task and objective."""
     minimum: float | None = None
@@ -226,6 +234,8 @@ class TrainSpec(Value):
     """Of DPO; resolved where that is the objective, None elsewhere."""
     classification: ClassificationOptions = ClassificationOptions()
     """Of tasks with labels."""
+    contrastive: ContrastiveOptions = ContrastiveOptions()
+    """Of feature extraction."""
     optimization: Optimization = Optimization()
     data: DataOptions = DataOptions()
     evaluation: EvaluationOptions = EvaluationOptions()

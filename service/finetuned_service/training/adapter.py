@@ -15,6 +15,9 @@ from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.jobs.methods import MAX_RANK
 from finetuned_service.training.methods import Installed
 
+ENCODER_TASK_TYPE = "FEATURE_EXTRACTION"
+"""What PEFT is told of adapters over bases that encode: its other classes have heads with layers of their own."""
+
 
 def write_adapter(
     directory: Path, method: Installed, base: str, dtype: torch.dtype, *, task_type: str = "CAUSAL_LM"

@@ -72,6 +72,7 @@ class Trainer(Generic[R]):
         state: where to begin.
         seconds_afterwards: what the job will do after the last step, for the expected time.
         measure: measures the held-out rows; None takes their loss alone.
+        whole_batches: the loss of a row depends on the others of its step, which is then never computed in parts.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Trainer(Generic[R]):
         state: RunState,
         seconds_afterwards: float = 0.0,
         measure: Callable[[Sequence[R]], HeldOut] | None = None,
+        whole_batches: bool = False,
     ) -> None:
         self.model, self.settings, self.plan, self.patience = model, settings, plan, patience
         self.train_rows, self.heldout_rows = train_rows, heldout_rows
@@ -98,6 +100,7 @@ class Trainer(Generic[R]):
         self._order = RowOrder(len(train_rows), settings.batch_rows, settings.seed)
         self._last_steps: deque[Step] = deque(maxlen=_SPEED_STEPS)
         self._seconds_afterwards = seconds_afterwards
+        self._whole_batches = whole_batches
         self._evaluation_seconds = 0.0
         self._measure = measure or self._loss_alone
         if state.step:
@@ -125,7 +128,7 @@ class Trainer(Generic[R]):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = 0.0
-        for micro_batch in micro_batches(rows, self.settings.micro_batch_rows or len(rows)):
+        for micro_batch in self._parts(rows, self.settings.micro_batch_rows or len(rows)):
             part = self.model.loss_of(micro_batch, scale)
             part.backward()
             loss += part.item()
@@ -138,6 +141,12 @@ class Trainer(Generic[R]):
             update={"step": self.state.step + 1, "tokens": self.state.tokens + tokens}
         )
         return Step(loss, rate, tokens, time.perf_counter() - started)
+
+    def _parts(self, rows: Sequence[R], most_rows: int) -> list[list[R]]:
+        if not self._whole_batches:
+            return micro_batches(rows, most_rows)
+        size = self.settings.batch_rows
+        return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def _refuse_divergence(self, loss: float, gradient_norm: float, rate: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
@@ -166,7 +175,7 @@ class Trainer(Generic[R]):
             self.report(Notice(severity="WARNING", text=text))
 
     def _loss_alone(self, rows: Sequence[R]) -> HeldOut:
-        return HeldOut(heldout_loss(self.model, rows))
+        return HeldOut(heldout_loss(self.model, rows, self._parts(rows, EVALUATION_ROWS)))
 
     def _keep(self) -> None:
         self.checkpoints.save(self.state, self.model, self.optimizer)
@@ -207,10 +216,10 @@ class Trainer(Generic[R]):
 
 
 @torch.no_grad()
-def heldout_loss(model: Trainable[R], rows: Sequence[R]) -> float:
-    """Mean loss of what the rows supervise, in nats; at least one row."""
+def heldout_loss(model: Trainable[R], rows: Sequence[R], parts: Sequence[Sequence[R]] | None = None) -> float:
+    """Mean loss of what the rows supervise, in nats; at least one row. `parts` are computed together."""
     scale = 1.0 / sum(row.supervised_tokens for row in rows)
     model.train(mode=False)
-    loss = sum(model.loss_of(part, scale).item() for part in micro_batches(rows, EVALUATION_ROWS))
+    loss = sum(model.loss_of(part, scale).item() for part in parts or micro_batches(rows, EVALUATION_ROWS))
     model.train(mode=True)
     return loss

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.jobs.methods import CLASSIFICATION_TASKS
 from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.names import BaseName
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.data import read_job_data
+from finetuned_service.training.embeddings.pairs import read_embedding_data
 from finetuned_service.training.heads.examples import read_head_data
 from finetuned_service.training.preferences.pairs import read_pair_data
-from finetuned_service.vocabulary import DataReport, Method, Objective
+from finetuned_service.vocabulary import DataReport, Objective, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,9 @@ class RowPreview:
             InvalidData: rows that cannot be trained on, by line.
         """
         base = self.bases.path(BaseName.parse(spec.base))
-        if spec.method is Method.HEAD:
+        if spec.task is Task.FEATURE_EXTRACTION:
+            return read_embedding_data(spec, base, train_path, eval_path).report
+        if spec.task in CLASSIFICATION_TASKS:
             return read_head_data(spec, base, train_path, eval_path).report
         tokenizer = BaseTokenizer.load(base)
         if spec.objective is Objective.DPO:

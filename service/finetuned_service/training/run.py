@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from finetuned_service._version import VERSION
 from finetuned_service.adapters.files import only_low_rank
 from finetuned_service.jobs.memory import memory_report, private_memory_bytes
-from finetuned_service.jobs.methods import adds_low_rank_only
+from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, adds_low_rank_only
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import (
@@ -36,6 +36,7 @@ from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
 from finetuned_service.training.data import JobData, read_job_data
+from finetuned_service.training.embeddings.run import run_embeddings
 from finetuned_service.training.evaluate import (
     Evaluated,
     Evaluator,
@@ -56,7 +57,7 @@ from finetuned_service.training.questions import Question, matches, questions
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.stages import begin, tell_finished, tell_prepared
 from finetuned_service.training.trainable import Trainable
-from finetuned_service.vocabulary import Method, Objective
+from finetuned_service.vocabulary import Objective, Task
 
 SHOWN_ANSWERS = 8
 """To held-out preferences: no figure is made of them, but they tell what the adapter has become."""
@@ -106,7 +107,10 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     """
     torch.set_num_threads(task.limits.threads)
     transformers_logging.disable_progress_bar()
-    if task.spec.method is Method.HEAD:
+    if task.spec.task is Task.FEATURE_EXTRACTION:
+        report(Progress(phase="preparing"))
+        return run_embeddings(task, _environment(task), _digest(task), report, stop)
+    if task.spec.task in CLASSIFICATION_TASKS:
         report(Progress(phase="preparing"))
         return run_head(task, _environment(task), _digest(task), report, stop)
     job = _prepare(task, report, stop)

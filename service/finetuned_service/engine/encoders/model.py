@@ -53,6 +53,20 @@ class Forward(Protocol):
         ...
 
 
+def load_module(directory: Path) -> Any:
+    """Transformers' model of a base that encodes, frozen, its tensors mapped from model.safetensors."""
+    attention.register()
+    vision = family_of(read_config(directory)) is Family.VISION
+    module: Any = load_base(directory, attn_implementation=None if vision else attention.IMPLEMENTATION)
+    return module.requires_grad_(requires_grad=False)
+
+
+def forward_of(module: Any) -> Forward:
+    """How a model from `load_module` computes; differentiable where something in it trains."""
+    vision = family_of(module.config.to_dict()) is Family.VISION
+    return VisionForward(module) if vision else TextForward.of(module)
+
+
 @final
 class EncoderModel:
     """Owns the base; its weights are never written."""
@@ -64,25 +78,21 @@ class EncoderModel:
         """See `load`."""
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
-        vision = family_of(read_config(directory)) is Family.VISION
-        self.forward: Forward = VisionForward(module) if vision else TextForward.of(module)
+        self.forward = forward_of(module)
         self.width = width_of(read_config(directory))
         self._stored = stored_tensors(module, directory)
         self.directory = directory
         self._module = module
         self.current = CurrentStep()
         # The rows of images at a linear module are no packed batch.
-        self.sites = SiteTable((), ()) if vision else install_sites(module, self.current)
+        takes_images = isinstance(self.forward, VisionForward)
+        self.sites = SiteTable((), ()) if takes_images else install_sites(module, self.current)
         self._class_name = type(module).__name__
 
     @classmethod
     def load(cls, directory: Path) -> EncoderModel:
         """The base in `directory`, its tensors mapped from model.safetensors."""
-        attention.register()
-        vision = family_of(read_config(directory)) is Family.VISION
-        module: Any = load_base(directory, attn_implementation=None if vision else attention.IMPLEMENTATION)
-        module.requires_grad_(requires_grad=False)
-        return cls(module, directory)
+        return cls(load_module(directory), directory)
 
     @property
     def path(self) -> str:

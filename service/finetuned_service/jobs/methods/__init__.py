@@ -16,6 +16,7 @@ from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.vocabulary import Family, Method, Task
 
 __all__ = [
+    "CLASSIFICATION_TASKS",
     "MAX_RANK",
     "METHODS_OF_TASK",
     "SETTINGS_OF",
@@ -30,6 +31,10 @@ __all__ = [
 
 MAX_RANK = 1024
 """More than any TrainJob may ask for; what a server serves is its own decision."""
+CLASSIFICATION_TASKS = frozenset(
+    {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION}
+)
+"""Whose adapters end in a head."""
 _LARGEST_ELEMENT_BYTES = 4
 _USUAL_LABELS = 1000
 """How many are in the data is not known before it is read."""
@@ -39,8 +44,9 @@ SETTINGS_OF: Mapping[Method, str] = {Method.LORA: "lora", Method.HEAD: "head", M
 
 METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
     Task.TEXT_GENERATION: (Method.LORA, Method.IA3),
-    Task.TEXT_CLASSIFICATION: (Method.HEAD,),
-    Task.TOKEN_CLASSIFICATION: (Method.HEAD,),
+    Task.TEXT_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3),
+    Task.TOKEN_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3),
+    Task.FEATURE_EXTRACTION: (Method.LORA, Method.IA3),
     Task.IMAGE_CLASSIFICATION: (Method.HEAD,),
 }
 """How each task can be trained; the first is the usual way."""
@@ -48,7 +54,9 @@ METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
 
 def methods_of(family: Family) -> tuple[Method, ...]:
     """All methods with which bases of a family can be trained."""
-    return tuple(dict.fromkeys(m for task in TASKS[family] for m in METHODS_OF_TASK.get(task, ())))
+    # What becomes of an image is not trained yet.
+    tasks = [task for task in TASKS[family] if (family, task) != (Family.VISION, Task.FEATURE_EXTRACTION)]
+    return tuple(dict.fromkeys(m for task in tasks for m in METHODS_OF_TASK.get(task, ())))
 
 
 def resolve_method(spec: TrainSpec, base: BaseFacts) -> TrainSpec:
@@ -88,5 +96,7 @@ def adapter_bytes(spec: TrainSpec, base_directory: Path) -> int:
         case Method.IA3:
             elements = ia3_elements(spec.ia3, shapes)
         case Method.HEAD:
-            elements = _USUAL_LABELS * (width_of(read_config(base_directory)) + 1)
+            elements = 0
+    if spec.task in CLASSIFICATION_TASKS:
+        elements += _USUAL_LABELS * (width_of(read_config(base_directory)) + 1)
     return elements * _LARGEST_ELEMENT_BYTES

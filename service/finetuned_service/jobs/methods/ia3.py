@@ -9,9 +9,9 @@ from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, is_any_end, quoted, unknown_targets
 from finetuned_service.jobs.values import Ia3Settings
 
-IA3_OUTPUTS = ("k_proj", "v_proj", "c_attn")
+IA3_OUTPUTS = ("k_proj", "v_proj", "c_attn", "key", "value", "k_lin", "v_lin")
 """Keys and values, in the names of the architectures served."""
-IA3_FEEDFORWARD = ("down_proj", "mlp.c_proj")
+IA3_FEEDFORWARD = ("down_proj", "mlp.c_proj", "output.dense", "lin2", "ffn_output")
 """The last product of a feed-forward."""
 
 

@@ -127,6 +127,12 @@ def _classification(spec: TrainSpec) -> pb.ClassificationOptions | None:
     )
 
 
+def _contrastive(spec: TrainSpec) -> pb.ContrastiveOptions | None:
+    if spec.task is not Task.FEATURE_EXTRACTION:
+        return None
+    return pb.ContrastiveOptions(**spec.contrastive.model_dump())
+
+
 def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
     optimization = spec.optimization.model_dump(exclude={"schedule"}, exclude_none=True)
     schedule = f"LEARNING_RATE_SCHEDULE_{spec.optimization.schedule}"
@@ -142,6 +148,7 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
         dpo=pb.DpoSettings(**spec.dpo.model_dump()) if spec.dpo else None,
         **method_fields(spec),
         classification=_classification(spec),
+        contrastive=_contrastive(spec),
         optimization=pb.Optimization(**optimization, schedule=schedule),
         data=pb.DataOptions(**data, long_rows=f"LONG_ROWS_{spec.data.long_rows}"),
         evaluation=pb.EvaluationOptions(
@@ -153,6 +160,8 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
 
 def _usual_objective(task: Task) -> Objective:
     """Of the records of builds that had one for each task."""
+    if task is Task.FEATURE_EXTRACTION:
+        return Objective.CONTRASTIVE
     return Objective.SFT if task is Task.TEXT_GENERATION else Objective.CLASSIFICATION
 
 

@@ -15,6 +15,7 @@ from finetuned_service.jobs.values import (
     Baseline,
     BaselineExample,
     ClassificationOptions,
+    ContrastiveOptions,
     DataOptions,
     DpoSettings,
     EvaluationOptions,
@@ -37,6 +38,8 @@ class _Usual:
     """How a task is trained in this build."""
 
     objectives: tuple[str, ...]
+    batch_rows: int = 8
+    """More where the rows of a batch are each other's negatives."""
 
 
 _USUAL: Mapping[str, _Usual] = {
@@ -44,6 +47,7 @@ _USUAL: Mapping[str, _Usual] = {
     "TEXT_CLASSIFICATION": _Usual(("CLASSIFICATION",)),
     "TOKEN_CLASSIFICATION": _Usual(("CLASSIFICATION",)),
     "IMAGE_CLASSIFICATION": _Usual(("CLASSIFICATION",)),
+    "FEATURE_EXTRACTION": _Usual(("CONTRASTIVE",), batch_rows=32),
 }
 
 
@@ -78,7 +82,8 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         dpo=_dpo(spec.dpo) if spec.HasField("dpo") else None,
         **method_from_proto(spec, Task[task]),
         classification=_classification(spec.classification),
-        optimization=_optimization(spec.optimization),
+        contrastive=checked("spec.contrastive", ContrastiveOptions, **given(spec.contrastive, scale="scale")),
+        optimization=_optimization(spec.optimization, usual),
         data=_data_options(spec.data),
         evaluation=_evaluation(spec.evaluation),
         promote_if=_promote_if(spec.promote_if) if spec.HasField("promote_if") else None,
@@ -101,7 +106,7 @@ def _classification(options: pb.ClassificationOptions) -> ClassificationOptions:
     )
 
 
-def _optimization(optimization: pb.Optimization) -> Optimization:
+def _optimization(optimization: pb.Optimization, usual: _Usual) -> Optimization:
     schedule = enum_name(
         pb.LearningRateSchedule,
         optimization.schedule,
@@ -113,7 +118,7 @@ def _optimization(optimization: pb.Optimization) -> Optimization:
         "spec.optimization",
         Optimization,
         schedule=Schedule(schedule or Schedule.COSINE),
-        **given(optimization, **{name: name for name in names}),
+        **({"batch_rows": usual.batch_rows} | given(optimization, **{name: name for name in names})),
     )
 
 

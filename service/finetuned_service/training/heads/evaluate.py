@@ -16,11 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from finetuned_service.adapters.head import Head, Problem
-from finetuned_service.engine.choose import load_model
-from finetuned_service.engine.config import EngineConfig
-from finetuned_service.engine.messages import AdapterHandle, Encoded, Failed
-from finetuned_service.engine.offline import OfflineEngine
-from finetuned_service.errors import from_wire
+from finetuned_service.engine.messages import AdapterHandle
+from finetuned_service.training.encoded import encoded
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.features import request_of
 from finetuned_service.training.heads.model import summed_loss, targets_of
@@ -34,7 +31,6 @@ from finetuned_service.training.heads.scores import (
 from finetuned_service.vocabulary import Metric, Task
 
 Outputs = list[NDArray[np.float32]]
-_RUNNING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +46,8 @@ def answered(
     base_directory: Path, adapter: AdapterHandle, examples: Sequence[Example], head: Head, threads: int
 ) -> Outputs:
     """The outputs of the adapter's head for each example: `[1, outputs]`, or a row for each of its places."""
-    model = load_model(base_directory)
-    context = model.context_tokens
-    config = EngineConfig(
-        str(base_directory),
-        threads=threads,
-        max_running_sequences=_RUNNING,
-        kv_capacity_tokens=_RUNNING * context,
-    )
-    found: dict[int, NDArray[np.float32]] = {}
-    with OfflineEngine(model, config) as engine:
-        engine.deliver(*(replace(request_of(example, head), adapter=adapter) for example in examples))
-        while len(found) < len(examples):
-            for event in engine.step():
-                if isinstance(event, Failed):
-                    raise from_wire(event.error)
-                if isinstance(event, Encoded):
-                    found[event.request_id] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
+    requests = [replace(request_of(example, head), adapter=adapter) for example in examples]
+    found = encoded(base_directory, requests, threads)
     return [
         found[example.number][list(example.places)] if example.places else found[example.number]
         for example in examples

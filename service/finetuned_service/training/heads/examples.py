@@ -16,13 +16,14 @@ from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.engine.messages import Pixels
 from finetuned_service.errors import InvalidData, InvalidField
-from finetuned_service.jobs.values import LongRows, TrainSpec
+from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
-from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
+from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText, ScoredText
+from finetuned_service.training.fitting import TextFitter
 from finetuned_service.training.heads.weights import label_weights
-from finetuned_service.training.row_faults import RowFaults, too_long
-from finetuned_service.vocabulary import DataReport
+from finetuned_service.training.row_faults import RowFaults
+from finetuned_service.vocabulary import DataReport, Pooling
 
 LabelledRow = LabelledText | MultiLabelText | ScoredText | LabelledTokens | LabelledImage
 
@@ -79,8 +80,8 @@ def read_head_data(
         holdout_fraction=spec.data.holdout_fraction,
         seed=spec.optimization.seed,
     )
-    head = _head(spec, kind, rows.classes)
-    _, image = base_inputs(read_config(base_directory))
+    pooling, image = base_inputs(read_config(base_directory))
+    head = _head(spec, kind, rows.classes, pooling)
     encoding = _Encoding(spec, head, base_directory, image)
     train = encoding.examples(rows.train, "training row", 0)
     heldout = encoding.examples(rows.held_out, "held-out row", len(train))
@@ -105,7 +106,7 @@ def _counted(example: Example) -> EncodedRow:
     return EncodedRow(ids, [True] * len(ids))
 
 
-def _head(spec: TrainSpec, kind: type[DatasetRow], classes: tuple[str, ...]) -> Head:
+def _head(spec: TrainSpec, kind: type[DatasetRow], classes: tuple[str, ...], usual: Pooling) -> Head:
     problem = Problem.SINGLE_LABEL
     if kind is MultiLabelText:
         problem = Problem.MULTI_LABEL
@@ -115,7 +116,7 @@ def _head(spec: TrainSpec, kind: type[DatasetRow], classes: tuple[str, ...]) -> 
         raise InvalidData(
             f"the rows have {len(classes)} different labels; a head tells at least 2 apart: add rows of others"
         )
-    pooling = spec.head.pooling if kind in {LabelledText, MultiLabelText, ScoredText} else None
+    pooling = (spec.head.pooling or usual) if kind in {LabelledText, MultiLabelText, ScoredText} else None
     return Head(task=spec.task, problem=problem, labels=classes, pooling=pooling)
 
 
@@ -123,11 +124,16 @@ class _Encoding:
     """Encodes rows with resolved options and remembers what is wrong with them."""
 
     def __init__(self, spec: TrainSpec, head: Head, base_directory: Path, image: ImageInput | None) -> None:
-        self._spec, self._image = spec, image
+        self._image = image
         self._place = {label: place for place, label in enumerate(head.labels)}
-        self._tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
+        tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
+        self._texts = TextFitter(tokenizer, spec.data)
         self.faults = RowFaults()
-        self.truncated = self.dropped = 0
+        self.dropped = 0
+
+    @property
+    def truncated(self) -> int:
+        return self._texts.truncated
 
     def examples(self, rows: Iterable[DatasetRow], where: str, first: int) -> tuple[Example, ...]:
         """The rows that can be used, numbered from `first` on."""
@@ -176,7 +182,7 @@ class _Encoding:
     def _of_text(
         self, text: str, pair: str, number: int, targets: Callable[[], tuple[float, ...]]
     ) -> Example | None:
-        encoded = self._fitted(self._encoded(text, pair or None))
+        encoded = self._texts.fitted(text, pair or None)
         if encoded is None:
             return None
         shown = f"{text} | {pair}" if pair else text
@@ -184,7 +190,7 @@ class _Encoding:
 
     def _of_tokens(self, tokens: Sequence[str], tags: Sequence[str], number: int) -> Example | None:
         text = " ".join(tokens)
-        encoded = self._fitted(self._encoded(text))
+        encoded = self._texts.fitted(text)
         if encoded is None:
             return None
         tag_at = dict(zip(_starts(tokens), tags, strict=True))
@@ -197,27 +203,6 @@ class _Encoding:
         if not places:
             raise InvalidData("has no word of which the tokenizer makes a token")
         return Example(number, encoded.token_ids, tuple(targets), tuple(places), shown=text)
-
-    def _encoded(self, text: str, pair: str | None = None) -> EncodedText:
-        if self._tokenizer is None:
-            raise InvalidData("is a text; this base takes images")
-        return self._tokenizer.encode_spans(text, pair)
-
-    def _fitted(self, text: EncodedText) -> EncodedText | None:
-        """None where the row is left out."""
-        found, most = len(text.token_ids), self._spec.data.max_row_tokens or 0
-        if text.empty:
-            raise InvalidData("has no tokens")
-        if found <= most:
-            return text
-        match self._spec.data.long_rows:
-            case LongRows.REJECT:
-                raise InvalidData(too_long(found, most))
-            case LongRows.DROP:
-                return None
-            case LongRows.TRUNCATE:
-                self.truncated += 1
-                return text.only(text.kept(most, from_end=False))
 
 
 def _starts(tokens: Sequence[str]) -> Iterator[int]:

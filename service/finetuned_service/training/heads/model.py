@@ -27,20 +27,13 @@ class HeadModel:
         """
         self._head, self._features = head, features
         self._weights = None if weights is None else torch.tensor(weights)
-        width = next(iter(features.values())).shape[1]
-        self.weight = nn.Parameter(torch.zeros(head.outputs, width))
-        self.bias = nn.Parameter(torch.zeros(head.outputs))
+        self.weight, self.bias = empty_head(head, next(iter(features.values())).shape[1])
+        alone = Installed({}, config={"peft_type": HEAD_TYPE})
+        self.installed = beside_head(alone, self.weight, self.bias, head)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""
         yield from self.installed.parameters.items()
-
-    @property
-    def installed(self) -> Installed:
-        """What the adapter's files will hold."""
-        parameters = {f"{CLASSIFIER}.{WEIGHT}": self.weight, f"{CLASSIFIER}.{BIAS}": self.bias}
-        described = {HEAD_KEY: self._head.model_dump(mode="json")}
-        return Installed(parameters, config={"peft_type": HEAD_TYPE, **described})
 
     def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar."""
@@ -50,6 +43,18 @@ class HeadModel:
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Nothing behaves otherwise in training."""
+
+
+def empty_head(head: Head, width: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """`[outputs, width]` and `[outputs]` at zero."""
+    return nn.Parameter(torch.zeros(head.outputs, width)), nn.Parameter(torch.zeros(head.outputs))
+
+
+def beside_head(method: Installed, weight: nn.Parameter, bias: nn.Parameter, head: Head) -> Installed:
+    """What the files of an adapter hold that is a method's and has a head."""
+    classifier = {f"{CLASSIFIER}.{WEIGHT}": weight, f"{CLASSIFIER}.{BIAS}": bias}
+    config = {**method.config, HEAD_KEY: head.model_dump(mode="json")}
+    return Installed({**method.parameters, **classifier}, method.switched, config)
 
 
 def targets_of(rows: Sequence[Example], head: Head) -> Tensor:

@@ -1,6 +1,6 @@
-"""One TrainJob that trains a head, from its task to its result.
+"""One TrainJob that ends in a head, alone or over a method on the base, from its task to its result.
 
-Training of a head is short; a killed process begins its evaluations anew and its training at the last checkpoint.
+Such training is short; a killed process begins its evaluations anew and its training at the last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from finetuned_service.adapters.files import stored_head
+from finetuned_service.bases.family import width_of
+from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
@@ -23,8 +25,9 @@ from finetuned_service.jobs.values import (
     Progress,
 )
 from finetuned_service.storage.files import publish_directory
-from finetuned_service.training.adapter import adapter_handle, write_adapter
+from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.checkpoint import CheckpointStore
+from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import (
     HeadResult,
     answered,
@@ -39,9 +42,7 @@ from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended, Trainer
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.stages import begin, tell_finished, tell_prepared
-
-TASK_TYPE = "FEATURE_EXTRACTION"
-"""For PEFT, which has heads on classes of transformers with layers of their own below them only."""
+from finetuned_service.vocabulary import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def run_head(
     """Do the job; returns an exit code of `jobs/task.py`.
 
     Args:
-        task: whose method is HEAD.
+        task: of classification.
         environment: what repeatability depends on.
         digest: what checkpoints in the work directory belong to.
         report: takes what the job says.
@@ -139,11 +140,7 @@ def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadRes
 def _train(job: _Job) -> tuple[Ended, int]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     spec = job.task.spec
-    job.report(Progress(phase="encoding"))
-    encoder = EncoderModel.load(job.base)
-    examples = [*job.data.train, *job.data.heldout]
-    features = {number: rows.clone() for number, rows in features_of(encoder, examples, job.data.head)}
-    model = HeadModel(job.data.head, features, job.data.weights)
+    model = _model(job)
     checkpoints = CheckpointStore(job.work / "checkpoints")
     trainer = Trainer(
         model,
@@ -165,8 +162,19 @@ def _train(job: _Job) -> tuple[Ended, int]:
         directory = job.work / "adapter"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        write_adapter(directory, model.installed, spec.base, torch.float32, task_type=TASK_TYPE)
+        write_adapter(directory, model.installed, spec.base, torch.float32, task_type=ENCODER_TASK_TYPE)
     return ended, step
+
+
+def _model(job: _Job) -> HeadModel | AdaptedEncoder:
+    spec, data = job.task.spec, job.data
+    if spec.method is not Method.HEAD:
+        width = width_of(read_config(job.base))
+        return AdaptedEncoder.load(job.base, spec, data.head, width, data.weights)
+    job.report(Progress(phase="encoding"))
+    examples = [*data.train, *data.heldout]
+    found = features_of(EncoderModel.load(job.base), examples, data.head)
+    return HeadModel(data.head, {number: rows.clone() for number, rows in found}, data.weights)
 
 
 def _samples(

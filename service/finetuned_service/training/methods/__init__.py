@@ -14,7 +14,7 @@ __all__ = ["Installed", "install"]
 
 
 def install(model: Any, spec: TrainSpec) -> Installed:
-    """Put the method of a resolved spec on a frozen transformers causal LM, in place.
+    """Put the method of a resolved spec on a frozen transformers causal LM or text encoder, in place.
 
     What begins at random follows torch's generator; set its seed before.
     """

@@ -16,7 +16,6 @@ from finetuned_service.bases.family import weights_transposed
 from finetuned_service.jobs.values import Ia3Settings
 from finetuned_service.training.methods.method import (
     Installed,
-    decoder_layers,
     linear_targets,
     replace_module,
 )
@@ -46,7 +45,7 @@ def install(model: Any, settings: Ia3Settings) -> Installed:
     """IA3 on the modules that resolved settings name."""
     parameters: dict[str, nn.Parameter] = {}
     feedforward = settings.feedforward_modules or ()
-    for name, linear in list(linear_targets(model, decoder_layers(model.get_decoder()))):
+    for name, linear in list(linear_targets(model)):
         if any(is_end(target, name) for target in settings.target_modules):
             module = Ia3Linear(linear, scales_input=any(is_end(end, name) for end in feedforward))
             replace_module(model, name, module)

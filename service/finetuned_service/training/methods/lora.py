@@ -23,7 +23,6 @@ from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.training.methods.dora import DoraLinear
 from finetuned_service.training.methods.method import (
     Installed,
-    decoder_layers,
     linear_targets,
     replace_module,
 )
@@ -105,7 +104,7 @@ def install(model: Any, settings: LoraSettings) -> Installed:
     config = lora_config(settings)
     parameters: dict[str, nn.Parameter] = {}
     switched: list[nn.Module] = []
-    for name, linear in list(linear_targets(model, decoder_layers(model.get_decoder()))):
+    for name, linear in list(linear_targets(model)):
         if not config.targets(name):
             continue
         kind = DoraLinear if settings.decomposed else LoraLinear

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from finetuned_service.adapters.geometry import IN_BLOCK
+
 
 @dataclass(frozen=True, slots=True)
 class Installed:
@@ -27,11 +29,10 @@ def decoder_layers(decoder: Any) -> nn.ModuleList:
     return layers
 
 
-def linear_targets(model: nn.Module, layers: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear modules inside the decoder's layers, by their full names, in the model's order."""
-    inside = {id(module) for module in layers.modules()}
+def linear_targets(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear modules inside numbered blocks, by their full names, in the model's order."""
     for name, module in model.named_modules():
-        if id(module) in inside and isinstance(module, nn.Linear):
+        if IN_BLOCK.fullmatch(name) and isinstance(module, nn.Linear):
             yield name, module
 
 

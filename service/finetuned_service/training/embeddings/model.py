@@ -1,0 +1,73 @@
+"""A base that encodes with a method on it, trained on pairs (`training/loop.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetuned_service.engine.encoders.model import forward_of, load_module
+from finetuned_service.engine.encoders.pooling import pool
+from finetuned_service.engine.messages import Encode, Sampling, Submit
+from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
+from finetuned_service.training.embeddings.pairs import PairExample, Tokens
+from finetuned_service.training.methods import install
+from finetuned_service.vocabulary import Pooling
+
+
+class EmbeddingModel:
+    """See `training.loop.Trainable`; the rows of a call are each other's negatives."""
+
+    def __init__(self, module: Any, spec: TrainSpec, pooling: Pooling) -> None:
+        """Args:
+        module: as `load_module` gives it; changed in place.
+        spec: resolved.
+        pooling: how the vectors of a text's tokens become one.
+        """
+        torch.manual_seed(spec.optimization.seed)
+        self.installed = install(module, spec)
+        self._forward = forward_of(module)
+        self._pooling, self._scale = pooling, spec.contrastive.scale
+
+    @classmethod
+    def load(cls, directory: Path, spec: TrainSpec, pooling: Pooling) -> EmbeddingModel:
+        """The method of a resolved spec on the base in `directory`."""
+        return cls(load_module(directory), spec, pooling)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """By their names in the adapter's file, without its prefix."""
+        yield from self.installed.parameters.items()
+
+    def loss_of(self, rows: Sequence[PairExample], scale: float) -> Tensor:
+        """`scale` times the summed loss of the rows; a scalar. All have scores, or none has."""
+        anchors = self._vectors([row.anchor for row in rows])
+        candidates = [row.positive for row in rows]
+        scores = [row.score for row in rows if row.score is not None]
+        if scores:
+            targets = torch.tensor(scores, dtype=anchors.dtype)
+            return scale * cosine_loss(anchors, self._vectors(candidates), targets)
+        candidates += [negative for row in rows for negative in row.negatives]
+        same = torch.tensor([[text == row.positive for text in candidates] for row in rows])
+        return scale * in_batch_loss(anchors, self._vectors(candidates), same, self._scale)
+
+    def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
+        """Dropout of the method on or off; the base has none that trains."""
+        for module in self.installed.switched:
+            module.train(mode)
+
+    def _vectors(self, texts: Sequence[Tokens]) -> Tensor:
+        """`[N, width]`, float32 or wider; equal texts are computed once."""
+        distinct = sorted(dict.fromkeys(texts), key=len)
+        requests = [
+            Submit(number, tokens, None, Sampling(1), encode=Encode(self._pooling))
+            for number, tokens in enumerate(distinct)
+        ]
+        found = self._forward.run(requests)
+        wide = torch.promote_types(found[0].dtype, torch.float32)
+        place = {tokens: number for number, tokens in enumerate(distinct)}
+        vectors = torch.cat([pool(rows.to(wide), self._pooling) for rows in found])
+        return vectors[[place[tokens] for tokens in texts]]

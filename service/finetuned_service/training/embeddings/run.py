@@ -1,0 +1,146 @@
+"""One TrainJob that makes vectors of texts, from its task to its result."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetuned_service.adapters.files import stored_head
+from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
+from finetuned_service.jobs.values import Environment, EvaluationFinished, EvaluationSample, Notice, Progress
+from finetuned_service.storage.files import publish_directory
+from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
+from finetuned_service.training.checkpoint import CheckpointStore
+from finetuned_service.training.embeddings.evaluate import PairResult, measured
+from finetuned_service.training.embeddings.model import EmbeddingModel
+from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
+from finetuned_service.training.loop import Ended, Trainer
+from finetuned_service.training.schedule import Plan
+from finetuned_service.training.stages import begin, tell_finished, tell_prepared
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    task: TrainTask
+    data: EmbeddingData
+    environment: Environment
+    digest: str
+    report: ReportFunction
+    stop: StopFlag
+
+    @property
+    def base(self) -> Path:
+        return Path(self.task.base_directory)
+
+    @property
+    def adapter_directory(self) -> Path:
+        return Path(self.task.work_directory) / "adapter"
+
+
+def run_embeddings(
+    task: TrainTask, environment: Environment, digest: str, report: ReportFunction, stop: StopFlag
+) -> int:
+    """Do the job; returns an exit code of `jobs/task.py`. Arguments as of `heads.run.run_head`.
+
+    Raises:
+        FinetunedError: the data or the settings cannot be trained on.
+    """
+    eval_path = Path(task.eval_path) if task.eval_path else None
+    data = read_embedding_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path)
+    tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
+    job = _Job(task, data, environment, digest, report, stop)
+    baseline = _measured(job, "baseline", None)
+    incumbent = _incumbent(job)
+    ended, step = _train(job)
+    if ended is Ended.STOPPED:
+        return EXIT_STOPPED
+    adapter = _measured(job, "adapter", job.adapter_directory, step)
+    report(Progress(phase="storing"))
+    publish_directory(job.adapter_directory, Path(task.output_directory))
+    tell_finished(
+        report,
+        adapter=adapter,
+        baseline=baseline,
+        incumbent=incumbent,
+        samples=_samples(job, baseline, adapter),
+        stopped_early=ended is Ended.EARLY,
+    )
+    return EXIT_FINISHED
+
+
+def _incumbent(job: _Job) -> PairResult | None:
+    """The figures of the version that `promote_if` compares with, where it makes vectors."""
+    if not job.task.incumbent_directory:
+        return None
+    directory = Path(job.task.incumbent_directory)
+    if stored_head(directory) is not None:
+        text = "the incumbent has a head, so its figures cannot be compared with the new version's"
+        job.report(Notice(severity="WARNING", text=text))
+        return None
+    return _measured(job, "incumbent", directory)
+
+
+def _measured(job: _Job, subject: str, directory: Path | None, step: int = 0) -> PairResult | None:
+    """The figures of an adapter, or of the plain base without one; None without held-out rows."""
+    if not job.data.heldout:
+        return None
+    job.report(Progress(phase="evaluating" if subject == "adapter" else subject))
+    handle = adapter_handle(directory, job.base) if directory else None
+    result = measured(job.base, handle, job.data.heldout, job.data.pooling, job.task.limits.threads)
+    finished = {"subject": subject, "step": step, "metrics": result.metrics}
+    job.report(EvaluationFinished.model_validate(finished))
+    return result
+
+
+def _train(job: _Job) -> tuple[Ended, int]:
+    """Train to the end or until told to stop; at the end the adapter lies in its directory."""
+    spec = job.task.spec
+    model = EmbeddingModel.load(job.base, spec, job.data.pooling)
+    checkpoints = CheckpointStore(Path(job.task.work_directory) / "checkpoints")
+    trainer = Trainer(
+        model,
+        spec.optimization,
+        Plan.of(spec.optimization, spec.evaluation),
+        patience=spec.evaluation.early_stopping_patience,
+        train_rows=job.data.train,
+        heldout_rows=job.data.heldout,
+        checkpoints=checkpoints,
+        report=job.report,
+        stop=job.stop,
+        state=begin(checkpoints.latest(job.digest), job.digest, job.environment, job.report),
+        whole_batches=True,
+    )
+    ended = trainer.run()
+    best = trainer.state.best
+    step = best.step if best else trainer.state.step
+    if ended is not Ended.STOPPED:
+        checkpoints.restore_parameters(step, model)
+        shutil.rmtree(job.adapter_directory, ignore_errors=True)
+        job.adapter_directory.mkdir()
+        write_adapter(
+            job.adapter_directory, model.installed, spec.base, torch.float32, task_type=ENCODER_TASK_TYPE
+        )
+    return ended, step
+
+
+def _samples(
+    job: _Job, baseline: PairResult | None, adapter: PairResult | None
+) -> tuple[EvaluationSample, ...]:
+    if baseline is None or adapter is None:
+        return ()
+    found = zip(job.data.heldout, baseline.answers, adapter.answers, strict=True)
+    return tuple(_sample(row, plain, answer) for row, plain, answer in found)
+
+
+def _sample(row: PairExample, plain: str, answer: str) -> EvaluationSample:
+    if row.score is not None:
+        pair = f"{row.texts[0]} | {row.texts[1]}"
+        return EvaluationSample(prompt=pair, expected=f"{row.score:.3f}", baseline=plain, answer=answer)
+    expected = row.texts[1]
+    return EvaluationSample(
+        prompt=row.texts[0], expected=expected, baseline=plain, answer=answer, correct=answer == expected
+    )

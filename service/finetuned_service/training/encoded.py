@@ -1,0 +1,43 @@
+"""Inputs encoded by the engine that serves: what counts is what users will get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetuned_service.engine.choose import load_model
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.messages import Encoded, Failed, Submit
+from finetuned_service.engine.offline import OfflineEngine
+from finetuned_service.errors import from_wire
+
+_RUNNING = 64
+
+
+def encoded(base_directory: Path, requests: Sequence[Submit], threads: int) -> dict[int, NDArray[np.float32]]:
+    """What each request becomes, by its number: `[1, width]` or `[tokens, width]`, or what its adapter's head
+    makes of that.
+
+    Raises:
+        FinetunedError: an adapter cannot be applied.
+    """
+    model = load_model(base_directory)
+    config = EngineConfig(
+        str(base_directory),
+        threads=threads,
+        max_running_sequences=_RUNNING,
+        kv_capacity_tokens=_RUNNING * model.context_tokens,
+    )
+    found: dict[int, NDArray[np.float32]] = {}
+    with OfflineEngine(model, config) as engine:
+        engine.deliver(*requests)
+        while len(found) < len(requests):
+            for event in engine.step():
+                if isinstance(event, Failed):
+                    raise from_wire(event.error)
+                if isinstance(event, Encoded):
+                    found[event.request_id] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
+    return found

@@ -1,0 +1,72 @@
+"""A base that encodes with a method on it, and the head over it: they train together (`training/loop.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finetuned_service.adapters.head import Head
+from finetuned_service.engine.encoders.model import forward_of, load_module
+from finetuned_service.engine.encoders.pooling import pool
+from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.training.heads.examples import Example
+from finetuned_service.training.heads.features import request_of
+from finetuned_service.training.heads.model import beside_head, empty_head, summed_loss, targets_of
+from finetuned_service.training.methods import install
+
+
+class AdaptedEncoder:
+    """See `training.loop.Trainable`. The head begins at zero, the method where the base is as it was."""
+
+    def __init__(
+        self, module: Any, spec: TrainSpec, head: Head, width: int, weights: Sequence[float] | None = None
+    ) -> None:
+        """Args:
+        module: as `load_module` gives it; changed in place.
+        spec: resolved.
+        head: what the outputs mean.
+        width: of the vectors that the head is over.
+        weights: how much each output counts in the loss; None for all alike.
+        """
+        torch.manual_seed(spec.optimization.seed)
+        method = install(module, spec)
+        self._forward = forward_of(module)
+        self._head = head
+        self._weights = None if weights is None else torch.tensor(weights)
+        self._switched = method.switched
+        self.weight, self.bias = empty_head(head, width)
+        self.installed = beside_head(method, self.weight, self.bias, head)
+
+    @classmethod
+    def load(
+        cls, directory: Path, spec: TrainSpec, head: Head, width: int, weights: Sequence[float] | None
+    ) -> AdaptedEncoder:
+        """The method of a resolved spec on the base in `directory`."""
+        return cls(load_module(directory), spec, head, width, weights)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """By their names in the adapter's file, without its prefix."""
+        yield from self.installed.parameters.items()
+
+    def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
+        """`scale` times the summed loss of the rows; a scalar."""
+        requests = [request_of(row, self._head) for row in rows]
+        vectors: list[Tensor] = []
+        for row, request, encoded in zip(rows, requests, self._forward.run(requests), strict=True):
+            exact = encoded.float()
+            wanted = request.encode
+            pooled = pool(exact, wanted.pooling if wanted else None)
+            vectors.append(exact[list(row.places)] if row.places else pooled)
+        outputs = functional.linear(torch.cat(vectors), self.weight, self.bias)
+        targets = targets_of(rows, self._head)
+        return scale * summed_loss(outputs, targets, self._head.problem, self._weights)
+
+    def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
+        """Dropout of the method on or off; the base has none that trains."""
+        for module in self._switched:
+            module.train(mode)

@@ -1,0 +1,229 @@
+"""Training of vectors: the loss and its gradient against plain PyTorch in float64, figures against their definitions,
+and a whole job.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetuned_service.adapters.files import check_adapter
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.methods import BaseFacts, resolve_method
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished
+from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.training.embeddings.figures import rankings, retrieval
+from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
+from finetuned_service.training.embeddings.model import EmbeddingModel
+from finetuned_service.training.embeddings.pairs import PairExample
+from finetuned_service.training.run import run
+from finetuned_service.vocabulary import Method, Pooling, Task
+from scipy.stats import spearmanr
+from tiny_encoders import make_encoder_base
+from training_tasks import Reports, make_task
+from transformers import AutoModel
+
+ANIMALS = ("cat", "dog", "bird")
+PLACES = ("mat", "tree", "house")
+MOODS = ("good", "bad", "happy")
+# The first letter of each tells which belongs to which; to the base these words are all alike.
+PAIRS = [
+    {"anchor": f"{mood} {animal}", "positive": f"the {place} {verb} {word}"}
+    for mood, word in zip(MOODS, ("fine", "awful", "sad"), strict=True)
+    for animal, place in zip(ANIMALS, PLACES, strict=True)
+    for verb in ("sat", "ran", "flew")
+]
+LORA: dict[str, Any] = {"rank": 8}
+FAST = {"max_steps": 60, "batch_rows": 9, "learning_rate": 0.01}
+
+
+class Never:
+    def is_set(self) -> bool:
+        return False
+
+
+class After:
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+def by_hand(anchors: torch.Tensor, candidates: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """One row after another, each cosine by its definition."""
+    losses = []
+    for n, anchor in enumerate(anchors):
+        scores = []
+        for m, candidate in enumerate(candidates):
+            if m == n or not same[n, m]:
+                cosine = (anchor @ candidate) / (anchor.norm() * candidate.norm())
+                scores.append(torch.exp(20 * cosine))
+        own = torch.exp(20 * (anchor @ candidates[n]) / (anchor.norm() * candidates[n].norm()))
+        losses.append(-torch.log(own / torch.stack(scores).sum()))
+    return torch.stack(losses).sum()
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_formula() -> None:
+    torch.manual_seed(0)
+    anchors = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    candidates = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    same = torch.zeros(4, 7, dtype=torch.bool)
+    same[0, 0] = same[0, 2] = same[2, 2] = same[2, 0] = True
+    found, expected = in_batch_loss(anchors, candidates, same, 20.0), by_hand(anchors, candidates, same)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(found, [anchors, candidates]),
+        torch.autograd.grad(expected, [anchors, candidates]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    scores = torch.tensor([1.0, 0.0, -0.5, 0.25], dtype=torch.float64)
+    cosines = torch.stack([a @ c / (a.norm() * c.norm()) for a, c in zip(anchors, candidates, strict=False)])
+    torch.testing.assert_close(
+        cosine_loss(anchors, candidates[:4], scores), ((cosines - scores) ** 2).sum(), rtol=1e-12, atol=0
+    )
+
+
+def test_a_model_s_gradient_is_that_of_a_plain_loop_in_float64(encoder: Path) -> None:
+    rows = [
+        PairExample((2, 7, 9, 3), (2, 5, 3), ((2, 11, 12, 3),)),
+        PairExample((2, 8, 3), (2, *range(5, 15), 3)),
+        PairExample((2, 10, 3), (2, 5, 3)),  # the positive of the first: no negative of it
+    ]
+    wanted = TrainSpec.model_validate(
+        {"dataset": "", "adapter": "", "task": "feature-extraction", "lora": LORA}
+    )
+    spec = resolve_method(wanted, BaseFacts.of_directory(encoder))
+    ours = EmbeddingModel.load(encoder, spec, Pooling.MEAN)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    loss = ours.loss_of(rows, 1 / len(rows))
+    loss.backward()
+
+    plain: Any = AutoModel.from_pretrained(encoder, attn_implementation="eager", add_pooling_layer=False)
+    plain = plain.double().eval()
+    leaves: dict[str, torch.Tensor] = {
+        name: parameter.detach().double().requires_grad_() for name, parameter in ours.named_parameters()
+    }
+    scaling = 2.0
+    merged = dict(plain.named_parameters())
+    for name, weight in plain.named_parameters():
+        module = name.removesuffix(".weight")
+        if f"{module}.lora_A.weight" in leaves:
+            update = leaves[f"{module}.lora_B.weight"] @ leaves[f"{module}.lora_A.weight"]
+            merged[name] = weight.detach() + scaling * update
+
+    def vector(tokens: tuple[int, ...]) -> torch.Tensor:
+        inputs = {"input_ids": torch.tensor([tokens])}
+        out: Any = torch.func.functional_call(plain, merged, kwargs=inputs)
+        return out.last_hidden_state[0].mean(0)
+
+    anchors = torch.stack([vector(row.anchor) for row in rows])
+    texts = [row.positive for row in rows] + [negative for row in rows for negative in row.negatives]
+    same = torch.tensor([[text == row.positive for text in texts] for row in rows])
+    expected = by_hand(anchors, torch.stack([vector(text) for text in texts]), same) / len(rows)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.double(), leaves[name].grad, rtol=2e-3, atol=2e-5)
+
+
+def test_figures_are_their_definitions() -> None:
+    queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=np.float32)
+    corpus = np.array([[0.0, 2.0], [3.0, 0.1], [1.0, 0.9]], dtype=np.float32)
+    ranked = rankings(queries, corpus)
+    assert ranked.tolist() == [[1, 2, 0], [0, 2, 1], [2, 1, 0]]
+    figures = retrieval(ranked, [frozenset({1}), frozenset({2}), frozenset({0, 2})])
+    assert figures == {
+        "mrr_at_10": pytest.approx((1 + 1 / 2 + 1) / 3),
+        "recall_at_1": pytest.approx((1 + 0 + 1 / 2) / 3),
+        "recall_at_10": 1.0,
+    }
+
+
+def figures(metrics: Any) -> dict[str, float]:
+    return {metric.name: metric.value for metric in metrics}
+
+
+def train(directory: Path, base: Path, rows: Any, **spec: Any) -> tuple[Any, Any]:
+    settings = {"task": "feature-extraction", "lora": LORA, "optimization": FAST, **spec}
+    task = make_task(directory, base, train=rows, **settings)
+    reports = Reports()
+    assert run(task, reports, Never()) == EXIT_FINISHED
+    return reports.of(TrainFinished)[0], task
+
+
+def test_texts_that_belong_together_are_found(encoder: Path, tmp_path: Path) -> None:
+    finished, task = train(tmp_path, encoder, PAIRS, heldout=PAIRS)
+    facts = check_adapter(Path(task.output_directory), BaseGeometry.of_directory(encoder), 64)
+    assert (facts.method, facts.task, facts.head) == (Method.LORA, Task.FEATURE_EXTRACTION, None)
+    found, plain = figures(finished.metrics), figures(finished.baseline_metrics)
+    assert set(found) == {"mrr_at_10", "recall_at_1", "recall_at_10"}
+    assert found["mrr_at_10"] > 0.9
+    assert plain["mrr_at_10"] < 0.6
+    # Three texts belong to each anchor, and one is the first.
+    assert found["recall_at_1"] == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_scored_pairs_are_learned_and_measured_by_their_order(encoder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"sentence1": f"the {a}", "sentence2": f"a {b} {word}", "score": score}
+        for a in ANIMALS
+        for b in ANIMALS
+        for word, score in (("good", 0.9), ("bad", -0.2))
+    ]
+    finished, _ = train(tmp_path, encoder, rows, heldout=rows)
+    assert figures(finished.metrics)["spearman"] > figures(finished.baseline_metrics)["spearman"] + 0.2
+    sample = finished.samples[0]
+    expected = [float(s.expected) for s in finished.samples]
+    found = [float(s.answer) for s in finished.samples]
+    assert figures(finished.metrics)["spearman"] == pytest.approx(
+        spearmanr(expected, found).statistic, abs=0.02
+    )
+    assert " | " in sample.prompt
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_path: Path) -> None:
+    _, whole = train(tmp_path / "whole", encoder, PAIRS, lora={"rank": 4, "dropout": 0.1})
+    settings = {"task": "feature-extraction", "lora": {"rank": 4, "dropout": 0.1}, "optimization": FAST}
+    task = make_task(tmp_path / "parts", encoder, train=PAIRS, **settings)
+    assert run(task, Reports(), After(23)) == EXIT_STOPPED
+    assert run(task, Reports(), Never()) == EXIT_FINISHED
+    digests = [
+        check_adapter(Path(made.output_directory), BaseGeometry.of_directory(encoder), 64).digest
+        for made in (whole, task)
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"sentence1": "a", "sentence2": "b", "score": 4.2}] * 3,
+            "training row 1 has the score 4.2; a cosine",
+        ),
+        ([{"anchor": "the cat " * 30, "positive": "b"}] * 3, "training row 1 has 62 tokens"),
+        ([{"anchor": "a", "positive": "b"}], "1 rows are left to train on"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(
+    encoder: Path, tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    task = make_task(tmp_path, encoder, train=rows, heldout=rows, task="feature-extraction", lora=LORA)
+    with pytest.raises(InvalidData, match=message):
+        run(task, Reports(), Never())

@@ -1,0 +1,177 @@
+"""Methods on a base that encodes, with a head over it: the loss curve of transformers with PEFT, then its outputs from
+the files, by the engine that serves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetuned_service.adapters.files import check_adapter
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.jobs.methods import BaseFacts, resolve_method
+from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
+from finetuned_service.training.heads.adapted import AdaptedEncoder
+from finetuned_service.training.heads.evaluate import answered
+from finetuned_service.training.heads.examples import Example
+from finetuned_service.vocabulary import Pooling, Task
+from peft import IA3Config, LoraConfig, get_peft_model
+from tiny_encoders import make_encoder_base
+from tiny_models import peft_warnings_allowed
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+STEPS = 6
+RATE = 2e-2
+TARGETS = ["query", "value", "dense"]
+IA3_TARGETS = {"target_modules": ["key", "value", "output.dense"], "feedforward_modules": ["output.dense"]}
+LORA: dict[str, Any] = {"rank": 4, "alpha": 6.0, "target_modules": TARGETS}
+PEFT_LORA: dict[str, Any] = {
+    "r": 4,
+    "lora_alpha": 6,
+    "target_modules": TARGETS,
+    "modules_to_save": ["classifier"],
+}
+METHODS: dict[str, tuple[dict[str, Any], Any]] = {
+    "lora": ({"lora": LORA}, LoraConfig(**PEFT_LORA)),
+    "dora": ({"lora": LORA | {"decomposed": True}}, LoraConfig(**PEFT_LORA, use_dora=True)),
+    "ia3": ({"method": "IA3", "ia3": IA3_TARGETS}, IA3Config(**IA3_TARGETS, modules_to_save=["classifier"])),
+}
+TEXT = Task.TEXT_CLASSIFICATION
+HEADS = {
+    "one label": Head(task=TEXT, problem=Problem.SINGLE_LABEL, labels=("a", "b", "c"), pooling=Pooling.CLS),
+    "several labels": Head(
+        task=TEXT, problem=Problem.MULTI_LABEL, labels=("a", "b", "c"), pooling=Pooling.CLS
+    ),
+    "a number": Head(task=TEXT, problem=Problem.REGRESSION, pooling=Pooling.CLS),
+    "tags": Head(task=Task.TOKEN_CLASSIFICATION, problem=Problem.SINGLE_LABEL, labels=("a", "b", "c")),
+}
+TOKENS = [(2, 7, 9, 3), (2, 5, 3), (2, 8, 8, 3), (2, *range(5, 20), 3)]
+
+
+class FirstToken(nn.Module):
+    """In the place of BERT's pooler, which bases are stored without."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden[:, 0]
+
+
+def examples(head: Head) -> list[Example]:
+    targets: dict[Problem, list[tuple[float, ...]]] = {
+        Problem.SINGLE_LABEL: [(0,), (1,), (2,), (1,)],
+        Problem.MULTI_LABEL: [(0, 1, 1), (1, 0, 0), (0, 0, 0), (1, 1, 1)],
+        Problem.REGRESSION: [(0.5,), (-1.0,), (2.0,), (0.0,)],
+    }
+    if head.task is Task.TOKEN_CLASSIFICATION:
+        places = [(1, 2), (1,), (1, 2), (1, 4, 9)]
+        return [
+            Example(number, tokens, tuple(float(place % 3) for place in at), at)
+            for number, (tokens, at) in enumerate(zip(TOKENS, places, strict=True))
+        ]
+    rows = zip(TOKENS, targets[head.problem], strict=True)
+    return [Example(number, tokens, target) for number, (tokens, target) in enumerate(rows)]
+
+
+def reference(base: Path, head: Head, config: Any, ours: AdaptedEncoder) -> Any:
+    """transformers' own model with PEFT on it, beginning where ours does."""
+    tags = head.task is Task.TOKEN_CLASSIFICATION
+    kind = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
+    plain: Any = kind.from_pretrained(base, num_labels=head.outputs, attn_implementation="eager")
+    if not tags:
+        plain.bert.pooler = FirstToken()
+    with peft_warnings_allowed():
+        model: Any = get_peft_model(plain, config).eval()
+    begun = dict(ours.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.zero_()
+            elif "lora_A" in name:
+                own = name.removeprefix("base_model.model.bert.").replace(".default", "")
+                parameter.copy_(begun[own])
+    return model
+
+
+def reference_loss(model: Any, rows: list[Example], head: Head) -> Tensor:
+    """The mean loss as transformers' heads compute it, each row alone."""
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row.token_ids])).logits[0]
+        logits = logits[list(row.places)] if row.places else logits[None]
+        target = torch.tensor([row.targets], dtype=torch.float32)
+        if head.problem is Problem.SINGLE_LABEL:
+            total = total + functional.cross_entropy(logits, target[0].long(), reduction="sum")
+        elif head.problem is Problem.MULTI_LABEL:
+            total = total + functional.binary_cross_entropy_with_logits(logits, target)
+        else:
+            total = total + functional.mse_loss(logits, target)
+        count += row.supervised_tokens
+    return total / count
+
+
+def curve(parameters: list[nn.Parameter], loss_of_all: Any) -> list[float]:
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    losses = []
+    for _ in range(STEPS):
+        loss = loss_of_all()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("lora", "one label"),
+        ("lora", "tags"),
+        ("dora", "several labels"),
+        ("ia3", "a number"),
+    ],
+)
+def test_the_loss_curve_and_the_outputs_are_those_of_peft(
+    base: Path, tmp_path: Path, method: str, kind: str
+) -> None:
+    settings, config = METHODS[method]
+    head = HEADS[kind]
+    facts = BaseFacts.of_directory(base)
+    spec = resolve_method(
+        TrainSpec.model_validate({"dataset": "", "adapter": "", "task": head.task, **settings}), facts
+    )
+    ours = AdaptedEncoder.load(base, spec, head, facts.hidden_size, None)
+    theirs = reference(base, head, config, ours)
+    rows = examples(head)
+    scale = 1 / sum(row.supervised_tokens for row in rows)
+    # In two parts: accumulation equals the whole batch.
+    parts = [rows[:1], rows[1:]]
+    found = curve(
+        [parameter for _, parameter in ours.named_parameters()],
+        lambda: torch.stack([ours.loss_of(part, scale) for part in parts]).sum(),
+    )
+    expected = curve(
+        [parameter for parameter in theirs.parameters() if parameter.requires_grad],
+        lambda: reference_loss(theirs, rows, head),
+    )
+    assert expected[-1] < expected[0]
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+
+    write_adapter(tmp_path, ours.installed, "bases/tiny", torch.float32, task_type=ENCODER_TASK_TYPE)
+    assert check_adapter(tmp_path, BaseGeometry.of_directory(base), 64).head == head
+    outputs = answered(base, adapter_handle(tmp_path, base), rows, head, 1)
+    with torch.no_grad():
+        for row, output in zip(rows, outputs, strict=True):
+            logits = theirs(input_ids=torch.tensor([row.token_ids])).logits[0]
+            logits = logits[list(row.places)] if row.places else logits[None]
+            np.testing.assert_allclose(output, logits.numpy(), rtol=5e-3, atol=2e-3)
