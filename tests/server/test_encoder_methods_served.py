@@ -143,12 +143,14 @@ def test_an_export_is_imported_and_answers_alike(encoder: TinyServer, tmp_path: 
             tmp_path / "files", name, expected_base_digest=version.base_digest
         )
         assert again.digest == version.digest
-        client.adapters.set_alias(name, "best", 2)
+        client.adapters.set_alias(f"{name}@best", 2)
         assert ask(client, name) == before
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_stored(encoder: TinyServer, tmp_path: Path) -> None:
-    scored = write(tmp_path / "far.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 4.5}] * 4)
+    scored = write(
+        tmp_path / "far.jsonl", [{"sentence1": word, "sentence2": "b", "score": 4.5} for word in "cdef"]
+    )
     with Client(encoder.endpoint) as client:
         client.datasets.upload(scored, "far")
         jobs = len(list(client.jobs.list()))
