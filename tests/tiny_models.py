@@ -184,8 +184,11 @@ def load_peft(base_directory: Path, adapter: TinyAdapter | None, dtype: torch.dt
 
 @contextmanager
 def peft_warnings_allowed() -> Generator[None]:
-    """PEFT 0.21 asks transformers 5 for a property that it is about to remove."""
+    """PEFT 0.21 asks transformers 5 for a property that it is about to remove, and has advice about tied heads."""
     with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning
+        )
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         yield
 

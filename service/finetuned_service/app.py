@@ -137,6 +137,7 @@ class Server:
             resident_base=name,
             report=RowPreview(bases),
             max_rank=settings.max_lora_rank,
+            adapter_room_bytes=min(settings.adapter_host_bytes, settings.adapter_device_bytes),
         )
         imports = AdapterImports(
             registry=registry,

@@ -14,7 +14,6 @@ from finetuned import (
     Deadlines,
     Dpo,
     EvaluationOptions,
-    Head,
     Ia3,
     JobEvent,
     JobKind,
@@ -27,6 +26,7 @@ from finetuned import (
     Optimization,
     PromoteIf,
     RetryPolicy,
+    Task,
     WeightFormat,
 )
 from finetuned.errors import (
@@ -131,8 +131,8 @@ def test_a_job_has_the_method_that_was_chosen(client: Any) -> None:
     assert client.adapters.version("mine@1").method is Method.IA3
     with pytest.raises(ValueError, match="one method; given: lora, ia3"):
         client.train(dataset="rows", adapter="mine", lora=Lora(), ia3=ia3)
-    with pytest.raises(Unimplemented, match=r"METHOD_HEAD.*METHOD_LORA, METHOD_IA3"):
-        client.train(dataset="rows", adapter="mine", head=Head())
+    with pytest.raises(Unimplemented, match=r"METHOD_IA3.*METHOD_HEAD"):
+        client.train(dataset="rows", adapter="mine", task=Task.TEXT_CLASSIFICATION, ia3=ia3)
 
 
 def test_settings_that_are_not_given_are_not_sent(client: Any, fake_server: FakeServer) -> None:

@@ -10,9 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetuned import Client, EvaluationOptions, Ia3, Lora, Method, Optimization, errors
+import torch
+from finetuned import (
+    Bottleneck,
+    BottleneckPlacement,
+    Client,
+    EvaluationOptions,
+    Full,
+    Head,
+    Ia3,
+    Layers,
+    Lora,
+    Method,
+    Optimization,
+    Pooling,
+    Qlora,
+    errors,
+)
+from finetuned_service.adapters.layouts import PREFIX
 from finetuned_service.text.tokenizer import BaseTokenizer
 from peft import PeftModel
+from safetensors.torch import load_file
 from served_oracle import PROMPT, ask, check_against_oracle
 from tiny_models import load_plain, peft_warnings_allowed
 from tiny_server import TinyServer, make_data_directory, running
@@ -31,9 +49,24 @@ METHODS: dict[str, tuple[Method, int, dict[str, Any]]] = {
             )
         },
     ),
+    "saved": (
+        Method.LORA,
+        3,
+        {"lora": Lora(rank=4, target_modules=("q_proj",), modules_to_save=("lm_head",))},
+    ),
     "ia3": (Method.IA3, 6, {"ia3": Ia3()}),
+    "houlsby": (Method.BOTTLENECK, 4, {"bottleneck": Bottleneck(reduction_factor=8)}),
+    "pfeiffer": (
+        Method.BOTTLENECK,
+        2,
+        {"bottleneck": Bottleneck(placement=BottleneckPlacement.PFEIFFER, width=4)},
+    ),
+    "head": (Method.HEAD, 1, {"head": Head()}),
+    "layers": (Method.LAYERS, 10, {"layers": Layers(last=1, modules=("model.norm",))}),
+    "full": (Method.FULL, 20, {"full": Full()}),
 }
 """By adapter: the method, how many modules it changes, its settings."""
+IN_PEFT = ("dora", "patterns", "saved", "ia3")
 
 
 def train(client: Client, adapter: str, settings: dict[str, Any], **others: Any) -> Any:
@@ -67,9 +100,41 @@ def client(trained: TinyServer) -> Iterator[Client]:
         yield found
 
 
-def oracle(server: TinyServer, directory: Path) -> Any:
-    with peft_warnings_allowed():
-        return PeftModel.from_pretrained(load_plain(server.base_directory), str(directory)).eval()
+def oracle(server: TinyServer, name: str, directory: Path) -> Any:
+    """PEFT where it has the method; else plain transformers, its parameters or layers changed by hand."""
+    model = load_plain(server.base_directory)
+    if name in IN_PEFT:
+        with peft_warnings_allowed():
+            return PeftModel.from_pretrained(model, str(directory)).eval()
+    tensors = {
+        n.removeprefix(PREFIX): t for n, t in load_file(directory / "adapter_model.safetensors").items()
+    }
+    if METHODS[name][0] is Method.BOTTLENECK:
+        for module in {n.partition(".adapter_")[0] for n in tensors}:
+            add_bottleneck(model.get_submodule(module), tensors, module)
+        return model
+    if name == "head":
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for parameter, tensor in tensors.items():
+            own[parameter].copy_(tensor)
+    return model
+
+
+def add_bottleneck(module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
+    down, bias, up, up_bias = (
+        tensors[f"{name}.adapter_{part}"] for part in ("down.weight", "down.bias", "up.weight", "up.bias")
+    )
+    forward = module.forward
+
+    def added(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        h = output[0] if isinstance(output, tuple) else output
+        h = h + torch.nn.functional.gelu(h @ down.T + bias) @ up.T + up_bias
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    module.forward = added
 
 
 def test_all_methods_are_served_in_one_batch_as_each_is_alone(
@@ -83,7 +148,7 @@ def test_all_methods_are_served_in_one_batch_as_each_is_alone(
     for name, reply in replies.items():
         assert name is not None
         client.adapters.export(name, tmp_path / name)
-        check_against_oracle(reply, oracle(trained, tmp_path / name), prompt)
+        check_against_oracle(reply, oracle(trained, name, tmp_path / name), prompt)
         assert (reply.served_by.label, reply.served_by.modules) == (f"{name}@1", METHODS[name][1])
 
 
@@ -103,17 +168,51 @@ def test_a_version_tells_its_method_and_an_export_is_imported_as_the_same(
 
 
 def test_the_server_tells_the_methods_and_a_job_its_resolved_settings(client: Client) -> None:
-    assert client.server_info().methods == (Method.LORA, Method.IA3)
+    assert set(client.server_info().methods) == {method for method, _, _ in METHODS.values()} | {Method.QLORA}
     job = train(client, "checked", {"ia3": Ia3()}, validate_only=True)
     assert job.train.lora is None
     assert job.train.ia3 == Ia3(
         target_modules=("down_proj", "k_proj", "v_proj"), feedforward_modules=("down_proj",)
     )
+    job = train(client, "checked", {"bottleneck": Bottleneck()}, validate_only=True)
+    assert (job.train.bottleneck.width, job.train.bottleneck.target_modules) == (
+        3,
+        tuple(f"model.layers.{number}.{part}" for number in (0, 1) for part in ("mlp", "self_attn")),
+    )
+    job = train(client, "checked", {"layers": Layers()}, validate_only=True)
+    assert job.train.layers == Layers(last=1, layers=(1,))
 
 
 @pytest.mark.parametrize(
     ("settings", "field", "said"),
     [
+        (
+            {"lora": Lora(modules_to_save=("pooler",))},
+            "spec.lora.modules_to_save",
+            "modules with parameters are down_proj, embed_tokens",
+        ),
+        ({"lora": Lora(modules_to_save=("q_proj",))}, "spec.lora.modules_to_save", "are targets, too"),
+        ({"bottleneck": Bottleneck(width=49)}, "spec.bottleneck.width", "1 to 48"),
+        (
+            {"bottleneck": Bottleneck(reduction_factor=0.5)},
+            "spec.bottleneck.reduction_factor",
+            "greater than",
+        ),
+        (
+            {"bottleneck": Bottleneck(target_modules=("q_proj",))},
+            "spec.bottleneck.target_modules",
+            "and their parts: mlp, self_attn",
+        ),
+        ({"layers": Layers(last=3)}, "spec.layers.last", "the base has 2 layers: 1 to 2"),
+        ({"layers": Layers(layers=(0, 2))}, "spec.layers.layers", "names 2; the base's layers are 0 to 1"),
+        ({"layers": Layers(modules=("pooler",))}, "spec.layers.modules", "embed_tokens"),
+        ({"qlora": Qlora()}, "spec.qlora", "is for bases stored as INT8 or NF4; bases/tiny is FP32"),
+        (
+            {"qlora": Qlora(lora=Lora(modules_to_save=("lm_head",)))},
+            "spec.qlora.lora.modules_to_save",
+            "cannot train whole",
+        ),
+        ({"head": Head(pooling=Pooling.CLS)}, "spec.head.pooling", "leave it out"),
         (
             {"lora": Lora(target_modules=("c_attn",))},
             "spec.lora.target_modules",
@@ -144,3 +243,24 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_stored(
         train(client, "refused", settings)
     assert field in {violation.field for violation in refused.value.violations}
     assert len(list(client.jobs.list())) == jobs
+
+
+def test_low_rank_updates_train_over_a_quantized_base_and_are_served_on_it(tmp_path: Path) -> None:
+    make_data_directory(tmp_path, hidden_size=64, intermediate_size=128, num_attention_heads=8)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "say {n}", "completion": "{n} it is"}}\n' for n in range(20)))
+    with running(tmp_path / "data") as server, Client(server.endpoint) as client:
+        client.datasets.upload(rows, "rows")
+        job = client.jobs.wait(client.quantize("NF4", "packed").name, timeout_seconds=600.0).check()
+        assert job.quantize_result is not None
+        packed = job.quantize_result.base
+        with pytest.raises(errors.InvalidField, match="stored as NF4; METHOD_LORA trains over FP32 and BF16"):
+            train(client, "mine", {"lora": Lora()}, base=packed)
+        job = train(client, "mine", {"qlora": Qlora(lora=Lora(rank=4))}, base=packed)
+        client.jobs.wait(job.name, timeout_seconds=600.0).check()
+        assert client.adapters.version("mine@1").method is Method.QLORA
+    with running(tmp_path / "data", base=packed) as server, Client(server.endpoint) as client:
+        adapted, plain = ask(client, "mine"), ask(client, None)
+        assert (adapted.served_by.modules, plain.served_by.modules) == (14, 0)
+        assert [told.logprob for told in adapted.logprobs] != [told.logprob for told in plain.logprobs]
+        assert client.server_info().resident_base_digest == adapted.served_by.base_digest

@@ -90,15 +90,6 @@ def test_a_task_that_a_decoder_is_not_for(channel: grpc.Channel, task: str) -> N
     assert "a decoder (LlamaForCausalLM), which can be asked to generate" in found.message
 
 
-@pytest.mark.parametrize("method", ["head", "layers", "full", "bottleneck", "qlora"])
-def test_method_of_later_builds_is_unimplemented(channel: grpc.Channel, method: str) -> None:
-    spec = job_pb2.TrainSpec(dataset=f"{TENANT}/datasets/x", adapter=f"{TENANT}/adapters/x")
-    getattr(spec, method).SetInParent()
-    asked = tuning_service_pb2.TrainJobRequest(parent=TENANT, spec=spec)
-    found = refusal_of(lambda: TuningServiceStub(channel).TrainJob(asked))
-    assert (found.code, found.metadata["feature"]) == ("UNIMPLEMENTED", f"METHOD_{method.upper()}")
-
-
 def test_unknown_resources_are_not_found(channel: grpc.Channel) -> None:
     asked = request()
     asked.adapter = f"{TENANT}/adapters/nobody"

@@ -146,7 +146,7 @@ def test_harmless_keys_pass(changes: dict[str, Any]) -> None:
         ({"bias": None}, "bias", 'is None; allowed: "none"'),
         ({"lora_bias": True}, "lora_bias", "only null, false or empty is supported"),
         ({"use_dora": 1}, "use_dora", "is 1; expected true or false"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save", "is ['lm_head']; only null"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save", "is 'lm_head'; expected a list of module names"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "layer_replication", "only null"),
         ({"fan_in_fan_out": 1}, "fan_in_fan_out", "expected true or false"),
         ({"target_parameters": ["experts.up"]}, "target_parameters", "only null"),

@@ -69,7 +69,24 @@ def write_base(directory: Path) -> None:
 def test_of_directory_tells_digests_and_shapes(tmp_path: Path) -> None:
     write_base(tmp_path)
     geometry = BaseGeometry.of_directory(tmp_path)
-    assert geometry == BaseGeometry(DIGEST, ROOT, shapes_of(tiny_llama()))
+    model = tiny_llama()
+    assert geometry == BaseGeometry(
+        DIGEST,
+        ROOT,
+        shapes_of(model),
+        sublayers={
+            f"model.layers.{number}{part}": 32 for number in (0, 1) for part in ("", ".mlp", ".self_attn")
+        },
+        parameters={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+    )
+
+
+def test_a_head_that_the_embedding_is_counts_as_a_parameter(tmp_path: Path) -> None:
+    model = tiny_llama(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    geometry = BaseGeometry.of_files(tmp_path)
+    assert geometry.parameters["lm_head.weight"] == geometry.parameters["model.embed_tokens.weight"]
+    assert geometry.tied == {"model.embed_tokens.weight": ("lm_head",)}
 
 
 def no_weights(directory: Path) -> None:

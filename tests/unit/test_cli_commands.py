@@ -167,6 +167,7 @@ def test_train_sends_its_options(run: Run, rows: Path, server: FakeServer) -> No
         "decomposed": False,
         "rank_pattern": {},
         "alpha_pattern": {},
+        "modules_to_save": [],
     }
     assert spec["optimization"]["schedule"] == "LINEAR"
     assert spec["optimization"]["learning_rate"] == 1e-3
@@ -200,12 +201,23 @@ def test_train_by_another_method(run: Run, rows: Path) -> None:
     assert dora["alpha_pattern"] == {"q_proj": 1.5}
     ia3 = trained("--method ia3 --target-module down_proj --feedforward-module down_proj")["ia3"]
     assert ia3 == {"target_modules": ["down_proj"], "feedforward_modules": ["down_proj"]}
+    bottleneck = trained("--method bottleneck --placement pfeiffer --reduction-factor 8 --activation relu")
+    assert bottleneck["bottleneck"]["placement"] == "PFEIFFER"
+    assert bottleneck["bottleneck"]["reduction_factor"] == 8.0
+    layers = trained("--method layers --last 2 --layer 0 --layer 3 --module model.norm")["layers"]
+    assert layers == {"last": 2, "layers": [0, 3], "modules": ["model.norm"]}
+    assert trained("--method full")["full"] == {}
+    assert trained("--method head")["head"] is not None
+    assert trained("--method qlora --rank 4")["qlora"]["lora"]["rank"] == 4
+    assert trained("--save-module lm_head")["lora"]["modules_to_save"] == ["lm_head"]
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ("--method ia3 --rank 4", "rank is no setting of ia3"),
+        ("--last 2", "last is no setting of lora"),
+        ("--method full --rank 4", "rank is no setting of full"),
         ("--rank-of q_proj", "is 'q_proj'; expected MODULE=NUMBER"),
         ("--alpha-of q_proj=much", "expected MODULE=NUMBER"),
     ],

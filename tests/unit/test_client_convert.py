@@ -15,11 +15,14 @@ from finetuned import (
     AdapterVersion,
     Alias,
     Base,
+    Bottleneck,
+    BottleneckActivation,
     Dataset,
     Ia3,
     Job,
     JobEvent,
     JobState,
+    Layers,
     LearningRateSchedule,
     Lora,
     Optimization,
@@ -55,10 +58,6 @@ PAIRS: list[tuple[type[Message], type]] = [
 ]
 LATER = {
     "TrainSpec": {
-        "layers",
-        "full",
-        "bottleneck",
-        "qlora",
         "continue_from",
     },
 }
@@ -175,6 +174,8 @@ def test_what_a_newer_server_sends_is_unknown_not_an_error() -> None:
         (Lora(rank=1, target_modules=("q", "k")), job_pb2.LoraMethod),
         (Lora(rank_pattern={"q": 2}, alpha_pattern={"k": 0.5}), job_pb2.LoraMethod),
         (Ia3(target_modules=("q", "k"), feedforward_modules=("k",)), job_pb2.Ia3Method),
+        (Bottleneck(width=3, activation=BottleneckActivation.SILU), job_pb2.BottleneckMethod),
+        (Layers(last=2, layers=(0, 3), modules=("model.norm",)), job_pb2.LayersMethod),
         (Optimization(epochs=0.5, seed=0, schedule=LearningRateSchedule.CONSTANT), job_pb2.Optimization),
         (DataOptions(holdout_fraction=0.0), job_pb2.DataOptions),
         (EvaluationOptions(), job_pb2.EvaluationOptions),

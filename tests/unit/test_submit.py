@@ -15,7 +15,6 @@ from finetuned_service.errors import (
     NotFound,
     QuotaExceeded,
     RequestIdReused,
-    Unimplemented,
 )
 from finetuned_service.jobs.store import JobFilter
 from finetuned_service.jobs.submit import Submission
@@ -32,7 +31,7 @@ from finetuned_service.jobs.values import (
 from finetuned_service.names import BaseName
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
-from finetuned_service.vocabulary import DataReport, Objective, Task, WeightFormat
+from finetuned_service.vocabulary import DataReport, Method, Objective, Task, WeightFormat
 from tiny_files import write_base
 from tiny_jobs import NO_REQUEST, TENANT
 from tiny_worker import Workplace
@@ -84,6 +83,7 @@ def submission(place, rows) -> Submission:
         resident_base=BaseName("tiny"),
         report=rows,
         max_rank=64,
+        adapter_room_bytes=100_000,
     )
 
 
@@ -317,7 +317,12 @@ def test_the_bases_of_the_tenant_and_the_shared_ones_can_be_trained_on(submissio
             InvalidField,
             "spec.lora.rank_pattern.q_proj: is 65; this server serves",
         ),
-        ({"base": "bases/int8"}, Unimplemented, "training on a INT8 base"),
+        ({"base": "bases/int8"}, InvalidField, "stored as INT8; METHOD_LORA trains.*choose METHOD_QLORA"),
+        (
+            {"method": Method.QLORA},
+            InvalidField,
+            "spec.qlora: is for bases stored as INT8 or NF4; bases/tiny is FP32",
+        ),
         ({"promote_if": PromoteIf(alias="Not An Id")}, InvalidField, "spec.promote_if.alias"),
         (
             {"promote_if": PromoteIf(alias="prod"), "data": DataOptions(holdout_fraction=0)},

@@ -221,7 +221,15 @@ def test_fused_layers_resume_to_the_last_digit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method", [{"lora": {"rank": 4, "dropout": 0.2, "decomposed": True}}, {"method": "IA3"}]
+    "method",
+    [
+        {"lora": {"rank": 4, "dropout": 0.2, "decomposed": True}},
+        {"method": "IA3"},
+        {"method": "BOTTLENECK"},
+        {"method": "LAYERS", "layers": {"last": 1}},
+        {"method": "FULL"},
+        {"method": "HEAD"},
+    ],
 )
 def test_every_method_resumes_to_the_last_digit(tmp_path, base, method):
     whole, task = (

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from finetuned import _convert as convert
 from finetuned._calls.call import Call, Kind, Method, Page, StreamCall, new_request_id
@@ -17,17 +18,21 @@ from finetuned.values.common import Task, WeightFormat
 from finetuned.values.events import JobEvent, JobState
 from finetuned.values.jobs import Job, JobKind
 from finetuned.values.specs import (
+    Bottleneck,
     ClassificationOptions,
     ContrastiveOptions,
     DataOptions,
     Dpo,
     EvaluationOptions,
+    Full,
     Head,
     Ia3,
+    Layers,
     Lora,
     Objective,
     Optimization,
     PromoteIf,
+    Qlora,
 )
 
 _SERVICE = "TuningService"
@@ -50,6 +55,10 @@ def train(
     head: Head | None = None,
     dpo: Dpo | None = None,
     ia3: Ia3 | None = None,
+    qlora: Qlora | None = None,
+    bottleneck: Bottleneck | None = None,
+    layers: Layers | None = None,
+    full: Full | None = None,
     classification: ClassificationOptions | None = None,
     contrastive: ContrastiveOptions | None = None,
     optimization: Optimization | None = None,
@@ -69,8 +78,8 @@ def train(
         base: the base to train on; without it the server's.
         task: what the adapter is for; text generation by default.
         objective: the loss; by default DPO where the rows are preferences, else the task's usual one.
-        lora, head, ia3: the method and its settings; by default LoRA for text generation and vectors, a
-            head for classification.
+        lora, qlora, head, ia3, bottleneck, layers, full: the method and its settings, one of them; by default LoRA for
+            text generation and vectors, a head for classification.
         dpo: settings of that objective.
         classification, contrastive: settings of those tasks and objectives; what is None is the service's default.
         optimization, data, evaluation: settings, alike.
@@ -85,12 +94,22 @@ def train(
         NotFound: the dataset or the base does not exist.
         Unimplemented: the method is not for the task; `server_info` lists the methods.
     """
-    methods = {"lora": lora, "head": head, "ia3": ia3}
-    given = [name for name, settings in methods.items() if settings is not None]
+    methods: list[tuple[str, object, type[Any]]] = [
+        ("lora", lora, job_pb2.LoraMethod),
+        ("head", head, job_pb2.HeadMethod),
+        ("ia3", ia3, job_pb2.Ia3Method),
+        ("qlora", qlora, job_pb2.QloraMethod),
+        ("bottleneck", bottleneck, job_pb2.BottleneckMethod),
+        ("layers", layers, job_pb2.LayersMethod),
+        ("full", full, job_pb2.FullMethod),
+    ]
+    given: dict[str, Any] = {
+        name: convert.write(value, kind) for name, value, kind in methods if value is not None
+    }
     if len(given) > 1:
         raise ValueError(f"a job has one method; given: {', '.join(given)}")
     if not given and task in {None, Task.TEXT_GENERATION}:
-        lora = Lora()
+        given = {"lora": job_pb2.LoraMethod()}
     spec = job_pb2.TrainSpec(
         dataset=names.dataset(dataset),
         eval_dataset=names.dataset(eval_dataset) if eval_dataset else "",
@@ -99,13 +118,11 @@ def train(
         task=convert.enum_name(common_pb2.Task.DESCRIPTOR, task or Task.UNKNOWN),
         objective=convert.enum_name(common_pb2.Objective.DESCRIPTOR, objective or Objective.UNKNOWN),
         dpo=convert.write(dpo, job_pb2.DpoSettings) if dpo else None,
-        lora=convert.write(lora, job_pb2.LoraMethod) if lora else None,
-        head=convert.write(head, job_pb2.HeadMethod) if head else None,
-        ia3=convert.write(ia3, job_pb2.Ia3Method) if ia3 else None,
         classification=convert.write(classification, job_pb2.ClassificationOptions)
         if classification
         else None,
         contrastive=convert.write(contrastive, job_pb2.ContrastiveOptions) if contrastive else None,
+        **given,
         optimization=convert.write(optimization or Optimization(), job_pb2.Optimization),
         data=convert.write(data or DataOptions(), job_pb2.DataOptions),
         evaluation=convert.write(evaluation or EvaluationOptions(), job_pb2.EvaluationOptions),

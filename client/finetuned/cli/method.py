@@ -7,10 +7,18 @@ from typing import Any, TypeVar
 
 import typer
 
-from finetuned import Head, Ia3, Lora
+from finetuned import Bottleneck, Full, Head, Ia3, Layers, Lora, Qlora
 
 T = TypeVar("T")
 
+_KINDS: Mapping[str, type[Any]] = {
+    "lora": Lora,
+    "ia3": Ia3,
+    "bottleneck": Bottleneck,
+    "head": Head,
+    "layers": Layers,
+    "full": Full,
+}
 _USUAL = {None: "lora", "text-generation": "lora"}
 """By task; all others train heads."""
 
@@ -21,7 +29,7 @@ def method_settings(task: str | None, method: str | None, options: Mapping[str, 
     Args:
         task: as given.
         method: as given; None is the one that the options are for, else the task's usual one.
-        options: settings by their names in `Lora` and `Ia3`; None and empty where not given.
+        options: settings by their names in the values of all methods; None and empty where not given.
 
     Raises:
         typer.BadParameter: an option is not for the method.
@@ -30,11 +38,12 @@ def method_settings(task: str | None, method: str | None, options: Mapping[str, 
     chosen = method or _USUAL.get(task) or ("lora" if given else None)
     if chosen is None:
         return {}
-    kind = {"lora": Lora, "ia3": Ia3, "head": Head}[chosen]
+    kind = _KINDS["lora" if chosen == "qlora" else chosen]
     strays = sorted(name for name in given if name not in kind.__dataclass_fields__)
     if strays:
         raise typer.BadParameter(f"{', '.join(strays)} is no setting of {chosen}", param_hint="--method")
-    return {chosen: kind(**given)}
+    settings = kind(**given)
+    return {chosen: Qlora(lora=settings) if chosen == "qlora" else settings}
 
 
 def by_module(option: str, given: Iterable[str], read: Callable[[str], T]) -> dict[str, T]:

@@ -11,6 +11,8 @@ import typer
 from finetuned import (
     Baseline,
     BaselineExample,
+    BottleneckActivation,
+    BottleneckPlacement,
     ClassificationOptions,
     ClassWeights,
     ContrastiveOptions,
@@ -73,10 +75,11 @@ def train(
     ] = None,
     train_on_prompt: Annotated[bool, _option(DATA, "Learn the prompts too.", "--train-on-prompt")] = False,
     method: Annotated[
-        Literal["lora", "ia3", "head"] | None, _option(METHOD, "lora to write text, head to classify.")
+        Literal["lora", "qlora", "ia3", "bottleneck", "head", "layers", "full"] | None,
+        _option(METHOD, "lora to write text, head to classify."),
     ] = None,
     target_module: Annotated[
-        list[str] | None, _option(METHOD, "lora, ia3: only these modules (repeatable).")
+        list[str] | None, _option(METHOD, "lora, ia3, bottleneck: only these modules (repeatable).")
     ] = None,
     rank: Annotated[int | None, _option(METHOD, "lora: rank of each update, 1 to 256; 16.")] = None,
     alpha: Annotated[float | None, _option(METHOD, "lora: numerator of the scaling; twice the rank.")] = None,
@@ -90,6 +93,19 @@ def train(
     feedforward_module: Annotated[
         list[str] | None, _option(METHOD, "ia3: targets whose input is scaled (repeatable).")
     ] = None,
+    save_module: Annotated[
+        list[str] | None, _option(METHOD, "lora: this one trains whole (repeatable).")
+    ] = None,
+    placement: Annotated[
+        Literal["HOULSBY", "PFEIFFER", "PARALLEL"] | None, _option(METHOD, "bottleneck: where; HOULSBY.")
+    ] = None,
+    reduction_factor: Annotated[float | None, _option(METHOD, "bottleneck: of the base's width; 16.")] = None,
+    activation: Annotated[
+        Literal["RELU", "GELU", "SILU"] | None, _option(METHOD, "bottleneck: nonlinearity; GELU.")
+    ] = None,
+    last: Annotated[int | None, _option(METHOD, "layers: so many at the end; a quarter.")] = None,
+    layer: Annotated[list[int] | None, _option(METHOD, "layers: by number from 0 (repeatable).")] = None,
+    module: Annotated[list[str] | None, _option(METHOD, "layers: this one, too (repeatable).")] = None,
     beta: Annotated[float | None, _option(DPO, "How near to the beginning it stays; 0.1.")] = None,
     label_smoothing: Annotated[float | None, _option(DPO, "How often a choice is wrong; 0.")] = None,
     class_weights: Annotated[
@@ -154,6 +170,13 @@ def train(
         "rank_pattern": by_module("--rank-of", rank_of or (), int),
         "alpha_pattern": by_module("--alpha-of", alpha_of or (), float),
         "feedforward_modules": tuple(feedforward_module or ()),
+        "modules_to_save": tuple(save_module or ()),
+        "placement": BottleneckPlacement(placement) if placement else None,
+        "reduction_factor": reduction_factor,
+        "activation": BottleneckActivation(activation) if activation else None,
+        "last": last,
+        "layers": tuple(layer or ()),
+        "modules": tuple(module or ()),
     }
     dpo = Dpo(beta=beta, label_smoothing=label_smoothing)
     classification = ClassificationOptions(

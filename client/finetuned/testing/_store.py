@@ -24,7 +24,7 @@ REPLICA = "fake-0"
 CONTEXT_TOKENS = 2048
 MAX_BATCH_REQUESTS = 1000
 MAX_SAMPLES = 16
-METHODS = ("lora", "ia3")
+METHODS = ("lora", "qlora", "ia3", "bottleneck", "head", "layers", "full")
 """Of training for text generation, as the contract names their fields."""
 MAX_REPLIES = 64
 MAX_CONSTRAINT_BYTES = 65_536

@@ -45,6 +45,20 @@ class ClassWeights(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLASS_WEIGHTS_NONE: _ClassVar[ClassWeights]
     CLASS_WEIGHTS_BALANCED: _ClassVar[ClassWeights]
 
+class BottleneckPlacement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BOTTLENECK_PLACEMENT_UNSPECIFIED: _ClassVar[BottleneckPlacement]
+    BOTTLENECK_PLACEMENT_HOULSBY: _ClassVar[BottleneckPlacement]
+    BOTTLENECK_PLACEMENT_PFEIFFER: _ClassVar[BottleneckPlacement]
+    BOTTLENECK_PLACEMENT_PARALLEL: _ClassVar[BottleneckPlacement]
+
+class BottleneckActivation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BOTTLENECK_ACTIVATION_UNSPECIFIED: _ClassVar[BottleneckActivation]
+    BOTTLENECK_ACTIVATION_RELU: _ClassVar[BottleneckActivation]
+    BOTTLENECK_ACTIVATION_GELU: _ClassVar[BottleneckActivation]
+    BOTTLENECK_ACTIVATION_SILU: _ClassVar[BottleneckActivation]
+
 class LearningRateSchedule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LEARNING_RATE_SCHEDULE_UNSPECIFIED: _ClassVar[LearningRateSchedule]
@@ -85,6 +99,14 @@ FAULT_SYSTEM: Fault
 CLASS_WEIGHTS_UNSPECIFIED: ClassWeights
 CLASS_WEIGHTS_NONE: ClassWeights
 CLASS_WEIGHTS_BALANCED: ClassWeights
+BOTTLENECK_PLACEMENT_UNSPECIFIED: BottleneckPlacement
+BOTTLENECK_PLACEMENT_HOULSBY: BottleneckPlacement
+BOTTLENECK_PLACEMENT_PFEIFFER: BottleneckPlacement
+BOTTLENECK_PLACEMENT_PARALLEL: BottleneckPlacement
+BOTTLENECK_ACTIVATION_UNSPECIFIED: BottleneckActivation
+BOTTLENECK_ACTIVATION_RELU: BottleneckActivation
+BOTTLENECK_ACTIVATION_GELU: BottleneckActivation
+BOTTLENECK_ACTIVATION_SILU: BottleneckActivation
 LEARNING_RATE_SCHEDULE_UNSPECIFIED: LearningRateSchedule
 LEARNING_RATE_SCHEDULE_CONSTANT: LearningRateSchedule
 LEARNING_RATE_SCHEDULE_LINEAR: LearningRateSchedule
@@ -229,20 +251,40 @@ class HeadMethod(_message.Message):
     def __init__(self, pooling: _Optional[_Union[_common_pb2.Pooling, str]] = ...) -> None: ...
 
 class LayersMethod(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("last", "layers", "modules")
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    last: int
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    modules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, last: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FullMethod(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class BottleneckMethod(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("placement", "reduction_factor", "width", "activation", "scaling", "target_modules")
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    REDUCTION_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
+    placement: BottleneckPlacement
+    reduction_factor: float
+    width: int
+    activation: BottleneckActivation
+    scaling: float
+    target_modules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, placement: _Optional[_Union[BottleneckPlacement, str]] = ..., reduction_factor: _Optional[float] = ..., width: _Optional[int] = ..., activation: _Optional[_Union[BottleneckActivation, str]] = ..., scaling: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class QloraMethod(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("lora",)
+    LORA_FIELD_NUMBER: _ClassVar[int]
+    lora: LoraMethod
+    def __init__(self, lora: _Optional[_Union[LoraMethod, _Mapping]] = ...) -> None: ...
 
 class Ia3Method(_message.Message):
     __slots__ = ("target_modules", "feedforward_modules")
@@ -253,7 +295,7 @@ class Ia3Method(_message.Message):
     def __init__(self, target_modules: _Optional[_Iterable[str]] = ..., feedforward_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoraMethod(_message.Message):
-    __slots__ = ("rank", "alpha", "dropout", "target_modules", "rank_stabilized", "decomposed", "rank_pattern", "alpha_pattern")
+    __slots__ = ("rank", "alpha", "dropout", "target_modules", "rank_stabilized", "decomposed", "rank_pattern", "alpha_pattern", "modules_to_save")
     class RankPatternEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +318,7 @@ class LoraMethod(_message.Message):
     DECOMPOSED_FIELD_NUMBER: _ClassVar[int]
     RANK_PATTERN_FIELD_NUMBER: _ClassVar[int]
     ALPHA_PATTERN_FIELD_NUMBER: _ClassVar[int]
+    MODULES_TO_SAVE_FIELD_NUMBER: _ClassVar[int]
     rank: int
     alpha: float
     dropout: float
@@ -284,7 +327,8 @@ class LoraMethod(_message.Message):
     decomposed: bool
     rank_pattern: _containers.ScalarMap[str, int]
     alpha_pattern: _containers.ScalarMap[str, float]
-    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., rank_stabilized: bool = ..., decomposed: bool = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., alpha_pattern: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    modules_to_save: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., rank_stabilized: bool = ..., decomposed: bool = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., alpha_pattern: _Optional[_Mapping[str, float]] = ..., modules_to_save: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DpoSettings(_message.Message):
     __slots__ = ("beta", "label_smoothing")

@@ -59,6 +59,17 @@ class Lora:
     """Other ranks, by module name or dotted end of it; the longest that fits counts."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
     """Other alphas, alike."""
+    modules_to_save: tuple[str, ...] = ()
+    """Further modules that train whole, as in PEFT: "lm_head", "embed_tokens"."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qlora:
+    """LoRA over a base that is stored as INT8 or NF4 (Dettmers et al. 2023)."""
+
+    lora: Lora = field(default_factory=Lora)
+    """Settings of the updates; without modules_to_save."""
 
 
 @final
@@ -72,10 +83,66 @@ class Ia3:
     """Those of them whose input is scaled; empty means the last product of the feed-forward."""
 
 
+class BottleneckPlacement(StrEnum):
+    """Where bottlenecks stand in each layer."""
+
+    UNKNOWN = "UNKNOWN"
+    HOULSBY = "HOULSBY"
+    PFEIFFER = "PFEIFFER"
+    PARALLEL = "PARALLEL"
+
+
+class BottleneckActivation(StrEnum):
+    """The nonlinearity of a bottleneck."""
+
+    UNKNOWN = "UNKNOWN"
+    RELU = "RELU"
+    GELU = "GELU"
+    SILU = "SILU"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bottleneck:
+    """Settings of bottleneck adapters (Houlsby et al. 2019, Pfeiffer et al. 2021, He et al. 2022)."""
+
+    placement: BottleneckPlacement | None = None
+    """Default HOULSBY: two a layer, before what attention and feed-forward return is added."""
+    reduction_factor: float | None = None
+    """Divides the base's width into the bottleneck's, 1 to 1024; default 16."""
+    width: int | None = None
+    """The bottleneck's, instead of the reduction factor."""
+    activation: BottleneckActivation | None = None
+    """Default GELU."""
+    scaling: float | None = None
+    """Multiplies what is added; default 1."""
+    target_modules: tuple[str, ...] = ()
+    """Layers ("layers.0") or their attention and feed-forward modules; empty means those of the placement."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Which layers of the base train whole; the last quarter by default."""
+
+    last: int | None = None
+    """So many layers at the end."""
+    layers: tuple[int, ...] = ()
+    """By their numbers from 0."""
+    modules: tuple[str, ...] = ()
+    """Further modules with all that is in them: "model.norm", "embed_tokens"."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Full:
+    """All parameters of the base train; there is nothing to choose."""
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """Settings of a linear layer over what the frozen base encodes."""
+    """Settings of the last layer: of a linear layer over what the frozen base encodes, or of a decoder's own head."""
 
     pooling: Pooling | None = None
     """How a text's vectors become one; default the base's own."""
@@ -224,10 +291,14 @@ class TrainSpec:
     objective: Objective
     lora: Lora | None
     head: Head | None
+    qlora: Qlora | None
     dpo: Dpo | None
     ia3: Ia3 | None
     classification: ClassificationOptions | None
     contrastive: ContrastiveOptions | None
+    bottleneck: Bottleneck | None
+    layers: Layers | None
+    full: Full | None
     optimization: Optimization | None
     data: DataOptions | None
     evaluation: EvaluationOptions | None

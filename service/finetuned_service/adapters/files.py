@@ -12,7 +12,7 @@ import json
 import math
 import stat
 import struct
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,14 +131,15 @@ class OpenAdapter:
     """A stored adapter whose files are mapped; its views end with the block that opened it."""
 
     layout: Layout
-    modules: tuple[str, ...]
-    """Full names of the modules it changes, sorted."""
+    modules: Mapping[str, Collection[str]]
+    """Full names of the modules it changes, sorted → their parts in the layout."""
     tensors: Mapping[str, MappedTensor]
     """By name in the file."""
 
     def ops(self, module: str) -> tuple[SiteOp[MappedTensor], ...]:
         """What happens at one of the modules."""
-        return tuple(op.over(self.tensors.__getitem__) for op in self.layout.ops(module))
+        stored = self.layout.ops(module, self.modules[module])
+        return tuple(op.over(self.tensors.__getitem__) for op in stored)
 
 
 @contextmanager
@@ -161,12 +162,16 @@ def open_adapter(directory: Path, geometry: BaseGeometry, digest: str) -> Genera
                 metadata={"adapter_digest": digest},
             )
         by_name = {name: MappedTensor(dtype, shape, data) for name, dtype, shape, data in tensors}
-        yield OpenAdapter(layout, tuple(modules), by_name)
+        yield OpenAdapter(layout, modules, by_name)
 
 
-def _changed_modules(layout: Layout, tensors: Iterable[TensorInfo]) -> list[str]:
-    """The modules of the base that the tensors of a checked adapter change, sorted."""
-    return sorted({place[0] for info in tensors if (place := layout.split(info.name)) is not None})
+def _changed_modules(layout: Layout, tensors: Iterable[TensorInfo]) -> dict[str, list[str]]:
+    """The modules of the base that the tensors of a checked adapter change, sorted, and their parts."""
+    changed: dict[str, list[str]] = {}
+    for info in tensors:
+        if (place := layout.split(info.name)) is not None:
+            changed.setdefault(place[0], []).append(place[1])
+    return dict(sorted(changed.items()))
 
 
 def spell_out_config(directory: Path) -> None:
@@ -199,8 +204,10 @@ def only_low_rank(directory: Path) -> bool:
         InvalidAdapterFiles: its files cannot be read.
     """
     layout, infos = _read(directory)
-    modules = _changed_modules(layout, infos)
-    return all(isinstance(op, AddLowRank) for module in modules for op in layout.ops(module))
+    changed = _changed_modules(layout, infos)
+    return all(
+        isinstance(op, AddLowRank) for module, parts in changed.items() for op in layout.ops(module, parts)
+    )
 
 
 def stored_head(directory: Path) -> Head | None:
@@ -273,8 +280,12 @@ def _check_entries(directory: Path) -> None:
     _refuse(violations)
 
 
-def _check_names(layout: Layout, infos: list[TensorInfo], base: BaseGeometry, max_rank: int) -> list[str]:
-    """The modules that the tensors change, once names, shapes and dtypes are those expected."""
+def _check_names(
+    layout: Layout, infos: list[TensorInfo], base: BaseGeometry, max_rank: int
+) -> dict[str, list[str]]:
+    """The modules that the tensors change, sorted, with their parts, once names, shapes and dtypes are those
+    expected.
+    """
     found: dict[str, dict[str, TensorInfo]] = {}
     violations = [*_wrong_as_a_whole(infos), *_unknown_targets(layout, base)]
     for info in infos:
@@ -285,14 +296,12 @@ def _check_names(layout: Layout, infos: list[TensorInfo], base: BaseGeometry, ma
             violations.append(
                 Violation(
                     _shown(info.name),
-                    "changes a module that this base does not have or cannot adapt; it adapts the linear "
-                    f"modules of its blocks: {', '.join(_last_parts(layout.changeable(base)))}",
+                    "changes a module that this base does not have or cannot adapt; this layout adapts "
+                    f"{', '.join(_last_parts(layout.changeable(base)))}",
                 )
             )
         elif layout.targets(place[0]) is False:
-            violations.append(
-                Violation(info.name, f"changes a module that target_modules of {CONFIG_FILE} does not name")
-            )
+            violations.append(Violation(info.name, f"changes a module that {CONFIG_FILE} does not name"))
         else:
             found.setdefault(place[0], {})[place[1]] = info
     modules = sorted(found)
@@ -303,7 +312,7 @@ def _check_names(layout: Layout, infos: list[TensorInfo], base: BaseGeometry, ma
     if largest > max_rank:
         violations.append(Violation(f"{CONFIG_FILE}: r", f"is {largest}; allowed: 1 to {max_rank}"))
     _refuse(violations)
-    return modules
+    return {module: list(found[module]) for module in modules}
 
 
 def _wrong_as_a_whole(infos: list[TensorInfo]) -> Iterator[Violation]:
@@ -317,13 +326,14 @@ def _wrong_as_a_whole(infos: list[TensorInfo]) -> Iterator[Violation]:
 def _unknown_targets(layout: Layout, base: BaseGeometry) -> Iterator[Violation]:
     changeable = list(layout.changeable(base))
     known = {end for module in changeable for end in dotted_ends(module)}
-    for target in layout.named_targets:
-        if target not in known:
-            yield Violation(
-                f"{CONFIG_FILE}: target_modules",
-                f"names {_shown(target)}, which this base does not have or cannot adapt; it adapts "
-                f"{', '.join(_last_parts(changeable))}",
-            )
+    for key, targets in layout.named_targets.items():
+        for target in targets:
+            if target not in known:
+                yield Violation(
+                    f"{CONFIG_FILE}: {key}",
+                    f"names {_shown(target)}, which this base does not have or cannot adapt; it adapts "
+                    f"{', '.join(_last_parts(changeable))}",
+                )
 
 
 def _check_module(

@@ -1,15 +1,15 @@
-"""What an adapter must fit: the linear modules of a base's repeated blocks, by name and shape."""
+"""What an adapter must fit: the linear modules of a base's repeated blocks, its sublayers, its parameters."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetuned_service.bases.family import weights_transposed, width_of
+from finetuned_service.bases.family import family_of, weights_transposed, width_of
 from finetuned_service.bases.manifest import CONFIG_FILE, WEIGHTS_FILE, read_config, read_manifest
 from finetuned_service.digests import TensorInfo, read_safetensors_header
 from finetuned_service.errors import Internal, InvalidAdapterFiles
@@ -18,6 +18,11 @@ from finetuned_service.vocabulary import Family
 IN_BLOCK = re.compile(r".+\.\d+\..+")
 """A module inside a numbered block: neither embeddings nor the language model's head."""
 _LINEAR_WEIGHT = re.compile(rf"(?P<module>{IN_BLOCK.pattern})\.weight")
+
+_SUBLAYER = re.compile(r"(?P<sublayer>(?P<layer>.+?\.\d+)\.[^.]+)\..+")
+_EMBEDDING = re.compile(r"(?:.+\.)?(?:embed_tokens|wte)\.weight")
+HEAD = "lm_head"
+"""The module that makes logits, in the classes of decoders that transformers has."""
 
 _PACKED_STATE = re.compile(r"(?P<module>.+)\.weight\.quant_state\.bitsandbytes__(?:nf4|fp4)")
 """Beside a packed 4-bit weight, bitsandbytes stores its true shape as JSON in a tensor of bytes."""
@@ -33,6 +38,12 @@ class BaseGeometry:
     """Module name ("model.layers.0.mlp.up_proj") → (out_features, in_features)."""
     width: int = 0
     """Length of the vectors that it makes of an input, which a head is over; 0 if it takes no heads."""
+    sublayers: Mapping[str, int] = field(default_factory=dict[str, int])
+    """A decoder's layers ("model.layers.0") and their attention and feed-forward → the width of what they return."""
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """All weights and biases of a decoder by their names in its file → shape; a tied head's weight, too."""
+    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Parameter → other modules that share it."""
 
     @classmethod
     def of_directory(cls, base_directory: Path) -> BaseGeometry:
@@ -44,14 +55,51 @@ class BaseGeometry:
         """
         manifest = read_manifest(base_directory)
         try:
-            shapes = linear_shapes(base_directory / WEIGHTS_FILE)
+            shapes = cls.of_files(base_directory)
         except (InvalidAdapterFiles, OSError, ValueError, KeyError) as error:
             raise Internal(
                 f"the weights of base {manifest.name} are damaged; delete the base and make it again"
             ) from error
-        takes_heads = manifest.family is not Family.DECODER
-        width = width_of(read_config(base_directory)) if takes_heads else 0
-        return cls(manifest.digest, manifest.root_digest, shapes, width)
+        return replace(shapes, digest=manifest.digest, root_digest=manifest.root_digest)
+
+    @classmethod
+    def of_files(cls, base_directory: Path) -> BaseGeometry:
+        """As `of_directory`, without base.json and the digests in it.
+
+        Raises:
+            InvalidAdapterFiles: the weights are no safetensors file.
+        """
+        config, linear = read_config(base_directory), linear_shapes(base_directory / WEIGHTS_FILE)
+        width = width_of(config)
+        if family_of(config) is not Family.DECODER:
+            return cls("", "", linear, width)
+        parameters = _parameters(base_directory / WEIGHTS_FILE, linear)
+        tied: dict[str, tuple[str, ...]] = {}
+        embedding = next((name for name in parameters if _EMBEDDING.fullmatch(name)), None)
+        if f"{HEAD}.weight" not in parameters and embedding is not None:
+            parameters[f"{HEAD}.weight"] = parameters[embedding]
+            tied = {embedding: (HEAD,)}
+        sublayers = dict.fromkeys(sublayers_of(linear), width)
+        return cls("", "", linear, sublayers=sublayers, parameters=parameters, tied=tied)
+
+
+NO_GEOMETRY = BaseGeometry(digest="", root_digest="", linear_shapes={})
+"""Of a base of which nothing need be known."""
+
+
+def sublayers_of(linear_modules: Iterable[str]) -> list[str]:
+    """The numbered layers that linear modules are in, and the two parts of each that they are in, sorted."""
+    found = [_SUBLAYER.match(module) for module in linear_modules]
+    return sorted({name for match in found if match for name in (match["layer"], match["sublayer"])})
+
+
+def _parameters(weights: Path, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for info in read_safetensors_header(weights):
+        module, _, part = info.name.rpartition(".")
+        if part in {"weight", "bias"}:
+            shapes[info.name] = linear.get(module, info.shape) if part == "weight" else info.shape
+    return shapes
 
 
 def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:

@@ -34,6 +34,8 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
     target_modules: tuple[str, ...] | None = None
     """Module names or dotted ends of them; None if the file gives a pattern instead of names."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names or dotted ends of modules that the adapter replaces whole."""
     selected_further: bool = False
     """Whether `exclude_modules` or `layers_to_transform` takes some of them away."""
 
@@ -49,8 +51,14 @@ class LoraConfig:
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
+    def saves(self, module: str) -> bool:
+        """Whether the adapter replaces the module whole."""
+        return any(is_end(name, module) for name in self.modules_to_save)
+
     def targets(self, module: str) -> bool | None:
         """Whether the adapter changes the module; None where only its tensors tell."""
+        if self.saves(module):
+            return True
         if self.target_modules is None:
             return None
         if not _names_of(self.target_modules).intersection(dotted_ends(module)):
@@ -62,23 +70,27 @@ class LoraConfig:
 
         Equal for configurations that mean the same, however their files spell it.
         """
-        names = sorted(modules)
+        changed = sorted(modules)
+        saved = [name for name in changed if self.saves(name)]
+        names = [name for name in changed if name not in saved]
         ranks = {name: self.rank_of(name) for name in names}
         alphas = {name: self.alpha_of(name) for name in names}
         spelled: dict[str, object] = {
             "peft_type": "LORA",
             "r": self.rank,
-            "lora_alpha": _plain_number(self.alpha),
+            "lora_alpha": plain_number(self.alpha),
             "use_rslora": self.rank_stabilized,
             "rank_pattern": {name: rank for name, rank in ranks.items() if rank != self.rank},
             "alpha_pattern": {
-                name: _plain_number(alpha) for name, alpha in alphas.items() if alpha != self.alpha
+                name: plain_number(alpha) for name, alpha in alphas.items() if alpha != self.alpha
             },
             "target_modules": names,
             "bias": "none",
         }
-        # Only where it is on: the digest of an adapter without it is as old as the key is new.
-        return spelled | {"use_dora": True} if self.decomposed else spelled
+        # Only where they are on: the digest of an adapter without one is as old as the key is new.
+        if self.decomposed:
+            spelled["use_dora"] = True
+        return spelled | {"modules_to_save": saved} if saved else spelled
 
 
 def parse_lora_config(raw: bytes) -> LoraConfig:
@@ -94,12 +106,14 @@ def read_lora_config(keys: ConfigKeys) -> LoraConfig:
     """See `parse_lora_config`."""
     config = LoraConfig(
         rank=keys.number("r", read_rank, "an integer of at least 1", 1),
-        alpha=keys.number("lora_alpha", _alpha, _ALPHA, 1.0),
+        alpha=keys.number("lora_alpha", read_alpha, _ALPHA, 1.0),
         rank_stabilized=keys.boolean("use_rslora"),
         decomposed=keys.boolean("use_dora"),
         rank_pattern=keys.pattern("rank_pattern", read_rank, "an integer of at least 1"),
-        alpha_pattern=keys.pattern("alpha_pattern", _alpha, _ALPHA),
+        alpha_pattern=keys.pattern("alpha_pattern", read_alpha, _ALPHA),
         target_modules=keys.target_modules(),
+        # A head is described by a key of its own, and named here for PEFT.
+        modules_to_save=() if keys.get("head") is not None else keys.names("modules_to_save"),
         selected_further=keys.further_selection(),
     )
     keys.one_of("peft_type", ("LORA",))
@@ -127,7 +141,8 @@ def read_rank(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
-def _alpha(value: object) -> float | None:
+def read_alpha(value: object) -> float | None:
+    """A number above 0 and at most MAX_ALPHA, else None."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     return float(value) if 0 < value <= MAX_ALPHA else None
@@ -151,7 +166,7 @@ def _names_of(target_modules: tuple[str, ...]) -> frozenset[str]:
     return frozenset(target_modules)
 
 
-def _plain_number(value: float) -> float:
+def plain_number(value: float) -> float:
     """16.0 as 16, so that one value has one spelling in JSON."""
     return int(value) if value.is_integer() else value
 

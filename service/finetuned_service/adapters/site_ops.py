@@ -11,6 +11,9 @@ At one linear module, `y = W x + bias` becomes, in this order:
                   lengths given (DoRA)
     ScaleOutput   y is scaled, its bias with it
 
+At any module, SubstituteParameter puts a parameter of the adapter in the place of the base's. At a layer or at one of
+its two sublayers (attention, feed-forward), MapOutput adds to what it returns.
+
 And what an input became, which is what the base tells of it, becomes other outputs:
 
     Project       W y + bias, the adapter's own W and bias
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -86,4 +90,67 @@ class Project(Generic[T]):
         return Project(read(self.weight), read(self.bias))
 
 
-SiteOp = ScaleInput[T] | AddLowRank[T] | ScaleRows[T] | ScaleOutput[T] | Project[T]
+@dataclass(frozen=True, slots=True)
+class SubstituteParameter(Generic[T]):
+    """A parameter of the module, whole: what a difference in 16 bits could not give exactly."""
+
+    parameter: str
+    """Its name in the module: `weight` or `bias`."""
+    value: T
+    """In the shape that it has in the base's file."""
+    tied: tuple[str, ...] = ()
+    """Other modules of the base that share it, and get it too: a head that is the embedding."""
+
+    def over(self, read: Callable[[T], U]) -> SubstituteParameter[U]:
+        return SubstituteParameter(self.parameter, read(self.value), self.tied)
+
+
+class Activation(StrEnum):
+    """The nonlinearity of a bottleneck."""
+
+    RELU = "RELU"
+    GELU = "GELU"
+    SILU = "SILU"
+
+
+@dataclass(frozen=True, slots=True)
+class MapOutput(Generic[T]):
+    """A bottleneck: `scaling * (up act(down h + down_bias) + up_bias)` is added to what the module returns.
+
+    h is that output, or the module's input if it is `parallel`. A sublayer's output is not yet added to the
+    residual stream, a layer's is. Sources: Houlsby et al. 2019, Pfeiffer et al. 2021, He et al. 2022 (parallel).
+    """
+
+    down: T
+    """`[width, hidden]`."""
+    down_bias: T
+    """`[width]`."""
+    up: T
+    """`[hidden, width]`."""
+    up_bias: T
+    """`[hidden]`."""
+    activation: Activation
+    scaling: float
+    parallel: bool
+
+    def over(self, read: Callable[[T], U]) -> MapOutput[U]:
+        return MapOutput(
+            read(self.down),
+            read(self.down_bias),
+            read(self.up),
+            read(self.up_bias),
+            self.activation,
+            self.scaling,
+            self.parallel,
+        )
+
+
+SiteOp = (
+    ScaleInput[T]
+    | AddLowRank[T]
+    | ScaleRows[T]
+    | ScaleOutput[T]
+    | Project[T]
+    | SubstituteParameter[T]
+    | MapOutput[T]
+)

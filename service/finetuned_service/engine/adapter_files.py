@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from finetuned_service.adapters.files import WEIGHTS_FILE, MappedTensor, OpenAdapter, open_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.site_ops import AddLowRank, Project, SiteOp
+from finetuned_service.adapters.site_ops import AddLowRank, Project, SiteOp, SubstituteParameter
 from finetuned_service.engine.adapter_weights import AdapterWeights, LoadedOp, load_op, tensors_of
 from finetuned_service.engine.lora_bank import LoraWeights
 from finetuned_service.engine.messages import AdapterHandle
@@ -30,15 +31,19 @@ class AdapterReader:
 
     Args:
         table: the sites of the base.
+        geometry: of the base's files; its linear modules are those of `table`.
         dtype: of the base.
         weight_of: the weight `[out, in]` of a linear module of the base, by its name.
-        width: of the vectors that heads are over; 0 for a base that takes none.
     """
 
     def __init__(
-        self, table: SiteTable, dtype: torch.dtype, weight_of: Callable[[str], Tensor], width: int = 0
+        self,
+        table: SiteTable,
+        geometry: BaseGeometry,
+        dtype: torch.dtype,
+        weight_of: Callable[[str], Tensor],
     ) -> None:
-        self._geometry = BaseGeometry("", "", table.linear_shapes(), width)
+        self._geometry = replace(geometry, linear_shapes=table.linear_shapes())
         self._locate = table.locate()
         self._dtype = dtype
         self._weight_of = weight_of
@@ -85,14 +90,17 @@ class AdapterReader:
                 update = next((op for op in stored if isinstance(op, AddLowRank)), None)
                 if update is not None:
                     pairs[module] = self._pair(update)
-                others = tuple(self._load(module, op, update) for op in stored if op is not update)
-                if others:
-                    ops[module] = others
+                for op in stored:
+                    if op is not update:
+                        loaded = self._load(module, op, update)
+                        for place in (module, *(op.tied if isinstance(op, SubstituteParameter) else ())):
+                            ops[place] = (*ops.get(place, ()), loaded)
+            modules = len(opened.modules)
         tensors = [tensor for pair in pairs.values() for tensor in pair]
         tensors += [tensor for of_module in ops.values() for op in of_module for tensor in tensors_of(op)]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             raise not_finite(handle.digest, self._dtype)
-        return AdapterWeights(LoraWeights(pairs, self._ranks(pairs)), ops)
+        return AdapterWeights(LoraWeights(pairs, self._ranks(pairs)), modules, ops)
 
     def _pair(self, update: AddLowRank[Tensor]) -> tuple[Tensor, Tensor]:
         scaled = update.b.to(torch.float32).mul(update.scaling).t()

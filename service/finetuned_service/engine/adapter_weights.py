@@ -36,17 +36,15 @@ class AdapterWeights:
     """An adapter read, checked and converted to the base's dtype, all finite."""
 
     lora: LoraWeights
+    modules: int
+    """Of the base that it changes; those that share a parameter are one."""
     ops: Mapping[str, tuple[LoadedOp, ...]] = field(default_factory=dict[str, tuple[LoadedOp, ...]])
     """By the full name of the module: everything but low-rank updates."""
 
     @property
-    def modules(self) -> int:
-        """Of the base that it changes."""
-        return len(self.lora.pairs.keys() | self.ops.keys())
-
-    @property
     def ops_bytes(self) -> int:
-        return sum(tensor.nbytes for ops in self.ops.values() for op in ops for tensor in tensors_of(op))
+        tensors = (tensor for ops in self.ops.values() for op in ops for tensor in tensors_of(op))
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     @property
     def size_bytes(self) -> int:

@@ -71,6 +71,7 @@ def build_batch(
     decoding: list[Placement] = []
     long_chunks: list[tuple[int, int, Placement]] = []
     runs: list[RowRun] = []
+    head_runs: list[RowRun] = []
     for chunk, place in order_chunks(chunks, place_of):
         sequence, start = chunk.sequence, len(token_ids)
         first, end = sequence.computed_tokens, sequence.computed_tokens + chunk.rows
@@ -85,6 +86,8 @@ def build_batch(
             chosen.append(sequence)
         if place is None:
             continue
+        if place.ops and chunk.completes:
+            head_runs.append(RowRun(len(logit_rows) - 1, len(logit_rows), place))
         if chunk.rows == 1:
             decoding.append(place.lora)
         else:
@@ -100,6 +103,10 @@ def build_batch(
             range(len(token_ids)) if all_logits else logit_rows, dtype=torch.int64, device=device
         ),
         attention=plan_rows(spans, arena, torch.tensor(slots, device=device), dtype),
-        adapted=AdaptedRows(LoraRows(tuple(decoding), tuple(long_chunks)), tuple(runs)),
+        adapted=AdaptedRows(
+            LoraRows(tuple(decoding), tuple(long_chunks)),
+            tuple(runs),
+            tuple(runs if all_logits else head_runs),
+        ),
         chosen=tuple(chosen),
     )

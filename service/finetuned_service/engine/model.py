@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.conv1d import replace_conv1d
 from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import canonical_config, read_config
@@ -18,8 +19,14 @@ from finetuned_service.engine.batch import StepBatch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import LoraBanks
+from finetuned_service.engine.module_change import RowChange, install_module_sites
 from finetuned_service.engine.runner import Runner
-from finetuned_service.engine.site_kernel import AdaptedRows, LinearKernel, build_site_kernels
+from finetuned_service.engine.site_kernel import (
+    AdaptedRows,
+    LinearKernel,
+    build_module_changes,
+    build_site_kernels,
+)
 from finetuned_service.engine.sites import CurrentStep, install_sites
 
 _SAFETENSORS_DTYPE: Mapping[torch.dtype, str] = {
@@ -44,10 +51,12 @@ class EngineModel:
         replace_conv1d(module)
         self.directory = directory
         self._why_plain = why_plain
+        self.geometry = BaseGeometry.of_files(directory)
         self._module = module
         self._current = CurrentStep()
+        install_module_sites(module, self.geometry, self._current)
         self.sites = install_sites(module, self._current)
-        self._kernels: tuple[AdaptedRows, list[LinearKernel | None]] | None = None
+        self._kernels: tuple[AdaptedRows, list[LinearKernel | None], dict[str, RowChange]] | None = None
 
     @classmethod
     def load(
@@ -108,7 +117,7 @@ class EngineModel:
     @torch.inference_mode()
     def forward(self, batch: StepBatch, banks: LoraBanks) -> Tensor:
         """One step: writes the rows' keys and values, returns logits `[S, vocabulary]` in the base's dtype."""
-        self._current.kernels = self._kernels_for(batch.adapted, banks)
+        self._set_current(batch.adapted, banks)
         try:
             output = self._module(
                 input_ids=batch.input_ids,
@@ -118,7 +127,7 @@ class EngineModel:
                 **{attention.ROWS_ARGUMENT: batch.attention},
             )
         finally:
-            self._current.kernels = None
+            self._current.kernels = self._current.modules = None
         logits: Tensor = output.logits[0]
         return logits
 
@@ -131,12 +140,13 @@ class EngineModel:
         site: Any = self._module.get_submodule(module)
         return dense_weight(site.base)
 
-    def _kernels_for(self, rows: AdaptedRows, banks: LoraBanks) -> list[LinearKernel | None] | None:
+    def _set_current(self, rows: AdaptedRows, banks: LoraBanks) -> None:
         if not rows.lora.decoding and not rows.lora.chunks:
-            return None
+            return
         if self._kernels is None or self._kernels[0] != rows:
-            self._kernels = (rows, build_site_kernels(banks, rows))
-        return self._kernels[1]
+            changes = build_module_changes(self.sites, rows)
+            self._kernels = (rows, build_site_kernels(banks, rows), changes)
+        _, self._current.kernels, self._current.modules = self._kernels
 
 
 def fingerprint(stored: Mapping[str, Callable[[], Tensor]], directory: Path) -> str:

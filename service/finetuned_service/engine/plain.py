@@ -29,7 +29,7 @@ class PlainRunner:
         self._model = model
         self._banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
         self._arena = model.make_arena(config.kv_capacity_tokens)
-        reader = AdapterReader(model.sites, model.dtype, model.linear_weight)
+        reader = AdapterReader(model.sites, model.geometry, model.dtype, model.linear_weight)
         self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
 
     @property

@@ -12,11 +12,14 @@ from typing import final
 
 from torch import Tensor, nn
 
+from finetuned_service.adapters.geometry import HEAD
 from finetuned_service.adapters.site_ops import ScaleInput, ScaleOutput
-from finetuned_service.engine.adapter_weights import LoadedOp, ScaleProduct
+from finetuned_service.engine.adapter_weights import ScaleProduct
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.lora_kernel import LoraKernel, LoraRows, build_kernels
+from finetuned_service.engine.module_change import RowChange, RowOps, substituted, with_parameters
 from finetuned_service.engine.place import AdapterPlace
+from finetuned_service.engine.sites import SiteTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class AdaptedRows:
     lora: LoraRows
     runs: tuple[RowRun, ...]
     """Of adapters that have other ops than low-rank updates."""
+    head_runs: tuple[RowRun, ...] = ()
+    """The same, counted over the rows whose logits are computed."""
 
 
 @final
@@ -43,15 +48,16 @@ class LinearKernel:
 
     __slots__ = ("_changes", "_lora")
 
-    def __init__(
-        self, lora: LoraKernel | None, changes: Sequence[tuple[slice, tuple[LoadedOp, ...]]]
-    ) -> None:
+    def __init__(self, lora: LoraKernel | None, changes: Sequence[RowOps]) -> None:
         self._lora = lora
         self._changes = changes
 
     def __call__(self, base: nn.Module, inputs: Tensor) -> Tensor:
         inputs = self._scaled(inputs)
         outputs: Tensor = base(inputs)
+        for rows, ops in self._changes:
+            if parameters := substituted(ops):
+                outputs[0, rows] = with_parameters(base, inputs[0, rows], parameters)
         if self._lora is not None:
             self._lora(inputs[0], outputs[0])
         for rows, ops in self._changes:
@@ -94,9 +100,18 @@ def build_site_kernels(banks: LoraBanks, rows: AdaptedRows) -> list[LinearKernel
     return kernels
 
 
-def changes_by_module(runs: Iterable[RowRun]) -> Mapping[str, list[tuple[slice, tuple[LoadedOp, ...]]]]:
+def build_module_changes(table: SiteTable, rows: AdaptedRows) -> dict[str, RowChange]:
+    """What the adapters of a step do at modules that are no sites, by name."""
+    sites = frozenset(table.names)
+    changes = {name: here for name, here in changes_by_module(rows.runs).items() if name not in sites}
+    changes.pop(HEAD, None)  # it sees fewer rows
+    changes |= {name: here for name, here in changes_by_module(rows.head_runs).items() if name == HEAD}
+    return {name: RowChange(here) for name, here in changes.items()}
+
+
+def changes_by_module(runs: Iterable[RowRun]) -> Mapping[str, list[RowOps]]:
     """For each module that the adapters of these rows change: where, and what."""
-    changes: dict[str, list[tuple[slice, tuple[LoadedOp, ...]]]] = {}
+    changes: dict[str, list[RowOps]] = {}
     for run in runs:
         rows = slice(run.start, run.end)
         for module, ops in run.place.ops.items():

@@ -7,7 +7,7 @@ A kernel is what all adapters of a step do at one site, for all its rows at once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -26,14 +26,24 @@ class SiteKernel(Protocol):
         ...
 
 
+class ModuleChange(Protocol):
+    """What all adapters of a step do at a module that is no site, for all rows at once."""
+
+    def __call__(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        """Change `outputs` `[1, T, ...]`, which the module made of `inputs` `[1, T, ...]`, in place."""
+        ...
+
+
 class CurrentStep:
     """What the sites of one model do in the forward that runs now; written by the EngineModel only."""
 
-    __slots__ = ("kernels",)
+    __slots__ = ("kernels", "modules")
 
     def __init__(self) -> None:
         self.kernels: Sequence[SiteKernel | None] | None = None
         """By site index; None: no adapter in this step."""
+        self.modules: Mapping[str, ModuleChange] | None = None
+        """By the name of a module that is no site; None: no adapter in this step."""
 
 
 @final

@@ -12,6 +12,10 @@ BASE_DECIDES = (
     "head.pooling",
     "ia3.target_modules",
     "ia3.feedforward_modules",
+    "bottleneck.target_modules",
+    "bottleneck.width",
+    "layers.last",
+    "layers.layers",
     "optimization.learning_rate",
     "data.max_row_tokens",
 )
@@ -43,7 +47,7 @@ def spec_again(record: Job, base: str) -> TrainSpec:
     again = spec.model_copy(update={"base": base})
     for path in record.defaulted_from_base:
         group, _, setting = path.partition(".")
-        unset = () if path.endswith("target_modules") else None
+        unset = () if path.endswith(("target_modules", "layers.layers")) else None
         settings = getattr(spec, group).model_copy(update={setting: unset})
         again = again.model_copy(update={group: settings})
     return again

@@ -41,6 +41,8 @@ class _Usual:
     epochs: float = DEFAULT_EPOCHS
     learning_rate: float | None = None
     """None is `default_learning_rate` of the base."""
+    rate_share: float = 1.0
+    """Of that."""
 
 
 _USUAL: Mapping[Method, _Usual] = {
@@ -48,7 +50,12 @@ _USUAL: Mapping[Method, _Usual] = {
     Method.HEAD: _Usual(epochs=30.0, learning_rate=1e-2),
     # As in the paper (Liu et al. 2022, section 3.3).
     Method.IA3: _Usual(learning_rate=3e-3),
+    Method.BOTTLENECK: _Usual(rate_share=0.5),
+    # LoRA Without Regret (Schulman et al. 2025): whole parameters want a tenth of LoRA's rate.
+    Method.LAYERS: _Usual(rate_share=0.1),
+    Method.FULL: _Usual(rate_share=0.1),
 }
+_DECODER_HEAD = _Usual(rate_share=0.1)
 
 
 DPO_RATE = 0.1
@@ -108,6 +115,8 @@ def default_learning_rate(hidden_size: int) -> float:
 
 def _optimization(spec: TrainSpec, base: BaseFacts, train_rows: int) -> Optimization:
     wanted, usual = spec.optimization, _USUAL.get(spec.method, _Usual())
+    if spec.method is Method.HEAD and spec.task is Task.TEXT_GENERATION:
+        usual = _DECODER_HEAD
     steps, epochs = wanted.max_steps, wanted.epochs
     if steps is None:
         epochs = usual.epochs if epochs is None else epochs
@@ -115,9 +124,10 @@ def _optimization(spec: TrainSpec, base: BaseFacts, train_rows: int) -> Optimiza
     elif epochs is None:
         epochs = min(1000.0, steps * wanted.batch_rows / train_rows)
     interval = max(_LEAST_CHECKPOINT_INTERVAL_STEPS, math.ceil(steps / _CHECKPOINTS))
-    rate = usual.learning_rate or default_learning_rate(base.hidden_size)
+    rate = usual.learning_rate or usual.rate_share * default_learning_rate(base.hidden_size)
     if spec.objective is Objective.DPO:
-        rate = float(f"{rate * DPO_RATE:.1e}")
+        rate *= DPO_RATE
+    rate = float(f"{rate:.1e}")
     rate = rate if wanted.learning_rate is None else wanted.learning_rate
     return wanted.model_copy(
         update={

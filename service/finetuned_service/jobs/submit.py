@@ -14,14 +14,15 @@ from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.family import TASKS, weights_transposed
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.datasets.store import Dataset, DatasetStore
-from finetuned_service.errors import (
-    AlreadyExists,
-    InvalidField,
-    NotFound,
-    Unimplemented,
-)
+from finetuned_service.errors import AlreadyExists, InvalidField, NotFound, Unimplemented
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
-from finetuned_service.jobs.methods import BaseFacts, adapter_bytes
+from finetuned_service.jobs.methods import (
+    SETTINGS_OF,
+    BaseFacts,
+    adapter_bytes,
+    adapter_elements,
+    refuse_format,
+)
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.store import JobStore
@@ -29,7 +30,7 @@ from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec,
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.tenancy.stored import directory_bytes
-from finetuned_service.vocabulary import DataReport, Family, Task, WeightFormat
+from finetuned_service.vocabulary import DataReport, Family, WeightFormat
 
 _DESCRIPTION_BYTES = 64 * 1024
 
@@ -48,6 +49,8 @@ class Submission:
     report: DataReporter
     max_rank: int
     """The largest that the server serves."""
+    adapter_room_bytes: int
+    """What one adapter may take in the server's memory."""
 
     def rerun(
         self,
@@ -123,7 +126,7 @@ class Submission:
         objective = objective_for(spec.task, spec.objective, rows)
         check_datasets(spec.task, objective, rows, held_out)
         spec = spec.model_copy(update={"objective": objective})
-        base = self._trainable_base(tenant, spec.base, spec.task)
+        base = self._trainable_base(tenant, spec)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(
             spec.model_copy(update={"base": str(base)}),
@@ -131,6 +134,7 @@ class Submission:
             train_rows=max(1, round(rows.rows * share)),
             max_rank=self.max_rank,
         )
+        self._refuse_larger_than_memory(resolved, base)
         report = self.report(resolved, rows.path, held_out.path if held_out else None)
         job = self._job(tenant, resolved, display_name).model_copy(
             update={
@@ -221,17 +225,27 @@ class Submission:
         self.bases.get(base)
         return base
 
-    def _trainable_base(self, tenant: str, name: str, task: Task) -> BaseName:
-        base = self._base(tenant, name)
+    def _refuse_larger_than_memory(self, spec: TrainSpec, base: BaseName) -> None:
+        """Refuse an adapter that this server, which would serve it, could not even hold alone."""
+        bytes_each = 4 if self.bases.get(base).weight_format is WeightFormat.FP32 else 2
+        needed_bytes = bytes_each * adapter_elements(spec, self.bases.path(base))
+        if base == self.resident_base and needed_bytes > self.adapter_room_bytes:
+            raise InvalidField.one(
+                f"spec.{SETTINGS_OF[spec.method]}",
+                f"makes an adapter of {needed_bytes / 1e6:,.1f} MB; this server has room for "
+                f"{self.adapter_room_bytes / 1e6:,.1f} MB (adapter_host_bytes, adapter_device_bytes). Train fewer "
+                "parameters, or ask the operator for more",
+            )
+
+    def _trainable_base(self, tenant: str, spec: TrainSpec) -> BaseName:
+        base, task = self._base(tenant, spec.base), spec.task
         manifest = self.bases.get(base)
         if task not in TASKS[manifest.family]:
             allowed = ", ".join(TASKS[manifest.family])
             raise InvalidField.one(
                 "spec.task", f"is {task}; {base} is a {manifest.architecture}, which is for {allowed}"
             )
-        weight_format = manifest.weight_format
-        if weight_format not in {WeightFormat.FP32, WeightFormat.BF16}:
-            raise Unimplemented.feature(f"training on a {weight_format} base", "FP32 and BF16 bases")
+        refuse_format(spec, manifest)
         return base
 
 

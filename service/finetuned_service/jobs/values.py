@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from finetuned_service.adapters.site_ops import Activation
 from finetuned_service.vocabulary import (
     ClassWeights,
     DataReport,
@@ -107,6 +108,8 @@ class LoraSettings(Settings):
     """Other ranks, by module name or dotted end of it; the first that fits counts."""
     alpha_pattern: dict[str, Alpha] = Field(default={}, max_length=2048)
     """Other alphas, alike."""
+    modules_to_save: tuple[str, ...] = ()
+    """Further modules that train whole, by their names or dotted ends of them; outside target_modules."""
 
 
 class Ia3Settings(Settings):
@@ -114,6 +117,42 @@ class Ia3Settings(Settings):
     """Module names or dotted ends of them; resolved to keys, values and the last product of the feed-forward."""
     feedforward_modules: tuple[str, ...] | None = None
     """Those of them whose input is scaled; resolved to the feed-forward's."""
+
+
+class Placement(StrEnum):
+    """Where bottlenecks stand, if no modules are named."""
+
+    HOULSBY = "HOULSBY"
+    """Two a layer, each on what a sublayer returns, before it is added to the residual stream."""
+    PFEIFFER = "PFEIFFER"
+    """One a layer, on what it returns, the feed-forward added to the residual stream."""
+    PARALLEL = "PARALLEL"
+    """One a layer, beside the feed-forward, on what that reads (He et al. 2022)."""
+
+
+class BottleneckSettings(Settings):
+    placement: Placement = Placement.HOULSBY
+    reduction_factor: float = Field(default=16.0, ge=1, le=1024)
+    """Of the base's width; what is left is the bottleneck's."""
+    width: int | None = Field(default=None, ge=1)
+    """Resolved from the reduction factor."""
+    activation: Activation = Activation.GELU
+    scaling: Alpha = 1.0
+    target_modules: tuple[str, ...] = ()
+    """Layers and sublayers, by their names or dotted ends of them; resolved to full names."""
+
+
+class LayersSettings(Settings):
+    last: int | None = Field(default=None, ge=1)
+    """So many layers at the end; resolved to a quarter of them where nothing is chosen."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), max_length=2048)
+    """By their numbers from 0; resolved with those of `last` in it."""
+    modules: tuple[str, ...] = Field(default=(), max_length=2048)
+    """Further modules, by their names or dotted ends of them, with all that is in them."""
+
+
+class FullSettings(Settings):
+    """There is nothing to choose."""
 
 
 class HeadSettings(Settings):
@@ -221,9 +260,11 @@ class TrainSpec(Value):
     adapter: str
     base: str = ""
     task: Task = Task.TEXT_GENERATION
-    method: Literal[Method.LORA, Method.HEAD, Method.IA3] = Method.LORA
+    method: Literal[
+        Method.LORA, Method.HEAD, Method.IA3, Method.QLORA, Method.BOTTLENECK, Method.LAYERS, Method.FULL
+    ] = Method.LORA
     lora: LoraSettings = LoraSettings()
-    """Of LORA."""
+    """Of LORA and QLORA."""
     head: HeadSettings = HeadSettings()
     """Of HEAD."""
     ia3: Ia3Settings = Ia3Settings()
@@ -236,6 +277,12 @@ class TrainSpec(Value):
     """Of tasks with labels."""
     contrastive: ContrastiveOptions = ContrastiveOptions()
     """Of feature extraction."""
+    bottleneck: BottleneckSettings = BottleneckSettings()
+    """Of BOTTLENECK."""
+    layers: LayersSettings = LayersSettings()
+    """Of LAYERS."""
+    full: FullSettings = FullSettings()
+    """Of FULL."""
     optimization: Optimization = Optimization()
     data: DataOptions = DataOptions()
     evaluation: EvaluationOptions = EvaluationOptions()

@@ -44,6 +44,9 @@ class CheckpointedLayer(nn.Module):
 
 def _kept_of_layer(layer: nn.Module) -> float:
     # Those that LoRA stands around are in here too, each once.
-    weights = [module.weight for module in layer.modules() if isinstance(module, nn.Linear)]
+    linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
     share = _KEPT_FUSED if isinstance(layer, FusedLayer) else _KEPT_PLAIN
-    return share * sum(sum(weight.shape) * weight.element_size() for weight in weights)
+    return share * sum(
+        (linear.in_features + linear.out_features) * max(2, linear.weight.element_size())
+        for linear in linears
+    )

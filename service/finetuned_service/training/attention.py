@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 
 from finetuned_service.training.packing import RowLayout
 
-IMPLEMENTATION = "finetuned_packed"
+IMPLEMENTATION = "finetuned_training"
 """The name under which transformers' models find `packed_attention`. Masks are built only for names
 that transformers knows, so with this one causality and row limits are ours alone."""
 

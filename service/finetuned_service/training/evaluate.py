@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from finetuned_service.engine.choose import load_model
-from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.config import MIB, EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Failed, Sampling, Submit, Tokens
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
@@ -20,6 +20,7 @@ from finetuned_service.jobs.memory import free_unused_memory
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.values import Baseline, EvaluationOptions, Notice, Progress
 from finetuned_service.storage.files import write_atomically
+from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Row
@@ -32,6 +33,8 @@ _KV_TOKENS = 32_768
 
 
 _SPARE_ANSWER_TOKENS = 16
+_ADAPTER_BYTES = 256 * MIB
+"""Room for an adapter; twice its files where they are larger, since 16 bits may become 32."""
 
 
 class Stopped(Exception):
@@ -170,7 +173,14 @@ class Evaluator:
         model = load_model(self.base_directory, compute=self.compute, cache_directory=self.cache_directory)
         self._tell_left_out(subject, rows, model.context_tokens)
         kv_tokens = max(_KV_TOKENS, model.context_tokens)
-        config = EngineConfig(str(self.base_directory), threads=self.threads, kv_capacity_tokens=kv_tokens)
+        room_bytes = max(_ADAPTER_BYTES, 2 * directory_bytes(Path(adapter.directory)) if adapter else 0)
+        config = EngineConfig(
+            str(self.base_directory),
+            threads=self.threads,
+            kv_capacity_tokens=kv_tokens,
+            device_budget_bytes=room_bytes,
+            host_budget_bytes=room_bytes,
+        )
         with OfflineEngine(model, config) as engine:
             run = _Run(self, engine, subject, adapter, len(rows) + len(prompts))
             return run.answer(prompts, model.context_tokens), run.score(rows, model.context_tokens)

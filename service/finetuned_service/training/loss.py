@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from finetuned_service.training.head_loss import trained_head_losses
 from finetuned_service.training.native.kernels import Kernels
 
 MAX_CHUNK_ELEMENTS = 2**23
@@ -42,7 +43,7 @@ def token_losses(
 
     Args:
         hidden: [N, d], the last hidden states where the next token is supervised.
-        head: [V, d], the frozen weight that makes logits.
+        head: [V, d], the weight that makes logits; it gets a gradient if it asks for one.
         targets: int64 [N].
         scale: 1 / (supervised tokens of the whole batch) makes the losses of micro-batches add up to
             the loss of the batch, whatever their sizes.
@@ -51,6 +52,8 @@ def token_losses(
     Returns:
         [N] in float32 (float64 if hidden is).
     """
+    if head.requires_grad:
+        return trained_head_losses(hidden, head, targets) * scale
     losses: Tensor = _LinearCrossEntropy.apply(hidden, head, targets, scale, kernels)
     return losses
 

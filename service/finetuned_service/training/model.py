@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
+from finetuned_service.adapters.geometry import NO_GEOMETRY, BaseGeometry
 from finetuned_service.bases.conv1d import replace_conv1d
+from finetuned_service.bases.load import dense_weight, load_base
 from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
@@ -34,11 +35,17 @@ class AdaptedModel:
     """A frozen causal LM whose only trainable parameters are those of the method on it."""
 
     decoder: nn.Module
-    head: Tensor
-    """[vocabulary, hidden]: the frozen weight that makes logits."""
+    frozen_head: Tensor
+    """[vocabulary, hidden]: the base's weight that makes logits."""
     method: Installed
     kernels: Kernels | None = None
     """The compiled passes, where this machine and the base have them."""
+
+    @property
+    def head(self) -> Tensor:
+        """[vocabulary, hidden]: the weight that makes logits now."""
+        trained = self.method.head
+        return self.frozen_head if trained is None else trained.to(self.frozen_head.dtype)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The trainable parameters, always in the same order, by their names in the adapter's file."""
@@ -95,29 +102,27 @@ def load_model(directory: Path, spec: TrainSpec, cache_directory: str | None = N
             torch everywhere.
     """
     attention.register()
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(directory),
-        dtype="auto",
-        attn_implementation=attention.IMPLEMENTATION,
-        local_files_only=True,
-        use_safetensors=True,
-    )
+    model: Any = load_base(directory, attn_implementation=attention.IMPLEMENTATION)
     compiled = cache_directory is not None and model.dtype is torch.bfloat16
-    return adapt(model, spec, Kernels.load(cache_directory or "") if compiled else None)
+    kernels = Kernels.load(cache_directory or "") if compiled else None
+    return adapt(model, spec, kernels, BaseGeometry.of_files(directory))
 
 
-def adapt(model: Any, spec: TrainSpec, kernels: Kernels | None = None) -> AdaptedModel:
+def adapt(
+    model: Any, spec: TrainSpec, kernels: Kernels | None = None, geometry: BaseGeometry = NO_GEOMETRY
+) -> AdaptedModel:
     """Freeze a transformers causal LM and put a method on it; see `load_model`.
 
-    The model must use `attention.IMPLEMENTATION`. `kernels` are for the layers and the head in bfloat16.
+    The model must use `attention.IMPLEMENTATION`. `kernels` are for the layers and the head in bfloat16;
+    `geometry` is of its files, for methods that train parameters of its own.
     """
     model.requires_grad_(requires_grad=False)
     model.eval()
     replace_conv1d(model)
     replace_norms(model)
     torch.manual_seed(spec.optimization.seed)
-    method = install(model, spec)
-    head: Tensor = model.get_output_embeddings().weight
+    method = install(model, spec, geometry)
+    head = dense_weight(model.get_output_embeddings())
     if kernels is not None:
         fuse(decoder_layers(model.get_decoder()), kernels)
     return AdaptedModel(model.get_decoder(), head, method, kernels if head.dtype is torch.bfloat16 else None)

@@ -29,6 +29,12 @@ class FrozenRmsNorm(nn.Module):
         return out
 
 
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """X / rms(x), in the dtype of x; differentiable in x."""
+    out: Tensor = _RmsNorm.apply(x, torch.ones((), dtype=x.dtype), eps)
+    return out
+
+
 def replace_norms(model: nn.Module) -> None:
     """Put FrozenRmsNorm in the place of every norm that computes the same."""
     found = [(name, module) for name, module in model.named_modules() if type(module).__name__ in REPLACED]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from finetuned_service.adapters.config_keys import CONFIG_FILE, ConfigKeys, load_config, shown
+from finetuned_service.adapters.layouts.bottleneck import BottleneckLayout
 from finetuned_service.adapters.layouts.head import HEAD_TYPE, HeadLayout, read_head, read_head_alone
 from finetuned_service.adapters.layouts.ia3 import Ia3Layout
 from finetuned_service.adapters.layouts.layout import PREFIX, Layout
 from finetuned_service.adapters.layouts.lora import LoraLayout
+from finetuned_service.adapters.layouts.parameters import PARAMETERS_TYPE, ParametersLayout
 from finetuned_service.adapters.lora_config import read_lora_config
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 
@@ -18,6 +20,8 @@ _PEFT_TYPES: Mapping[str, Callable[[ConfigKeys], Layout | None]] = {
     "LORA": lambda keys: LoraLayout(read_lora_config(keys), keys.task_type(), keys.boolean("fan_in_fan_out")),
     "IA3": Ia3Layout.read,
     HEAD_TYPE: read_head_alone,
+    "BOTTLENECK": BottleneckLayout.read,
+    PARAMETERS_TYPE: ParametersLayout.read,
 }
 """What each type does to the base; None leaves it as it is."""
 

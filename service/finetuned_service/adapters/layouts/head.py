@@ -7,7 +7,7 @@ is HEAD, which only we read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -64,8 +64,8 @@ class HeadLayout:
             yield from self.body.changeable(base)
 
     @property
-    def named_targets(self) -> tuple[str, ...]:
-        return () if self.body is None else self.body.named_targets
+    def named_targets(self) -> Mapping[str, tuple[str, ...]]:
+        return {} if self.body is None else self.body.named_targets
 
     def targets(self, module: str) -> bool | None:
         return module == CLASSIFIER or (self.body is not None and self.body.targets(module))
@@ -73,10 +73,10 @@ class HeadLayout:
     def rank_of(self, module: str) -> int:
         return 0 if self.body is None or module == CLASSIFIER else self.body.rank_of(module)
 
-    def ops(self, module: str) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
         if module == CLASSIFIER:
             return (Project(f"{PREFIX}{module}.{WEIGHT}", f"{PREFIX}{module}.{BIAS}"),)
-        return () if self.body is None else self.body.ops(module)
+        return () if self.body is None else self.body.ops(module, parts)
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
         described: dict[str, object] = {HEAD_KEY: self.head.model_dump(mode="json")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from finetuned_service.adapters.config_keys import ConfigKeys
@@ -66,8 +66,11 @@ class Ia3Layout:
         return base.linear_shapes
 
     @property
-    def named_targets(self) -> tuple[str, ...]:
-        return (*(self.target_modules or ()), *self.feedforward_modules)
+    def named_targets(self) -> Mapping[str, tuple[str, ...]]:
+        return {
+            "target_modules": self.target_modules or (),
+            "feedforward_modules": self.feedforward_modules,
+        }
 
     def targets(self, module: str) -> bool | None:
         if self.target_modules is None:
@@ -79,7 +82,7 @@ class Ia3Layout:
     def rank_of(self, module: str) -> int:
         return 0
 
-    def ops(self, module: str) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
         name = f"{PREFIX}{module}.{VECTOR}"
         return (ScaleInput(name) if self._scales_input(module) else ScaleOutput(name),)
 

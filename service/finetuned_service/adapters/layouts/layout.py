@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from finetuned_service.adapters.geometry import BaseGeometry
@@ -45,8 +45,8 @@ class Layout(Protocol):
         ...
 
     @property
-    def named_targets(self) -> tuple[str, ...]:
-        """Names or dotted ends in the configuration that must be modules of the base."""
+    def named_targets(self) -> Mapping[str, tuple[str, ...]]:
+        """Key of the configuration → names or dotted ends in it that must be modules of the base."""
         ...
 
     def targets(self, module: str) -> bool | None:
@@ -57,8 +57,8 @@ class Layout(Protocol):
         """Of the module's update, 0 without one."""
         ...
 
-    def ops(self, module: str) -> tuple[SiteOp[str], ...]:
-        """What happens at a changed module; arrays are names of tensors."""
+    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
+        """What happens at a changed module that has these parts; arrays are names of tensors."""
         ...
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:

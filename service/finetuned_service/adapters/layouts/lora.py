@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts.layout import PREFIX, Shape
+from finetuned_service.adapters.layouts.parameters import parameter_shapes, substitutions
 from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.adapters.site_ops import AddLowRank, ScaleRows, SiteOp
 from finetuned_service.vocabulary import Method
@@ -40,9 +41,16 @@ class LoraLayout:
     def split(self, tensor: str) -> tuple[str, str] | None:
         pattern = _DECOMPOSED_TENSOR if self.config.decomposed else _PLAIN_TENSOR
         found = pattern.fullmatch(tensor)
-        return None if found is None else (found["module"], found["part"])
+        if found is not None:
+            return found["module"], found["part"]
+        module, _, part = tensor.removeprefix(PREFIX).rpartition(".")
+        saved = tensor.startswith(PREFIX) and self.config.saves(module)
+        return (module, part) if saved else None
 
     def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
+        if self.config.saves(module):
+            parts = [part for part in ("weight", "bias") if f"{module}.{part}" in base.parameters]
+            return parameter_shapes(module, parts, base, {})
         shape = base.linear_shapes.get(module)
         if shape is None:
             return None
@@ -52,19 +60,26 @@ class LoraLayout:
         return shapes | {MAGNITUDE: (out_features,)} if self.config.decomposed else shapes
 
     def changeable(self, base: BaseGeometry) -> Iterable[str]:
-        return base.linear_shapes
+        modules = (name.rpartition(".")[0] for name in base.parameters)
+        saved = [module for module in modules if self.config.saves(module)]
+        return dict.fromkeys((*base.linear_shapes, *saved))
 
     @property
-    def named_targets(self) -> tuple[str, ...]:
-        return self.config.target_modules or ()
+    def named_targets(self) -> Mapping[str, tuple[str, ...]]:
+        return {
+            "target_modules": self.config.target_modules or (),
+            "modules_to_save": self.config.modules_to_save,
+        }
 
     def targets(self, module: str) -> bool | None:
         return self.config.targets(module)
 
     def rank_of(self, module: str) -> int:
-        return self.config.rank_of(module)
+        return 0 if self.config.saves(module) else self.config.rank_of(module)
 
-    def ops(self, module: str) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
+        if self.config.saves(module):
+            return substitutions(module, parts, {})
         name = f"{PREFIX}{module}."
         add = AddLowRank(name + A, name + B, self.config.scaling_of(module))
         return (add, ScaleRows(name + MAGNITUDE)) if self.config.decomposed else (add,)

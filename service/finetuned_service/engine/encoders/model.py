@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts.head import CLASSIFIER
 from finetuned_service.adapters.site_ops import Project
 from finetuned_service.bases.family import family_of, width_of
@@ -138,7 +139,9 @@ class EncoderRunner:
         """See `EncoderModel.open`."""
         self._model = model
         self._banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
-        reader = AdapterReader(model.sites, model.dtype, model.linear_weight, model.width)
+        reader = AdapterReader(
+            model.sites, BaseGeometry("", "", {}, model.width), model.dtype, model.linear_weight
+        )
         self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
 
     @torch.inference_mode()

@@ -135,7 +135,7 @@ def pack_adapter(
 
 
 def _refuse_other_ops(opened: OpenAdapter, digest: str) -> None:
-    if not all(isinstance(op, AddLowRank) for module in opened.modules for op in opened.layout.ops(module)):
+    if not all(isinstance(op, AddLowRank) for module in opened.modules for op in opened.ops(module)):
         raise Unimplemented.feature(
             f"adapter {digest}, a {opened.layout.method} that does more to its base than add low-rank updates, on "
             "the native path",

@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.load import load_base, stored_tensors
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
@@ -76,6 +77,11 @@ class NativeModel:
         stored = stored_tensors(module, directory)
         weights = NativeWeights(library, module, geometry)
         return cls(library, weights, stored, directory, find_sites(module), end_token_ids(module))
+
+    @property
+    def geometry(self) -> BaseGeometry:
+        """Of the base's files."""
+        return BaseGeometry.of_files(self.directory)
 
     @property
     def context_tokens(self) -> int:
@@ -141,7 +147,7 @@ class NativeRunner:
         self._model = model  # its tensors are what the structs point to
         self.memory = NativeAdapters(
             model.library,
-            AdapterReader(model.sites, torch.bfloat16, model.linear_weight),
+            AdapterReader(model.sites, model.geometry, torch.bfloat16, model.linear_weight),
             geometry.layers,
             config.device_budget_bytes,
         )

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetuned_service.adapters.geometry import linear_shapes
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.family import TASKS, width_of
-from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
-from finetuned_service.errors import FinetunedError
+from finetuned_service.bases.manifest import BaseManifest, read_config
+from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts
+from finetuned_service.jobs.methods.bottleneck import (
+    bottleneck_elements,
+    bottleneck_refusals,
+    resolve_bottleneck,
+)
 from finetuned_service.jobs.methods.ia3 import ia3_elements, ia3_refusals, resolve_ia3
-from finetuned_service.jobs.methods.lora import lora_config, lora_elements, lora_refusals, resolve_lora
+from finetuned_service.jobs.methods.lora import (
+    lora_config,
+    lora_elements,
+    lora_refusals,
+    resolve_lora,
+    saved_parameters,
+)
+from finetuned_service.jobs.methods.parameters import chosen_parameters, layers_refusals, resolve_layers
 from finetuned_service.jobs.values import TrainSpec
-from finetuned_service.vocabulary import Family, Method, Task
+from finetuned_service.vocabulary import Family, Method, Task, WeightFormat
 
 __all__ = [
     "CLASSIFICATION_TASKS",
@@ -22,13 +35,17 @@ __all__ = [
     "SETTINGS_OF",
     "BaseFacts",
     "adapter_bytes",
+    "adapter_elements",
     "adds_low_rank_only",
     "lora_config",
     "methods_of",
+    "refuse_format",
     "refuse_method",
     "resolve_method",
 ]
 
+QUANTIZED = (WeightFormat.INT8, WeightFormat.NF4)
+"""Formats over which QLORA trains."""
 MAX_RANK = 1024
 """More than any TrainJob may ask for; what a server serves is its own decision."""
 CLASSIFICATION_TASKS = frozenset(
@@ -39,11 +56,27 @@ _LARGEST_ELEMENT_BYTES = 4
 _USUAL_LABELS = 1000
 """How many are in the data is not known before it is read."""
 
-SETTINGS_OF: Mapping[Method, str] = {Method.LORA: "lora", Method.HEAD: "head", Method.IA3: "ia3"}
+SETTINGS_OF: Mapping[Method, str] = {
+    Method.LORA: "lora",
+    Method.QLORA: "lora",
+    Method.HEAD: "head",
+    Method.IA3: "ia3",
+    Method.BOTTLENECK: "bottleneck",
+    Method.LAYERS: "layers",
+    Method.FULL: "full",
+}
 """Which part of a TrainSpec holds a method's settings."""
 
 METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
-    Task.TEXT_GENERATION: (Method.LORA, Method.IA3),
+    Task.TEXT_GENERATION: (
+        Method.LORA,
+        Method.QLORA,
+        Method.IA3,
+        Method.BOTTLENECK,
+        Method.HEAD,
+        Method.LAYERS,
+        Method.FULL,
+    ),
     Task.TEXT_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3),
     Task.TOKEN_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3),
     Task.FEATURE_EXTRACTION: (Method.LORA, Method.IA3),
@@ -62,10 +95,16 @@ def methods_of(family: Family) -> tuple[Method, ...]:
 def resolve_method(spec: TrainSpec, base: BaseFacts) -> TrainSpec:
     """The same spec with the defaults of its method written back."""
     match spec.method:
-        case Method.LORA:
+        case Method.LORA | Method.QLORA:
             return spec.model_copy(update={"lora": resolve_lora(spec.lora, base)})
         case Method.IA3:
             return spec.model_copy(update={"ia3": resolve_ia3(spec.ia3, base)})
+        case Method.BOTTLENECK:
+            return spec.model_copy(update={"bottleneck": resolve_bottleneck(spec.bottleneck, base)})
+        case Method.LAYERS:
+            return spec.model_copy(update={"layers": resolve_layers(spec.layers, base)})
+        case Method.FULL:
+            return spec
         case Method.HEAD:
             head = spec.head.model_copy(update={"pooling": spec.head.pooling or base.pooling})
             return spec.model_copy(update={"head": head})
@@ -74,29 +113,70 @@ def resolve_method(spec: TrainSpec, base: BaseFacts) -> TrainSpec:
 def refuse_method(spec: TrainSpec, base: BaseFacts, max_rank: int = MAX_RANK) -> list[FinetunedError]:
     """What of a resolved spec's method does not fit the base; `max_rank` is the largest that will be served."""
     match spec.method:
-        case Method.LORA:
-            return [*lora_refusals(spec.lora, base, max_rank)]
+        case Method.LORA | Method.QLORA:
+            path = "spec.qlora.lora" if spec.method is Method.QLORA else "spec.lora"
+            return [*lora_refusals(spec.lora, base, max_rank, path)]
         case Method.IA3:
             return [*ia3_refusals(spec.ia3, base)]
-        case Method.HEAD:
+        case Method.BOTTLENECK:
+            return [*bottleneck_refusals(spec.bottleneck, base)]
+        case Method.LAYERS:
+            return [*layers_refusals(spec.layers, base)]
+        case Method.HEAD if spec.task is Task.TEXT_GENERATION and spec.head.pooling is not None:
+            said = f"is POOLING_{spec.head.pooling}; a decoder's head reads every token: leave it out"
+            return [InvalidField.one("spec.head.pooling", said)]
+        case Method.HEAD | Method.FULL:
             return []
 
 
 def adds_low_rank_only(spec: TrainSpec) -> bool:
     """Whether the adapter of a spec does no more to its base than add low-rank updates."""
-    return spec.method is Method.LORA and not spec.lora.decomposed
+    lora = spec.method in {Method.LORA, Method.QLORA}
+    return lora and not spec.lora.decomposed and not spec.lora.modules_to_save
+
+
+def adapter_elements(spec: TrainSpec, base_directory: Path) -> int:
+    """The most numbers that a resolved spec's adapter has."""
+    geometry = BaseGeometry.of_files(base_directory)
+    width = width_of(read_config(base_directory))
+    head = _USUAL_LABELS * (width + 1) if spec.task in CLASSIFICATION_TASKS else 0
+    match spec.method:
+        case Method.LORA | Method.QLORA:
+            saved = sum(
+                math.prod(geometry.parameters[name]) for name in saved_parameters(spec.lora, geometry)
+            )
+            return lora_elements(spec.lora, geometry.linear_shapes) + saved + head
+        case Method.IA3:
+            return ia3_elements(spec.ia3, geometry.linear_shapes) + head
+        case Method.BOTTLENECK:
+            return bottleneck_elements(spec.bottleneck, width)
+        case Method.HEAD if spec.task is not Task.TEXT_GENERATION:
+            return head
+        case Method.HEAD | Method.LAYERS | Method.FULL:
+            return sum(math.prod(geometry.parameters[name]) for name in chosen_parameters(spec, geometry))
 
 
 def adapter_bytes(spec: TrainSpec, base_directory: Path) -> int:
     """The most that the tensors of a resolved spec's adapter take, in 32 bits."""
-    shapes = linear_shapes(base_directory / WEIGHTS_FILE)
-    match spec.method:
-        case Method.LORA:
-            elements = lora_elements(spec.lora, shapes)
-        case Method.IA3:
-            elements = ia3_elements(spec.ia3, shapes)
-        case Method.HEAD:
-            elements = 0
-    if spec.task in CLASSIFICATION_TASKS:
-        elements += _USUAL_LABELS * (width_of(read_config(base_directory)) + 1)
-    return elements * _LARGEST_ELEMENT_BYTES
+    return adapter_elements(spec, base_directory) * _LARGEST_ELEMENT_BYTES
+
+
+def refuse_format(spec: TrainSpec, base: BaseManifest) -> None:
+    """Refuse a base that is stored in a format over which the method does not train.
+
+    Raises:
+        InvalidField: naming the format and the method that would.
+    """
+    packed = base.weight_format in QUANTIZED
+    if spec.method is Method.QLORA and not packed:
+        raise InvalidField.one(
+            "spec.qlora",
+            f"is for bases stored as {' or '.join(QUANTIZED)}; {base.name} is {base.weight_format}. Quantize it first "
+            "and name the result in spec.base, or choose METHOD_LORA",
+        )
+    if spec.method is not Method.QLORA and base.weight_format not in {WeightFormat.FP32, WeightFormat.BF16}:
+        remedy = "choose METHOD_QLORA, or the base that it was made from" if packed else "choose another base"
+        raise InvalidField.one(
+            "spec.base",
+            f"is {base.name}, stored as {base.weight_format}; METHOD_{spec.method} trains over FP32 and BF16: {remedy}",
+        )

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetuned_service.adapters.geometry import linear_shapes
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.bases.family import context_of, family_of, width_of
 from finetuned_service.bases.inputs import base_inputs
-from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
+from finetuned_service.bases.manifest import read_config
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.vocabulary import Family, Pooling
 
@@ -27,24 +27,35 @@ class BaseFacts:
     """Full names of the linear modules in the numbered layers, sorted."""
     pooling: Pooling | None = None
     """A text encoder's own; None for others."""
+    sublayers: tuple[str, ...] = ()
+    """A decoder's layers and the two parts of each, by their full names."""
+    parameters: tuple[str, ...] = ()
+    """Full names of a decoder's weights and biases."""
 
     @classmethod
     def of_directory(cls, directory: Path) -> BaseFacts:
         """Read config.json and the header of model.safetensors."""
-        config = read_config(directory)
+        config, geometry = read_config(directory), BaseGeometry.of_files(directory)
         family = family_of(config)
         return cls(
             hidden_size=width_of(config),
             # Images have no length.
             context_tokens=_ANY_TOKENS if family is Family.VISION else context_of(config),
-            linear_modules=tuple(sorted(linear_shapes(directory / WEIGHTS_FILE))),
+            linear_modules=tuple(sorted(geometry.linear_shapes)),
             pooling=base_inputs(config)[0] if family is Family.ENCODER else None,
+            sublayers=tuple(geometry.sublayers),
+            parameters=tuple(geometry.parameters),
         )
 
     @property
     def linear_kinds(self) -> tuple[str, ...]:
         """Last parts of their names, sorted."""
         return tuple(sorted({name.rpartition(".")[2] for name in self.linear_modules}))
+
+    @property
+    def layers(self) -> int:
+        """How many it has."""
+        return sum(name.rpartition(".")[2].isdecimal() for name in self.sublayers)
 
     def has(self, end: str) -> bool:
         """Whether a linear module has this name, or it as a dotted end."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 from finetuned_service.adapters.lora_config import LoraConfig, is_end
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, is_any_end, quoted, unknown_targets
+from finetuned_service.jobs.methods.parameters import Parameters
 from finetuned_service.jobs.values import LoraSettings
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
         rank_pattern=settings.rank_pattern,
         alpha_pattern=settings.alpha_pattern,
         target_modules=settings.target_modules,
+        modules_to_save=settings.modules_to_save,
     )
 
 
@@ -34,30 +36,61 @@ def resolve_lora(lora: LoraSettings, base: BaseFacts) -> LoraSettings:
             "target_modules": tuple(sorted(set(lora.target_modules))) or base.linear_kinds,
             "rank_pattern": _longest_first(lora.rank_pattern),
             "alpha_pattern": _longest_first(lora.alpha_pattern),
+            "modules_to_save": tuple(sorted(set(lora.modules_to_save))),
         }
     )
 
 
-def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int) -> Iterator[FinetunedError]:
-    """What of resolved settings does not fit the base; `max_rank` is the largest that will be served."""
-    yield from unknown_targets("spec.lora.target_modules", lora.target_modules, base)
+def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int, path: str) -> Iterator[FinetunedError]:
+    """What of resolved settings does not fit the base.
+
+    `max_rank` is the largest that will be served; `path` leads to the settings.
+    """
+    yield from unknown_targets(f"{path}.target_modules", lora.target_modules, base)
     targeted = [name for name in base.linear_modules if is_any_end(lora.target_modules, name)]
     for field, pattern in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
         unused = [key for key in pattern if not any(is_end(key, name) for name in targeted)]
         if unused:
             yield InvalidField.one(
-                f"spec.lora.{field}",
+                f"{path}.{field}",
                 f"names {quoted(unused)}, which no target module has as its name or a dotted end of it; leave it "
                 f"out, or add it to target_modules",
             )
+    yield from _saved_refusals(lora, base, path)
     for field, rank in (
         ("rank", lora.rank),
         *((f"rank_pattern.{key}", r) for key, r in lora.rank_pattern.items()),
     ):
         if rank > max_rank:
             yield InvalidField.one(
-                f"spec.lora.{field}", f"is {rank}; this server serves ranks of 1 to {max_rank}"
+                f"{path}.{field}", f"is {rank}; this server serves ranks of 1 to {max_rank}"
             )
+
+
+def _saved_refusals(lora: LoraSettings, base: BaseFacts, path: str) -> Iterator[FinetunedError]:
+    config = lora_config(lora)
+    owners = {name.rpartition(".")[0] for name in base.parameters}
+    strays = [name for name in lora.modules_to_save if not any(is_end(name, owner) for owner in owners)]
+    if strays:
+        kinds = sorted({owner.rpartition(".")[2] for owner in owners})
+        yield InvalidField.one(
+            f"{path}.modules_to_save",
+            f"names {quoted(strays)}; the base's modules with parameters are {', '.join(kinds)}",
+        )
+    both = [
+        name for name in base.linear_modules if config.saves(name) and is_any_end(lora.target_modules, name)
+    ]
+    if both:
+        yield InvalidField.one(
+            f"{path}.modules_to_save",
+            f"names modules that are targets, too: {quoted(both[:3])}; leave them out here or in target_modules",
+        )
+
+
+def saved_parameters(lora: LoraSettings, base: Parameters) -> list[str]:
+    """Full names of the parameters in a resolved spec's modules to save."""
+    config = lora_config(lora)
+    return [name for name in base.parameters if config.saves(name.rpartition(".")[0])]
 
 
 def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> int:

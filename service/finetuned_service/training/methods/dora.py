@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetuned_service.bases.load import dense_weight
 from finetuned_service.engine.adapter_weights import adapted_row_lengths
 
 
@@ -34,7 +35,7 @@ class DoraLinear(nn.Module):
         """x: [..., in]; returns [..., out] in the dtype of x."""
         x = functional.dropout(x, self.dropout, self.training)
         a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
-        product = functional.linear(x, self.base.weight)
+        product = functional.linear(x, dense_weight(self.base))
         product = product + functional.linear(functional.linear(x, a) * self.scaling, b)
         gain = (self.magnitude / self._lengths()).to(x.dtype)
         out = product * gain
@@ -42,4 +43,6 @@ class DoraLinear(nn.Module):
         return out if self.base.bias is None else out + self.base.bias  # pyright: ignore[reportUnnecessaryComparison]
 
     def _lengths(self) -> Tensor:
-        return adapted_row_lengths(self.base.weight, self.lora_a.detach(), self.lora_b.detach(), self.scaling)
+        return adapted_row_lengths(
+            dense_weight(self.base), self.lora_a.detach(), self.lora_b.detach(), self.scaling
+        )

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetuned_service.adapters.geometry import HEAD, BaseGeometry
 from finetuned_service.adapters.layouts.lora import MAGNITUDE, A, B
 from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.bases.family import weights_transposed
+from finetuned_service.bases.load import dense_weight
 from finetuned_service.jobs.methods import lora_config
 from finetuned_service.jobs.values import LoraSettings
 from finetuned_service.training.methods.dora import DoraLinear
@@ -26,13 +28,14 @@ from finetuned_service.training.methods.method import (
     linear_targets,
     replace_module,
 )
+from finetuned_service.training.methods.parameters import put_copies
 
 
 class LoraLinear(nn.Module):
     """Takes the place of a frozen `nn.Linear`.
 
     Args:
-        base: weight [out, in] and an optional bias [out].
+        base: weight [out, in], which may be packed, and an optional bias [out].
         rank: rows of A and columns of B.
         scaling: alpha / rank, or alpha / sqrt(rank).
         dropout: probability with which elements of the update's input are zeroed in training.
@@ -52,10 +55,32 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in]; returns [..., out] in the dtype of x."""
         dropped = functional.dropout(x, self.dropout) if self.dropout and self.training else None
-        out: Tensor = _LoraLinear.apply(
-            x, dropped, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scaling
-        )
+        out: Tensor = _LoraLinear.apply(x, dropped, self.base, self.lora_a, self.lora_b, self.scaling)
         return out
+
+
+class PackedLinear(nn.Module):
+    """Takes the place of a frozen linear module whose weight is packed, without an update of its own."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in]; returns [..., out] in the dtype of x. Keeps nothing: its gradient needs the weight alone."""
+        out: Tensor = _PackedLinear.apply(x, self.base)
+        return out
+
+
+class _PackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: nn.Linear) -> Tensor:
+        ctx.base = base
+        return functional.linear(x, dense_weight(base), base.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] @ dense_weight(ctx.base), None
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -64,25 +89,27 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         dropped: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
+        base: nn.Linear,
         lora_a: Tensor,
         lora_b: Tensor,
         scaling: float,
     ) -> Tensor:
-        """`dropped` is the update's input where it differs from x."""
+        """`dropped` is the update's input where it differs from x. A packed weight is unpacked here and once more
+        in the backward pass, and never kept.
+        """
         a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
         update_input = (x if dropped is None else dropped).reshape(-1, x.shape[-1])
         shrunk = (update_input @ a.T).mul_(scaling)
-        out = functional.linear(x.reshape(-1, x.shape[-1]), weight, bias).addmm_(shrunk, b.T)
-        ctx.save_for_backward(update_input, shrunk, weight, a, b)
+        out = functional.linear(x.reshape(-1, x.shape[-1]), dense_weight(base), base.bias).addmm_(shrunk, b.T)
+        ctx.save_for_backward(update_input, shrunk, a, b)
+        ctx.base = base
         ctx.scaling = scaling
         ctx.separate = dropped is not None
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        update_input, shrunk, weight, a, b = ctx.saved_tensors
+        update_input, shrunk, a, b = ctx.saved_tensors
         shape = (*grads[0].shape[:-1], a.shape[1])
         grad = grads[0].reshape(-1, b.shape[0])
         d_shrunk = (grad @ b).mul_(ctx.scaling)
@@ -90,22 +117,26 @@ class _LoraLinear(torch.autograd.Function):
         d_b = (grad.T @ shrunk).to(d_a.dtype)
         d_x = d_dropped = None
         if ctx.needs_input_grad[0]:
-            d_x = grad @ weight
+            d_x = grad @ dense_weight(ctx.base)
             if ctx.separate:
                 d_dropped = (d_shrunk @ a).view(shape)
             else:
                 d_x.addmm_(d_shrunk, a)
             d_x = d_x.view(shape)
-        return d_x, d_dropped, None, None, d_a, d_b, None
+        return d_x, d_dropped, None, d_a, d_b, None
 
 
-def install(model: Any, settings: LoraSettings) -> Installed:
-    """LoRA or DoRA on the modules that resolved settings name; A begins at random, in the model's order."""
+def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Installed:
+    """LoRA or DoRA on the modules that resolved settings name, and copies of those to be saved; A begins at random,
+    in the model's order.
+    """
     config = lora_config(settings)
     parameters: dict[str, nn.Parameter] = {}
     switched: list[nn.Module] = []
     for name, linear in list(linear_targets(model)):
-        if not config.targets(name):
+        if config.saves(name) or not config.targets(name):
+            if not linear.weight.is_floating_point():
+                replace_module(model, name, PackedLinear(linear))
             continue
         kind = DoraLinear if settings.decomposed else LoraLinear
         module = kind(
@@ -117,15 +148,18 @@ def install(model: Any, settings: LoraSettings) -> Installed:
         parameters[f"{name}.{B}"] = module.lora_b
         if isinstance(module, DoraLinear):
             parameters[f"{name}.{MAGNITUDE}"] = module.magnitude
+    saved = [name for name in geometry.parameters if config.saves(name.rpartition(".")[0])]
+    copies = put_copies(model, saved)
     return Installed(
-        parameters,
+        parameters | copies,
         tuple(switched),
-        _file_config(settings, config, transposed=weights_transposed(model.config.to_dict())),
+        head=copies.get(f"{HEAD}.weight"),
+        config=_file_config(settings, config, transposed=weights_transposed(model.config.to_dict())),
     )
 
 
 def _file_config(settings: LoraSettings, config: LoraConfig, *, transposed: bool) -> dict[str, object]:
-    return {
+    written: dict[str, object] = {
         "peft_type": "LORA",
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
@@ -139,3 +173,7 @@ def _file_config(settings: LoraSettings, config: LoraConfig, *, transposed: bool
         "fan_in_fan_out": transposed,
         "init_lora_weights": True,
     }
+    # Only where there are some: the files of an adapter without them stay as they were.
+    return (
+        written | {"modules_to_save": sorted(config.modules_to_save)} if config.modules_to_save else written
+    )

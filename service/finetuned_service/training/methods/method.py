@@ -21,6 +21,8 @@ class Installed:
     """Modules that behave otherwise in training, such as dropout."""
     config: Mapping[str, object] = field(default_factory=dict[str, object])
     """adapter_config.json, but for what the files of all methods say."""
+    head: nn.Parameter | None = None
+    """The weight that makes logits, where it trains; one of `parameters`."""
 
 
 def decoder_layers(decoder: Any) -> nn.ModuleList:

@@ -1,0 +1,83 @@
+"""Bottleneck adapters: settings resolved and checked. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetuned_service.adapters.layouts.bottleneck import BottleneckLayout
+from finetuned_service.adapters.lora_config import is_end
+from finetuned_service.errors import FinetunedError, InvalidField
+from finetuned_service.jobs.methods.base import BaseFacts, quoted
+from finetuned_service.jobs.values import BottleneckSettings, Placement
+
+ATTENTIONS = ("self_attn", "attn")
+"""What the architectures served call the first of a layer's two sublayers."""
+
+
+def resolve_bottleneck(settings: BottleneckSettings, base: BaseFacts) -> BottleneckSettings:
+    """The same settings with the defaults written back, every module by its full name."""
+    asked = settings.target_modules
+    targets = [name for name in base.sublayers if any(is_end(end, name) for end in asked)]
+    if not asked:
+        targets = [name for name in base.sublayers if _is_usual(settings.placement, name)]
+    # What matches nothing stays, to be refused.
+    strays = [end for end in asked if not any(is_end(end, name) for name in base.sublayers)]
+    return settings.model_copy(
+        update={
+            "target_modules": tuple(sorted({*targets, *strays})),
+            "width": settings.width or max(1, round(base.hidden_size / settings.reduction_factor)),
+        }
+    )
+
+
+def bottleneck_refusals(settings: BottleneckSettings, base: BaseFacts) -> Iterator[FinetunedError]:
+    """What of resolved settings does not fit the base."""
+    strays = sorted(set(settings.target_modules) - set(base.sublayers))
+    if strays:
+        kinds = sorted({name.rpartition(".")[2] for name in base.sublayers if not _is_layer(name)})
+        yield InvalidField.one(
+            "spec.bottleneck.target_modules",
+            f"names {quoted(strays)}; allowed are the base's layers (layers.0) and their parts: {', '.join(kinds)} "
+            "(leave it empty for those of the placement)",
+        )
+    if settings.width is not None and settings.width > base.hidden_size:
+        yield InvalidField.one(
+            "spec.bottleneck.width",
+            f"is {settings.width}; a bottleneck is no wider than the base: 1 to {base.hidden_size}",
+        )
+    if not settings.target_modules:
+        yield InvalidField.one(
+            "spec.bottleneck.placement",
+            f"is {settings.placement}, and this base has no module for it; name some in target_modules",
+        )
+
+
+def bottleneck_elements(settings: BottleneckSettings, hidden_size: int) -> int:
+    """Numbers in an adapter with resolved settings."""
+    width = settings.width or hidden_size
+    return len(settings.target_modules) * (2 * width * hidden_size + width + hidden_size)
+
+
+def bottleneck_layout(settings: BottleneckSettings) -> BottleneckLayout:
+    """What the files of an adapter trained with resolved settings will say."""
+    return BottleneckLayout(
+        target_modules=settings.target_modules,
+        width=settings.width or 1,
+        activation=settings.activation,
+        scaling=settings.scaling,
+        parallel=settings.placement is Placement.PARALLEL,
+    )
+
+
+def _is_layer(name: str) -> bool:
+    return name.rpartition(".")[2].isdecimal()
+
+
+def _is_usual(placement: Placement, name: str) -> bool:
+    match placement:
+        case Placement.HOULSBY:
+            return not _is_layer(name)
+        case Placement.PFEIFFER:
+            return _is_layer(name)
+        case Placement.PARALLEL:
+            return not _is_layer(name) and name.rpartition(".")[2] not in ATTENTIONS
