@@ -57,13 +57,18 @@ types: install ## Strict types
 compiler:
 	command -v g++ || command -v clang++ || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends g++ libc6-dev; }
 
+# Reports of jobs are looked at in a browser by their tests.
+.PHONY: chromium
+chromium:
+	command -v chromium || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
+
 # checkov pins many libraries to other versions than ours.
 .venv-checkov/installed: tests/checkov.txt
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/pip --disable-pip-version-check --quiet install --requirement tests/checkov.txt
 	touch $@
 
-unit: install compiler $(BIN)/promtool .venv-checkov/installed ## All tests but those that need a GPU
+unit: install compiler chromium $(BIN)/promtool .venv-checkov/installed ## All tests but those that need a GPU
 	$(BIN)/pytest -m "not gpu"
 
 # A part of `unit`, alone: seconds for who changes the image or the chart. No container engine, no cluster.

@@ -4,7 +4,7 @@
 
 Standard library only, so that it starts at once. Steps:
 
-    note            tell this process's number and attempt, and count the attempt in the work directory
+    note            tell this process's number, attempt and rows at once, and count the attempt in the work directory
     progress=N      report a step of training on N tokens
     measured=N      report N tokens measured by a quantization
     once:STEP       only in the first process of the job
@@ -19,6 +19,8 @@ Standard library only, so that it starts at once. Steps:
     finished=A/B    report the end of a training run: exact match A, of the incumbent B (may be missing)
     quantized=A/B   report the end of a quantization: perplexity A, before it B; kept if A is below 9
     failed          report a failure of the user's
+    suspended       report a full disk
+    over-memory     report that the memory budget was reached
     crash           be killed
     exit=N          exit with that code
 """
@@ -39,6 +41,13 @@ from tiny_files import write_adapter, write_base
 LONG_SECONDS = 60.0
 EXIT_STOPPED = 75
 TOO_LONG = {"reason": "INVALID_DATA", "message": "row 3 is too long", "metadata": {}, "violations": []}
+
+OVER_MEMORY = {
+    "reason": "NO_ROOM",
+    "message": "the job holds 9 MB",
+    "metadata": {"memory_bytes": "9000000", "memory_budget_bytes": "8000000"},
+    "violations": [],
+}
 
 
 def report(kind: str, **fields: object) -> None:
@@ -117,6 +126,8 @@ class Process:
             "finished": lambda value: report_trained(*value.split("/")),
             "quantized": lambda value: report_quantized(*map(float, value.split("/"))),
             "failed": lambda _: report("failed", error=TOO_LONG, fault="USER"),
+            "over-memory": lambda _: report("failed", error=OVER_MEMORY, fault="USER"),
+            "suspended": lambda _: report("suspended", reason="DISK_FULL", text="the disk is full"),
             "crash": lambda _: os.kill(os.getpid(), signal.SIGKILL),
             "exit": lambda value: sys.exit(int(value)),
         }
@@ -131,7 +142,8 @@ class Process:
         self.stopped = True
 
     def _note(self) -> str:
-        return f"pid {os.getpid()} process {self.number} attempt {self.task['attempt']}"
+        rows = self.task.get("micro_batch_rows", 0)
+        return f"pid {os.getpid()} process {self.number} attempt {self.task['attempt']} rows={rows}"
 
     def _wait_for_stop(self) -> None:
         end = time.monotonic() + LONG_SECONDS

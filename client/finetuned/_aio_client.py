@@ -47,7 +47,10 @@ class AsyncJobs:
     events = paged(tuning.events)
     watch = streamed(tuning.watch)
     follow = streamed(tuning.follow)
+    pause = verb(tuning.pause)
+    resume = verb(tuning.resume)
     cancel = verb(tuning.cancel)
+    delete = verb(tuning.delete)
     rerun = verb(tuning.rerun)
 
     async def wait(

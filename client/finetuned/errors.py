@@ -15,6 +15,7 @@
     │   ├── AdapterIncompatible  the adapter belongs to another base
     │   ├── RerunRefused         the data of the job to run again has changed
     │   ├── ResourceInUse        something still points to it
+    │   ├── TrainingDiverged     the loss is no number; in a job's error, whose last good checkpoint is kept
     │   ├── QualityGateFailed    a quantized base lost more quality than allowed; in a job's error
     │   └── StartRefused         the service could not start; told at its start, never by a call
     ├── Aborted                a concurrent change won: read again, retry
@@ -152,6 +153,10 @@ class RerunRefused(FailedPrecondition):
 
 class ResourceInUse(FailedPrecondition):
     reason = "RESOURCE_IN_USE"
+
+
+class TrainingDiverged(FailedPrecondition):
+    reason = "TRAINING_DIVERGED"
 
 
 class QualityGateFailed(FailedPrecondition):

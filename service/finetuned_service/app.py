@@ -100,7 +100,7 @@ class Server:
         self._health = HealthServer(settings.health_address)
         kept = retention_of(settings)
         tenant_limits = StoredLimits(settings.limits_of, settings.data_dir)
-        self._jobs = JobStore(database, tenant_limits, kept)
+        self._jobs = JobStore(database, tenant_limits, kept, settings.data_dir / "jobs")
         bases = BaseCatalog(settings.data_dir)
         name = BaseName.parse(base.name)
         directory = bases.path(name)
@@ -138,6 +138,8 @@ class Server:
             report=RowPreview(bases),
             max_rank=settings.max_lora_rank,
             adapter_room_bytes=min(settings.adapter_host_bytes, settings.adapter_device_bytes),
+            registry=registry,
+            jobs_directory=settings.data_dir / "jobs",
         )
         imports = AdapterImports(
             registry=registry,

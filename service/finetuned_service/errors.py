@@ -15,6 +15,7 @@
     │   ├── RequestIdReused      the request id came before, with another body
     │   ├── AdapterIncompatible  the adapter belongs to another base
     │   ├── ResourceInUse        something still points to it
+    │   ├── TrainingDiverged     the loss is no number; the last good checkpoint is kept
     │   ├── QualityGateFailed    a quantized base lost more quality than allowed
     │   └── StartRefused         the service cannot start with what it found
     ├── Aborted                a concurrent change won: read again, retry
@@ -184,6 +185,10 @@ class AdapterIncompatible(FailedPrecondition):
 
 class ResourceInUse(FailedPrecondition):
     reason = "RESOURCE_IN_USE"
+
+
+class TrainingDiverged(FailedPrecondition):
+    reason = "TRAINING_DIVERGED"
 
 
 class QualityGateFailed(FailedPrecondition):

@@ -171,10 +171,16 @@ class Settings(BaseSettings):
     """Run jobs in processes beside the server; off where separate workers take them from the store."""
     max_running_jobs: int = Field(default=1, ge=1, le=64)
     """The most jobs at once."""
+    job_slice_seconds: float = Field(default=1800.0, ge=1.0, le=7 * 86_400.0)
+    """How long a job runs before it makes room, with a checkpoint, for a waiting job of a tenant that has had
+    less time of the workers lately; jobs of higher priority do not wait so long."""
     job_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
     """Compute threads of a job process, which runs only when serving leaves the processors idle."""
     job_memory_bytes: int = Field(default_factory=lambda: psutil.virtual_memory().total // 2, ge=256 * MIB)
     """Private memory of a job process above which it stops itself; default half of the machine's."""
+    job_checkpoint_bytes: int = Field(default=16 * GIB, ge=MIB, le=MAX_LIMIT)
+    """Disk space for the checkpoints of one job; it keeps fewer than it was asked to where they need more, and
+    does not begin where three have no room: the last one, the best one and the one being written."""
     lease_seconds: float = Field(default=30.0, ge=1.0, le=3600.0)
     """How long a job waits for a worker that has gone silent before another takes it."""
     shutdown_grace_seconds: float = Field(default=20.0, ge=0.0, le=3600.0)
@@ -190,7 +196,8 @@ class Settings(BaseSettings):
     upload_retention_days: Days = 7.0
     """How long an upload waits for its end, after its start."""
     min_free_disk_bytes: int = Field(default=256 * MIB, ge=0)
-    """Room that data_dir must have for the server to start."""
+    """Room that data_dir must have for the server to start, and for jobs to go on: with less they are paused,
+    and resumed when there is twice as much."""
     sweep_interval_seconds: float = Field(default=3600.0, ge=1.0, le=7 * 86_400.0)
     """Time between two sweeps, which remove what has expired and files that nothing names."""
     limits: TenantLimits = TenantLimits()

@@ -30,6 +30,7 @@ from finetuned import (
     WeightFormat,
 )
 from finetuned.errors import (
+    AdapterIncompatible,
     DeadlineExceeded,
     Internal,
     InvalidData,
@@ -39,6 +40,7 @@ from finetuned.errors import (
     NotFound,
     OutOfRange,
     RequestIdReused,
+    ResourceInUse,
     Unavailable,
     Unimplemented,
     Violation,
@@ -83,6 +85,7 @@ def test_train_sends_every_setting(client: Any, fake_server: FakeServer) -> None
         seed=7,
         checkpoint_interval_steps=5,
         activation_checkpointing=False,
+        kept_checkpoints=3,
     )
     data = DataOptions(holdout_fraction=0.2, max_row_tokens=64, long_rows=LongRows.DROP, train_on_prompt=True)
     evaluation = EvaluationOptions(
@@ -104,7 +107,9 @@ def test_train_sends_every_setting(client: Any, fake_server: FakeServer) -> None
         evaluation=evaluation,
         promote_if=promote_if,
         display_name="my job",
+        priority="LOW",
     )
+    assert job.priority == "LOW"
     assert job.state is JobState.QUEUED
     assert job.kind is JobKind.TRAIN
     assert job.display_name == "my job"
@@ -274,6 +279,67 @@ def test_cancel(client: Any) -> None:
     with pytest.raises(JobStateConflict) as refused:
         client.jobs.cancel(job.name)
     assert refused.value.metadata == {"state": "CANCELLED"}
+
+
+def test_pause_and_resume(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    assert client.jobs.pause(job.name).state is JobState.PAUSED
+    assert client.jobs.pause(job.name).state_reason == "USER"
+    assert client.jobs.get(job.name).state is JobState.PAUSED
+    assert client.jobs.resume(job.name).state is JobState.QUEUED
+    while client.jobs.get(job.name).state is not JobState.RUNNING:
+        pass
+    assert client.jobs.pause(job.name).state is JobState.PAUSING
+    with pytest.raises(JobStateConflict) as refused:
+        client.jobs.resume(job.name)
+    assert refused.value.metadata == {"state": "PAUSING"}
+    assert client.jobs.get(job.name).state is JobState.PAUSING
+    assert client.jobs.resume(job.name).state is JobState.QUEUED
+    done = client.jobs.wait(job.name).check()
+    assert done.last_event == EVENTS + 6
+    for call in (client.jobs.pause, client.jobs.resume):
+        with pytest.raises(JobStateConflict):
+            call(job.name)
+
+
+def test_a_watch_of_a_paused_job_goes_on_when_it_does(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    client.jobs.pause(job.name)
+    states = []
+    for event in client.jobs.watch(job.name):
+        states += [event.state.state] if event.state else []
+        if states[-1] is JobState.PAUSED:
+            client.jobs.resume(job.name)
+    assert states == ["QUEUED", "PAUSED", "QUEUED", "RUNNING", "SUCCEEDED"]
+
+
+def test_continue_from(client: Any, fake_server: FakeServer) -> None:
+    first = client.jobs.wait(client.train(dataset="rows", adapter="mine").name)
+    job = client.train(dataset="rows", adapter="mine", continue_from="mine@default")
+    assert job.train.continue_from == first.train_result.version
+    client.jobs.wait(job.name).check()
+    assert client.adapters.version("mine@2").lineage.parent_version == first.train_result.version
+    with pytest.raises(NotFound):
+        client.train(dataset="rows", adapter="mine", continue_from="mine@9")
+    fake_server.change_base("bases/other")
+    with pytest.raises(AdapterIncompatible):
+        client.train(dataset="rows", adapter="mine", continue_from="mine@1")
+
+
+def test_delete(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    with pytest.raises(JobStateConflict):
+        client.jobs.delete(job.name)
+    client.jobs.wait(job.name)
+    with pytest.raises(ResourceInUse) as refused:
+        client.jobs.delete(job.name)
+    assert refused.value.metadata == {"used_by": "tenants/a/adapters/mine/versions/1"}
+    other = client.train(dataset="rows", adapter="mine")
+    client.jobs.cancel(other.name)
+    client.jobs.delete(other.name)
+    with pytest.raises(NotFound):
+        client.jobs.get(other.name)
+    assert client.train(dataset="rows", adapter="mine").name not in {job.name, other.name}
 
 
 def test_list_filters(client: Any) -> None:

@@ -17,7 +17,7 @@ from finetuned_service.jobs.process import environment_for_job_process
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, REPORTS, QuantizeFinished
 from finetuned_service.jobs.values import Notice, Progress, QuantizeReport
 from finetuned_service.quantization.gate import relative_rise
-from finetuned_service.quantization.text import builtin_text
+from finetuned_service.text.general import general_text
 from finetuned_service.text.values import Text
 from tiny_bases import make_quantize_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,7 +87,7 @@ def test_int8_halves_the_bytes_and_costs_about_a_percent(int8):
 def test_the_reported_perplexities_are_those_of_plain_transformers(int8, smollm2_directory):
     directory, report = int8
     token_ids = AutoTokenizer.from_pretrained(smollm2_directory)(
-        builtin_text(), return_tensors="pt"
+        general_text(), return_tensors="pt"
     ).input_ids
     for model, expected in (
         (AutoModelForCausalLM.from_pretrained(smollm2_directory), report.source_perplexity),
@@ -103,7 +103,7 @@ def test_the_reported_perplexities_are_those_of_plain_transformers(int8, smollm2
 
 
 def test_nf4_is_smaller_still_and_its_cost_is_told(smollm2_directory, tmp_path):
-    rows = [Text(paragraph) for paragraph in builtin_text().split("\n\n")[:6]]
+    rows = [Text(paragraph) for paragraph in general_text().split("\n\n")[:6]]
     (tmp_path / "rows.jsonl").write_text("".join(f"{to_json(row)}\n" for row in rows))
     process = Process(
         smollm2_directory,

@@ -141,7 +141,6 @@ ANSWERED_FOR_OWNERS = {
         "BatchServeAdapter",
     ),
     *("UploadDataset", "ImportDataset", "ImportAdapter", "Quantize", "TrainJob", "ServeAdapter"),
-    *("PauseJob", "ResumeJob", "DeleteJob"),
 }
 """Of an own tenant that has nothing: with an answer, or a refusal of something else than the subject."""
 

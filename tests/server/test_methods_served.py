@@ -158,7 +158,7 @@ def test_a_version_tells_its_method_and_an_export_is_imported_as_the_same(
 ) -> None:
     version = client.adapters.version(f"{adapter}@1")
     assert (version.method, version.modules) == METHODS[adapter][:2]
-    assert {metric.name for metric in version.metrics} == {"loss", "exact_match"}
+    assert {metric.name for metric in version.metrics} == {"loss", "exact_match", "general_perplexity"}
     client.adapters.export(adapter, tmp_path / "out")
     again = client.adapters.import_directory(
         tmp_path / "out", f"{adapter}-again", expected_base_digest=version.base_digest

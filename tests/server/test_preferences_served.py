@@ -26,8 +26,8 @@ def test_preferences_become_an_adapter_that_is_promoted_and_served(client: Clien
     assert job.train is not None
     assert (job.train.objective, job.train.dpo) == (Objective.DPO, Dpo(beta=0.5, label_smoothing=0.0))
     figures = {"loss", "reward_accuracy", "reward_margin", "chosen_reward", "rejected_reward"}
-    assert {metric.name for metric in job.metrics} == figures
-    assert {metric.name for metric in job.baseline_metrics} == figures
+    assert {metric.name for metric in job.metrics} == {*figures, "general_perplexity"}
+    assert {metric.name for metric in job.baseline_metrics} == {*figures, "general_perplexity"}
     assert job.train_result is not None
     assert job.train_result.promoted is True
     assert job.train_result.promotion.startswith("polite moved: reward_accuracy")

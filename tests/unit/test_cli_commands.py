@@ -265,10 +265,15 @@ def test_jobs(run: Run, rows: Path) -> None:
     assert "job-2" in run("jobs", "list").stdout
     assert "CANCELLED" in run("jobs", "cancel", "job-2", "--json").stdout
     run("jobs", "cancel", "job-2", expected=ExitCode.REFUSED)
+    assert "job-2 is deleted" in run("jobs", "delete", "job-2").stderr
+    run("jobs", "get", "job-2", expected=ExitCode.NOT_FOUND)
+    assert "job-1 is paused" in run("jobs", "pause", "job-1").stderr
+    assert "QUEUED" in run("jobs", "resume", "job-1", "--json").stdout
+    run("jobs", "delete", "job-1", expected=ExitCode.REFUSED)
     assert "succeeded" in run("jobs", "watch", "job-1").stderr
     assert json.loads(run("jobs", "get", "job-1", "--json").stdout)["state"] == "SUCCEEDED"
     assert "a@1" in run("jobs", "get", "job-1").stdout
-    assert [item["number"] for item in lines(run("jobs", "events", "job-1", "--json"))] == list(range(1, 11))
+    assert [item["number"] for item in lines(run("jobs", "events", "job-1", "--json"))] == list(range(1, 13))
     assert "EvaluationFinished" in run("jobs", "events", "job-1").stdout
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 from finetuned import JobEvent, JobState, JobStateReason, Metric, Notice, Severity, StateChanged
+from finetuned.cli.curve import curve
 from finetuned.cli.output import cell, duration, size, to_json
 from finetuned.cli.progress import JobDisplay
 from finetuned.values.events import Checkpoint, EvaluationFinished, Progress
@@ -45,6 +46,32 @@ def test_on_a_terminal_there_is_a_bar() -> None:
     assert "redact [1]" in told
     assert "50/200" in told
     assert "loss 1.2500  300 tokens/s  ETA 1:23" in told
+
+
+def test_the_curve_of_the_loss_is_drawn_live() -> None:
+    told = show(*(training(step, 8.0 / step) for step in range(1, 31)), terminal=True)
+    last = told.rpartition("loss\n")[2].splitlines()
+    assert last[0].startswith("8.000 █")
+    assert "step 1" in told
+    assert "█" not in show(training(1, 2.0), training(2, float("nan")), terminal=True).rpartition("1/30")[2]
+
+
+def training(step: int, loss: float) -> JobEvent:
+    return JobEvent(step, None, progress=Progress("training", step, 30, loss, 0.0, None, 1e-3, step))
+
+
+def test_a_curve_has_its_largest_value_on_top_and_its_smallest_at_the_bottom() -> None:
+    assert curve([(1, 4.0), (2, 2.0), (3, 1.0)], width=3, height=2) == [
+        "4.000 █  ",
+        "1.000 █▆▁",
+        "      step 1 3",
+    ]
+
+
+def test_more_points_than_columns_are_means() -> None:
+    lines = curve([(step, float(step % 2)) for step in range(1000)], width=10, height=1)
+    assert lines[0] == "0.500 " + "▁" * 10
+    assert curve([(1, 2.0)], width=10, height=4) == []
 
 
 def test_what_happens_to_a_job_is_told() -> None:

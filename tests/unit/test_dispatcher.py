@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from finetuned_service.errors import InvalidData
-from finetuned_service.jobs.values import Fault, JobState, StateChanged, StateReason
+from finetuned_service.jobs import room, runner
+from finetuned_service.jobs.values import Fault, JobState, Optimization, Priority, StateChanged, StateReason
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.storage.schema import jobs
@@ -112,7 +114,7 @@ def test_a_process_that_is_killed_is_tried_again_where_it_was(place):
     job = place.run(train_job(), f"note,once:crash,{SUCCEED}")
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
     texts = [text.split(" ", 2)[2] for text in place.notices(job) if text.startswith("pid")]
-    assert texts == ["process 1 attempt 1", "process 2 attempt 2", "process 2 attempt 2"]
+    assert texts == [f"process {n} attempt {n} rows=0" for n in (1, 2, 2)]
     assert "the job process ended unexpectedly with signal 9" in place.notices(job)
     assert ("QUEUED", "WORKER_LOST") in reasons(place, job)
 
@@ -124,13 +126,50 @@ def test_a_process_that_is_lost_every_time_fails_the_job(place, steps, how):
     job = place.run(train_job(), steps)
     assert (job.state, job.fault, job.attempt) == (JobState.FAILED, Fault.SYSTEM, 3)
     assert job.error["metadata"] == {"attempts": "3"}
-    assert f"ended unexpectedly with {how} in attempt 3" in job.error["message"]
+    assert f"ended unexpectedly with {how} in attempt 3, for the 3rd time" in job.error["message"]
     assert "micro_batch_rows" in job.error["message"]
     assert sum(how in text for text in place.notices(job)) == 3
 
 
-def test_a_stop_that_nobody_asked_for_is_not_repeated_for_ever(place):
-    job = place.run(train_job(), "exit=75", lease_seconds=0.8)
+def test_a_process_over_its_memory_budget_goes_on_with_half_the_rows_once(place):
+    job = place.run(train_job(), "note,over-memory,exit=1")
+    assert (job.state, job.fault, job.attempt, job.losses) == (JobState.FAILED, Fault.USER, 2, 0)
+    assert (job.micro_batch_rows, job.error["reason"]) == (4, "NO_ROOM")
+    assert reasons(place, job) == [
+        *[("QUEUED", ""), ("RUNNING", ""), ("QUEUED", "MEMORY")],
+        *[("RUNNING", ""), ("FAILED", "")],
+    ]
+    (told,) = [text for text in place.notices(job) if "From here on" in text]
+    assert told.startswith("the job holds 9 MB. From here on 4 rows run at once")
+    rows = [text.rpartition(" ")[2] for text in place.notices(job) if text.startswith("pid")]
+    assert rows == ["rows=0", "rows=4"]
+
+
+def test_one_row_at_a_time_cannot_be_halved(place):
+    job = place.run(
+        train_job(optimization=Optimization(batch_rows=4, micro_batch_rows=1)), "over-memory,exit=1"
+    )
+    assert (job.state, job.attempt, job.micro_batch_rows) == (JobState.FAILED, 1, 0)
+
+
+def test_a_process_that_is_killed_again_goes_on_with_half_the_rows(place):
+    job = place.run(train_job(), "note,crash")
+    assert (job.state, job.fault, job.attempt, job.losses) == (JobState.FAILED, Fault.SYSTEM, 3, 2)
+    rows = [text.rpartition(" ")[2] for text in place.notices(job) if text.startswith("pid")]
+    assert rows == ["rows=0", "rows=0", "rows=4"]
+
+
+def test_a_process_that_the_kernel_ended_for_memory_goes_on_with_half_the_rows_at_once(place, monkeypatch):
+    counts = iter(range(100))
+    monkeypatch.setattr(runner, "count_oom_kills", lambda: next(counts))
+    job = place.run(train_job(), f"note,once:crash,{SUCCEED}")
+    assert (job.state, job.attempt, job.micro_batch_rows) == (JobState.SUCCEEDED, 2, 4)
+    assert "the kernel ends processes when memory runs out" in " ".join(place.notices(job))
+
+
+def test_a_stop_that_nobody_asked_for_is_not_repeated_for_ever(place, monkeypatch):
+    monkeypatch.setattr(runner, "_STRAY_STOP_SECONDS", 0.05)
+    job = place.run(train_job(), "exit=75")
     assert (job.state, job.attempt) == (JobState.FAILED, 3)
     assert "exit code 75" in job.error["message"]
 
@@ -167,30 +206,12 @@ def test_what_cannot_be_published_fails_the_job_and_leaves_nothing(place, steps,
     assert list((place.directory / "adapters").iterdir()) == []
 
 
-def test_a_disk_without_room_for_the_task_is_named(place):
-    """/dev/full fails as every file of a full disk does."""
-    submitted = place.submit(train_job())
-
-    class FullDisk:
-        def task_for(self, job, directory):
-            directory.mkdir(parents=True)
-            with Path("/dev/full").open("wb", buffering=0) as file:
-                file.write(b"task")
-
-    assignments, place.assignments = place.assignments, FullDisk()
-    with place.dispatcher(SUCCEED):
-        job = place.reaches(submitted, JobState.FAILED)
-    place.assignments = assignments
-    assert (job.fault, job.error["reason"]) == (Fault.SYSTEM, "NO_ROOM")
-    assert "disk has no room" in job.error["message"]
-
-
 # Cancelling
 
 
 def test_a_running_job_is_asked_to_stop(place):
     submitted = place.submit(train_job())
-    with place.dispatcher("note,stop", lease_seconds=0.8):
+    with place.dispatcher("note,stop"):
         pid = place.first_pid(submitted)
         place.store.cancel(TENANT, submitted.id)
         job = place.reaches(submitted, JobState.CANCELLED)
@@ -200,7 +221,7 @@ def test_a_running_job_is_asked_to_stop(place):
 
 def test_a_job_that_does_not_stop_is_killed(place):
     submitted = place.submit(train_job())
-    with place.dispatcher("stubborn,note,hang", lease_seconds=0.8, kill_after_seconds=0.05):
+    with place.dispatcher("stubborn,note,hang", kill_after_seconds=0.05):
         pid = place.first_pid(submitted)
         place.store.cancel(TENANT, submitted.id)
         place.reaches(submitted, JobState.CANCELLED)
@@ -218,6 +239,112 @@ def test_a_job_cancelled_while_it_was_queued_again_leaves_no_work(place):
     assert place.job(submitted).state is JobState.CANCELLED
 
 
+# Pausing
+
+
+def test_a_running_job_is_paused_and_resumed_in_the_same_place(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher(f"note,once:stop,{SUCCEED}"):
+        pid = place.first_pid(submitted)
+        place.store.pause(TENANT, submitted.id)
+        paused = place.reaches(submitted, JobState.PAUSED)
+        assert (paused.state_reason, paused.attempt, alive(pid)) == (StateReason.USER, 1, False)
+        assert "work" in left_over(place, paused)
+        place.store.resume(TENANT, submitted.id)
+        job = place.reaches(submitted, JobState.SUCCEEDED)
+    assert job.attempt == 1
+    assert place.notices(job)[-1].split(" ", 2)[2] == "process 2 attempt 1 rows=0"
+    assert [state for state, _ in reasons(place, job)] == [
+        *("QUEUED", "RUNNING", "PAUSING", "PAUSED"),
+        *("QUEUED", "RUNNING", "SUCCEEDED"),
+    ]
+
+
+def test_a_job_that_does_not_stop_for_a_pause_in_time_is_killed_and_paused(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher("stubborn,note,hang", grace_seconds=0.05):
+        pid = place.first_pid(submitted)
+        place.store.pause(TENANT, submitted.id)
+        paused = place.reaches(submitted, JobState.PAUSED)
+    assert (paused.attempt, alive(pid)) == (1, False)
+
+
+def test_a_running_job_makes_room_for_a_higher_priority_and_goes_on_in_the_same_place(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher(f"note,once:stop,{SUCCEED}", patience_seconds=0.05):
+        place.first_pid(submitted)
+        urgent = place.submit(train_job(adapter="urgent").model_copy(update={"priority": Priority.HIGH}))
+        eventually(lambda: place.job(urgent).state is not JobState.QUEUED)
+        assert place.job(submitted).state is JobState.QUEUED
+        place.store.cancel(TENANT, urgent.id)
+        job = place.reaches(submitted, JobState.SUCCEEDED)
+    assert (job.attempt, job.losses) == (2, 0)
+    assert ("QUEUED", "PREEMPTED") in reasons(place, job)
+    assert place.notices(job)[-1].split(" ", 2)[2] == "process 2 attempt 2 rows=0"
+
+
+# A full disk
+
+
+class Disk:
+    """Says how much is free on it, instead of the one that the test runs on."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.free_bytes = 10**12
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=self.free_bytes))
+
+
+def test_a_process_that_meets_a_full_disk_pauses_the_job_until_there_is_room(place, monkeypatch):
+    disk = Disk(monkeypatch)
+    disk.free_bytes = 0
+    submitted = place.submit(train_job())
+    with place.dispatcher(f"note,once:suspended,once:exit=1,{SUCCEED}"):
+        paused = place.reaches(submitted, JobState.PAUSED)
+        assert (paused.state_reason, paused.error, paused.attempt) == (StateReason.DISK_FULL, None, 1)
+        assert "the disk is full" in place.notices(paused)
+        disk.free_bytes = 10**12
+        job = place.reaches(submitted, JobState.SUCCEEDED)
+    assert job.attempt == 1
+
+
+def test_jobs_are_paused_before_the_disk_is_full_and_go_on_at_twice_the_room(place, monkeypatch):
+    disk = Disk(monkeypatch)
+    submitted, later = place.submit(train_job()), place.submit(train_job(adapter="later"))
+    settings = {"min_free_disk_bytes": 2**30}
+    with place.dispatcher(f"note,once:stop,{SUCCEED}", **settings):
+        pid = place.first_pid(submitted)
+        disk.free_bytes = 2**30 - 1
+        paused = [place.reaches(job, JobState.PAUSED) for job in (submitted, later)]
+        assert [(job.state_reason, job.attempt) for job in paused] == [(StateReason.DISK_FULL, 1)] * 2
+        assert not alive(pid)
+        assert "1,074 MB left, and 1,074 MB must stay free" in place.notices(submitted)[-1]
+        disk.free_bytes = 2**31
+        place.store.pause(TENANT, later.id)
+        assert place.reaches(submitted, JobState.SUCCEEDED).attempt == 1
+        assert place.job(later).state_reason in {StateReason.USER, StateReason.NONE}
+
+
+def test_a_disk_without_room_for_the_task_pauses_the_job(place):
+    """/dev/full fails as every file of a full disk does."""
+    submitted = place.submit(train_job())
+
+    class FullDisk:
+        def task_for(self, job, directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            with Path("/dev/full").open("wb", buffering=0) as file:
+                file.write(b"task")
+
+    assignments, place.assignments = place.assignments, FullDisk()
+    with place.dispatcher(SUCCEED):
+        eventually(lambda: "the server's disk has no room" in "".join(place.notices(submitted)))
+        place.store.pause(TENANT, submitted.id)
+        place.reaches(submitted, JobState.PAUSED)
+    place.assignments = assignments
+    place.store.resume(TENANT, submitted.id)
+    with place.dispatcher(SUCCEED):
+        assert place.reaches(submitted, JobState.SUCCEEDED).attempt == 1
+
+
 # Stopping the worker
 
 
@@ -232,7 +359,7 @@ def test_a_stopped_worker_gives_its_jobs_back_and_the_next_goes_on_in_the_same_p
     with place.dispatcher(steps):
         job = place.reaches(submitted, JobState.SUCCEEDED)
     assert job.attempt == 1
-    assert [text.split(" ", 2)[2] for text in place.notices(job)][-1] == "process 2 attempt 1"
+    assert [text.split(" ", 2)[2] for text in place.notices(job)][-1] == "process 2 attempt 1 rows=0"
 
 
 def test_a_job_that_does_not_stop_in_time_is_killed_without_losing_an_attempt(place):
@@ -284,7 +411,7 @@ def test_jobs_of_another_worker_are_left_alone(place):
 
 def test_a_process_whose_job_was_taken_over_is_killed_and_nothing_is_published(place):
     submitted = place.submit(train_job())
-    with place.dispatcher(f"stubborn,note,gate,{SUCCEED}", lease_seconds=0.8) as dispatcher:
+    with place.dispatcher(f"stubborn,note,gate,{SUCCEED}") as dispatcher:
         pid = place.first_pid(submitted)
         with place.database.begin() as connection:
             thief = {"lease_owner": "thief", "lease_epoch": jobs.c.lease_epoch + 1}
@@ -316,7 +443,7 @@ def test_a_store_that_fails_for_longer_than_the_lease_ends_the_process(tmp_path)
     place = Workplace(tmp_path, busy_timeout_seconds=0.01)
     submitted = place.submit(train_job())
     blocker = Database(place.url)
-    with place.dispatcher(f"note,once:hang,{SUCCEED}", lease_seconds=0.8):
+    with place.dispatcher(f"note,once:hang,{SUCCEED}", lease_seconds=2.0):
         pid = place.first_pid(submitted)
         with blocker.begin():
             eventually(lambda: not alive(pid))

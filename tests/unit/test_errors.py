@@ -37,6 +37,7 @@ from finetuned_service.errors import (
     ResourceInUse,
     StartRefused,
     Status,
+    TrainingDiverged,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -89,6 +90,10 @@ EXAMPLES: dict[type[FinetunedError], FinetunedError] = {
     QualityGateFailed: QualityGateFailed(
         "perplexity rose by 28%; allowed: 5%",
         metadata={"perplexity_rise": "0.28", "max_quality_drop": "0.05"},
+    ),
+    TrainingDiverged: TrainingDiverged(
+        "at step 12 the loss was nan",
+        metadata={"step": "12", "last_good_step": "10", "continue_from": "tenants/a/jobs/b"},
     ),
     StartRefused: StartRefused("the data directory belongs to a newer version"),
     EtagMismatch: EtagMismatch("the alias moved", metadata={"current_etag": "3"}),

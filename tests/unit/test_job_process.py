@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from finetuned_service.jobs.memory import memory_report, private_memory_bytes
+from finetuned_service.jobs.memory import count_oom_kills, memory_report, private_memory_bytes
 from finetuned_service.jobs.process import environment_for_job_process
 from finetuned_service.jobs.task import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, REPORTS, Failed
 from finetuned_service.jobs.values import Fault, Notice, Progress
@@ -227,6 +227,15 @@ def test_too_much_memory_is_a_report_not_a_kill(tmp_path):
     assert str(failed.error["message"]).endswith("allowed: 200 MB. Lower it")
 
 
+def test_a_full_disk_suspends_the_job(tmp_path):
+    done = run_python(
+        job("open('/dev/full', 'w', buffering=1).write('checkpoint' * 10_000)"), write_task(tmp_path)
+    )
+    suspended = reports_of(done)[-1]
+    assert (done.returncode, suspended.kind, suspended.reason) == (EXIT_FAILED, "suspended", "DISK_FULL")
+    assert "goes on by itself when there is room again" in suspended.text
+
+
 def test_a_tensor_larger_than_the_machine_is_the_users_fault(tmp_path):
     done = run_python(job("import torch; torch.empty(2**50)"), write_task(tmp_path))
     failed = reports_of(done)[-1]
@@ -279,6 +288,15 @@ def test_pages_of_one_file_are_shared_by_two_processes(tmp_path):
     # The kernel may have taken some pages back from the other process meanwhile.
     assert path.stat().st_size // 2 < shared == rss - private
     assert copied == 0
+
+
+def test_kills_for_memory_are_counted_where_the_kernel_tells_of_them(tmp_path):
+    assert count_oom_kills() >= 0
+    vmstat, cgroup = tmp_path / "vmstat", tmp_path / "memory.events"
+    vmstat.write_text("nr_free_pages 12\noom_kill 3\n")
+    assert count_oom_kills((vmstat, cgroup)) == 3
+    cgroup.write_text("low 0\noom 5\noom_kill 2\noom_group_kill 1\n")
+    assert count_oom_kills((vmstat, cgroup)) == 5
 
 
 def test_a_page_written_to_is_a_copy(tmp_path):

@@ -16,6 +16,7 @@ from finetuned_service.jobs.values import (
     Fault,
     Job,
     Notice,
+    Overfitting,
     Progress,
     QuantizeReport,
 )
@@ -44,6 +45,9 @@ def applied(*reports, job: Job | None = None) -> Job:
     return apply_reports(job or train_job(), reports)
 
 
+TURNED = Overfitting(best_step=4, best_loss=1.0, step=8, loss=2.0)
+
+
 def changed(before: Job, after: Job) -> dict[str, object]:
     """The fields that differ, with their new values."""
     return {
@@ -65,6 +69,7 @@ SAMPLES = (EvaluationSample(prompt="a", expected="b"),)
         (EvaluationFinished(subject="incumbent", metrics=METRICS), {"incumbent_metrics": METRICS}),
         (EvaluationFinished(subject="adapter", metrics=METRICS), {}),
         (Notice(text="hello"), {}),
+        (TURNED, {"overfitting": TURNED}),
         (QUANTIZED, {}),
         (Prepared(environment=ENVIRONMENT), {"environment": ENVIRONMENT}),
         (TrainFinished(metrics=METRICS, samples=SAMPLES), {"metrics": METRICS, "samples": SAMPLES}),

@@ -35,8 +35,8 @@ from finetuned_service.jobs.values import (
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
-from finetuned_service.storage.schema import jobs
-from sqlalchemy import select, update
+from finetuned_service.storage.schema import job_events, jobs
+from sqlalchemy import func, select, update
 from tiny_jobs import NO_REQUEST, TENANT, quantize_job, train_job
 from tiny_limits import stored_limits
 
@@ -482,9 +482,88 @@ def test_a_finished_job_cannot_be_cancelled(store, database, job, state):
         (JobState.PAUSING, JobState.CANCELLING),
     ],
 )
-def test_cancelling_in_the_states_of_later_builds(store, database, job, state, after):
+def test_cancelling_in_other_states(store, database, job, state, after):
     force_state(database, job, state)
     assert store.cancel(TENANT, job.id).state is after
+
+
+def test_a_queued_job_is_paused_at_once_and_resumed(store, queue, job):
+    paused = store.pause(TENANT, job.id)
+    assert (paused.state, paused.state_reason) == (JobState.PAUSED, StateReason.USER)
+    assert queue.claim("worker", MINUTE) is None
+    assert store.pause(TENANT, job.id) == paused
+    resumed = store.resume(TENANT, job.id)
+    assert (resumed.state, resumed.state_reason, resumed.attempt) == (JobState.QUEUED, StateReason.USER, 1)
+    assert store.resume(TENANT, job.id) == resumed
+    assert queue.claim("worker", MINUTE)[0].id == job.id
+
+
+def test_a_running_job_is_told_to_pause_and_its_result_may_come_first(store, queue, job, lease):
+    assert store.pause(TENANT, job.id).state is JobState.PAUSING
+    with pytest.raises(JobStateConflict, match="PAUSING; only a PAUSED job can be resumed: wait"):
+        store.resume(TENANT, job.id)
+    assert queue.renew(lease, MINUTE).state is JobState.PAUSING
+    assert queue.release(lease, Ending(JobState.SUCCEEDED)).state is JobState.SUCCEEDED
+    for call in (store.pause, store.resume):
+        with pytest.raises(JobStateConflict):
+            call(TENANT, job.id)
+
+
+def test_a_cancel_wins_over_a_pause(store, queue, job, lease):
+    store.pause(TENANT, job.id)
+    assert store.cancel(TENANT, job.id).state is JobState.CANCELLING
+    with pytest.raises(JobStateConflict):
+        store.pause(TENANT, job.id)
+    assert queue.release(lease, Ending(JobState.QUEUED)).state is JobState.CANCELLED
+
+
+def test_what_a_full_disk_paused_goes_on_by_itself_unless_the_user_paused_it_too(store, queue, job, lease):
+    other = store.create(train_job(), NO_REQUEST)
+    queue.pause(lease, StateReason.DISK_FULL, [Notice(text="full")])
+    assert queue.pause(lease, StateReason.DISK_FULL, [Notice(text="full")]).last_event == 4
+    queue.release(lease, Ending(JobState.QUEUED))
+    store.pause(TENANT, other.id)
+    assert states_told(store, job)[-1] == (JobState.PAUSED, StateReason.DISK_FULL, 1)
+    (resumed,) = queue.resume(StateReason.DISK_FULL)
+    assert (resumed.id, resumed.state, resumed.state_reason) == (
+        job.id,
+        JobState.QUEUED,
+        StateReason.DISK_FULL,
+    )
+    _, again = queue.claim("worker", MINUTE)
+    queue.pause(again, StateReason.DISK_FULL, [])
+    queue.release(again, Ending(JobState.QUEUED))
+    assert store.pause(TENANT, job.id).state_reason is StateReason.USER
+    assert queue.resume(StateReason.DISK_FULL) == []
+
+
+def test_only_finished_jobs_without_a_version_are_deleted(store, database, job, tmp_path):
+    with pytest.raises(
+        JobStateConflict, match="is QUEUED; only a finished job can be deleted: cancel it first"
+    ):
+        store.delete(TENANT, job.id)
+    store.cancel(TENANT, job.id)
+    with pytest.raises(NotFound):
+        store.delete("another", job.id)
+    store.delete(TENANT, job.id)
+    for look in (store.get, store.delete, store.last_event):
+        with pytest.raises(NotFound):
+            look(TENANT, job.id)
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(job_events)) == 0
+
+
+def test_a_deleted_jobs_files_go_and_its_request_makes_no_other(database, tmp_path):
+    store = JobStore(database, stored_limits(tmp_path), directory=tmp_path / "jobs")
+    request = RequestKey.of(TENANT, "once", b"body")
+    job = store.create(train_job(), request)
+    (tmp_path / "jobs" / job.id / "work").mkdir(parents=True)
+    store.cancel(TENANT, job.id)
+    store.delete(TENANT, job.id)
+    assert list((tmp_path / "jobs").iterdir()) == []
+    for repeat in (lambda: store.create(train_job(), request), lambda: store.made_by(request)):
+        with pytest.raises(NotFound, match="has been deleted since"):
+            repeat()
 
 
 def test_a_pausing_job_whose_worker_is_lost_is_paused_and_others_are_recovered_too(store, queue, database):

@@ -20,6 +20,9 @@ from tiny_jobs import NO_REQUEST, TENANT, train_job
 from tiny_limits import stored_limits
 
 MAX_ATTEMPTS = 3
+FINAL = {state for state in JobState if state.final}
+GIVEN_BACK = {JobState.CANCELLING: JobState.CANCELLED, JobState.PAUSING: JobState.PAUSED}
+"""What becomes of a job that its worker gives back before its end; of others QUEUED."""
 
 
 @dataclass
@@ -84,7 +87,32 @@ class JobLife(RuleBasedStateMachine):
             assert known.state.final
             return
         if known.state is not JobState.CANCELLING:
-            known.move(JobState.CANCELLED if known.state is JobState.QUEUED else JobState.CANCELLING)
+            waits = known.state in {JobState.QUEUED, JobState.PAUSED}
+            known.move(JobState.CANCELLED if waits else JobState.CANCELLING)
+        assert job.state is known.state
+
+    @rule(job_id=jobs)
+    def pause(self, job_id: str) -> None:
+        known = self.known[job_id]
+        try:
+            job = self.store.pause(TENANT, job_id)
+        except JobStateConflict:
+            assert known.state in {JobState.CANCELLING, *FINAL}
+            return
+        if known.state not in {JobState.PAUSING, JobState.PAUSED}:
+            known.move(JobState.PAUSED if known.state is JobState.QUEUED else JobState.PAUSING)
+        assert job.state is known.state
+
+    @rule(job_id=jobs)
+    def resume(self, job_id: str) -> None:
+        known = self.known[job_id]
+        try:
+            job = self.store.resume(TENANT, job_id)
+        except JobStateConflict:
+            assert known.state in {JobState.PAUSING, JobState.CANCELLING, *FINAL}
+            return
+        if known.state is JobState.PAUSED:
+            known.move(JobState.QUEUED)
         assert job.state is known.state
 
     @rule(lease=leases)
@@ -120,8 +148,8 @@ class JobLife(RuleBasedStateMachine):
             return
         assert known is not None
         assert known.holder == lease
-        if known.state is JobState.CANCELLING and state is JobState.QUEUED:
-            state = JobState.CANCELLED
+        if state is JobState.QUEUED:
+            state = GIVEN_BACK.get(known.state, state)
         assert state in NEXT_STATES[known.state]
         if state is JobState.QUEUED and reason is StateReason.WORKER_LOST:
             known.attempt += 1
@@ -136,8 +164,8 @@ class JobLife(RuleBasedStateMachine):
             if known.holder is None or known.holder.owner != lease.owner:
                 continue
             known.holder = None
-            if known.state is JobState.CANCELLING:
-                known.move(JobState.CANCELLED)
+            if known.state in GIVEN_BACK:
+                known.move(GIVEN_BACK[known.state])
             elif known.attempt >= MAX_ATTEMPTS:
                 known.move(JobState.FAILED)
             else:

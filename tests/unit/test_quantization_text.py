@@ -6,7 +6,8 @@ import pytest
 from finetuned_service.datasets.rows import to_json
 from finetuned_service.errors import InvalidField
 from finetuned_service.quantization import text
-from finetuned_service.quantization.text import builtin_text, measured_windows
+from finetuned_service.quantization.text import measured_windows
+from finetuned_service.text.general import general_text
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import PromptCompletion, Text
@@ -23,18 +24,18 @@ def write_rows(path, rows):
     return path
 
 
-def test_windows_of_the_builtin_text_join_to_its_beginning(tokenizer):
+def test_windows_of_the_general_text_join_to_its_beginning(tokenizer):
     windows = measured_windows(tokenizer, None, context_tokens=4096)
     joined = [token for window in windows for token in window]
     assert {len(window) for window in windows[:-1]} == {text.WINDOW_TOKENS}
     assert len(windows) <= text.MAX_WINDOWS
-    assert joined == tokenizer.encode(builtin_text())[: len(joined)]
+    assert joined == tokenizer.encode(general_text())[: len(joined)]
 
 
-def test_the_builtin_text_is_long_plain_and_varied():
-    assert builtin_text().isascii()
-    assert 3000 <= len(builtin_text().split()) <= 4500
-    paragraphs = builtin_text().split("\n\n")
+def test_the_general_text_is_long_plain_and_varied():
+    assert general_text().isascii()
+    assert 3000 <= len(general_text().split()) <= 4500
+    paragraphs = general_text().split("\n\n")
     assert len(paragraphs) == len(set(paragraphs)) >= 25
 
 

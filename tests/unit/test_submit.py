@@ -80,6 +80,8 @@ def submission(place, rows) -> Submission:
         store=place.store,
         datasets=place.datasets,
         bases=place.bases,
+        registry=place.registry,
+        jobs_directory=place.directory / "jobs",
         resident_base=BaseName("tiny"),
         report=rows,
         max_rank=64,

@@ -128,6 +128,7 @@ def evaluator(base: Path, reports: Reports, **changes) -> Evaluator:
     settings = {
         "tokenizer": BaseTokenizer.load(base),
         "base_directory": base,
+        "compute": "plain",
         "cache_directory": "",
         "threads": 1,
         "options": EvaluationOptions(generation_max_tokens=6, baseline=BASELINE),

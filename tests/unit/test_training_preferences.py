@@ -257,6 +257,7 @@ def test_a_job_prefers_what_was_chosen_and_its_figures_are_those_of_peft(tmp_pat
     task = task_of(tmp_path, base, steps=30, dpo={"beta": 0.2})
     reports, finished = finish(task)
     before = {metric.name: metric.value for metric in finished.baseline_metrics}
+    assert before.pop("general_perplexity") > 1.0
     assert before == pytest.approx(
         {
             "loss": math.log(2),
@@ -267,13 +268,18 @@ def test_a_job_prefers_what_was_chosen_and_its_figures_are_those_of_peft(tmp_pat
         }
     )
     after = {metric.name: metric.value for metric in finished.metrics}
+    assert after.pop("general_perplexity") > 1.0
     assert after["reward_accuracy"] == 1.0
     assert after["reward_margin"] > 0.5
     on_the_way = [e for e in reports.of(EvaluationFinished) if e.subject == "adapter"]
     assert [e.step for e in on_the_way] == [15, 30, 30]
-    assert [{m.name for m in e.metrics} for e in on_the_way] == [set(after)] * 3
+    assert [{m.name for m in e.metrics} for e in on_the_way] == [
+        set(after),
+        set(after),
+        {*after, "general_perplexity"},
+    ]
     # The training process and the engine measure the same.
-    for trained, served in zip(on_the_way[1].metrics, on_the_way[2].metrics, strict=True):
+    for trained, served in zip(on_the_way[1].metrics, on_the_way[2].metrics[:-1], strict=True):
         assert trained.value == pytest.approx(served.value, abs=1e-3)
     assert [sample.expected for sample in finished.samples] == ["door 24 please", "door 28 please"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +13,14 @@ import pytest
 import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.errors import InvalidField
+from finetuned_service.errors import InvalidField, ResourceExhausted, TrainingDiverged
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
-from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice, Progress
+from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
+from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import PromptCompletion
+from finetuned_service.training import checkpoint, loop
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Value
 from peft import PeftModel
@@ -78,8 +82,12 @@ def test_a_job_reports_every_part_and_leaves_an_adapter(tmp_path, base):
     assert [checkpoint.step for checkpoint in reports.of(Checkpoint)] == [3, 5, 6]
     (finished,) = reports.of(TrainFinished)
     assert finished is reports.all[-1]
-    assert {metric.name for metric in finished.metrics} == {"loss", "exact_match"}
-    assert {metric.name for metric in finished.baseline_metrics} == {"loss", "exact_match"}
+    assert {metric.name for metric in finished.metrics} == {"loss", "exact_match", "general_perplexity"}
+    assert {metric.name for metric in finished.baseline_metrics} == {
+        "loss",
+        "exact_match",
+        "general_perplexity",
+    }
     assert len(finished.samples) == 4
     adapter = Path(task.output_directory)
     assert sorted(path.name for path in adapter.iterdir()) == [
@@ -263,6 +271,28 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_never_was(tmp_path, base
     assert any("goes on from the checkpoint after step 6" in notice.text for notice in reports.of(Notice))
 
 
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, base, monkeypatch):
+    uninterrupted = make_task(tmp_path / "whole", base, **DROPOUT_TASK)
+    finish(uninterrupted)
+    task = make_task(tmp_path / "full", base, **DROPOUT_TASK)
+    write, written = checkpoint.save_file, []
+
+    def fill_the_disk(tensors, path):
+        written.append(path)
+        write(tensors, path)
+        if len(written) == 2:
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run(task, Reports(), threading.Event())
+    kept = [path.name for path in Path(task.work_directory, "checkpoints").iterdir()]
+    assert kept == ["step-00000002"]
+    finish(task)
+    assert digest(task) == digest(uninterrupted)
+
+
 def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path, base):
     settings = {"max_steps": 12, "batch_rows": 4, "learning_rate": 5e-3, "checkpoint_interval_steps": 1}
     task = make_task(
@@ -274,10 +304,37 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path, base):
     )
     reports = finish(task)
     best = [checkpoint.step for checkpoint in reports.of(Checkpoint) if checkpoint.best][-1]
-    kept = sorted(
-        int(path.name.removeprefix("step-")) for path in Path(task.work_directory, "checkpoints").iterdir()
+    assert kept_steps(task) == sorted({best, 11, 12})
+
+
+def kept_steps(task: TrainTask) -> list[int]:
+    paths = Path(task.work_directory, "checkpoints").iterdir()
+    return sorted(int(path.name.removeprefix("step-")) for path in paths)
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for_and_fewer_where_their_disk_budget_ends(tmp_path, base):
+    settings = {"max_steps": 8, "batch_rows": 4, "learning_rate": 5e-3, "checkpoint_interval_steps": 1}
+    settings["kept_checkpoints"] = 5
+    task = make_task(tmp_path / "all", base, data={"holdout_fraction": 0}, optimization=settings)
+    finish(task)
+    assert kept_steps(task) == [4, 5, 6, 7, 8]
+    (size,) = {directory_bytes(path) for path in Path(task.work_directory, "checkpoints").iterdir()}
+
+    tight = make_task(tmp_path / "tight", base, data={"holdout_fraction": 0}, optimization=settings)
+    limits = tight.limits.model_copy(update={"checkpoint_bytes": round(3.9 * size)})
+    tight = tight.model_copy(update={"limits": limits})
+    reports = finish(tight)
+    assert kept_steps(tight) == [6, 7, 8]
+    (told,) = [notice.text for notice in reports.of(Notice) if "kept_checkpoints" in notice.text]
+    assert told.startswith(
+        "3 checkpoints are kept, fewer than kept_checkpoints (5) and the best: each takes "
     )
-    assert kept == sorted({best, 11, 12})
+    assert digest(tight) == digest(task)
+
+    small = make_task(tmp_path / "small", base, data={"holdout_fraction": 0}, optimization=settings)
+    limits = small.limits.model_copy(update={"checkpoint_bytes": 2 * size})
+    with pytest.raises(ResourceExhausted, match=r"3 must have room .* \(job_checkpoint_bytes\)"):
+        run(small.model_copy(update={"limits": limits}), Reports(), threading.Event())
 
 
 def test_checkpoints_of_another_task_are_not_resumed(tmp_path, base):
@@ -314,6 +371,9 @@ def test_overfitting_is_told_and_the_best_checkpoint_wins(tmp_path, base):
     warnings = [notice.text for notice in reports.of(Notice) if notice.severity == "WARNING"]
     assert f" at step {best} to " in warnings[-1]
     assert "overfit" in warnings[-1]
+    turned = reports.of(Overfitting)[-1]
+    assert (turned.best_step, turned.step) == (best, list(losses)[list(losses).index(best) + 1])
+    assert (turned.best_loss, turned.loss) == (losses[best], losses[turned.step])
 
 
 def test_without_held_out_rows_the_last_step_is_the_result(tmp_path, base):
@@ -339,18 +399,58 @@ def test_an_incumbent_is_measured_on_the_same_rows(tmp_path, base):
     assert compared.incumbent_metrics == measured.metrics
 
 
-def test_divergence_is_the_users_fault_and_names_the_learning_rate(tmp_path, base):
+def diverging(task: TrainTask, rate: float, **optimization: object) -> TrainTask:
+    """The task with a rate beyond what the contract allows: it overflows whatever the rows are."""
+    changed = task.spec.optimization.model_copy(update={"learning_rate": rate, **optimization})
+    return task.model_copy(update={"spec": task.spec.model_copy(update={"optimization": changed})})
+
+
+def test_divergence_names_the_step_and_the_learning_rate(tmp_path, base):
+    settings = {"max_steps": 5, "batch_rows": 4, "max_gradient_norm": 0}
     task = make_task(
         tmp_path,
         base,
         data={"holdout_fraction": 0},
-        optimization={"max_steps": 5, "batch_rows": 4, "max_gradient_norm": 0},
+        optimization=settings,
+        evaluation={"evaluations": 0},
     )
-    # A rate beyond what the contract allows: it overflows whatever the rows are.
-    optimization = task.spec.optimization.model_copy(update={"learning_rate": 1e38})
-    wild = task.model_copy(update={"spec": task.spec.model_copy(update={"optimization": optimization})})
-    with pytest.raises(InvalidField, match=r"spec.optimization.learning_rate: is 1e\+38; at step \d+"):
+    wild = diverging(task, 1e38).model_copy(update={"last_good_directory": str(tmp_path / "last-good")})
+    with pytest.raises(TrainingDiverged, match=r"at step 2, .* lower than 1e\+38$") as refused:
         run(wild, Reports(), threading.Event())
+    assert refused.value.metadata == {"step": "2"}
+    assert not (tmp_path / "last-good").exists()
+
+
+def test_divergence_keeps_the_adapter_of_the_last_good_checkpoint(tmp_path, base, monkeypatch):
+    settings = {"max_steps": 9, "batch_rows": 4, "learning_rate": 1e-2, "checkpoint_interval_steps": 1}
+    good = make_task(tmp_path / "good", base, heldout=HELDOUT, optimization=settings)
+    step = loop.Trainer._step
+
+    def overflow_in_step_8(trainer):
+        if trainer.state.step == 7:
+            with torch.no_grad():
+                trainer.parameters[0].fill_(float("nan"))
+        return step(trainer)
+
+    monkeypatch.setattr(loop.Trainer, "_step", overflow_in_step_8)
+    task = good.model_copy(update={"last_good_directory": str(tmp_path / "last-good")})
+    reports = Reports()
+    with pytest.raises(
+        TrainingDiverged, match=r"at step 8, .* the loss was nan .* is kept: a TrainJob"
+    ) as refused:
+        run(task, reports, threading.Event())
+    best = [kept.step for kept in reports.of(Checkpoint) if kept.best][-1]
+    assert refused.value.metadata == {
+        "step": "8",
+        "last_good_step": str(best),
+        "continue_from": "tenants/t/jobs/j",
+    }
+    kept = load_file(tmp_path / "last-good" / "adapter_model.safetensors")
+    checkpoints = Path(task.work_directory, "checkpoints")
+    state = load_file(checkpoints / f"step-{best:08}" / "tensors.safetensors")
+    for name, tensor in kept.items():
+        module = name.removeprefix("base_model.model.").removesuffix(".weight").replace("lora_A", "lora_a")
+        assert torch.equal(tensor, state["parameter." + module.replace("lora_B", "lora_b")])
 
 
 def test_promotion_without_held_out_rows_is_refused(tmp_path, base):

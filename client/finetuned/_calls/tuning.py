@@ -16,7 +16,7 @@ from finetuned.v1 import common_pb2, job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.values.common import Task, WeightFormat
 from finetuned.values.events import JobEvent, JobState
-from finetuned.values.jobs import Job, JobKind
+from finetuned.values.jobs import Job, JobKind, JobPriority
 from finetuned.values.specs import (
     Bottleneck,
     ClassificationOptions,
@@ -38,7 +38,14 @@ from finetuned.values.specs import (
 _SERVICE = "TuningService"
 
 
-def _job(answer: pb.TrainJobResponse | pb.QuantizeResponse | pb.GetJobResponse | pb.CancelJobResponse) -> Job:
+def _job(
+    answer: pb.TrainJobResponse
+    | pb.QuantizeResponse
+    | pb.GetJobResponse
+    | pb.CancelJobResponse
+    | pb.PauseJobResponse
+    | pb.ResumeJobResponse,
+) -> Job:
     return convert.read(answer.job, Job)
 
 
@@ -65,8 +72,10 @@ def train(
     data: DataOptions | None = None,
     evaluation: EvaluationOptions | None = None,
     promote_if: PromoteIf | None = None,
+    continue_from: str | None = None,
     display_name: str = "",
     validate_only: bool = False,
+    priority: JobPriority | str = JobPriority.NORMAL,
     request_id: str | None = None,
 ) -> Call[Job]:
     """Start a TrainJob: it adapts the base to the dataset and makes the adapter's next version.
@@ -84,14 +93,18 @@ def train(
         classification, contrastive: settings of those tasks and objectives; what is None is the service's default.
         optimization, data, evaluation: settings, alike.
         promote_if: moves an alias to the new version when the evaluation says so.
+        continue_from: a version to start from, such as "redact@3"; or the full name of a job that failed with
+            TRAINING_DIVERGED, for its last good checkpoint.
         display_name: your own name for the job.
         validate_only: check everything and return the job without a name; nothing is stored.
+        priority: "LOW", "NORMAL", or for admins "HIGH": how soon the job is taken.
         request_id: makes the call the same call when repeated within 24 hours; a new one by default.
 
     Raises:
         ValueError: more than one method is given.
         InvalidField: a setting is not allowed.
-        NotFound: the dataset or the base does not exist.
+        NotFound: the dataset, the base or the version to continue from does not exist.
+        AdapterIncompatible: that version is of another base.
         Unimplemented: the method is not for the task; `server_info` lists the methods.
     """
     methods: list[tuple[str, object, type[Any]]] = [
@@ -127,12 +140,14 @@ def train(
         data=convert.write(data or DataOptions(), job_pb2.DataOptions),
         evaluation=convert.write(evaluation or EvaluationOptions(), job_pb2.EvaluationOptions),
         promote_if=convert.write(promote_if, job_pb2.PromoteIf) if promote_if else None,
+        continue_from=names.adapter_like(continue_from) if continue_from else "",
     )
     request = pb.TrainJobRequest(
         parent=names.parent,
         spec=spec,
         display_name=display_name,
         validate_only=validate_only,
+        priority=convert.enum_name(job_pb2.JobPriority.DESCRIPTOR, JobPriority(priority)),
         request_id=request_id or new_request_id(),
     )
     return Call(Method(_SERVICE, "TrainJob", pb.TrainJobResponse), request, _job, Kind.WRITE)
@@ -145,6 +160,7 @@ def rerun(
     base: str | None = None,
     display_name: str = "",
     validate_only: bool = False,
+    priority: JobPriority | str = JobPriority.NORMAL,
     request_id: str | None = None,
 ) -> Call[Job]:
     """Run a TrainJob again from its own record: on the same data, with the settings that its caller had made;
@@ -153,7 +169,7 @@ def rerun(
     Args:
         name: the job to repeat.
         base: the base to train on; without it the server's.
-        display_name, validate_only, request_id: as for `train`.
+        display_name, validate_only, priority, request_id: as for `train`.
 
     Raises:
         NotFound: there is no such job, or its data or the base are gone.
@@ -165,6 +181,7 @@ def rerun(
         spec=job_pb2.TrainSpec(base=names.base(base)) if base else None,
         display_name=display_name,
         validate_only=validate_only,
+        priority=convert.enum_name(job_pb2.JobPriority.DESCRIPTOR, JobPriority(priority)),
         request_id=request_id or new_request_id(),
         rerun_of=names.job(name),
     )
@@ -182,6 +199,7 @@ def quantize(
     quantize_embeddings: bool = False,
     display_name: str = "",
     validate_only: bool = False,
+    priority: JobPriority | str = JobPriority.NORMAL,
     request_id: str | None = None,
 ) -> Call[Job]:
     """Start a Quantize run: it compresses a base into a new base and measures what that costs.
@@ -193,7 +211,7 @@ def quantize(
         dataset: the rows on which quality is measured; without it the built-in text.
         max_quality_drop: fails the job, with its report, when the relative rise of perplexity is greater.
         quantize_embeddings: include the token embeddings, for INT8.
-        display_name, validate_only, request_id: as for `train`.
+        display_name, validate_only, priority, request_id: as for `train`.
 
     Raises:
         ValueError: there is no such weight format.
@@ -213,6 +231,7 @@ def quantize(
         spec=spec,
         display_name=display_name,
         validate_only=validate_only,
+        priority=convert.enum_name(job_pb2.JobPriority.DESCRIPTOR, JobPriority(priority)),
         request_id=request_id or new_request_id(),
     )
     return Call(Method(_SERVICE, "Quantize", pb.QuantizeResponse), request, _job, Kind.WRITE)
@@ -330,3 +349,38 @@ def cancel(names: Names, name: str) -> Call[Job]:
     request = pb.CancelJobRequest(name=names.job(name))
     method = Method(_SERVICE, "CancelJob", pb.CancelJobResponse)
     return Call(method, request, _job, Kind.WRITE, repeatable=False)
+
+
+def pause(names: Names, name: str) -> Call[Job]:
+    """Have a job write a checkpoint and stop; it is PAUSING until its worker has, then PAUSED until `resume`.
+
+    Raises:
+        NotFound: there is no job of this name.
+        JobStateConflict: it is finished or being cancelled.
+    """
+    request = pb.PauseJobRequest(name=names.job(name))
+    return Call(Method(_SERVICE, "PauseJob", pb.PauseJobResponse), request, _job, Kind.WRITE)
+
+
+def resume(names: Names, name: str) -> Call[Job]:
+    """Queue a paused job again; it goes on from its checkpoint.
+
+    Raises:
+        NotFound: there is no job of this name.
+        JobStateConflict: it is still stopping, or finished.
+    """
+    request = pb.ResumeJobRequest(name=names.job(name))
+    return Call(Method(_SERVICE, "ResumeJob", pb.ResumeJobResponse), request, _job, Kind.WRITE)
+
+
+def delete(names: Names, name: str) -> Call[None]:
+    """Remove a finished job's record, events and files.
+
+    Raises:
+        NotFound: there is no job of this name.
+        JobStateConflict: it is not finished; cancel it first.
+        ResourceInUse: the adapter version that it made exists.
+    """
+    request = pb.DeleteJobRequest(name=names.job(name))
+    method = Method(_SERVICE, "DeleteJob", pb.DeleteJobResponse)
+    return Call(method, request, lambda _: None, Kind.WRITE, repeatable=False)

@@ -1,8 +1,10 @@
-"""`finetuned jobs`: list, get, watch, events, rerun, cancel; and how commands that start jobs follow them."""
+"""`finetuned jobs`: list, get, watch, events, report, rerun, pause, resume, cancel, delete; and how commands that start jobs follow them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -12,10 +14,13 @@ from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.output import cell, err, print_json, print_table
 from finetuned.cli.progress import JobDisplay
 from finetuned.cli.report import say_next, show_job
-from finetuned.cli.session import AsJson, Detach, connect
+from finetuned.cli.session import AsJson, Detach, Priority, connect
 
 app = typer.Typer(help="Jobs: TrainJobs and Quantize runs.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The job's name.")]
+NO_REPORT: Final = (
+    "a report needs jinja2 and matplotlib. Install them with: pip install 'finetuned-service[report]'"
+)
 
 
 def follow(client: Client, job: Job, *, as_json: bool, detach: bool) -> None:
@@ -143,6 +148,29 @@ def _words(event: JobEvent) -> str:
 
 
 @app.command()
+def report(
+    context: typer.Context,
+    name: Name,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write.", show_default="JOB.html")
+    ] = None,
+) -> None:
+    """Write the report of a job: one HTML page with curves, figures, answers, data, cost and lineage."""
+    if any(importlib.util.find_spec(needed) is None for needed in ("jinja2", "matplotlib")):
+        err().print(NO_REPORT, markup=False)
+        raise typer.Exit(ExitCode.OTHER)
+    from finetuned.cli.job_report import html_report  # noqa: PLC0415 - an extra that other commands do without
+
+    with connect(context) as client:
+        job = client.jobs.get(name)
+        page = html_report(job, client.jobs.events(name))
+    path = output or Path(f"{short(job.name).rpartition('/')[2]}.html")
+    path.write_text(page, encoding="utf-8")
+    print(path)
+
+
+@app.command()
 def rerun(
     context: typer.Context,
     name: Name,
@@ -152,20 +180,48 @@ def rerun(
     ] = None,
     display_name: Annotated[str, typer.Option("--name", help="Your own name for the job.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
+    priority: Priority = "NORMAL",
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a TrainJob again from its own record, for example on another base."""
     with connect(context) as client:
-        job = client.jobs.rerun(name, base=base, display_name=display_name, validate_only=dry_run)
+        job = client.jobs.rerun(
+            name, base=base, display_name=display_name, validate_only=dry_run, priority=priority
+        )
         follow(client, job, as_json=as_json, detach=detach)
+
+
+@app.command()
+def pause(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Have a job write a checkpoint and stop, until it is resumed."""
+    with connect(context) as client:
+        _tell_state(client.jobs.pause(name), as_json=as_json)
+
+
+@app.command()
+def resume(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Let a paused job go on from its checkpoint."""
+    with connect(context) as client:
+        _tell_state(client.jobs.resume(name), as_json=as_json)
 
 
 @app.command()
 def cancel(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
     """Stop a job."""
     with connect(context) as client:
-        job = client.jobs.cancel(name)
+        _tell_state(client.jobs.cancel(name), as_json=as_json)
+
+
+@app.command()
+def delete(context: typer.Context, name: Name) -> None:
+    """Remove a finished job with its events and files."""
+    with connect(context) as client:
+        client.jobs.delete(name)
+    err().print(f"{short(name)} is deleted")
+
+
+def _tell_state(job: Job, *, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:

@@ -1,18 +1,21 @@
-"""Jobs as they run: a progress bar for each, and a line above for what happens to it.
+"""Jobs as they run: a progress bar for each with the curve of its loss, and a line above for what happens to it.
 
 Usable by other programs: `JobDisplay` takes the events that `client.jobs.wait(..., on_event=...)` gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, final
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
+from finetuned.cli.curve import curve
 from finetuned.cli.output import duration, err, metrics
 from finetuned.values.events import (
     Checkpoint,
@@ -26,6 +29,27 @@ from finetuned.values.events import Progress as JobProgress
 
 PLAIN_LINES: Final = 10
 """Without a terminal there is no bar: about so many lines tell how far a job is."""
+CURVE_WIDTH: Final = 60
+CURVE_HEIGHT: Final = 6
+MAX_POINTS: Final = 10_000
+"""Of a curve: as many as a server keeps events."""
+
+
+@final
+class _Bars(Progress):
+    """Progress bars with curves below them; `get_renderables` is where rich asks for more to show."""
+
+    def __init__(self, *columns: TextColumn | BarColumn | MofNCompleteColumn, console: Console) -> None:
+        self.curves: dict[str, list[tuple[int, float]]] = {}
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for label, points in self.curves.items():
+            lines = curve(points, width=CURVE_WIDTH, height=CURVE_HEIGHT)
+            if lines:
+                title = f"loss of {label}\n" if len(self.curves) > 1 else "loss\n"
+                yield Text(title + "\n".join(lines))
 
 
 @final
@@ -41,14 +65,13 @@ class JobDisplay:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or err()
-        self._bars = Progress(
+        self._bars = _Bars(
             TextColumn("[bold]{task.description}[/bold]"),
             TextColumn("{task.fields[phase]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
         )
 
     def job(self, label: str) -> Callable[[JobEvent], None]:
@@ -69,12 +92,13 @@ class JobDisplay:
 
 @final
 class _JobBar:
-    def __init__(self, bars: Progress, console: Console, label: str) -> None:
+    def __init__(self, bars: _Bars, console: Console, label: str) -> None:
         self._bars = bars
         self._console = console
         self._label = escape(label)
         self._task: TaskID = bars.add_task(self._label, total=None, phase="", figures="")
         self._told = ("", 0)
+        self._points = bars.curves.setdefault(label, [])
 
     def show(self, event: JobEvent) -> None:
         match event.body:
@@ -105,6 +129,9 @@ class _JobBar:
             total=progress.total_steps or None,
             figures=figures,
         )
+        if progress.phase == "training" and math.isfinite(progress.loss):
+            self._points.append((progress.step, progress.loss))
+            del self._points[:-MAX_POINTS]
         tenths = PLAIN_LINES * progress.step // max(progress.total_steps, 1)
         told = progress.phase, tenths
         if not self._console.is_terminal and told != self._told:

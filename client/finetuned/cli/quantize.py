@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from finetuned.cli.jobs import follow
-from finetuned.cli.session import AsJson, Detach, connect
+from finetuned.cli.session import AsJson, Detach, Priority, connect
 
 
 def quantize(
@@ -30,6 +30,7 @@ def quantize(
     ] = False,
     display_name: Annotated[str, typer.Option("--name", help="Your own name for the job.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
+    priority: Priority = "NORMAL",
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,5 +45,6 @@ def quantize(
             quantize_embeddings=quantize_embeddings,
             display_name=display_name,
             validate_only=dry_run,
+            priority=priority,
         )
         follow(client, job, as_json=as_json, detach=detach)

@@ -25,6 +25,7 @@ def show_job(job: Job) -> None:
             "created": job.create_time,
             "ended": job.end_time,
             "kept until": job.expire_time,
+            "priority": job.priority.lower() if job.priority not in {"NORMAL", "UNKNOWN"} else None,
             "attempt": job.attempt if job.attempt > 1 else None,
             "rows": f"{report.train_rows} to train on, {report.eval_rows} held out" if report else None,
             "tokens a pass": f"{report.train_tokens} ({report.supervised_tokens} supervised)"
@@ -33,6 +34,10 @@ def show_job(job: Job) -> None:
             "repeated rows": report.duplicate_rows or None if report else None,
             "leaked rows": report.leaked_rows or None if report else None,
             "estimate": f"{estimate.steps} steps, {estimate.tokens} tokens" if estimate else None,
+            "overfitting": f"held-out loss {job.overfitting.best_loss:.4f} at step {job.overfitting.best_step}, "
+            f"{job.overfitting.loss:.4f} at step {job.overfitting.step}"
+            if job.overfitting
+            else None,
             "error": job.error.message if job.error else None,
             "version": short(job.train_result.version) if job.train_result else None,
             "promotion": job.train_result.promotion if job.train_result else None,

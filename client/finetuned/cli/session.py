@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Final, final
+from typing import Annotated, Final, Literal, final
 
 import typer
 
@@ -27,6 +27,10 @@ AsJson = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Priority = Annotated[
+    Literal["LOW", "NORMAL", "HIGH"],
+    typer.Option("--priority", case_sensitive=False, help="How soon it is taken; HIGH is for admins."),
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the job is accepted; do not watch it.")]
 
 

@@ -28,7 +28,7 @@ from finetuned import (
 )
 from finetuned.cli.jobs import follow
 from finetuned.cli.method import by_module, method_settings
-from finetuned.cli.session import AsJson, Detach, connect
+from finetuned.cli.session import AsJson, Detach, Priority, connect
 
 METHOD, STEPS, DATA, EVALUATION, PROMOTION = "Method", "Optimization", "Data", "Evaluation", "Promotion"
 DPO = "Preferences (DPO)"
@@ -135,6 +135,7 @@ def train(
     warmup_fraction: Annotated[float | None, _option(STEPS, "Part in which the rate rises; 0.05.")] = None,
     weight_decay: Annotated[float | None, _option(STEPS, "AdamW's; 0.")] = None,
     seed: Annotated[int | None, _option(STEPS, "Order of rows, weights, dropout; 0.")] = None,
+    kept_checkpoints: Annotated[int | None, _option(STEPS, "Newest ones kept, besides the best; 2.")] = None,
     evaluations: Annotated[int | None, _option(EVALUATION, "Held-out losses on the way; 4.")] = None,
     patience: Annotated[int | None, _option(EVALUATION, "Of early stopping; 2; 0 never stops.")] = None,
     generation_rows: Annotated[int | None, _option(EVALUATION, "Rows answered for exact match; 100.")] = None,
@@ -149,10 +150,14 @@ def train(
     promote_if_better: Annotated[
         bool, _option(PROMOTION, "... beats the aliased version's.", "--promote-if-better")
     ] = False,
+    continue_from: Annotated[
+        str | None, typer.Option(help="A version to start from (redact@3), or a diverged job's full name.")
+    ] = None,
     display_name: Annotated[str, typer.Option("--name", help="Your own name for the job.")] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check; show the data and estimate.")
     ] = False,
+    priority: Priority = "NORMAL",
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
@@ -206,6 +211,7 @@ def train(
                 warmup_fraction=warmup_fraction,
                 weight_decay=weight_decay,
                 seed=seed,
+                kept_checkpoints=kept_checkpoints,
             ),
             data=DataOptions(
                 holdout_fraction=holdout_fraction,
@@ -221,8 +227,10 @@ def train(
                 baseline=read_baseline(baseline) if baseline else None,
             ),
             promote_if=_promotion(promote, promote_metric, promote_minimum, promote_if_better),
+            continue_from=continue_from,
             display_name=display_name,
             validate_only=dry_run,
+            priority=priority,
         )
         follow(client, job, as_json=as_json, detach=detach)
 

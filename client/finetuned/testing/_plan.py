@@ -48,6 +48,35 @@ def cancel(store: Store, running: RunningJob) -> None:
     step(store, running)
 
 
+def pause(store: Store, running: RunningJob) -> None:
+    """A queued job pauses at once, a running one with the next event."""
+    running.paused, running.to_come = running.to_come, []
+    if running.job.state == job_pb2.JOB_STATE_RUNNING:
+        running.to_come = [_move(job_pb2.JOB_STATE_PAUSING)]
+    running.to_come.append(_move(job_pb2.JOB_STATE_PAUSED))
+    step(store, running)
+
+
+def resume(store: Store, running: RunningJob) -> None:
+    started = running.job.HasField("start_time")
+    again = [_move(job_pb2.JOB_STATE_RUNNING)] if started else []
+    running.to_come = [_move(job_pb2.JOB_STATE_QUEUED), *again, *running.paused]
+    running.paused = []
+    step(store, running)
+
+
+def _move(state: job_pb2.JobState) -> Happening:
+    """Another state, for the user's sake; RUNNING needs no reason."""
+
+    def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        job.state = state
+        running = state == job_pb2.JOB_STATE_RUNNING
+        job.state_reason = job_pb2.JOB_STATE_REASON_UNSPECIFIED if running else job_pb2.JOB_STATE_REASON_USER
+        _tell_state(job, event)
+
+    return happen
+
+
 def _enter(state: job_pb2.JobState) -> Happening:
     def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         job.state = state

@@ -53,6 +53,8 @@ class RunningJob:
     events: list[job_pb2.JobEvent]
     to_come: list[Happening]
     first_kept: int = 1
+    paused: list[Happening] = field(default_factory=list[Happening])
+    """What is to come once the job is resumed."""
 
 
 @final
@@ -77,6 +79,7 @@ class Store:
     adapters: dict[str, AdapterState] = field(default_factory=dict[str, AdapterState])
     bases: dict[str, base_service_pb2.Base] = field(default_factory=dict[str, base_service_pb2.Base])
     job_errors: list[FinetunedError] = field(default_factory=list[FinetunedError])
+    jobs_made: int = 0
     resident: str = BASE
     """The name of the base that the server holds."""
     _answers: dict[tuple[str, str], tuple[bytes, Message]] = field(

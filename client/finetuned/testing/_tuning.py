@@ -1,25 +1,37 @@
 """TuningService of the fake server. Time passes for a job when somebody looks at it.
 
 Every event that WatchJob sends and every GetJob makes one more thing happen to the job, so a test
-that watches or polls sees it run and finish, in the same steps every time, without a thread or a sleep.
+that watches or polls sees it run and finish, in the same steps every time. Only a watch of a paused job waits, for somebody to resume it.
 """
 
 # ruff: noqa: N802 - the methods have the names of the RPCs
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, final
 
 import grpc
 
-from finetuned.errors import InvalidField, JobStateConflict, OutOfRange, Unimplemented
-from finetuned.testing._plan import FINAL, begin, cancel, step
+from finetuned.errors import (
+    AdapterIncompatible,
+    InvalidField,
+    JobStateConflict,
+    OutOfRange,
+    ResourceInUse,
+    Unimplemented,
+)
+from finetuned.testing._plan import FINAL, begin, cancel, pause, resume, step
 from finetuned.testing._store import METHODS, RunningJob, Store, check_name, lookup, page
+from finetuned.testing._versions import resolve
 from finetuned.v1 import common_pb2, dataset_service_pb2, job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceServicer
 
+_PAUSED = {job_pb2.JOB_STATE_PAUSING, job_pb2.JOB_STATE_PAUSED}
+_LOOK_SECONDS = 0.02
+"""How often a watch of a paused job looks whether it goes on."""
 _FORMATS = {common_pb2.WEIGHT_FORMAT_INT8, common_pb2.WEIGHT_FORMAT_NF4}
 
 
@@ -51,9 +63,11 @@ class FakeTuning(TuningServiceServicer):
                 lookup(self._store.datasets, name)
             if not spec.dataset:
                 raise InvalidField.one("spec.dataset", "is empty; expected a dataset's name")
-            lookup(self._store.bases, spec.base or self._store.resident)
+            base = lookup(self._store.bases, spec.base or self._store.resident)
             job = job_pb2.Job(display_name=request.display_name, train=spec)
             self._resolve_objective(job.train)
+            if spec.continue_from:
+                job.train.continue_from = self._start(spec.continue_from, base.digest)
             return self._accept(request, job, pb.TrainJobResponse)
 
     def _resolve_objective(self, spec: job_pb2.TrainSpec) -> None:
@@ -74,6 +88,19 @@ class FakeTuning(TuningServiceServicer):
             spec.dpo.beta = spec.dpo.beta or 0.1
         elif spec.HasField("dpo"):
             raise InvalidField.one("spec.dpo", "is set, and the objective does not read it; leave it out")
+
+    def _start(self, name: str, base_digest: str) -> str:
+        """The full name of the version, or of the job, to continue from."""
+        if "/jobs/" in name:
+            return lookup(self._store.jobs, name).job.name
+        state, number = resolve(self._store, name, "spec.continue_from")
+        version = state.versions[number]
+        if version.base_digest != base_digest:
+            raise AdapterIncompatible(
+                f"{version.name!r} was made for another base",
+                metadata={"adapter_base_digest": version.base_digest, "server_base_digest": base_digest},
+            )
+        return version.name
 
     def _rerun(self, request: pb.TrainJobRequest) -> pb.TrainJobResponse:
         given = [field.name for field, _ in request.spec.ListFields() if field.name != "base"]
@@ -107,12 +134,14 @@ class FakeTuning(TuningServiceServicer):
             return self._accept(request, job, pb.QuantizeResponse)
 
     def _accept(self, request: Any, job: job_pb2.Job, answer: type[Any]) -> Any:
+        job.priority = request.priority or job_pb2.JOB_PRIORITY_NORMAL
         if request.validate_only:
             job.state = job_pb2.JOB_STATE_VALIDATING
             return answer(job=job)
 
         def make() -> Any:
-            job.name = f"{request.parent}/jobs/job-{len(self._store.jobs) + 1}"
+            self._store.jobs_made += 1
+            job.name = f"{request.parent}/jobs/job-{self._store.jobs_made}"
             self._store.jobs[job.name] = begin(self._store, job)
             kept = answer()
             kept.job.CopyFrom(job)
@@ -152,11 +181,15 @@ class FakeTuning(TuningServiceServicer):
                         metadata={"first_kept": str(running.first_kept)},
                     )
                 seen = max(seen, running.first_kept - 1)
-                while seen >= len(running.events):
-                    if not step(self._store, running):
-                        return
-                event = running.events[seen]
+                while seen >= len(running.events) and step(self._store, running):
+                    pass
+                event = running.events[seen] if seen < len(running.events) else None
                 state = running.job.state
+            if event is None:
+                if state in FINAL or not context.is_active():
+                    return
+                time.sleep(_LOOK_SECONDS)
+                continue
             yield pb.WatchJobResponse(event=event, state=state)
             seen = event.number
 
@@ -173,26 +206,54 @@ class FakeTuning(TuningServiceServicer):
         with self._store.lock:
             running = self._find(request.name)
             if running.job.state in FINAL:
-                state = job_pb2.JobState.Name(running.job.state).removeprefix("JOB_STATE_")
-                raise JobStateConflict(
-                    f"{request.name!r} is {state}; only an unfinished job can be cancelled",
-                    metadata={"state": state},
-                )
+                raise _conflict(running, "only an unfinished job can be cancelled")
             cancel(self._store, running)
             return pb.CancelJobResponse(job=running.job)
 
     def PauseJob(self, request: pb.PauseJobRequest, context: grpc.ServicerContext) -> pb.PauseJobResponse:
-        raise _unimplemented("PauseJob", "CancelJob")
+        with self._store.lock:
+            running = self._find(request.name)
+            if running.job.state in FINAL:
+                raise _conflict(running, "only an unfinished job can be paused")
+            if running.job.state not in _PAUSED:
+                pause(self._store, running)
+            return pb.PauseJobResponse(job=running.job)
 
     def ResumeJob(self, request: pb.ResumeJobRequest, context: grpc.ServicerContext) -> pb.ResumeJobResponse:
-        raise _unimplemented("ResumeJob", "TrainJob")
+        with self._store.lock:
+            running = self._find(request.name)
+            if running.job.state in {*FINAL, job_pb2.JOB_STATE_PAUSING}:
+                raise _conflict(running, "only a PAUSED job can be resumed")
+            if running.job.state == job_pb2.JOB_STATE_PAUSED:
+                resume(self._store, running)
+            return pb.ResumeJobResponse(job=running.job)
 
     def DeleteJob(self, request: pb.DeleteJobRequest, context: grpc.ServicerContext) -> pb.DeleteJobResponse:
-        raise _unimplemented("DeleteJob", "CancelJob")
+        with self._store.lock:
+            running = self._find(request.name)
+            if running.job.state not in FINAL:
+                raise _conflict(running, "only a finished job can be deleted")
+            version = running.job.train_result.version
+            if version and self._has_version(version):
+                raise ResourceInUse(
+                    f"{version!r} was made by this job and exists", metadata={"used_by": version}
+                )
+            del self._store.jobs[request.name]
+            return pb.DeleteJobResponse()
+
+    def _has_version(self, name: str) -> bool:
+        adapter, _, number = name.rpartition("/versions/")
+        state = self._store.adapters.get(adapter)
+        return state is not None and int(number) in state.versions
 
     def _find(self, name: str) -> RunningJob:
         check_name(name, "tenants/{}/jobs/{}")
         return lookup(self._store.jobs, name)
+
+
+def _conflict(running: RunningJob, allowed: str) -> JobStateConflict:
+    state = job_pb2.JobState.Name(running.job.state).removeprefix("JOB_STATE_")
+    return JobStateConflict(f"{running.job.name!r} is {state}; {allowed}", metadata={"state": state})
 
 
 def _wanted(job: job_pb2.Job, request: pb.ListJobsRequest) -> bool:

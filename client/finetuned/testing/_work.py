@@ -88,7 +88,10 @@ def _checkpoint(step: int) -> Happening:
 def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
     dataset = store.datasets.get(job.train.dataset)
     lineage = adapter_service_pb2.Lineage(
-        job=job.name, dataset=job.train.dataset, dataset_digest=dataset.digest if dataset is not None else ""
+        job=job.name,
+        dataset=job.train.dataset,
+        dataset_digest=dataset.digest if dataset is not None else "",
+        parent_version=job.train.continue_from,
     )
     method = (job.train.WhichOneof("method") or "lora").upper()
     content = {

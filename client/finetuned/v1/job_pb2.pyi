@@ -32,6 +32,15 @@ class JobStateReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_REASON_WORKER_LOST: _ClassVar[JobStateReason]
     JOB_STATE_REASON_DISK_FULL: _ClassVar[JobStateReason]
     JOB_STATE_REASON_SHUTDOWN: _ClassVar[JobStateReason]
+    JOB_STATE_REASON_MEMORY: _ClassVar[JobStateReason]
+    JOB_STATE_REASON_PREEMPTED: _ClassVar[JobStateReason]
+
+class JobPriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_PRIORITY_UNSPECIFIED: _ClassVar[JobPriority]
+    JOB_PRIORITY_LOW: _ClassVar[JobPriority]
+    JOB_PRIORITY_NORMAL: _ClassVar[JobPriority]
+    JOB_PRIORITY_HIGH: _ClassVar[JobPriority]
 
 class Fault(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -93,6 +102,12 @@ JOB_STATE_REASON_USER: JobStateReason
 JOB_STATE_REASON_WORKER_LOST: JobStateReason
 JOB_STATE_REASON_DISK_FULL: JobStateReason
 JOB_STATE_REASON_SHUTDOWN: JobStateReason
+JOB_STATE_REASON_MEMORY: JobStateReason
+JOB_STATE_REASON_PREEMPTED: JobStateReason
+JOB_PRIORITY_UNSPECIFIED: JobPriority
+JOB_PRIORITY_LOW: JobPriority
+JOB_PRIORITY_NORMAL: JobPriority
+JOB_PRIORITY_HIGH: JobPriority
 FAULT_UNSPECIFIED: Fault
 FAULT_USER: Fault
 FAULT_SYSTEM: Fault
@@ -120,7 +135,7 @@ SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity
 
 class Job(_message.Message):
-    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time", "rerun_of")
+    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time", "rerun_of", "micro_batch_rows", "priority", "overfitting")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +163,9 @@ class Job(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     EVENTS_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     RERUN_OF_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    OVERFITTING_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     state: JobState
@@ -175,7 +193,22 @@ class Job(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     events_expire_time: _timestamp_pb2.Timestamp
     rerun_of: str
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ...) -> None: ...
+    micro_batch_rows: int
+    priority: JobPriority
+    overfitting: Overfitting
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ..., micro_batch_rows: _Optional[int] = ..., priority: _Optional[_Union[JobPriority, str]] = ..., overfitting: _Optional[_Union[Overfitting, _Mapping]] = ...) -> None: ...
+
+class Overfitting(_message.Message):
+    __slots__ = ("best_step", "best_loss", "step", "loss")
+    BEST_STEP_FIELD_NUMBER: _ClassVar[int]
+    BEST_LOSS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    best_step: int
+    best_loss: float
+    step: int
+    loss: float
+    def __init__(self, best_step: _Optional[int] = ..., best_loss: _Optional[float] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class TrainSpec(_message.Message):
     __slots__ = ("dataset", "eval_dataset", "adapter", "base", "task", "objective", "head", "layers", "full", "bottleneck", "lora", "qlora", "ia3", "optimization", "data", "evaluation", "promote_if", "continue_from", "dpo", "classification", "contrastive")
@@ -339,7 +372,7 @@ class DpoSettings(_message.Message):
     def __init__(self, beta: _Optional[float] = ..., label_smoothing: _Optional[float] = ...) -> None: ...
 
 class Optimization(_message.Message):
-    __slots__ = ("epochs", "max_steps", "batch_rows", "micro_batch_rows", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_gradient_norm", "seed", "checkpoint_interval_steps", "activation_checkpointing")
+    __slots__ = ("epochs", "max_steps", "batch_rows", "micro_batch_rows", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_gradient_norm", "seed", "checkpoint_interval_steps", "activation_checkpointing", "kept_checkpoints")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -352,6 +385,7 @@ class Optimization(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_INTERVAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
+    KEPT_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     epochs: float
     max_steps: int
     batch_rows: int
@@ -364,7 +398,8 @@ class Optimization(_message.Message):
     seed: int
     checkpoint_interval_steps: int
     activation_checkpointing: bool
-    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., batch_rows: _Optional[int] = ..., micro_batch_rows: _Optional[int] = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[LearningRateSchedule, str]] = ..., warmup_fraction: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_gradient_norm: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval_steps: _Optional[int] = ..., activation_checkpointing: bool = ...) -> None: ...
+    kept_checkpoints: int
+    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., batch_rows: _Optional[int] = ..., micro_batch_rows: _Optional[int] = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[LearningRateSchedule, str]] = ..., warmup_fraction: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_gradient_norm: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval_steps: _Optional[int] = ..., activation_checkpointing: bool = ..., kept_checkpoints: _Optional[int] = ...) -> None: ...
 
 class DataOptions(_message.Message):
     __slots__ = ("holdout_fraction", "max_row_tokens", "long_rows", "train_on_prompt")

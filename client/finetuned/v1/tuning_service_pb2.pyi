@@ -18,20 +18,22 @@ JOB_KIND_TRAIN: JobKind
 JOB_KIND_QUANTIZE: JobKind
 
 class TrainJobRequest(_message.Message):
-    __slots__ = ("parent", "spec", "display_name", "validate_only", "request_id", "rerun_of")
+    __slots__ = ("parent", "spec", "display_name", "validate_only", "request_id", "rerun_of", "priority")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RERUN_OF_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     spec: _job_pb2.TrainSpec
     display_name: str
     validate_only: bool
     request_id: str
     rerun_of: str
-    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.TrainSpec, _Mapping]] = ..., display_name: _Optional[str] = ..., validate_only: bool = ..., request_id: _Optional[str] = ..., rerun_of: _Optional[str] = ...) -> None: ...
+    priority: _job_pb2.JobPriority
+    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.TrainSpec, _Mapping]] = ..., display_name: _Optional[str] = ..., validate_only: bool = ..., request_id: _Optional[str] = ..., rerun_of: _Optional[str] = ..., priority: _Optional[_Union[_job_pb2.JobPriority, str]] = ...) -> None: ...
 
 class TrainJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -40,18 +42,20 @@ class TrainJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[_job_pb2.Job, _Mapping]] = ...) -> None: ...
 
 class QuantizeRequest(_message.Message):
-    __slots__ = ("parent", "spec", "display_name", "validate_only", "request_id")
+    __slots__ = ("parent", "spec", "display_name", "validate_only", "request_id", "priority")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     spec: _job_pb2.QuantizeSpec
     display_name: str
     validate_only: bool
     request_id: str
-    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.QuantizeSpec, _Mapping]] = ..., display_name: _Optional[str] = ..., validate_only: bool = ..., request_id: _Optional[str] = ...) -> None: ...
+    priority: _job_pb2.JobPriority
+    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.QuantizeSpec, _Mapping]] = ..., display_name: _Optional[str] = ..., validate_only: bool = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_job_pb2.JobPriority, str]] = ...) -> None: ...
 
 class QuantizeResponse(_message.Message):
     __slots__ = ("job",)

@@ -134,14 +134,17 @@ class TuningServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """PauseJob is not available in this build.
+        """PauseJob has a running job write a checkpoint and stop (PAUSING, then PAUSED); a queued one is
+        PAUSED at once. A paused job is left as it is, and then waits for ResumeJob alone. A job that is
+        finished or being cancelled is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """ResumeJob is not available in this build.
+        """ResumeJob queues a paused job again; it goes on from its checkpoint, in the same attempt. A job
+        that is queued or runs is left as it is; one that is PAUSING or finished is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +158,8 @@ class TuningServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """DeleteJob is not available in this build.
+        """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
+        adapter version exists, is FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

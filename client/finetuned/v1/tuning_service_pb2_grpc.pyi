@@ -46,13 +46,20 @@ class TuningServiceStub:
     ListJobEvents: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobEventsRequest, _tuning_service_pb2.ListJobEventsResponse]
     """ListJobEvents returns the events of a job, oldest first."""
     PauseJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.PauseJobRequest, _tuning_service_pb2.PauseJobResponse]
-    """PauseJob is not available in this build."""
+    """PauseJob has a running job write a checkpoint and stop (PAUSING, then PAUSED); a queued one is
+    PAUSED at once. A paused job is left as it is, and then waits for ResumeJob alone. A job that is
+    finished or being cancelled is FAILED_PRECONDITION.
+    """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.ResumeJobRequest, _tuning_service_pb2.ResumeJobResponse]
-    """ResumeJob is not available in this build."""
+    """ResumeJob queues a paused job again; it goes on from its checkpoint, in the same attempt. A job
+    that is queued or runs is left as it is; one that is PAUSING or finished is FAILED_PRECONDITION.
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.CancelJobRequest, _tuning_service_pb2.CancelJobResponse]
     """CancelJob stops a job; a finished one is FAILED_PRECONDITION."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.DeleteJobRequest, _tuning_service_pb2.DeleteJobResponse]
-    """DeleteJob is not available in this build."""
+    """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
+    adapter version exists, is FAILED_PRECONDITION.
+    """
 
 @_typing.type_check_only
 class TuningServiceAsyncStub(TuningServiceStub):
@@ -72,13 +79,20 @@ class TuningServiceAsyncStub(TuningServiceStub):
     ListJobEvents: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobEventsRequest, _tuning_service_pb2.ListJobEventsResponse]  # type: ignore[assignment]
     """ListJobEvents returns the events of a job, oldest first."""
     PauseJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.PauseJobRequest, _tuning_service_pb2.PauseJobResponse]  # type: ignore[assignment]
-    """PauseJob is not available in this build."""
+    """PauseJob has a running job write a checkpoint and stop (PAUSING, then PAUSED); a queued one is
+    PAUSED at once. A paused job is left as it is, and then waits for ResumeJob alone. A job that is
+    finished or being cancelled is FAILED_PRECONDITION.
+    """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.ResumeJobRequest, _tuning_service_pb2.ResumeJobResponse]  # type: ignore[assignment]
-    """ResumeJob is not available in this build."""
+    """ResumeJob queues a paused job again; it goes on from its checkpoint, in the same attempt. A job
+    that is queued or runs is left as it is; one that is PAUSING or finished is FAILED_PRECONDITION.
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.CancelJobRequest, _tuning_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """CancelJob stops a job; a finished one is FAILED_PRECONDITION."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.DeleteJobRequest, _tuning_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
-    """DeleteJob is not available in this build."""
+    """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
+    adapter version exists, is FAILED_PRECONDITION.
+    """
 
 class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
     """TuningService runs the jobs that make adapters and bases."""
@@ -137,7 +151,10 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_service_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.PauseJobResponse, _abc.Awaitable[_tuning_service_pb2.PauseJobResponse]]:
-        """PauseJob is not available in this build."""
+        """PauseJob has a running job write a checkpoint and stop (PAUSING, then PAUSED); a queued one is
+        PAUSED at once. A paused job is left as it is, and then waits for ResumeJob alone. A job that is
+        finished or being cancelled is FAILED_PRECONDITION.
+        """
 
     @_abc_1.abstractmethod
     def ResumeJob(
@@ -145,7 +162,9 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_service_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.ResumeJobResponse, _abc.Awaitable[_tuning_service_pb2.ResumeJobResponse]]:
-        """ResumeJob is not available in this build."""
+        """ResumeJob queues a paused job again; it goes on from its checkpoint, in the same attempt. A job
+        that is queued or runs is left as it is; one that is PAUSING or finished is FAILED_PRECONDITION.
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -161,6 +180,8 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_service_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.DeleteJobResponse, _abc.Awaitable[_tuning_service_pb2.DeleteJobResponse]]:
-        """DeleteJob is not available in this build."""
+        """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
+        adapter version exists, is FAILED_PRECONDITION.
+        """
 
 def add_TuningServiceServicer_to_server(servicer: TuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -37,6 +37,8 @@ class JobStateReason(StrEnum):
     WORKER_LOST = "WORKER_LOST"
     DISK_FULL = "DISK_FULL"
     SHUTDOWN = "SHUTDOWN"
+    MEMORY = "MEMORY"
+    PREEMPTED = "PREEMPTED"
 
 
 class Severity(StrEnum):

@@ -20,6 +20,16 @@ class JobKind(StrEnum):
     QUANTIZE = "QUANTIZE"
 
 
+class JobPriority(StrEnum):
+    """How soon a job is taken."""
+
+    UNKNOWN = "UNKNOWN"
+    LOW = "LOW"
+    NORMAL = "NORMAL"
+    HIGH = "HIGH"
+    """Has others stop for it; for admins."""
+
+
 class Fault(StrEnum):
     """Whose an error is."""
 
@@ -149,6 +159,17 @@ class EvaluationSample:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Overfitting:
+    """A held-out loss that rises again, in nats per supervised token."""
+
+    best_step: int
+    best_loss: float
+    step: int
+    loss: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Job:
     """A TrainJob (`train` is set) or a Quantize run (`quantize` is set)."""
 
@@ -185,6 +206,11 @@ class Job:
     events_expire_time: datetime | None
     rerun_of: str
     """The job whose record this one repeats; empty for others."""
+    overfitting: Overfitting | None
+    """Where the held-out loss turned; None while it falls."""
+    priority: JobPriority
+    micro_batch_rows: int
+    """Rows that run at once since the memory had no room for as many as the spec says; 0 where it had."""
 
     @property
     def kind(self) -> JobKind:

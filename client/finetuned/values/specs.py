@@ -216,6 +216,8 @@ class Optimization:
     """The default is chosen from the number of steps."""
     activation_checkpointing: bool | None = None
     """Less memory, steps up to a third longer, the same result; default: where memory is short."""
+    kept_checkpoints: int | None = None
+    """How many of the newest are kept, besides the best, 1 to 100; default 2."""
 
 
 @final
@@ -303,6 +305,8 @@ class TrainSpec:
     data: DataOptions | None
     evaluation: EvaluationOptions | None
     promote_if: PromoteIf | None
+    continue_from: str
+    """The version, or the job, whose weights training started with; empty for none."""
 
 
 @final

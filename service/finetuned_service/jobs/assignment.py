@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.datasets.store import Dataset, DatasetStore
-from finetuned_service.jobs.task import TASK_FILE, QuantizeTask, TaskLimits, TrainTask
+from finetuned_service.jobs.continuing import directory_of
+from finetuned_service.jobs.task import LAST_GOOD, TASK_FILE, TENSORBOARD, QuantizeTask, TaskLimits, TrainTask
 from finetuned_service.jobs.values import Job, QuantizeSpec, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName
 
@@ -45,20 +46,25 @@ class Assignments:
         held_out = self._dataset(spec.eval_dataset) if spec.eval_dataset else None
         base = BaseName.parse(spec.base, "base")
         base_digest = self.bases.get(base).digest
+        start = directory_of(job, spec, self.registry, directory.parent)
         return TrainTask(
             job_name=job.name,
             attempt=job.attempt,
             spec=spec,
+            micro_batch_rows=job.micro_batch_rows,
             base_directory=str(self.bases.path(base)),
             base_digest=base_digest,
             train_path=str(rows.path),
             train_digest=rows.digest,
             eval_path=str(held_out.path) if held_out else "",
             eval_digest=held_out.digest if held_out else "",
+            start_directory=str(start or ""),
             incumbent_directory=self._incumbent(job, spec, base_digest, directory / TASK_FILE),
             cache_directory=self.cache_directory,
             work_directory=str(directory / "work"),
             output_directory=str(directory / "output"),
+            last_good_directory=str(directory / LAST_GOOD),
+            log_directory=str(directory / TENSORBOARD),
             limits=self.limits,
         )
 

@@ -14,7 +14,9 @@ from finetuned_service.jobs.endings import MAX_ATTEMPTS
 from finetuned_service.jobs.observer import JobObserver
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue
+from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.runner import DispatcherSettings, JobRunner, remove_leftovers
+from finetuned_service.jobs.values import StateReason
 from finetuned_service.telemetry.logs import logger
 
 __all__ = ["Dispatcher", "DispatcherSettings"]
@@ -22,6 +24,8 @@ __all__ = ["Dispatcher", "DispatcherSettings"]
 _LONGEST_PAUSE_SECONDS = 5.0
 """Between rounds while the store does not answer."""
 _SWEEP_SECONDS = 600.0
+_ROOM_ROUNDS = 20
+"""Jobs that wait for room on the disk are looked at in every so many rounds."""
 _LOG = logger("jobs")
 
 
@@ -43,6 +47,8 @@ class Dispatcher:
         self._runner = JobRunner(settings, queue, assignments, publisher, observer, self._stopping)
         self._watchers: list[threading.Thread] = []
         self._sweep_at = 0.0
+        self._room = Room(settings.directory, settings.min_free_disk_bytes)
+        self._rounds = 0
         self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
 
     def start(self) -> None:
@@ -72,8 +78,15 @@ class Dispatcher:
         self._watchers = [watcher for watcher in self._watchers if watcher.is_alive()]
         for job in self._queue.recover(MAX_ATTEMPTS):
             self._observer.left(job)
+        self._rounds += 1
+        if self._rounds % _ROOM_ROUNDS == 0 and self._room.returned():
+            self._queue.resume(StateReason.DISK_FULL)
         while len(self._watchers) < self._settings.max_running and self._take_one():
             pass
+        if len(self._watchers) == self._settings.max_running:
+            self._queue.preempt(
+                patience_seconds=self._settings.patience_seconds, slice_seconds=self._settings.slice_seconds
+            )
         if time.monotonic() >= self._sweep_at:
             self._sweep()
             self._sweep_at = time.monotonic() + _SWEEP_SECONDS

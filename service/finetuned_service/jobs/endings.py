@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 from sqlalchemy import Connection
@@ -14,26 +15,80 @@ from finetuned_service.errors import (
     QualityGateFailed,
 )
 from finetuned_service.jobs.queue import Ending
-from finetuned_service.jobs.task import QuantizeFinished
-from finetuned_service.jobs.values import Fault, Job, JobState, Notice, StateReason
+from finetuned_service.jobs.task import Failed, QuantizeFinished
+from finetuned_service.jobs.values import Fault, Job, JobState, Notice, StateReason, TrainSpec
 from finetuned_service.telemetry.logs import logger
+from finetuned_service.vocabulary import Objective
 
 MAX_ATTEMPTS = 3
 """A job whose process or worker is lost this often fails."""
 _LOG = logger("jobs")
 
 
-def lost_process(exit_code: int | None, job: Job) -> Ending:
+def lost_process(exit_code: int | None, job: Job, *, out_of_memory: bool) -> Ending:
+    """The end of an attempt whose process has not said why it ended: the job goes on from its last checkpoint.
+
+    What the kernel ended for want of memory, or something kills again and again, goes on with half the rows
+    at once.
+
+    Args:
+        exit_code: of the process; negative numbers are signals.
+        job: as it is now.
+        out_of_memory: the kernel has ended processes of this machine for want of memory meanwhile.
+    """
     how = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
-    notice = Notice(severity="WARNING", text=f"the job process ended unexpectedly with {how}")
-    if job.attempt < MAX_ATTEMPTS:
+    killed = exit_code == -signal.SIGKILL
+    why = "; the kernel ends processes when memory runs out" if killed and out_of_memory else ""
+    notice = Notice(severity="WARNING", text=f"the job process ended unexpectedly with {how}{why}")
+    if job.losses + 1 < MAX_ATTEMPTS:
+        rows = half_the_rows(job) if killed and (out_of_memory or job.losses > 0) else 0
+        if rows:
+            told = Notice(severity="WARNING", text=_halved(rows))
+            return Ending(JobState.QUEUED, StateReason.WORKER_LOST, _with_rows(rows), (notice, told))
         return Ending(JobState.QUEUED, StateReason.WORKER_LOST, bodies=(notice,))
     error = Internal(
-        f"the job process ended unexpectedly with {how} in attempt {job.attempt}, which is the last; a killed "
+        f"the job process ended unexpectedly with {how} in attempt {job.attempt}, for the {MAX_ATTEMPTS}rd time: "
+        "it is not tried again. A killed "
         "process is most often out of memory: try a smaller micro_batch_rows or max_row_tokens",
         metadata={"attempts": str(job.attempt)},
     )
     return Ending(JobState.FAILED, change=_failed_with(error, Fault.SYSTEM), bodies=(notice,))
+
+
+def over_memory(job: Job, failed: Failed) -> Ending | None:
+    """The end of an attempt that its memory budget has ended: once, the job goes on from its last checkpoint
+    with half the rows at once, whose gradients are added up to that of the whole batch. None where that
+    cannot help, or has not helped: the user decides.
+    """
+    if "memory_budget_bytes" not in failed.error.get("metadata", {}):
+        return None
+    rows = half_the_rows(job)
+    if not rows:
+        return None
+    notice = Notice(severity="WARNING", text=f"{failed.error['message']}. {_halved(rows)}")
+    return Ending(JobState.QUEUED, StateReason.MEMORY, _with_rows(rows), (notice,))
+
+
+def half_the_rows(job: Job) -> int:
+    """How many rows are to run at once after the memory had no room; 0 if it was so before, or it is one row."""
+    if job.micro_batch_rows or not isinstance(job.spec, TrainSpec):
+        return 0
+    if job.spec.objective is Objective.CONTRASTIVE:
+        # All rows of a step are each other's negatives: half of them would be another objective.
+        return 0
+    optimization = job.spec.optimization
+    return (optimization.micro_batch_rows or optimization.batch_rows) // 2
+
+
+def _halved(rows: int) -> str:
+    return (
+        f"From here on {rows} rows run at once, and their gradients are added up to the same gradient of the "
+        "whole batch; this is done once"
+    )
+
+
+def _with_rows(rows: int) -> Callable[[Job], Job]:
+    return lambda job: job.model_copy(update={"micro_batch_rows": rows, "error": None, "fault": None})
 
 
 def after_error(error: Exception, job_name: str) -> Ending:

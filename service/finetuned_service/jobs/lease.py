@@ -13,8 +13,6 @@ from finetuned_service.jobs.rows import Lease, LeaseLost
 from finetuned_service.jobs.values import JobState
 from finetuned_service.telemetry.logs import logger
 
-_LONGEST_INTERVAL_SECONDS = 1.0
-"""Between renewals: each is also how a cancelled job is noticed."""
 _LOG = logger("jobs")
 
 
@@ -25,14 +23,19 @@ class LeaseKeeper:
     another worker may have the job, and this one has lost it.
     """
 
-    def __init__(self, queue: JobQueue, lease: Lease, lease_seconds: float) -> None:
-        """`lease` was claimed just now, for `lease_seconds`."""
+    def __init__(
+        self, queue: JobQueue, lease: Lease, lease_seconds: float, renew_seconds: float = 1.0
+    ) -> None:
+        """`lease` was claimed just now, for `lease_seconds`, and is renewed every `renew_seconds` or sooner."""
         self.lease = lease
         self._queue = queue
         self._lease_seconds = lease_seconds
+        self._interval_seconds = min(renew_seconds, lease_seconds / 4)
         self._good_until = time.monotonic() + lease_seconds
         self._taken = threading.Event()
         self._cancelling = threading.Event()
+        self._pausing = threading.Event()
+        self._preempting = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.job_id}", daemon=True)
 
@@ -52,6 +55,16 @@ class LeaseKeeper:
         return self._cancelling.is_set()
 
     @property
+    def pausing(self) -> bool:
+        """The job is to write a checkpoint and be paused."""
+        return self._pausing.is_set()
+
+    @property
+    def preempting(self) -> bool:
+        """The job is to write a checkpoint and make room for another."""
+        return self._preempting.is_set()
+
+    @property
     def lost(self) -> bool:
         """The job is, or may be, another worker's."""
         return self._taken.is_set() or time.monotonic() >= self._good_until
@@ -66,8 +79,7 @@ class LeaseKeeper:
             raise LeaseLost(self.lease.job_id)
 
     def _keep(self) -> None:
-        interval = min(_LONGEST_INTERVAL_SECONDS, self._lease_seconds / 4)
-        while not self._closed.wait(interval):
+        while not self._closed.wait(self._interval_seconds):
             asked = time.monotonic()
             try:
                 job = self._queue.renew(self.lease, self._lease_seconds)
@@ -80,3 +92,7 @@ class LeaseKeeper:
             self._good_until = asked + self._lease_seconds
             if job.state is JobState.CANCELLING:
                 self._cancelling.set()
+            if job.state is JobState.PAUSING:
+                self._pausing.set()
+            if job.preempting:
+                self._preempting.set()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,3 +125,18 @@ def _fields(lines: Iterable[str]) -> dict[str, int]:
             case _:
                 continue
     return sizes
+
+
+def count_oom_kills(
+    sources: Sequence[Path] = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")),
+) -> int:
+    """How many processes the kernel has ended for want of memory, on this machine and in this container, since
+    they started; a source that is not there counts nothing.
+    """
+    total = 0
+    for source in sources:
+        with suppress(OSError):
+            for line in source.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                total += int(count) if name == "oom_kill" else 0
+    return total

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Status
 from finetuned_service.jobs.memory import memory_watchdog
-from finetuned_service.jobs.task import EXIT_FAILED, Failed, QuantizeTask, TaskLimits, TrainTask
+from finetuned_service.jobs.room import DISK_FULL
+from finetuned_service.jobs.task import EXIT_FAILED, Failed, QuantizeTask, Suspended, TaskLimits, TrainTask
 from finetuned_service.jobs.values import Fault, Notice
 from finetuned_service.telemetry.logs import configure, logger
 from finetuned_service.vocabulary import Value
@@ -235,19 +236,17 @@ def memory_refusal(found_bytes: int, budget_bytes: int, remedy: str) -> Resource
     )
 
 
-def _failure(error: Exception, memory_remedy: str) -> Failed:
-    """A refusal as it is; anything else as an opaque fault of ours, its cause in the log."""
+def _failure(error: Exception, memory_remedy: str) -> Failed | Suspended:
+    """A refusal as it is; anything else as an opaque fault of ours, its cause in the log. A full disk only
+    suspends the job.
+    """
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         # torch has no class of its own for this on CPU. It happens only where a single tensor is larger
         # than the machine's memory; otherwise the watchdog comes first.
         error = ResourceExhausted(f"a single tensor does not fit into the memory. {memory_remedy}")
     if os.strerror(errno.ENOSPC) in str(error):  # safetensors has a class of its own for what the system says
-        full = ResourceExhausted(
-            "the server's disk has no room for the job's files; free some there, then submit the job again",
-            metadata={"subject": "server"},
-        )
-        _LOG.error("job_disk_full", message=full.message)
-        return Failed(error=full.to_wire(), fault=Fault.SYSTEM)
+        _LOG.error("job_disk_full", exc_info=error)
+        return Suspended(reason="DISK_FULL", text=DISK_FULL)
     if isinstance(error, FinetunedError) and error.status is not Status.INTERNAL:
         _LOG.error("job_refused", reason=error.reason, message=error.message)
         fault = Fault.USER if error.status in _USER_FAULTS else Fault.SYSTEM

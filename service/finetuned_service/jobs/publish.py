@@ -145,6 +145,7 @@ def _manifest(
             job=job.name,
             dataset=spec.dataset,
             dataset_digest=job.environment.dataset_digest if job.environment else "",
+            parent_version=spec.continue_from,
         ),
         parameters=facts.parameters,
         modules=facts.modules,

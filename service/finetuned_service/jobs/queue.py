@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
 
 from finetuned_service.errors import Internal
 from finetuned_service.jobs.rows import (
@@ -24,7 +25,8 @@ from finetuned_service.jobs.rows import (
     move_job,
     trim_events,
 )
-from finetuned_service.jobs.values import EventBody, Fault, Job, JobState, StateReason
+from finetuned_service.jobs.shares import Victim, charge, victim, waiting
+from finetuned_service.jobs.values import EventBody, Fault, Job, JobState, Notice, StateReason
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.schema import jobs
 
@@ -60,17 +62,12 @@ class JobQueue:
         self._max_events = max_events
 
     def claim(self, owner: str, lease_seconds: float) -> tuple[Job, Lease] | None:
-        """Take the oldest QUEUED job, or None if there is none."""
+        """Take the QUEUED job that is next (`jobs/shares.py`), or None if there is none."""
         if not self._any(jobs.c.state == JobState.QUEUED):
             return None
         with self._database.begin() as connection:
-            row = connection.execute(
-                select(jobs.c.document, jobs.c.lease_epoch)
-                .where(jobs.c.state == JobState.QUEUED)
-                .order_by(jobs.c.sequence)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            ).one_or_none()
+            now = time.time()
+            row = _first_free(connection, now)
             if row is None:
                 return None
             job = Job.model_validate_json(row.document)
@@ -78,10 +75,15 @@ class JobQueue:
             connection.execute(
                 update(jobs)
                 .where(jobs.c.id == job.id)
-                .values(lease_owner=owner, lease_epoch=lease.epoch, lease_until=time.time() + lease_seconds)
+                .values(
+                    lease_owner=owner,
+                    lease_epoch=lease.epoch,
+                    lease_until=now + lease_seconds,
+                    claim_time=now,
+                )
             )
             # What an attempt before this one has found wrong is over.
-            changes: dict[str, object] = {"error": None, "fault": None}
+            changes: dict[str, object] = {"error": None, "fault": None, "preempting": False}
             if job.start_time is None:
                 changes["start_time"] = datetime.now(UTC)
             job = job.model_copy(update=changes)
@@ -102,6 +104,56 @@ class JobQueue:
             job = append_events(connection, change(held_job(connection, lease)), bodies)
             trim_events(connection, job, self._max_events)
             return job
+
+    def pause(self, lease: Lease, reason: StateReason, bodies: Sequence[EventBody]) -> Job:
+        """Have a job that runs under the lease stop for a reason of the worker's; one that was told to stop
+        already is left as it is.
+
+        Raises:
+            LeaseLost: another worker has taken the job over.
+        """
+        with self._database.begin() as connection:
+            job = held_job(connection, lease)
+            if job.state is not JobState.RUNNING:
+                return job
+            return move_job(connection, append_events(connection, job, bodies), JobState.PAUSING, reason)
+
+    def preempt(self, *, patience_seconds: float, slice_seconds: float) -> Job | None:
+        """Mark a running job that is to make room for the one that is next, with an event that says why; None
+        if there is none, or one does so already. For a worker whose places are all taken.
+        """
+        with self._database.read() as connection:
+            if self._victim(connection, patience_seconds, slice_seconds) is None:
+                return None
+        with self._database.begin() as connection:
+            chosen = self._victim(connection, patience_seconds, slice_seconds)
+            if chosen is None:
+                return None
+            query = select(jobs.c.document).where(jobs.c.id == chosen.job_id).with_for_update()
+            job = Job.model_validate_json(connection.execute(query).scalar_one())
+            job = job.model_copy(update={"preempting": True})
+            text = f"{chosen.why}: this one writes a checkpoint, stops, and goes on when there is a place"
+            return append_events(connection, job, [Notice(text=text)])
+
+    @staticmethod
+    def _victim(connection: Connection, patience_seconds: float, slice_seconds: float) -> Victim | None:
+        held = connection.scalars(select(jobs.c.document).where(jobs.c.state == JobState.RUNNING))
+        if any(Job.model_validate_json(document).preempting for document in held):
+            return None
+        return victim(connection, time.time(), patience_seconds=patience_seconds, slice_seconds=slice_seconds)
+
+    def resume(self, reason: StateReason) -> list[Job]:
+        """Queue all jobs again that were paused for the reason; returns them."""
+        if not self._any(jobs.c.state == JobState.PAUSED):
+            return []
+        with self._database.begin() as connection:
+            query = select(jobs.c.document).where(jobs.c.state == JobState.PAUSED).with_for_update()
+            found = [Job.model_validate_json(row.document) for row in connection.execute(query)]
+            return [
+                move_job(connection, job, JobState.QUEUED, reason)
+                for job in found
+                if job.state_reason is reason
+            ]
 
     def release(self, lease: Lease, ending: Ending) -> Job:
         """End the hold on a job.
@@ -126,7 +178,7 @@ class JobQueue:
     def recover(self, max_attempts: int) -> list[Job]:
         """Give back every job whose worker let its lease run out; returns them as they are left.
 
-        The last of `max_attempts` fails: what ends its worker each time would do so for ever.
+        One that is lost for the `max_attempts`th time fails: what ends its worker each time would do so for ever.
         """
         lost = and_(jobs.c.state.in_(HELD_STATES), jobs.c.lease_until < time.time())
         if not self._any(lost):
@@ -141,7 +193,7 @@ class JobQueue:
                     update(jobs).where(jobs.c.id == job.id).values(lease_epoch=jobs.c.lease_epoch + 1)
                 )
                 state, reason = _given_back(job, StateReason.WORKER_LOST)
-                if state is JobState.QUEUED and job.attempt >= max_attempts:
+                if state is JobState.QUEUED and job.losses + 1 >= max_attempts:
                     state, job = JobState.FAILED, _lost_too_often(job)
                 recovered.append(_let_go(connection, job, state, reason))
         return recovered
@@ -169,12 +221,26 @@ def _given_back(job: Job, reason: StateReason) -> tuple[JobState, StateReason]:
         case JobState.CANCELLING:
             return JobState.CANCELLED, StateReason.USER
         case JobState.PAUSING:
-            return JobState.PAUSED, StateReason.USER
+            return JobState.PAUSED, job.state_reason
         case _:
             return JobState.QUEUED, reason
 
 
+def _first_free(connection: Connection, now: float) -> Row[Any, Any] | None:
+    """The next job, locked; one that another worker is about to take is passed over."""
+    for candidate in waiting(connection, now):
+        row = connection.execute(
+            select(jobs.c.document, jobs.c.lease_epoch)
+            .where(jobs.c.id == candidate.job_id, jobs.c.state == JobState.QUEUED)
+            .with_for_update(skip_locked=True)
+        ).one_or_none()
+        if row is not None:
+            return row
+    return None
+
+
 def _let_go(connection: Connection, job: Job, state: JobState, reason: StateReason) -> Job:
+    charge(connection, job.id, time.time())
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(lease_owner="", lease_until=0.0))
     return move_job(connection, job, state, reason)
 

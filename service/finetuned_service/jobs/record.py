@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from finetuned_service.jobs.task import Failed, Prepared, QuantizeFinished, TrainFinished
+from finetuned_service.jobs.task import Failed, Prepared, QuantizeFinished, Suspended, TrainFinished
 from finetuned_service.jobs.values import (
     Checkpoint,
     EvaluationFinished,
     EventBody,
     Job,
     Notice,
+    Overfitting,
     Progress,
 )
 
 JobReport = (
-    Progress | Checkpoint | EvaluationFinished | Notice | Prepared | TrainFinished | QuantizeFinished | Failed
+    Progress
+    | Checkpoint
+    | EvaluationFinished
+    | Notice
+    | Prepared
+    | TrainFinished
+    | QuantizeFinished
+    | Overfitting
+    | Failed
+    | Suspended
 )
 """Everything that a job process can say (`task.Report`)."""
 
@@ -32,8 +42,8 @@ def apply_reports(job: Job, reports: Iterable[JobReport]) -> Job:
 
 def _apply(job: Job, report: JobReport) -> Job:
     match report:
-        case Progress():
-            return job.model_copy(update={"progress": report})
+        case Progress() | Overfitting():
+            return job.model_copy(update={report.kind: report})
         case Checkpoint():
             kept = [
                 checkpoint.model_copy(update={"best": checkpoint.best and not report.best})
@@ -62,7 +72,7 @@ def _apply(job: Job, report: JobReport) -> Job:
             return job.model_copy(update=changes)
         case Failed():
             return job.model_copy(update={"error": report.error, "fault": report.fault})
-        case EvaluationFinished() | Notice() | QuantizeFinished():
+        case EvaluationFinished() | Notice() | QuantizeFinished() | Suspended():
             return job
 
 

@@ -27,6 +27,8 @@ from finetuned_service.storage.schema import job_events, jobs
 HELD_STATES = (JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING)
 """States in which a worker holds the lease."""
 UNFINISHED_STATES = tuple(state for state in JobState if not state.final)
+_NEXT_ATTEMPT = frozenset({StateReason.WORKER_LOST, StateReason.MEMORY, StateReason.PREEMPTED})
+"""Why a job that is queued again begins another attempt; where it was asked to stop, it goes on with the same."""
 
 _BODY: TypeAdapter[EventBody] = TypeAdapter(EventBody)
 
@@ -88,8 +90,9 @@ def move_job(connection: Connection, job: Job, state: JobState, reason: StateRea
     changes: dict[str, object] = {"state": state, "state_reason": reason}
     if state.final:
         changes["end_time"] = datetime.now(UTC)
-    if state is JobState.QUEUED and reason is StateReason.WORKER_LOST:
+    if state is JobState.QUEUED and reason in _NEXT_ATTEMPT:
         changes["attempt"] = job.attempt + 1
+        changes["losses"] = job.losses + (reason is StateReason.WORKER_LOST)
     job = job.model_copy(update=changes)
     return append_events(connection, job, [StateChanged(state=state, reason=reason, attempt=job.attempt)])
 

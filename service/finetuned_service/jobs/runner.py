@@ -18,24 +18,27 @@ from typing import TypeVar
 from finetuned_service.errors import ResourceExhausted, Unavailable
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.child import JobProcess
-from finetuned_service.jobs.endings import after_error, lost_process, quality_refused
+from finetuned_service.jobs.endings import after_error, lost_process, over_memory, quality_refused
 from finetuned_service.jobs.lease import LeaseKeeper
+from finetuned_service.jobs.memory import count_oom_kills
 from finetuned_service.jobs.observer import JobObserver
 from finetuned_service.jobs.process import environment_for_job_process
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.record import JobReport, apply_reports, events_of
+from finetuned_service.jobs.room import DISK_FULL, Room
 from finetuned_service.jobs.rows import Lease, LeaseLost
 from finetuned_service.jobs.task import (
     EXIT_STOPPED,
     Failed,
     QuantizeFinished,
     QuantizeTask,
+    Suspended,
     TrainFinished,
     TrainTask,
 )
-from finetuned_service.jobs.values import Job, JobState, StateReason
-from finetuned_service.storage.files import refusing_full_disk
+from finetuned_service.jobs.values import Job, JobState, Notice, StateReason
+from finetuned_service.storage.files import says_full_disk
 from finetuned_service.telemetry.logs import logger
 
 JOB_PROGRAMS: Mapping[str, tuple[str, ...]] = {
@@ -45,6 +48,8 @@ JOB_PROGRAMS: Mapping[str, tuple[str, ...]] = {
 """What runs each kind of job; the path of the task is added."""
 
 _STRAY_STOP_SECONDS = 2.0
+_ROOM_SECONDS = 1.0
+"""Between two looks at the room on the disk."""
 _STORE_TROUBLE = (Unavailable, ResourceExhausted)
 """What a store that fails for a moment says (`storage/database.py`)."""
 _LOG = logger("jobs")
@@ -60,12 +65,31 @@ class DispatcherSettings:
     max_running: int
     lease_seconds: float
     grace_seconds: float
-    """How long job processes may take to write a checkpoint when the worker stops."""
+    """How long job processes may take to write a checkpoint when the worker stops, or the job is paused."""
     kill_after_seconds: float = 10.0
     """How long a process that was asked to stop for a cancel may take."""
+    renew_seconds: float = 1.0
+    """The longest between renewals of a lease: each is also how a cancelled or paused job is noticed."""
     poll_seconds: float = 0.25
     """How often reports are written to the store: one transaction for all that came, not one a step."""
+    min_free_disk_bytes: int = 0
+    """Room on the disk below which running jobs are paused; see `jobs/room.py`."""
+    patience_seconds: float = 2.0
+    """How long the next job waits before a running one is stopped for it."""
+    slice_seconds: float = 1800.0
+    """How long a job runs before another tenant's turn comes, where places are short."""
     programs: Mapping[str, Sequence[str]] = field(default_factory=lambda: JOB_PROGRAMS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What is known of a process that has ended."""
+
+    exit_code: int | None
+    words: list[JobReport]
+    """Its last ones."""
+    out_of_memory: bool
+    """The kernel has ended some process for want of memory while it ran."""
 
 
 class JobRunner:
@@ -87,13 +111,16 @@ class JobRunner:
         self._publisher = publisher
         self._observer = observer
         self._stopping = stopping
+        self._room = Room(settings.directory, settings.min_free_disk_bytes)
 
     def run(self, job: Job, lease: Lease) -> None:
         """Run a job that was claimed just now; returns when it is left."""
         log = _LOG.bind(job=job.name, attempt=job.attempt)
         self._observer.claimed(job)
         try:
-            with LeaseKeeper(self._queue, lease, self._settings.lease_seconds) as keeper:
+            with LeaseKeeper(
+                self._queue, lease, self._settings.lease_seconds, self._settings.renew_seconds
+            ) as keeper:
                 left = self._leave(keeper, self._attempt(job, keeper))
         except LeaseLost:
             log.warning("job_lease_lost")
@@ -106,44 +133,56 @@ class JobRunner:
     def _attempt(self, job: Job, keeper: LeaseKeeper) -> Ending:
         """How the job is to be left; every fault but a lost lease is an ending too."""
         try:
-            return self._run(job, keeper)
+            shortage = self._room.shortage()
+            return self._pause(keeper, shortage) if shortage else self._run(job, keeper)
         except LeaseLost:
             raise
+        except OSError as error:
+            if says_full_disk(error):
+                return self._pause(keeper, DISK_FULL)
+            return after_error(error, job.name)
         except Exception as error:  # noqa: BLE001 - whatever it was, the job must not stay RUNNING
             return after_error(error, job.name)
 
     def _run(self, job: Job, keeper: LeaseKeeper) -> Ending:
         directory = self._settings.directory / job.id
-        with refusing_full_disk():
-            task = self._insist(keeper, lambda: self._assignments.task_for(job, directory))
-            process = JobProcess(
-                self._settings.programs[task.kind],
-                task,
-                directory,
-                environment_for_job_process(task.limits.threads),
-            )
+        task = self._insist(keeper, lambda: self._assignments.task_for(job, directory))
+        process = JobProcess(
+            self._settings.programs[task.kind],
+            task,
+            directory,
+            environment_for_job_process(task.limits.threads),
+        )
         _LOG.info("job_started", job=job.name, attempt=job.attempt, pid=process.pid)
         self._observer.process_started(job, process.pid)
+        oom_kills = count_oom_kills()
         try:
             words = self._follow(process, keeper, job)
         finally:
             self._observer.process_ended(job, process.pid)
             process.kill()
             process.close()
-        return self._conclude(process.exit_code, words, task, keeper)
+        ended = _Ended(process.exit_code, words, out_of_memory=count_oom_kills() > oom_kills)
+        return self._conclude(ended, task, keeper)
 
     def _follow(self, process: JobProcess, keeper: LeaseKeeper, job: Job) -> list[JobReport]:
         """Write reports to the store until the process ends; returns all of its last words."""
         last_words: list[JobReport] = []
         unwritten: list[JobReport] = []
         kill_at = float("inf")
+        look_at = 0.0
         while True:
+            if time.monotonic() >= look_at:
+                self._pause_without_room(keeper)
+                look_at = time.monotonic() + _ROOM_SECONDS
             ended = process.exit_code is not None
             came = process.remaining_reports() if ended else process.reports(self._settings.poll_seconds)
             unwritten += came
             if unwritten and self._record(keeper, unwritten):
                 last_words += [
-                    r for r in unwritten if isinstance(r, (TrainFinished, QuantizeFinished, Failed))
+                    r
+                    for r in unwritten
+                    if isinstance(r, (TrainFinished, QuantizeFinished, Failed, Suspended))
                 ]
                 self._observer.reported(job, unwritten)
                 unwritten = []
@@ -155,12 +194,23 @@ class JobRunner:
                 # One transaction a poll, however fast the process reports.
                 time.sleep(self._settings.poll_seconds)
 
+    def _pause_without_room(self, keeper: LeaseKeeper) -> None:
+        shortage = "" if keeper.pausing else self._room.shortage()
+        if shortage:
+            self._pause(keeper, shortage)
+
+    def _pause(self, keeper: LeaseKeeper, why: str) -> Ending:
+        """Have the job wait for room on the disk; the ending is for a job whose process is not running."""
+        notice = Notice(severity="WARNING", text=why)
+        self._insist(keeper, lambda: self._queue.pause(keeper.lease, StateReason.DISK_FULL, [notice]))
+        return Ending(JobState.QUEUED, StateReason.DISK_FULL)
+
     def _stop_if_asked(self, process: JobProcess, keeper: LeaseKeeper, kill_at: float) -> float:
         """Ask the process to stop if there is a reason, and kill it when its time is over (`kill_at`)."""
         now = time.monotonic()
         if keeper.cancelling:
             patience_seconds = self._settings.kill_after_seconds
-        elif self._stopping.is_set():
+        elif self._stopping.is_set() or keeper.pausing or keeper.preempting:
             patience_seconds = self._settings.grace_seconds
         else:
             return kill_at
@@ -182,25 +232,30 @@ class JobRunner:
 
     def _conclude(
         self,
-        exit_code: int | None,
-        words: list[JobReport],
+        ended: _Ended,
         task: TrainTask | QuantizeTask,
         keeper: LeaseKeeper,
     ) -> Ending:
         job = self._insist(keeper, lambda: self._queue.renew(keeper.lease, self._settings.lease_seconds))
         if job.state is JobState.CANCELLING:
             return Ending(JobState.CANCELLED, StateReason.USER)
-        for word in words:
+        for word in ended.words:
             match word:
                 case TrainFinished() | QuantizeFinished():
                     return self._publish(job, task, word)
                 case Failed():
-                    return Ending(JobState.FAILED)
+                    return over_memory(job, word) or Ending(JobState.FAILED)
+                case Suspended():
+                    return self._pause(keeper, word.text)
                 case _:
                     continue
-        if self._stopping.is_set() or (exit_code == EXIT_STOPPED and self._is_told_too()):
+        if job.state is JobState.PAUSING:
+            return Ending(JobState.PAUSED, job.state_reason)
+        if job.preempting:
+            return Ending(JobState.QUEUED, StateReason.PREEMPTED)
+        if self._stopping.is_set() or (ended.exit_code == EXIT_STOPPED and self._is_told_too()):
             return Ending(JobState.QUEUED, StateReason.SHUTDOWN)
-        return lost_process(exit_code, job)
+        return lost_process(ended.exit_code, job, out_of_memory=ended.out_of_memory)
 
     def _is_told_too(self) -> bool:
         """Whether a stop that somebody else asked for is one of the whole server: a supervisor signals all
@@ -213,12 +268,10 @@ class JobRunner:
     ) -> Ending:
         match task, finished:
             case TrainTask(), TrainFinished():
-                with refusing_full_disk():
-                    also = self._publisher.train(job, task, finished)
+                also = self._publisher.train(job, task, finished)
                 return Ending(JobState.SUCCEEDED, also=also)
             case QuantizeTask(), QuantizeFinished():
-                with refusing_full_disk():
-                    also = self._publisher.quantize(job, task, finished)
+                also = self._publisher.quantize(job, task, finished)
                 if finished.accepted:
                     return Ending(JobState.SUCCEEDED, also=also)
                 return quality_refused(task.spec.max_quality_drop or 0.0, finished, also)

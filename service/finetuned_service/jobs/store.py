@@ -1,4 +1,4 @@
-"""The durable store of jobs as callers see it: create, look, watch, cancel.
+"""The durable store of jobs as callers see it: create, look, watch, pause, resume, cancel, delete.
 
 Workers have a side of their own (`jobs/queue.py`); both write through `jobs/rows.py`, which knows the
 legal transitions.
@@ -10,10 +10,11 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from sqlalchemy import Connection, exists, insert, select
+from sqlalchemy import Connection, delete, exists, insert, select
 
-from finetuned_service.errors import InvalidField, NotFound, OutOfRange
+from finetuned_service.errors import InvalidField, JobStateConflict, NotFound, OutOfRange, ResourceInUse
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -26,6 +27,7 @@ from finetuned_service.jobs.values import Job, JobEvent, JobState, StateChanged,
 from finetuned_service.names import ResourceName
 from finetuned_service.storage import idempotency
 from finetuned_service.storage.database import Database
+from finetuned_service.storage.files import remove_directory
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import Page, PageRequest, page_of
 from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention, expires
@@ -48,12 +50,19 @@ class JobStore:
     """Jobs and their events. Every method is one transaction."""
 
     def __init__(
-        self, database: Database, limits: StoredLimits, retention: Retention = DEFAULT_RETENTION
+        self,
+        database: Database,
+        limits: StoredLimits,
+        retention: Retention = DEFAULT_RETENTION,
+        directory: Path | None = None,
     ) -> None:
-        """`limits` is what a tenant may keep."""
+        """`limits` is what a tenant may keep; in `directory` each job has one of its own, which goes when it
+        is deleted (without it: with the next sweep).
+        """
         self._database = database
         self._limits = limits
         self._retention = retention
+        self._directory = directory
 
     def create(self, job: Job, request: RequestKey, *, reserved_bytes: int = 0) -> Job:
         """Store a new QUEUED job under a fresh id, or return the one this request made before.
@@ -67,7 +76,7 @@ class JobStore:
         with self._database.begin() as connection:
             made = idempotency.recall(connection, request, time.time())
             if made is not None:
-                return load_job(connection, ResourceName.parse(made, "jobs"))
+                return _made_before(connection, made)
             self._admit(connection, job, reserved_bytes)
             kind = job.spec.kind
             job = job.model_copy(update={"id": f"{kind}-{secrets.token_hex(5)}"})
@@ -86,6 +95,7 @@ class JobStore:
                     lease_epoch=0,
                     lease_until=0.0,
                     reserved_bytes=reserved_bytes,
+                    priority=job.priority.level,
                 )
             )
             job = append_events(connection, job, [StateChanged(state=job.state, attempt=job.attempt)])
@@ -96,7 +106,7 @@ class JobStore:
         """The job that this request made before, or None."""
         with self._database.read() as connection:
             made = idempotency.recall(connection, request, time.time())
-            return None if made is None else load_job(connection, ResourceName.parse(made, "jobs"))
+            return None if made is None else _made_before(connection, made)
 
     def refuse_full(self, job: Job) -> None:
         """Say early, before the size of the result is known, what `create` would say late.
@@ -116,7 +126,7 @@ class JobStore:
     def get(self, tenant: str, job_id: str) -> Job:
         with self._database.read() as connection:
             job = load_job(connection, ResourceName(tenant, "jobs", job_id))
-            return self._expiring(job, kept=_has_version(connection, job))
+            return self._expiring(job, kept=bool(_version_of(connection, job)))
 
     def list(self, tenant: str, wanted: JobFilter, page: PageRequest) -> Page[Job]:
         """Newest first.
@@ -202,6 +212,70 @@ class JobStore:
             target = JobState.CANCELLING if job.state in HELD_STATES else JobState.CANCELLED
             return move_job(connection, job, target, StateReason.USER)
 
+    def pause(self, tenant: str, job_id: str) -> Job:
+        """A queued job is PAUSED at once; a running one is told to write a checkpoint and stop. It stays so
+        until `resume`, also where a full disk had paused it.
+
+        Raises:
+            JobStateConflict: it is finished, or will be.
+        """
+        with self._database.begin() as connection:
+            job = load_job(connection, ResourceName(tenant, "jobs", job_id), to_change=True)
+            match job.state:
+                case JobState.PAUSING | JobState.PAUSED:
+                    if job.state_reason is StateReason.USER:
+                        return job
+                    job = job.model_copy(update={"state_reason": StateReason.USER})
+                    told = StateChanged(state=job.state, reason=job.state_reason, attempt=job.attempt)
+                    return append_events(connection, job, [told])
+                case JobState.RUNNING:
+                    return move_job(connection, job, JobState.PAUSING, StateReason.USER)
+                case _:
+                    return move_job(connection, job, JobState.PAUSED, StateReason.USER)
+
+    def resume(self, tenant: str, job_id: str) -> Job:
+        """Queue a paused job again, from its checkpoint; one that is queued or runs is left as it is.
+
+        Raises:
+            JobStateConflict: it is still stopping, or finished.
+        """
+        with self._database.begin() as connection:
+            job = load_job(connection, ResourceName(tenant, "jobs", job_id), to_change=True)
+            if job.state in {JobState.QUEUED, JobState.RUNNING}:
+                return job
+            if job.state is not JobState.PAUSED:
+                raise JobStateConflict(
+                    f"{job.name} is {job.state}; only a PAUSED job can be resumed"
+                    + ("" if job.state.final else ": wait until it has stopped"),
+                    metadata={"state": job.state},
+                )
+            return move_job(connection, job, JobState.QUEUED, StateReason.USER)
+
+    def delete(self, tenant: str, job_id: str) -> None:
+        """Remove a finished job's record, its events and its files.
+
+        Raises:
+            JobStateConflict: it is not finished.
+            ResourceInUse: the version that it made exists, whose lineage is this record.
+        """
+        with self._database.begin() as connection:
+            job = load_job(connection, ResourceName(tenant, "jobs", job_id), to_change=True)
+            if not job.state.final:
+                raise JobStateConflict(
+                    f"{job.name} is {job.state}; only a finished job can be deleted: cancel it first",
+                    metadata={"state": job.state},
+                )
+            version = _version_of(connection, job)
+            if version:
+                raise ResourceInUse(
+                    f"{version} was made by {job.name} and exists; its lineage is this record. Delete the version "
+                    "first",
+                    metadata={"used_by": version},
+                )
+            connection.execute(delete(jobs).where(jobs.c.id == job.id))
+        if self._directory is not None:
+            remove_directory(self._directory / job.id)
+
     def uses_dataset(self, tenant: str, dataset_id: str) -> str:
         """The name of an unfinished job that uses the dataset, or ''."""
         query = select(jobs.c.id, jobs.c.dataset_ids).where(
@@ -235,9 +309,23 @@ def _sequence_of(connection: Connection, tenant: str, job_id: str) -> int:
     return int(found)
 
 
-def _has_version(connection: Connection, job: Job) -> bool:
-    made = select(adapter_versions.c.version).where(adapter_versions.c.job == job.id).limit(1)
-    return connection.execute(made).first() is not None
+def _made_before(connection: Connection, name: str) -> Job:
+    """The job that a request has made before.
+
+    Raises:
+        NotFound: it has been deleted since.
+    """
+    try:
+        return load_job(connection, ResourceName.parse(name, "jobs"))
+    except NotFound:
+        raise idempotency.deleted_since(name) from None
+
+
+def _version_of(connection: Connection, job: Job) -> str:
+    """The name of the version that the job made, or '' if there is none now."""
+    v = adapter_versions.c
+    made = connection.execute(select(v.adapter, v.version).where(v.job == job.id).limit(1)).one_or_none()
+    return f"tenants/{job.tenant}/adapters/{made.adapter}/versions/{made.version}" if made else ""
 
 
 def _adapter_id(job: Job) -> str:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.family import TASKS, weights_transposed
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound, Unimplemented
+from finetuned_service.jobs.continuing import continued, find_start, refuse_other_labels
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
 from finetuned_service.jobs.methods import (
     SETTINGS_OF,
@@ -26,7 +28,7 @@ from finetuned_service.jobs.methods import (
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.store import JobStore
-from finetuned_service.jobs.values import Estimate, Job, JobState, QuantizeSpec, Spec, TrainSpec
+from finetuned_service.jobs.values import Estimate, Job, JobState, Priority, QuantizeSpec, Spec, TrainSpec
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.tenancy.stored import directory_bytes
@@ -51,6 +53,8 @@ class Submission:
     """The largest that the server serves."""
     adapter_room_bytes: int
     """What one adapter may take in the server's memory."""
+    registry: AdapterRegistry
+    jobs_directory: Path
 
     def rerun(
         self,
@@ -61,6 +65,7 @@ class Submission:
         request: RequestKey,
         *,
         validate_only: bool,
+        priority: Priority = Priority.NORMAL,
     ) -> Job:
         """`train` with the spec of a job's record, on `base`; "" is this server's.
 
@@ -84,6 +89,7 @@ class Submission:
             request,
             validate_only=validate_only,
             record=record,
+            priority=priority,
         )
 
     def train(
@@ -95,12 +101,14 @@ class Submission:
         *,
         validate_only: bool,
         record: Job | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Job:
         """Check a TrainJob and queue it, or only say what it would be; `record` is the job that it repeats.
 
         Raises:
             InvalidField, InvalidData: settings or rows cannot be trained on.
-            NotFound: a dataset or base does not exist.
+            NotFound: a dataset, base or version to continue from does not exist.
+            AdapterIncompatible: that version is of another base.
             QuotaExceeded: a limit of the tenant is reached.
         """
         made = None if validate_only else self.store.made_by(request)
@@ -127,6 +135,10 @@ class Submission:
         check_datasets(spec.task, objective, rows, held_out)
         spec = spec.model_copy(update={"objective": objective})
         base = self._trainable_base(tenant, spec)
+        start = None
+        if spec.continue_from:
+            start = find_start(tenant, spec.continue_from, self.registry, self.store, self.jobs_directory)
+            spec = continued(spec, start, self.bases.get(base).digest, self.bases.path(base))
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(
             spec.model_copy(update={"base": str(base)}),
@@ -136,11 +148,13 @@ class Submission:
         )
         self._refuse_larger_than_memory(resolved, base)
         report = self.report(resolved, rows.path, held_out.path if held_out else None)
-        job = self._job(tenant, resolved, display_name).model_copy(
+        if start is not None:
+            refuse_other_labels(resolved, start, report)
+        job = self._job(tenant, resolved, display_name, priority).model_copy(
             update={
                 "data_report": report,
                 "estimate": _estimate(resolved, report),
-                "defaulted_from_base": defaulted_from_base(spec),
+                "defaulted_from_base": () if spec.continue_from else defaulted_from_base(spec),
                 "rerun_of": record.name if record else "",
             }
         )
@@ -150,7 +164,14 @@ class Submission:
         return self.store.create(job, request, reserved_bytes=reserved_bytes)
 
     def quantize(
-        self, tenant: str, spec: QuantizeSpec, display_name: str, request: RequestKey, *, validate_only: bool
+        self,
+        tenant: str,
+        spec: QuantizeSpec,
+        display_name: str,
+        request: RequestKey,
+        *,
+        validate_only: bool,
+        priority: Priority = Priority.NORMAL,
     ) -> Job:
         """Check a Quantize run and queue it, or only say what it would be.
 
@@ -185,7 +206,7 @@ class Submission:
         if spec.dataset:
             check_measurable(self._dataset(tenant, spec.dataset, "spec.dataset"))
         self._refuse_taken(BaseName(spec.output_base_id, tenant))
-        job = self._job(tenant, spec.model_copy(update={"base": str(source)}), display_name)
+        job = self._job(tenant, spec.model_copy(update={"base": str(source)}), display_name, priority)
         if validate_only:
             return job
         # Quantized weights are smaller than their source; what is written about them is a little longer.
@@ -202,13 +223,14 @@ class Submission:
             metadata={"resource": str(output)},
         )
 
-    def _job(self, tenant: str, spec: Spec, display_name: str) -> Job:
+    def _job(self, tenant: str, spec: Spec, display_name: str, priority: Priority = Priority.NORMAL) -> Job:
         return Job(
             tenant=tenant,
             id="",
             display_name=display_name,
             state=JobState.QUEUED,
             create_time=datetime.now(UTC),
+            priority=priority,
             spec=spec,
         )
 

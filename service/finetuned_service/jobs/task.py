@@ -20,6 +20,7 @@ from finetuned_service.jobs.values import (
     EvaluationSample,
     Fault,
     Notice,
+    Overfitting,
     Progress,
     QuantizeReport,
     QuantizeSpec,
@@ -30,10 +31,16 @@ from finetuned_service.vocabulary import DataReport, Metric, Value
 TASK_FILE = "task.json"
 """In the job's directory; the one of the last attempt."""
 
+TENSORBOARD = "tensorboard"
+"""In the job's directory: event files of all its attempts."""
+
+LAST_GOOD = "last-good"
+"""In the job's directory: the adapter of its last good checkpoint, where its loss diverged."""
+
 EXIT_FINISHED = 0
 """A `TrainFinished` or `QuantizeFinished` was reported."""
 EXIT_FAILED = 1
-"""A `Failed` was reported."""
+"""A `Failed` or `Suspended` was reported."""
 EXIT_STOPPED = 75
 """Stopped on SIGTERM with its state kept; run it again to go on (EX_TEMPFAIL of sysexits.h)."""
 
@@ -44,6 +51,8 @@ class TaskLimits(Value):
     threads: int
     memory_budget_bytes: int
     """Private memory (not the shared pages of the base) above which it stops itself."""
+    checkpoint_bytes: int = 16 * 2**30
+    """Disk space of the checkpoints that one job keeps."""
     yield_to_serving: bool = True
     """Run under SCHED_IDLE."""
 
@@ -54,6 +63,9 @@ class TrainTask(Value):
     attempt: int
     spec: TrainSpec
     """Resolved: no None left in it but `promote_if` and its minimum."""
+    micro_batch_rows: int = 0
+    """Rows that run at once, where that is fewer than the spec says; 0 is as it says. Changes no result but
+    for rounding, so that a checkpoint may be resumed with another number."""
     base_directory: str
     base_digest: str
     train_path: str
@@ -62,6 +74,8 @@ class TrainTask(Value):
     eval_path: str = ""
     """Canonical rows; empty takes `spec.data.holdout_fraction` of the training rows."""
     eval_digest: str = ""
+    start_directory: str = ""
+    """The adapter, in PEFT's layout, that training goes on from; empty starts from the base alone."""
     incumbent_directory: str = ""
     """The adapter that `promote_if` compares with, in PEFT's layout; empty if there is none."""
     work_directory: str
@@ -70,6 +84,10 @@ class TrainTask(Value):
     """Where compiled code is kept; empty is the user's cache directory."""
     output_directory: str
     """Where adapter_config.json and adapter_model.safetensors go; absent until the end."""
+    last_good_directory: str = ""
+    """Where the adapter of the last good checkpoint goes when the loss diverges; empty keeps none."""
+    log_directory: str = ""
+    """Where TensorBoard's event files go; they stay. Empty writes none."""
     limits: TaskLimits
 
 
@@ -126,6 +144,14 @@ class Failed(Value):
     fault: Fault
 
 
+class Suspended(Value):
+    """The process cannot go on now, through no fault of the job's; what it has kept is whole."""
+
+    kind: Literal["suspended"] = "suspended"
+    reason: Literal["DISK_FULL"]
+    text: str
+
+
 Report = Annotated[
     Progress
     | Checkpoint
@@ -134,7 +160,9 @@ Report = Annotated[
     | Prepared
     | TrainFinished
     | QuantizeFinished
-    | Failed,
+    | Overfitting
+    | Failed
+    | Suspended,
     Field(discriminator="kind"),
 ]
 

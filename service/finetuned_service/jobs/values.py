@@ -65,6 +65,21 @@ class StateReason(StrEnum):
     WORKER_LOST = "WORKER_LOST"
     DISK_FULL = "DISK_FULL"
     SHUTDOWN = "SHUTDOWN"
+    MEMORY = "MEMORY"
+    PREEMPTED = "PREEMPTED"
+
+
+class Priority(StrEnum):
+    """How soon a job is taken; of one priority, tenants take turns."""
+
+    LOW = "LOW"
+    NORMAL = "NORMAL"
+    HIGH = "HIGH"
+
+    @property
+    def level(self) -> int:
+        """0 for the lowest."""
+        return list(Priority).index(self)
 
 
 class Fault(StrEnum):
@@ -200,6 +215,8 @@ class Optimization(Settings):
     """Resolved to a tenth of the steps, at least 5."""
     activation_checkpointing: bool | None = None
     """None leaves it to each attempt: it depends on the memory there and changes no bit of the result."""
+    kept_checkpoints: int = Field(default=2, ge=1, le=100)
+    """The newest ones; the best is kept besides."""
 
 
 class DataOptions(Settings):
@@ -287,6 +304,8 @@ class TrainSpec(Value):
     data: DataOptions = DataOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     promote_if: PromoteIf | None = None
+    continue_from: str = ""
+    """The version, or the diverged job, whose weights training starts with; resolved to a version's name."""
 
 
 class QuantizeSpec(Settings):
@@ -360,6 +379,16 @@ class Notice(Value):
     kind: Literal["notice"] = "notice"
     severity: Literal["INFO", "WARNING"] = "INFO"
     text: str
+
+
+class Overfitting(Value):
+    """The held-out loss has turned: it was lowest at `best_step`, and rose."""
+
+    kind: Literal["overfitting"] = "overfitting"
+    best_step: int
+    best_loss: float
+    step: int
+    loss: float
 
 
 class StateChanged(Value):
@@ -445,6 +474,13 @@ class Job(Value):
     incumbent_metrics: tuple[Metric, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     attempt: int = 1
+    priority: Priority = Priority.NORMAL
+    preempting: bool = False
+    """It runs, and is to make room for a job that comes first."""
+    losses: int = 0
+    """How often its process or its worker was lost; the other attempts do not count against it."""
+    micro_batch_rows: int = 0
+    """Rows that run at once since the memory had no room for as many as the spec says; 0 where it had."""
     error: dict[str, Any] | None = None
     """`FinetunedError.to_wire`."""
     fault: Fault | None = None
@@ -455,6 +491,8 @@ class Job(Value):
     """Settings of the spec that nobody had set and the base has decided; chosen again for another base."""
     last_event: int = 0
     samples: tuple[EvaluationSample, ...] = ()
+    overfitting: Overfitting | None = None
+    """The last time that the held-out loss turned; None while it falls."""
 
     @property
     def name(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
 from finetuned_service.datasets.rows import read_rows
 from finetuned_service.errors import InvalidField
+from finetuned_service.text.general import cut, general_text
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 
@@ -17,11 +17,6 @@ WINDOW_TOKENS = 512
 short enough that the logits of one window stay small (50 MB in bfloat16 for 49k words)."""
 MAX_WINDOWS = 64
 """Of a dataset, its first windows are measured: the figures settle long before, and time is the user's."""
-
-
-def builtin_text() -> str:
-    """About 4,000 tokens of English prose on many subjects, written for this project."""
-    return (files("finetuned_service.quantization") / "text.txt").read_text(encoding="utf-8")
 
 
 def measured_windows(
@@ -44,19 +39,11 @@ def measured_windows(
     longest = min(WINDOW_TOKENS, context_tokens)
     if rows_path is None:
         start = tokenizer.encode("", add_special_tokens=True)
-        texts: Iterable[Sequence[int]] = [tokenizer.encode(builtin_text())]
+        texts: Iterable[Sequence[int]] = [tokenizer.encode(general_text())]
     else:
         start = []
         texts = (encode_row(tokenizer, row).token_ids for row in read_rows(rows_path))
-    windows = list(islice((w for ids in texts for w in _cut(ids, start, longest)), MAX_WINDOWS))
+    windows = list(islice((w for ids in texts for w in cut(ids, start, longest)), MAX_WINDOWS))
     if not windows:
         raise InvalidField.one("dataset", "has no row of two tokens or more; there is nothing to measure on")
     return windows
-
-
-def _cut(token_ids: Sequence[int], start: Sequence[int], longest: int) -> Iterator[list[int]]:
-    step = longest - len(start)
-    for begin in range(0, len(token_ids), step):
-        window = [*start, *token_ids[begin : begin + step]]
-        if len(window) >= 2:
-            yield window

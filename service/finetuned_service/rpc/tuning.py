@@ -10,18 +10,21 @@ from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1 import tuning_service_pb2_grpc as grpc_pb
 from grpc import aio
 
-from finetuned_service.errors import InvalidField, Unavailable, Unimplemented
+from finetuned_service.errors import InvalidField, Unavailable
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
+from finetuned_service.jobs.values import Priority
 from finetuned_service.names import ResourceName, parse_tenant
 from finetuned_service.rpc.convert.jobs import event_to_proto, job_state_to_proto, job_to_proto
 from finetuned_service.rpc.convert.specs import (
     job_filter_from_proto,
+    priority_from_proto,
     quantize_spec_from_proto,
     train_spec_from_proto,
 )
 from finetuned_service.rpc.request_key import request_key
 from finetuned_service.storage.pages import PageRequest
+from finetuned_service.tenancy.caller import current_caller
 
 WATCH_POLL_SECONDS = 0.2
 """Jobs may run under another process; the store is where their events meet."""
@@ -44,6 +47,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
     ) -> pb.TrainJobResponse:
         tenant = parse_tenant(request.parent)
         _refuse_large(request)
+        priority = _allowed_priority(request)
         if request.rerun_of:
             _refuse_settings(request.spec)
             job = await asyncio.to_thread(
@@ -54,6 +58,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
                 request.display_name,
                 request_key(tenant, request),
                 validate_only=request.validate_only,
+                priority=priority,
             )
         else:
             job = await asyncio.to_thread(
@@ -63,6 +68,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
                 request.display_name,
                 request_key(tenant, request),
                 validate_only=request.validate_only,
+                priority=priority,
             )
         return pb.TrainJobResponse(job=job_to_proto(job))
 
@@ -73,6 +79,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
     ) -> pb.QuantizeResponse:
         tenant = parse_tenant(request.parent)
         _refuse_large(request)
+        priority = _allowed_priority(request)
         job = await asyncio.to_thread(
             self._submission.quantize,
             tenant,
@@ -80,6 +87,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
             request.display_name,
             request_key(tenant, request),
             validate_only=request.validate_only,
+            priority=priority,
         )
         return pb.QuantizeResponse(job=job_to_proto(job))
 
@@ -157,21 +165,39 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         request: pb.PauseJobRequest,
         context: aio.ServicerContext[pb.PauseJobRequest, pb.PauseJobResponse],
     ) -> pb.PauseJobResponse:
-        raise Unimplemented.feature("PauseJob", "CancelJob")
+        name = ResourceName.parse(request.name, "jobs")
+        job = await asyncio.to_thread(self._store.pause, name.tenant, name.id)
+        return pb.PauseJobResponse(job=job_to_proto(job))
 
     async def ResumeJob(  # noqa: N802 - the contract's name
         self,
         request: pb.ResumeJobRequest,
         context: aio.ServicerContext[pb.ResumeJobRequest, pb.ResumeJobResponse],
     ) -> pb.ResumeJobResponse:
-        raise Unimplemented.feature("ResumeJob", "TrainJob")
+        name = ResourceName.parse(request.name, "jobs")
+        job = await asyncio.to_thread(self._store.resume, name.tenant, name.id)
+        return pb.ResumeJobResponse(job=job_to_proto(job))
 
     async def DeleteJob(  # noqa: N802 - the contract's name
         self,
         request: pb.DeleteJobRequest,
         context: aio.ServicerContext[pb.DeleteJobRequest, pb.DeleteJobResponse],
     ) -> pb.DeleteJobResponse:
-        raise Unimplemented.feature("DeleteJob", "CancelJob")
+        name = ResourceName.parse(request.name, "jobs")
+        await asyncio.to_thread(self._store.delete, name.tenant, name.id)
+        return pb.DeleteJobResponse()
+
+
+def _allowed_priority(request: pb.TrainJobRequest | pb.QuantizeRequest) -> Priority:
+    """The priority asked for.
+
+    Raises:
+        PermissionDenied: only an admin may have jobs of all tenants wait for one.
+    """
+    priority = priority_from_proto(request.priority)
+    if priority is Priority.HIGH:
+        current_caller().check_admin("a job of priority HIGH, for which others are stopped,")
+    return priority
 
 
 def _refuse_settings(spec: job_pb2.TrainSpec) -> None:

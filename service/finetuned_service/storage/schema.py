@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = MetaData()
 
@@ -46,7 +46,20 @@ jobs = Table(
     Column("end_time", Float, index=True),
     # Storage that is kept free for the result while the job is not finished.
     Column("reserved_bytes", BigInteger, nullable=False, server_default="0"),
+    # 0 is the lowest; `jobs/values.py` has their names.
+    Column("priority", Integer, nullable=False, server_default="1"),
+    # Since when a worker holds it; NULL while none does.
+    Column("claim_time", Float),
     Index("jobs_by_tenant", "tenant", "sequence"),
+)
+
+# Time of workers that each tenant's jobs have had, as it stood at `update_time`; it fades (`jobs/shares.py`).
+tenant_job_time = Table(
+    "tenant_job_time",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("used_seconds", Float, nullable=False),
+    Column("update_time", Float, nullable=False),
 )
 
 job_events = Table(

@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from finetuned_service.adapters.files import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts import PREFIX
 from finetuned_service.engine.messages import AdapterHandle
+from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import MAX_RANK
 from finetuned_service.training.methods import Installed
+from finetuned_service.training.trainable import Parameters
 
 ENCODER_TASK_TYPE = "FEATURE_EXTRACTION"
 """What PEFT is told of adapters over bases that encode: its other classes have heads with layers of their own."""
@@ -39,6 +41,30 @@ def write_adapter(
     common = {"task_type": task_type, "base_model_name_or_path": base, "inference_mode": True}
     config = json.dumps({**method.config, **common}, indent=2, sort_keys=True)
     (directory / CONFIG_FILE).write_text(config + "\n")
+
+
+def read_adapter(directory: Path, model: Parameters) -> None:
+    """Put the tensors of an adapter's files into the parameters of a model, which are of the same names.
+
+    Raises:
+        InvalidField: names or shapes differ; nothing is changed.
+    """
+    found = load_file(directory / WEIGHTS_FILE)
+    wanted = {PREFIX + name: parameter for name, parameter in model.named_parameters()}
+    different = sorted(
+        name
+        for name in found.keys() | wanted.keys()
+        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
+    )
+    if different:
+        raise InvalidField.one(
+            "spec.continue_from",
+            f"has other tensors than this job trains: {len(different)} differ, the first is {different[0]!r}. "
+            "Use the settings that it was made with",
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(found[name])
 
 
 def adapter_handle(directory: Path, base_directory: Path) -> AdapterHandle:

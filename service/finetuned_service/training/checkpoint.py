@@ -17,14 +17,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetuned_service.jobs.values import Environment
+from finetuned_service.errors import ResourceExhausted
+from finetuned_service.jobs.process import ReportFunction
+from finetuned_service.jobs.values import Environment, Notice
 from finetuned_service.storage.files import publish_directory
+from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.training.trainable import Parameters
 from finetuned_service.vocabulary import Value
 
-KEPT_CHECKPOINTS = 2
-"""The newest ones; the best is kept besides."""
+LEAST_CHECKPOINTS = 3
+"""What must have room: the newest, the best, and the one that is being written."""
 
+_DESCRIPTION_BYTES = 64 * 1024
+"""Generator, header and state."""
 _GENERATOR = "generator"
 _PARAMETER = "parameter."
 _MOMENT = "optimizer."
@@ -63,19 +68,37 @@ class RunState(Value):
 class CheckpointStore:
     """The checkpoints of one run in a directory that only this run writes."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        kept: int = 2,
+        budget_bytes: int = 2**63,
+        report: ReportFunction | None = None,
+    ) -> None:
+        """The newest `kept` checkpoints stay, and the best; fewer where all of them, with the one that is being
+        written, would take more than `budget_bytes`, which `report` then tells once.
+        """
+        self._directory, self._kept, self._budget_bytes, self._report = directory, kept, budget_bytes, report
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".*"):
             shutil.rmtree(leftover)
 
     def save(self, state: RunState, model: Parameters, optimizer: torch.optim.Optimizer) -> None:
-        """Write the state after `state.step`, then drop checkpoints that are no longer needed."""
+        """Write the state after `state.step`; checkpoints that are no longer needed go, for want of room before,
+        others after.
+        """
+        self._make_room(state, _size_bytes(model))
         temporary = self._directory / f".step-{state.step:08}"
         temporary.mkdir()
-        save_file(dict(_tensors(model, optimizer)), temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(state.model_dump_json())
-        publish_directory(temporary, self._path(state.step))
+        try:
+            save_file(dict(_tensors(model, optimizer)), temporary / "tensors.safetensors")
+            (temporary / "state.json").write_text(state.model_dump_json())
+            publish_directory(temporary, self._path(state.step))
+        except BaseException:
+            # On a full disk others need the room at once.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         self._drop_old(state)
 
     def latest(self, task_digest: str) -> RunState | None:
@@ -116,9 +139,46 @@ class CheckpointStore:
     def _drop_old(self, state: RunState) -> None:
         paths = sorted(self._directory.glob("step-*"))
         best = self._path(state.best.step) if state.best else None
-        for path in paths[:-KEPT_CHECKPOINTS]:
+        for path in paths[: -self._kept]:
             if path != best:
                 self._drop(path)
+
+    def refuse_over_budget(self, model: Parameters) -> None:
+        """Say at the start that the least number of checkpoints has no room.
+
+        Raises:
+            ResourceExhausted: naming sizes and remedies.
+        """
+        size_bytes = _size_bytes(model)
+        if LEAST_CHECKPOINTS * size_bytes > self._budget_bytes:
+            raise ResourceExhausted(
+                f"a checkpoint of this job takes {size_bytes / 1e6:,.1f} MB, and {LEAST_CHECKPOINTS} must have room "
+                f"(the last, the best, and the one being written); allowed: {self._budget_bytes / 1e6:,.1f} MB for "
+                "each job (job_checkpoint_bytes). Train fewer parameters, or ask the operator for more",
+                metadata={
+                    "checkpoint_bytes": str(size_bytes),
+                    "allowed_bytes": str(self._budget_bytes),
+                },
+            )
+
+    def _make_room(self, state: RunState, size_bytes: int) -> None:
+        """Drop the oldest, never the newest or the best, until one more has room."""
+        paths = sorted(path for path in self._directory.glob("step-*") if path != self._path(state.step))
+        best = self._path(state.best.step) if state.best else None
+        for path in [path for path in paths[:-1] if path != best]:
+            held = sum(directory_bytes(each) for each in paths)
+            if held + size_bytes <= self._budget_bytes:
+                return
+            self._drop(path)
+            paths.remove(path)
+            if self._report is not None:
+                text = (
+                    f"{len(paths) + 1} checkpoints are kept, fewer than kept_checkpoints ({self._kept}) and the best: "
+                    f"each takes {size_bytes / 1e6:,.1f} MB, all may take {self._budget_bytes / 1e6:,.1f} MB "
+                    "(job_checkpoint_bytes)"
+                )
+                self._report(Notice(severity="WARNING", text=text))
+                self._report = None
 
     def _drop(self, path: Path) -> None:
         # Out of sight first: a process killed half-way leaves no half of a checkpoint to be found.
@@ -127,6 +187,11 @@ class CheckpointStore:
 
     def _path(self, step: int) -> Path:
         return self._directory / f"step-{step:08}"
+
+
+def _size_bytes(model: Parameters) -> int:
+    """Of a checkpoint: each parameter with the two moments of AdamW, all in the parameter's dtype."""
+    return 3 * sum(parameter.nbytes for _, parameter in model.named_parameters()) + _DESCRIPTION_BYTES
 
 
 def _tensors(model: Parameters, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -12,9 +12,16 @@ from typing import Generic
 
 import torch
 
-from finetuned_service.errors import InvalidField
+from finetuned_service.errors import TrainingDiverged
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice, Optimization, Progress
+from finetuned_service.jobs.values import (
+    Checkpoint,
+    EvaluationFinished,
+    Notice,
+    Optimization,
+    Overfitting,
+    Progress,
+)
 from finetuned_service.training.checkpoint import CheckpointStore, Evaluation, RunState
 from finetuned_service.training.order import RowOrder, micro_batches
 from finetuned_service.training.schedule import Plan
@@ -133,7 +140,7 @@ class Trainer(Generic[R]):
             part.backward()
             loss += part.item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm or math.inf)
-        self._refuse_divergence(loss, norm.item(), rate)
+        self._refuse_divergence(self.state.step + 1, loss, norm.item())
         self.optimizer.step()
         self.optimizer.zero_grad()
         tokens = sum(len(row.token_ids) for row in rows)
@@ -148,12 +155,14 @@ class Trainer(Generic[R]):
         size = self.settings.batch_rows
         return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-    def _refuse_divergence(self, loss: float, gradient_norm: float, rate: float) -> None:
+    def _refuse_divergence(self, step: int, loss: float, gradient_norm: float) -> None:
+        """`step` counts from 1."""
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise InvalidField.one(
-                "spec.optimization.learning_rate",
-                f"is {self.plan.peak_learning_rate:g}; at step {self.state.step + 1}, with {rate:g}, the loss "
-                f"was {loss:g} and the gradient's norm {gradient_norm:g}. Choose a lower one",
+            raise TrainingDiverged(
+                f"at step {step}, with learning rate {self.plan.learning_rate(step - 1):g}, the loss was {loss:g} and the "
+                f"gradient's norm {gradient_norm:g}. Choose a learning_rate lower than "
+                f"{self.plan.peak_learning_rate:g}",
+                metadata={"step": str(step)},
             )
 
     def _evaluate(self, training_loss: float) -> None:
@@ -161,6 +170,7 @@ class Trainer(Generic[R]):
         step, best = self.state.step, self.state.best
         found = self._measure(self.heldout_rows)
         loss = found.loss
+        self._refuse_divergence(step, loss, 0.0)
         evaluations = (*self.state.evaluations, Evaluation(step=step, loss=loss))
         self.state = self.state.model_copy(update={"evaluations": evaluations})
         self._evaluation_seconds = time.perf_counter() - started
@@ -173,6 +183,7 @@ class Trainer(Generic[R]):
                 "kept; more data or fewer epochs would help"
             )
             self.report(Notice(severity="WARNING", text=text))
+            self.report(Overfitting(best_step=best.step, best_loss=best.loss, step=step, loss=loss))
 
     def _loss_alone(self, rows: Sequence[R]) -> HeldOut:
         return HeldOut(heldout_loss(self.model, rows, self._parts(rows, EVALUATION_ROWS)))

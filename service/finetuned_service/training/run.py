@@ -7,7 +7,6 @@ killed anywhere and started again with the same task repeats only what it had no
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from finetuned_service._version import VERSION
 from finetuned_service.adapters.files import only_low_rank
+from finetuned_service.bases.family import context_of
+from finetuned_service.bases.manifest import read_config
 from finetuned_service.jobs.memory import memory_report, private_memory_bytes
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, adds_low_rank_only
 from finetuned_service.jobs.process import ReportFunction, StopFlag
@@ -34,7 +35,8 @@ from finetuned_service.jobs.values import (
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, write_adapter
-from finetuned_service.training.checkpoint import CheckpointStore, RunState
+from finetuned_service.training.attempt import Attempt
+from finetuned_service.training.checkpoint import RunState
 from finetuned_service.training.data import JobData, read_job_data
 from finetuned_service.training.embeddings.run import run_embeddings
 from finetuned_service.training.evaluate import (
@@ -45,8 +47,9 @@ from finetuned_service.training.evaluate import (
     Subject,
     TokenScoring,
 )
+from finetuned_service.training.forgetting import WithGeneralText, forgotten, general_rows
 from finetuned_service.training.heads.run import run_head
-from finetuned_service.training.loop import Ended, HeldOut, Trainer
+from finetuned_service.training.loop import Ended, HeldOut
 from finetuned_service.training.model import AdaptedModel, load_model
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
 from finetuned_service.training.preferences.model import PreferenceModel
@@ -54,8 +57,8 @@ from finetuned_service.training.preferences.pairs import PairData, read_pair_dat
 from finetuned_service.training.preferences.reference import with_reference
 from finetuned_service.training.preferences.scoring import PairScoring
 from finetuned_service.training.questions import Question, matches, questions
-from finetuned_service.training.schedule import Plan
-from finetuned_service.training.stages import begin, tell_finished, tell_prepared
+from finetuned_service.training.stages import tell_finished, tell_prepared
+from finetuned_service.training.tensorboard import TensorBoardLog
 from finetuned_service.training.trainable import Trainable
 from finetuned_service.vocabulary import Objective, Task
 
@@ -105,6 +108,13 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     Raises:
         FinetunedError: the data or the settings cannot be trained on.
     """
+    if not task.log_directory:
+        return _run(task, report, stop)
+    with TensorBoardLog(Path(task.log_directory), report) as log:
+        return _run(task, log, stop)
+
+
+def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     torch.set_num_threads(task.limits.threads)
     transformers_logging.disable_progress_bar()
     if task.spec.task is Task.FEATURE_EXTRACTION:
@@ -126,6 +136,8 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
             return EXIT_STOPPED
         step = state.best.step if state.best else 0
         adapter = _evaluate(job, "adapter", job.adapter_directory, step, reference=baseline)
+        if baseline and adapter and (notice := forgotten(baseline.metrics, adapter.metrics)):
+            report(notice)
     except Stopped:
         return EXIT_STOPPED
     report(Progress(phase="storing"))
@@ -223,41 +235,33 @@ def _scoring(job: _Job, reference: Evaluated | None) -> Scoring:
     if isinstance(job.data, PairData):
         pairs = [example.encoded for example in job.data.heldout]
         before = reference.log_probabilities if reference else None
-        return PairScoring(pairs, job.spec.dpo or DpoSettings(), before)
-    return TokenScoring([example.row for example in job.data.heldout], job.asked)
+        own: Scoring = PairScoring(pairs, job.spec.dpo or DpoSettings(), before)
+    else:
+        own = TokenScoring([example.row for example in job.data.heldout], job.asked)
+    context_tokens = context_of(read_config(Path(job.task.base_directory)))
+    return WithGeneralText(own, general_rows(job.tokenizer, context_tokens))
 
 
 def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
-    optimization, evaluation = job.spec.optimization, job.spec.evaluation
-    checkpoints = CheckpointStore(job.work_directory / "checkpoints")
-    base_directory, cache_directory = Path(job.task.base_directory), job.task.cache_directory
-    model = load_model(base_directory, job.spec, cache_directory)
+    model = load_model(Path(job.task.base_directory), job.spec, job.task.cache_directory)
     _choose_checkpointing(job, model)
     learner, train_rows, heldout_rows, measure = _learning(job, model)
-    trainer = Trainer(
-        learner,
-        optimization,
-        Plan.of(optimization, evaluation),
-        patience=evaluation.early_stopping_patience,
+    attempt = Attempt(
+        task=job.task,
+        environment=job.environment,
+        digest=job.digest,
+        model=learner,
+        write=lambda directory: write_adapter(directory, model.method, job.spec.base, model.head.dtype),
         train_rows=train_rows,
         heldout_rows=heldout_rows,
-        checkpoints=checkpoints,
         report=job.report,
         stop=job.stop,
-        state=begin(checkpoints.latest(job.digest), job.digest, job.environment, job.report),
-        seconds_afterwards=seconds_afterwards,
         measure=measure,
     )
-    ended = trainer.run()
+    ended = attempt.run(seconds_afterwards=seconds_afterwards)
     _tell_memory(job)
-    if ended is not Ended.STOPPED:
-        best = trainer.state.best
-        checkpoints.restore_parameters(best.step if best else trainer.state.step, model)
-        shutil.rmtree(job.adapter_directory, ignore_errors=True)
-        job.adapter_directory.mkdir()
-        write_adapter(job.adapter_directory, model.method, job.spec.base, model.head.dtype)
-    return ended, trainer.state
+    return ended
 
 
 def _learning(

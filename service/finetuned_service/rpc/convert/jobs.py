@@ -51,6 +51,8 @@ def job_to_proto(job: Job) -> pb.Job:
         fault=f"FAULT_{job.fault or 'UNSPECIFIED'}",
         last_event=job.last_event,
         rerun_of=job.rerun_of,
+        micro_batch_rows=job.micro_batch_rows,
+        priority=f"JOB_PRIORITY_{job.priority}",
         samples=[pb.EvaluationSample(**sample.model_dump()) for sample in job.samples],
     )
     if isinstance(job.spec, TrainSpec):
@@ -65,6 +67,8 @@ def job_to_proto(job: Job) -> pb.Job:
         message.estimate.CopyFrom(pb.Estimate(**fields, duration=duration))
     if job.data_report is not None:
         message.data_report.CopyFrom(pb.DataReport(**job.data_report.model_dump()))
+    if job.overfitting is not None:
+        message.overfitting.CopyFrom(pb.Overfitting(**job.overfitting.model_dump(exclude={"kind"})))
     if job.progress is not None:
         message.progress.CopyFrom(_progress(job.progress))
     match job.result:
@@ -143,6 +147,7 @@ def _train_spec(spec: TrainSpec) -> pb.TrainSpec:
         eval_dataset=spec.eval_dataset,
         adapter=spec.adapter,
         base=spec.base,
+        continue_from=spec.continue_from,
         task=TASKS[spec.task],
         objective=f"OBJECTIVE_{spec.objective or _usual_objective(spec.task)}",
         dpo=pb.DpoSettings(**spec.dpo.model_dump()) if spec.dpo else None,

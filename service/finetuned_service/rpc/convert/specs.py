@@ -22,6 +22,7 @@ from finetuned_service.jobs.values import (
     JobState,
     LongRows,
     Optimization,
+    Priority,
     PromoteIf,
     QuantizeSpec,
     Schedule,
@@ -70,8 +71,6 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
             f"OBJECTIVE_{objective} for TASK_{task}",
             ", ".join(f"OBJECTIVE_{name}" for name in usual.objectives),
         )
-    if spec.continue_from:
-        raise Unimplemented.feature("continue_from", "training from the base")
     return TrainSpec(
         dataset=spec.dataset,
         eval_dataset=spec.eval_dataset,
@@ -87,6 +86,7 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         data=_data_options(spec.data),
         evaluation=_evaluation(spec.evaluation),
         promote_if=_promote_if(spec.promote_if) if spec.HasField("promote_if") else None,
+        continue_from=spec.continue_from,
     )
 
 
@@ -186,6 +186,11 @@ def quantize_spec_from_proto(spec: pb.QuantizeSpec) -> QuantizeSpec:
         max_quality_drop=optional(spec, "max_quality_drop"),
         quantize_embeddings=spec.quantize_embeddings,
     )
+
+
+def priority_from_proto(priority: pb.JobPriority) -> Priority:
+    name = enum_name(pb.JobPriority, priority, "JOB_PRIORITY_", "priority")
+    return Priority(name) if name else Priority.NORMAL
 
 
 def job_filter_from_proto(request: service.ListJobsRequest) -> JobFilter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import Environment, EvaluationFinished, EvaluationSample, Notice, Progress
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
-from finetuned_service.training.checkpoint import CheckpointStore
+from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.embeddings.evaluate import PairResult, measured
 from finetuned_service.training.embeddings.model import EmbeddingModel
 from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
-from finetuned_service.training.loop import Ended, Trainer
-from finetuned_service.training.schedule import Plan
-from finetuned_service.training.stages import begin, tell_finished, tell_prepared
+from finetuned_service.training.loop import Ended
+from finetuned_service.training.stages import tell_finished, tell_prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,31 +98,22 @@ def _train(job: _Job) -> tuple[Ended, int]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     spec = job.task.spec
     model = EmbeddingModel.load(job.base, spec, job.data.pooling)
-    checkpoints = CheckpointStore(Path(job.task.work_directory) / "checkpoints")
-    trainer = Trainer(
-        model,
-        spec.optimization,
-        Plan.of(spec.optimization, spec.evaluation),
-        patience=spec.evaluation.early_stopping_patience,
+    attempt = Attempt(
+        task=job.task,
+        environment=job.environment,
+        digest=job.digest,
+        model=model,
+        write=lambda directory: write_adapter(
+            directory, model.installed, spec.base, torch.float32, task_type=ENCODER_TASK_TYPE
+        ),
         train_rows=job.data.train,
         heldout_rows=job.data.heldout,
-        checkpoints=checkpoints,
         report=job.report,
         stop=job.stop,
-        state=begin(checkpoints.latest(job.digest), job.digest, job.environment, job.report),
         whole_batches=True,
     )
-    ended = trainer.run()
-    best = trainer.state.best
-    step = best.step if best else trainer.state.step
-    if ended is not Ended.STOPPED:
-        checkpoints.restore_parameters(step, model)
-        shutil.rmtree(job.adapter_directory, ignore_errors=True)
-        job.adapter_directory.mkdir()
-        write_adapter(
-            job.adapter_directory, model.installed, spec.base, torch.float32, task_type=ENCODER_TASK_TYPE
-        )
-    return ended, step
+    ended, state = attempt.run()
+    return ended, state.best.step if state.best else state.step
 
 
 def _samples(

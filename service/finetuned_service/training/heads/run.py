@@ -5,7 +5,6 @@ Such training is short; a killed process begins its evaluations anew and its tra
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from finetuned_service.adapters.files import stored_head
 from finetuned_service.bases.family import width_of
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.encoders.model import EncoderModel
+from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import (
@@ -26,7 +26,7 @@ from finetuned_service.jobs.values import (
 )
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
-from finetuned_service.training.checkpoint import CheckpointStore
+from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import (
     HeadResult,
@@ -39,9 +39,8 @@ from finetuned_service.training.heads.examples import HeadData, read_head_data
 from finetuned_service.training.heads.features import features_of
 from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.heads.weights import told
-from finetuned_service.training.loop import Ended, Trainer
-from finetuned_service.training.schedule import Plan
-from finetuned_service.training.stages import begin, tell_finished, tell_prepared
+from finetuned_service.training.loop import Ended
+from finetuned_service.training.stages import tell_finished, tell_prepared
 from finetuned_service.vocabulary import Method
 
 
@@ -84,6 +83,7 @@ def run_head(
     if data.weights is not None:
         report(Notice(text=told(data.weights, data.head)))
     job = _Job(task, data, environment, digest, report, stop)
+    _refuse_other_head(job)
     baseline = _baseline(job)
     incumbent = _incumbent(job)
     ended, step = _train(job)
@@ -122,6 +122,16 @@ def _incumbent(job: _Job) -> HeadResult | None:
     return _measured(job, "incumbent", Path(directory), 0)
 
 
+def _refuse_other_head(job: _Job) -> None:
+    """Weights to continue answer in the labels that they were trained with."""
+    directory = job.task.start_directory
+    if directory and stored_head(Path(directory)) != job.data.head:
+        raise InvalidField.one(
+            "spec.continue_from",
+            "names a head of another task, other labels or another pooling than this job's rows have; train without it",
+        )
+
+
 def _measured(job: _Job, subject: str, directory: Path, step: int) -> HeadResult | None:
     if not job.data.heldout:
         return None
@@ -139,31 +149,22 @@ def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadRes
 
 def _train(job: _Job) -> tuple[Ended, int]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
-    spec = job.task.spec
     model = _model(job)
-    checkpoints = CheckpointStore(job.work / "checkpoints")
-    trainer = Trainer(
-        model,
-        spec.optimization,
-        Plan.of(spec.optimization, spec.evaluation),
-        patience=spec.evaluation.early_stopping_patience,
+    attempt = Attempt(
+        task=job.task,
+        environment=job.environment,
+        digest=job.digest,
+        model=model,
+        write=lambda directory: write_adapter(
+            directory, model.installed, job.task.spec.base, torch.float32, task_type=ENCODER_TASK_TYPE
+        ),
         train_rows=job.data.train,
         heldout_rows=job.data.heldout,
-        checkpoints=checkpoints,
         report=job.report,
         stop=job.stop,
-        state=begin(checkpoints.latest(job.digest), job.digest, job.environment, job.report),
     )
-    ended = trainer.run()
-    best = trainer.state.best
-    step = best.step if best else trainer.state.step
-    if ended is not Ended.STOPPED:
-        checkpoints.restore_parameters(step, model)
-        directory = job.work / "adapter"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        write_adapter(directory, model.installed, spec.base, torch.float32, task_type=ENCODER_TASK_TYPE)
-    return ended, step
+    ended, state = attempt.run()
+    return ended, state.best.step if state.best else state.step
 
 
 def _model(job: _Job) -> HeadModel | AdaptedEncoder:

@@ -1,0 +1,82 @@
+"""The tables of a job's report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from finetuned.cli.output import duration, to_json
+from finetuned.values.jobs import Job
+
+Facts = list[tuple[str, str]]
+
+
+def metric_table(job: Job) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Who was measured; and for each figure its name and what each of them has."""
+    known = {
+        subject: {metric.name: metric.value for metric in found}
+        for subject, found in {
+            "plain base": job.baseline_metrics,
+            "current version": job.incumbent_metrics,
+            "this version": job.metrics,
+        }.items()
+        if found
+    }
+    names = list(dict.fromkeys(name for found in known.values() for name in found))
+    rows = [
+        (name, [f"{found[name]:.4g}" if name in found else "" for found in known.values()]) for name in names
+    ]
+    return list(known), rows
+
+
+def settings(job: Job) -> Facts:
+    """The resolved spec, by dotted names."""
+    spec: Any = to_json(job.train or job.quantize)
+    return list(_flat(spec, ""))
+
+
+def cost(job: Job) -> Facts:
+    """What the job took."""
+    progress, estimate = job.progress, job.estimate
+    seconds = (job.end_time - job.start_time).total_seconds() if job.start_time and job.end_time else None
+    facts = {
+        "time": duration(seconds) if seconds is not None else None,
+        "attempts": job.attempt,
+        "steps": f"{max(c.step for c in job.checkpoints)}" if job.checkpoints else None,
+        "tokens trained on": f"{progress.tokens:,}" if progress and progress.tokens else None,
+        "threads": job.environment.threads if job.environment else None,
+        "rows at once, for want of memory": job.micro_batch_rows or None,
+        "expected beforehand": f"{estimate.steps} steps, {estimate.tokens:,} tokens" if estimate else None,
+    }
+    return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def lineage(job: Job) -> Facts:
+    """What it was made from, and what was made."""
+    spec, result, environment = job.train, job.train_result, job.environment
+    facts = {
+        "job": job.name,
+        "runs again": job.rerun_of,
+        "dataset": spec.dataset if spec else "",
+        "dataset digest": environment.dataset_digest if environment else "",
+        "held-out dataset": spec.eval_dataset if spec else "",
+        "held-out digest": environment.eval_dataset_digest if environment else "",
+        "base": spec.base if spec else job.quantize.base if job.quantize else "",
+        "base digest": environment.base_digest if environment else "",
+        "goes on from": spec.continue_from if spec else "",
+        "version": result.version if result else "",
+        "version digest": result.digest if result else "",
+        "promotion": result.promotion if result else "",
+        "new base": job.quantize_result.base if job.quantize_result else "",
+        "service": environment.service_version if environment else "",
+        "torch": f"{environment.torch_version} ({environment.instruction_set})" if environment else "",
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in cast("Mapping[str, Any]", value).items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
+    elif value not in (None, "", [], "UNKNOWN"):
+        yield prefix, str(value)

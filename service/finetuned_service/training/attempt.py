@@ -1,0 +1,131 @@
+"""The training part of one TrainJob, whatever it trains: from its last checkpoint, or the weights it continues from,
+to an adapter in the work directory, or to the last good one where the loss diverged.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic
+
+from finetuned_service.errors import TrainingDiverged
+from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.task import TrainTask
+from finetuned_service.jobs.values import Environment, Optimization
+from finetuned_service.storage.files import publish_directory
+from finetuned_service.training.adapter import read_adapter
+from finetuned_service.training.checkpoint import CheckpointStore, RunState
+from finetuned_service.training.loop import Ended, HeldOut, Trainer
+from finetuned_service.training.order import MICRO_BATCH_TOKENS
+from finetuned_service.training.schedule import Plan
+from finetuned_service.training.stages import begin
+from finetuned_service.training.trainable import R, Trainable
+
+WriteFunction = Callable[[Path], None]
+"""Writes the model's adapter as it is now into a directory that exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[R]):
+    """Everything that one attempt trains with."""
+
+    task: TrainTask
+    environment: Environment
+    digest: str
+    """What the checkpoints in the work directory belong to."""
+    model: Trainable[R]
+    write: WriteFunction
+    train_rows: Sequence[R]
+    heldout_rows: Sequence[R]
+    report: ReportFunction
+    stop: StopFlag
+    measure: Callable[[Sequence[R]], HeldOut] | None = None
+    """Of held-out rows; None measures the loss alone."""
+    whole_batches: bool = False
+    """See `Trainer`."""
+
+    @property
+    def adapter_directory(self) -> Path:
+        """Where the result lies until it is published."""
+        return Path(self.task.work_directory) / "adapter"
+
+    def run(self, *, seconds_afterwards: float = 0.0) -> tuple[Ended, RunState]:
+        """Train to the end or until told to stop; at the end the best adapter lies in its directory.
+
+        Args:
+            seconds_afterwards: what the job will do after the last step, for the expected time.
+
+        Raises:
+            TrainingDiverged: naming what was kept.
+            InvalidField: the weights to continue from have other tensors.
+            ResourceExhausted: checkpoints have no room.
+        """
+        task, spec = self.task, self.task.spec
+        checkpoints = CheckpointStore(
+            Path(task.work_directory) / "checkpoints",
+            kept=spec.optimization.kept_checkpoints,
+            budget_bytes=task.limits.checkpoint_bytes,
+            report=self.report,
+        )
+        if task.start_directory:
+            read_adapter(Path(task.start_directory), self.model)
+        checkpoints.refuse_over_budget(self.model)
+        trainer = Trainer(
+            self.model,
+            self._fewer_at_once(spec.optimization),
+            Plan.of(spec.optimization, spec.evaluation),
+            patience=spec.evaluation.early_stopping_patience,
+            train_rows=self.train_rows,
+            heldout_rows=self.heldout_rows,
+            checkpoints=checkpoints,
+            report=self.report,
+            stop=self.stop,
+            state=begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report),
+            seconds_afterwards=seconds_afterwards,
+            measure=self.measure,
+            whole_batches=self.whole_batches,
+        )
+        try:
+            ended = trainer.run()
+        except TrainingDiverged as error:
+            raise self._keep_last_good(checkpoints, error) from error
+        if ended is not Ended.STOPPED:
+            best = trainer.state.best
+            self._write(checkpoints, best.step if best else trainer.state.step)
+        return ended, trainer.state
+
+    def _fewer_at_once(self, optimization: Optimization) -> Optimization:
+        most_rows = self.task.micro_batch_rows
+        if not most_rows:
+            return optimization
+        # Where tokens bound the parts of a step, and not rows, half of the rows alone would change nothing.
+        longest = max(len(row.token_ids) for row in self.train_rows)
+        at_once = min(most_rows, max(1, MICRO_BATCH_TOKENS // (2 * longest)))
+        return optimization.model_copy(update={"micro_batch_rows": at_once})
+
+    def _write(self, checkpoints: CheckpointStore, step: int) -> None:
+        checkpoints.restore_parameters(step, self.model)
+        shutil.rmtree(self.adapter_directory, ignore_errors=True)
+        self.adapter_directory.mkdir()
+        self.write(self.adapter_directory)
+
+    def _keep_last_good(self, checkpoints: CheckpointStore, error: TrainingDiverged) -> TrainingDiverged:
+        """Keep the adapter of the last good checkpoint (the best; the newest where none was evaluated) beside the
+        job's work, which goes with the job's end; returns the refusal that says so.
+        """
+        task = self.task
+        kept = checkpoints.latest(self.digest)
+        if kept is None or not task.last_good_directory:
+            return error
+        step = kept.best.step if kept.best else kept.step
+        self._write(checkpoints, step)
+        shutil.rmtree(task.last_good_directory, ignore_errors=True)
+        publish_directory(self.adapter_directory, Path(task.last_good_directory))
+        found = f" (held-out loss {kept.best.loss:.4f})" if kept.best else ""
+        return TrainingDiverged(
+            f"{error.message}. The adapter of the checkpoint after step {step}{found} is kept: a TrainJob with "
+            f"continue_from {task.job_name!r} goes on from it",
+            metadata={**error.metadata, "last_good_step": str(step), "continue_from": task.job_name},
+        )

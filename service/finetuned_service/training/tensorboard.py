@@ -1,0 +1,89 @@
+"""What a TrainJob reports, also as TensorBoard's event files."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from tensorboardX import SummaryWriter
+
+from finetuned_service.jobs.process import ReportFunction
+from finetuned_service.jobs.task import TrainFinished
+from finetuned_service.jobs.values import EvaluationFinished, Progress
+from finetuned_service.vocabulary import Metric, Value
+
+
+class TensorBoardLog:
+    """Passes reports on to `report`, and writes their figures; a context manager.
+
+    Tags: `train/loss`, `train/learning_rate`, `train/tokens_per_second` at each step; `heldout/NAME` of evaluations
+    between steps; `baseline/NAME` and `result/NAME` of the plain base and of the adapter, measured as they are served.
+    An attempt that goes on from a checkpoint replaces the steps that it repeats.
+
+    Args:
+        directory: made when there is something to write; earlier attempts' files may be in it.
+        report: takes everything.
+    """
+
+    def __init__(self, directory: Path, report: ReportFunction) -> None:
+        self._directory, self._report = directory, report
+        self._writer: SummaryWriter | None = None
+        self._baseline: tuple[Metric, ...] = ()
+        self._training = False
+        self._step = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def __call__(self, report: Value) -> None:
+        self._report(report)
+        match report:
+            case Progress(phase="training", step=step) if step > 0:
+                self._training, self._step = True, step
+                self._write("train", step, _figures(report))
+            case Progress():
+                self._training = False
+            case EvaluationFinished(subject="baseline"):
+                self._baseline = report.metrics
+            case EvaluationFinished(subject="adapter") if self._training:
+                self._write("heldout", report.step, _values(report.metrics))
+            case TrainFinished():
+                self._write("baseline", 0, _values(self._baseline or report.baseline_metrics))
+                self._write("result", self._step, _values(report.metrics))
+            case _:
+                pass
+
+    def _write(self, group: str, step: int, figures: Iterable[tuple[str, float]]) -> None:
+        for name, value in figures:
+            if math.isfinite(value):
+                self._opened(step).add_scalar(f"{group}/{name}", value, step)
+
+    def _opened(self, step: int) -> SummaryWriter:
+        """The writer; at first what earlier attempts wrote from this step on is taken back."""
+        if self._writer is None:
+            self._writer = SummaryWriter(
+                logdir=str(self._directory),
+                purge_step=step,
+                flush_secs=10,
+                # Files are named by the second; two attempts may begin in one.
+                filename_suffix=f".{os.getpid()}-{time.monotonic_ns()}",
+            )
+        return self._writer
+
+
+def _figures(progress: Progress) -> Iterable[tuple[str, float]]:
+    yield "loss", progress.loss
+    yield "learning_rate", progress.learning_rate
+    yield "tokens_per_second", progress.tokens_per_second
+
+
+def _values(metrics: Iterable[Metric]) -> Iterable[tuple[str, float]]:
+    return ((metric.name, metric.value) for metric in metrics)

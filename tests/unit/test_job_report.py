@@ -1,0 +1,79 @@
+"""The report of a job: what it holds, and that nothing in it runs or is fetched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from both_clients import write_rows
+from finetuned import Job
+from finetuned.cli.app import app
+from finetuned.cli.job_report import html_report
+from finetuned.cli.job_report.confusion import confusion_of
+from finetuned.cli.job_report.curves import Curves
+from finetuned.testing import FakeServer
+from job_reports import HOSTILE, classified, events, finished_job
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def job(server: FakeServer, tmp_path: Path) -> Job:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    return finished_job(server, str(rows))[0]
+
+
+def test_the_command_writes_the_page(
+    server: FakeServer, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNED_ENDPOINT", server.endpoint)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["jobs", "report", job.name.rpartition("/")[2]])
+    assert result.exit_code == 0, result.output
+    page = Path(result.stdout.strip()).read_text(encoding="utf-8")
+    for part in (
+        "Figures on the held-out rows",
+        "Loss, nats per supervised token",
+        "Learning rate",
+        "Before and after",
+        "Cost",
+        "Lineage",
+        "Settings, resolved",
+        "dataset",
+    ):
+        assert part in page
+    assert job.train_result is not None
+    assert job.train_result.version in page
+
+
+def test_a_step_that_ran_twice_counts_as_it_ran_last_and_the_last_evaluation_is_no_point(job: Job) -> None:
+    curves = Curves.of(events())
+    assert (curves.loss[4], curves.loss[5], curves.loss[6]) == (0.5, 0.2, 1 / 6)
+    assert curves.heldout == {"loss": {4: 0.9, 8: 1.3}}
+    loss, rate = curves.charts(classified(job))
+    assert (loss.mark, rate.mark) == (4, None)
+    assert list(loss.lines) == ["training", "held-out"]
+
+
+def test_the_confusion_matrix_counts_what_was_answered(job: Job) -> None:
+    assert confusion_of(job) is None
+    found = confusion_of(classified(job))
+    assert found is not None
+    assert (found.labels, found.counts) == (("cat", "dog"), ((1, 1), (0, 2)))
+
+
+def test_nothing_of_a_row_is_markup_and_nothing_is_fetched(job: Job) -> None:
+    page = html_report(classified(job), events())
+    assert HOSTILE not in page
+    assert "<script" not in page
+    assert not re.search(r"\b(?:src|href)\s*=\s*[\"'](?!#)", page)
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "default-src 'none'" in page
+    assert html_report(classified(job), events()) == page

@@ -1,0 +1,105 @@
+"""TensorBoard's event files of a TrainJob, read back record by record; what an attempt repeats counts once."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished, TrainTask
+from finetuned_service.jobs.values import Progress
+from finetuned_service.training.run import run
+from finetuned_service.vocabulary import Value
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from training_tasks import Reports, counting_rows, make_base, make_task
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def logged(task: TrainTask) -> dict[str, dict[int, float]]:
+    """Scalars by tag and step, as TensorBoard takes them: a session that starts at a step drops those from it on."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(Path(task.log_directory).iterdir()):
+        for event in records(path):
+            if event.session_log.status == SessionLog.START:
+                found = {
+                    tag: {step: value for step, value in values.items() if step < event.step}
+                    for tag, values in found.items()
+                }
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def records(path: Path) -> Iterator[Event]:
+    """TFRecord: length, its checksum, data, its checksum."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+class StopAfter(Reports):
+    """Asks the run to stop once it has told of a step."""
+
+    def __init__(self, step: int, stop: threading.Event) -> None:
+        super().__init__()
+        self._step, self._stop = step, stop
+
+    def __call__(self, report: Value) -> None:
+        super().__call__(report)
+        if isinstance(report, Progress) and report.phase == "training" and report.step == self._step:
+            self._stop.set()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TrainTask:
+    made = make_task(
+        tmp_path,
+        make_base(tmp_path / "base"),
+        heldout=counting_rows(24, 27),
+        evaluation={"evaluations": 2, "generation_rows": 0},
+    )
+    return made.model_copy(update={"log_directory": str(tmp_path / "tensorboard")})
+
+
+def test_every_figure_of_a_run_is_logged(task):
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    found = logged(task)
+    told = [r for r in reports.of(Progress) if r.phase == "training"]
+    assert found["train/loss"] == pytest.approx({r.step: r.loss for r in told})
+    assert found["train/learning_rate"] == pytest.approx({r.step: r.learning_rate for r in told})
+    assert set(found["heldout/loss"]) == {3, 6}
+    (finished,) = reports.of(TrainFinished)
+    for group, step, metrics in (("baseline", 0, finished.baseline_metrics), ("result", 6, finished.metrics)):
+        for metric in metrics:
+            assert found[f"{group}/{metric.name}"] == pytest.approx({step: metric.value})
+
+
+def test_an_attempt_that_goes_on_replaces_what_it_repeats(task):
+    stop = threading.Event()
+    assert run(task, StopAfter(4, stop), stop) == EXIT_STOPPED
+    assert set(logged(task)["train/loss"]) == {1, 2, 3, 4}
+    # As after a kill: the last checkpoint is an older one.
+    shutil.rmtree(Path(task.work_directory, "checkpoints", "step-00000004"))
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
+    sessions = [
+        event.step
+        for path in sorted(Path(task.log_directory).iterdir())
+        for event in records(path)
+        if event.session_log.status == SessionLog.START
+    ]
+    assert sessions == [1, 4]
+    assert set(logged(task)["train/loss"]) == {1, 2, 3, 4, 5, 6}
+    assert len(list(Path(task.log_directory).iterdir())) == 2
