@@ -137,7 +137,7 @@ def test_a_job_has_the_method_that_was_chosen(client: Any) -> None:
     with pytest.raises(ValueError, match="one method; given: lora, ia3"):
         client.train(dataset="rows", adapter="mine", lora=Lora(), ia3=ia3)
     with pytest.raises(Unimplemented, match=r"METHOD_IA3.*METHOD_HEAD"):
-        client.train(dataset="rows", adapter="mine", task=Task.TEXT_CLASSIFICATION, ia3=ia3)
+        client.train(dataset="rows", adapter="mine", task=Task.IMAGE_CLASSIFICATION, ia3=ia3)
 
 
 def test_settings_that_are_not_given_are_not_sent(client: Any, fake_server: FakeServer) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from finetuned import Client, LabelCount, RowKind
+from finetuned import Client, LabelCount, Objective, RowKind
 from finetuned.errors import InvalidData, InvalidField, NotFound
 from finetuned.values.datasets import DatasetFormat
 from PIL import Image
@@ -62,10 +62,10 @@ def test_each_kind_is_stored_and_refused_by_a_task_that_cannot_use_it(client, ma
     assert (dataset.row_kind, dataset.rows) == (kind, 1)
     assert client.datasets.get(dataset.name) == dataset
     with pytest.raises(InvalidField) as refused:
-        client.train(dataset=dataset.name, adapter="mine")
+        client.train(dataset=dataset.name, adapter="mine", objective=Objective.SFT)
     assert refused.value.violations[0].field == "spec.dataset"
     assert (
-        f"holds {kind.name} rows; the task text-generation trains on PROMPT_COMPLETION"
+        f"holds {kind.name} rows; the task text-generation with OBJECTIVE_SFT trains on PROMPT_COMPLETION"
         in refused.value.message
     )
 
