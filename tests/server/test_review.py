@@ -27,8 +27,7 @@ from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceStub
 from finetuned_service import app
 from finetuned_service.engine.messages import Snapshot
-from finetuned_service.jobs.task import Failed
-from finetuned_service.jobs.values import Fault
+from finetuned_service.jobs.task import Suspended
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.refusals import refusal_of
 from server.test_adapters_served import imported
@@ -184,9 +183,9 @@ def test_health_tells_of_an_engine_that_hangs(tmp_path: Path, monkeypatch: pytes
             assert serving in told
 
 
-def test_full_disk_of_a_job_is_named_and_not_the_users_fault(tmp_path: Path) -> None:
+def test_full_disk_suspends_a_job_and_is_not_its_fault(tmp_path: Path) -> None:
     body = "open('/dev/full', 'wb', buffering=0).write(b'checkpoint')"
-    failed = reports_of(run_python(job(body), write_task(tmp_path)))[-1]
-    assert isinstance(failed, Failed)
-    assert (failed.error["reason"], failed.fault) == ("NO_ROOM", Fault.SYSTEM)
-    assert "disk" in str(failed.error["message"])
+    suspended = reports_of(run_python(job(body), write_task(tmp_path)))[-1]
+    assert isinstance(suspended, Suspended)
+    assert suspended.reason == "DISK_FULL"
+    assert "disk" in suspended.text
