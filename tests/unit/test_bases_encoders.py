@@ -87,7 +87,7 @@ def test_a_pooling_that_is_not_served_is_refused(tmp_path: Path) -> None:
         (
             {"model_type": "t5"},
             Unimplemented,
-            "'t5' is in the contract but not in this build; available: llama.*bert",
+            "'t5' is in the contract but not in this build; available: gpt2, llama.*bert",
         ),
         ({"is_decoder": True}, Unimplemented, "BertModel as a decoder"),
         ({"position_embedding_type": "relative_key"}, Unimplemented, "'relative_key'.*absolute positions"),
