@@ -51,7 +51,7 @@ def alive(pid: int) -> bool:
     """Whether the process exists and is more than a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it is opened, or between that and reading it
         return False
 
 
