@@ -1,4 +1,4 @@
-"""The example's ResNet, pretrained on digits 0 to 4, carries over to 5 to 9: better than pixels, far better than chance."""
+"""The example's ResNet, pretrained on digits 0 to 4, carries over to 5 to 9, far better than chance."""
 
 from __future__ import annotations
 
