@@ -6,11 +6,11 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from finetuned_service.datasets.dataset_report import imbalance_ratio, label_counts, length_summary
 from finetuned_service.datasets.fingerprint import fingerprint
 from finetuned_service.datasets.kinds import DatasetRow, classes_of
-from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.values import LabelledTokens
 from finetuned_service.vocabulary import DataReport, LabelCount
 
@@ -20,9 +20,18 @@ _MUCH = 10.0
 """From this ratio of the most frequent label to the rarest on."""
 
 
+class EncodedIds(Protocol):
+    """A row as ids."""
+
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def supervised_tokens(self) -> int: ...
+
+
 def data_report(
-    train: Sequence[EncodedRow],
-    held_out: Sequence[EncodedRow],
+    train: Sequence[EncodedIds],
+    held_out: Sequence[EncodedIds],
     *,
     truncated_rows: int = 0,
     dropped_rows: int = 0,
@@ -109,6 +118,6 @@ def _warnings(report: DataReport) -> Iterable[str]:
         )
 
 
-def _key(row: EncodedRow) -> bytes:
+def _key(row: EncodedIds) -> bytes:
     """Sixteen bytes for a row, so that a million rows do not stay in memory twice."""
     return hashlib.blake2b(array("q", row.token_ids).tobytes(), digest_size=16).digest()

@@ -5,12 +5,14 @@ Torch-free, so that a submitted job can be checked and reported on exactly as it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from finetuned_service.datasets.holdout import split
-from finetuned_service.datasets.report import data_report, with_rows
+from finetuned_service.datasets.kinds import DatasetRow
+from finetuned_service.datasets.report import EncodedIds, data_report, with_rows
 from finetuned_service.datasets.rows import read_rows
 from finetuned_service.errors import InvalidData
 from finetuned_service.jobs.values import DataOptions, LongRows, TrainSpec
@@ -67,15 +69,55 @@ def read_job_data(
             f"all {encoding.dropped} rows are longer than max_row_tokens ({spec.data.max_row_tokens}) and "
             "long_rows leaves them out; raise max_row_tokens or shorten the rows"
         )
-    if eval_path is None:
+    return JobData(*divided(spec, train, None if eval_path is None else heldout, encoding))
+
+
+class Counts(Protocol):
+    """What became of the rows that are too long."""
+
+    @property
+    def truncated(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+
+
+class Encoded(Protocol):
+    """A row of any kind with its ids."""
+
+    @property
+    def row(self) -> DatasetRow: ...
+    @property
+    def encoded(self) -> EncodedIds: ...
+    @property
+    def whole_tokens(self) -> int: ...
+
+
+X = TypeVar("X", bound=Encoded)
+
+
+def divided(
+    spec: TrainSpec, train: Sequence[X], heldout: Sequence[X] | None, counts: Counts
+) -> tuple[tuple[X, ...], tuple[X, ...], DataReport]:
+    """The rows to train on, those held out, and the report on both.
+
+    Args:
+        spec: resolved.
+        train: all that can be used, at least one.
+        heldout: from a dataset of their own; None takes `holdout_fraction` of the others.
+        counts: of rows that were too long.
+
+    Raises:
+        InvalidData: none can be held out.
+    """
+    if heldout is None:
         rows = [example.row for example in train]
         kept, taken = split(rows, spec.data.holdout_fraction, spec.optimization.seed)
         train, heldout = [train[index] for index in kept], [train[index] for index in taken]
     report = data_report(
         [example.encoded for example in train],
         [example.encoded for example in heldout],
-        truncated_rows=encoding.truncated,
-        dropped_rows=encoding.dropped,
+        truncated_rows=counts.truncated,
+        dropped_rows=counts.dropped,
     )
     report = with_rows(
         report,
@@ -83,7 +125,7 @@ def read_job_data(
         [example.row for example in heldout],
         (example.whole_tokens for example in train),
     )
-    return JobData(tuple(train), tuple(heldout), report)
+    return tuple(train), tuple(heldout), report
 
 
 class _Encoding:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from finetuned_service.datasets.holdout import split
-from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import rows_of
 from finetuned_service.errors import InvalidData
 from finetuned_service.jobs.values import LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_preference
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Preference
+from finetuned_service.training.data import divided
 from finetuned_service.training.questions import refuse_unwritable
 from finetuned_service.training.row_faults import RowFaults, too_long
 from finetuned_service.vocabulary import DataReport
@@ -37,6 +36,10 @@ class EncodedPair:
     @property
     def token_ids(self) -> list[int]:
         return self.joined.token_ids
+
+    @property
+    def supervised_tokens(self) -> int:
+        return self.joined.supervised_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +81,7 @@ def read_pair_data(
             f"of all {encoding.dropped} pairs an answer is longer than max_row_tokens ({encoding.limit}) and long_rows "
             "leaves them out; raise max_row_tokens or shorten the answers"
         )
-    if eval_path is None:
-        kept, taken = split(
-            [example.row for example in train], spec.data.holdout_fraction, spec.optimization.seed
-        )
-        train, heldout = [train[index] for index in kept], [train[index] for index in taken]
-    report = data_report(
-        [example.encoded.joined for example in train],
-        [example.encoded.joined for example in heldout],
-        truncated_rows=encoding.truncated,
-        dropped_rows=encoding.dropped,
-    )
-    report = with_rows(
-        report,
-        [example.row for example in train],
-        [example.row for example in heldout],
-        (example.whole_tokens for example in train),
-    )
-    return PairData(tuple(train), tuple(heldout), report)
+    return PairData(*divided(spec, train, None if eval_path is None else heldout, encoding))
 
 
 class _Encoding:
