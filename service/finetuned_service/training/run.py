@@ -32,7 +32,6 @@ from finetuned_service.jobs.values import (
     Progress,
     TrainSpec,
 )
-from finetuned_service.storage.files import publish_directory
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
@@ -57,7 +56,7 @@ from finetuned_service.training.preferences.pairs import PairData, read_pair_dat
 from finetuned_service.training.preferences.reference import with_reference
 from finetuned_service.training.preferences.scoring import PairScoring
 from finetuned_service.training.questions import Question, matches, questions
-from finetuned_service.training.stages import tell_finished, tell_prepared
+from finetuned_service.training.stages import finish, tell_prepared
 from finetuned_service.training.tensorboard import TensorBoardLog
 from finetuned_service.training.trainable import Trainable
 from finetuned_service.vocabulary import Objective, Task
@@ -140,9 +139,9 @@ def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
             report(notice)
     except Stopped:
         return EXIT_STOPPED
-    report(Progress(phase="storing"))
-    publish_directory(job.adapter_directory, Path(task.output_directory))
-    tell_finished(
+    finish(
+        task,
+        job.adapter_directory,
         report,
         adapter=adapter,
         baseline=baseline,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.process import ReportFunction
-from finetuned_service.jobs.task import Prepared, TrainFinished
-from finetuned_service.jobs.values import Environment, Estimate, EvaluationSample, Notice, TrainSpec
+from finetuned_service.jobs.task import Prepared, TrainFinished, TrainTask
+from finetuned_service.jobs.values import Environment, Estimate, EvaluationSample, Notice, Progress, TrainSpec
+from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.checkpoint import RunState
 from finetuned_service.vocabulary import DataReport, Metric
 
@@ -60,7 +62,9 @@ class Measured(Protocol):
     def metrics(self) -> tuple[Metric, ...]: ...
 
 
-def tell_finished(
+def finish(
+    task: TrainTask,
+    adapter_directory: Path,
     report: ReportFunction,
     *,
     adapter: Measured | None,
@@ -69,7 +73,9 @@ def tell_finished(
     samples: tuple[EvaluationSample, ...],
     stopped_early: bool,
 ) -> None:
-    """Tell the end of a job whose adapter is published; a subject is None where it was not measured."""
+    """Publish the adapter as the task's output, and tell the end; a subject is None where it was not measured."""
+    report(Progress(phase="storing"))
+    publish_directory(adapter_directory, Path(task.output_directory))
     report(
         TrainFinished(
             metrics=adapter.metrics if adapter else (),

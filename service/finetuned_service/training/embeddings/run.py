@@ -11,14 +11,13 @@ from finetuned_service.adapters.files import stored_head
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import Environment, EvaluationFinished, EvaluationSample, Notice, Progress
-from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.embeddings.evaluate import PairResult, measured
 from finetuned_service.training.embeddings.model import EmbeddingModel
 from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
 from finetuned_service.training.loop import Ended
-from finetuned_service.training.stages import tell_finished, tell_prepared
+from finetuned_service.training.stages import finish, tell_prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +56,9 @@ def run_embeddings(
     if ended is Ended.STOPPED:
         return EXIT_STOPPED
     adapter = _measured(job, "adapter", job.adapter_directory, step)
-    report(Progress(phase="storing"))
-    publish_directory(job.adapter_directory, Path(task.output_directory))
-    tell_finished(
+    finish(
+        task,
+        job.adapter_directory,
         report,
         adapter=adapter,
         baseline=baseline,

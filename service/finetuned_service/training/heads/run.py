@@ -24,7 +24,6 @@ from finetuned_service.jobs.values import (
     Notice,
     Progress,
 )
-from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.heads.adapted import AdaptedEncoder
@@ -40,7 +39,7 @@ from finetuned_service.training.heads.features import features_of
 from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended
-from finetuned_service.training.stages import tell_finished, tell_prepared
+from finetuned_service.training.stages import finish, tell_prepared
 from finetuned_service.vocabulary import Method
 
 
@@ -90,9 +89,9 @@ def run_head(
     if ended is Ended.STOPPED:
         return EXIT_STOPPED
     adapter = _measured(job, "adapter", job.work / "adapter", step)
-    report(Progress(phase="storing"))
-    publish_directory(job.work / "adapter", Path(task.output_directory))
-    tell_finished(
+    finish(
+        task,
+        job.work / "adapter",
         report,
         adapter=adapter,
         baseline=baseline,
