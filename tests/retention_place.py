@@ -10,9 +10,11 @@ from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.rows import append_events, move_job
+from finetuned_service.jobs.states import JobState, StateReason
 from finetuned_service.jobs.store import JobStore
-from finetuned_service.jobs.values import Job, JobState, Notice, StateReason
+from finetuned_service.jobs.values import Job
 from finetuned_service.retention.collect import Collector
 from finetuned_service.retention.garbage import Garbage
 from finetuned_service.storage import schema

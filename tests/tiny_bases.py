@@ -7,8 +7,8 @@ from typing import Any
 
 from finetuned_service.bases.convert import import_directory
 from finetuned_service.bases.manifest import read_manifest
+from finetuned_service.jobs.specs import QuantizeSpec
 from finetuned_service.jobs.task import QuantizeTask, TaskLimits
-from finetuned_service.jobs.values import QuantizeSpec
 from tiny_models import save_tiny_base
 from tiny_tokenizers import byte_level, write_tokenizer
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from finetuned_service.jobs.values import Job, JobState, QuantizeSpec, TrainSpec
+from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
+from finetuned_service.jobs.states import JobState
+from finetuned_service.jobs.values import Job
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.vocabulary import WeightFormat
 

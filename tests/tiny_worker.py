@@ -17,11 +17,13 @@ from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue
+from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.task import TaskLimits
-from finetuned_service.jobs.values import Job, JobState, Notice
+from finetuned_service.jobs.values import Job
 from finetuned_service.metrics import JobMetrics, new_registry
 from finetuned_service.names import BaseName
 from finetuned_service.storage.database import Database

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 from finetuned_service.bases.manifest import describe_base, write_manifest
+from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.methods import BaseFacts
 from finetuned_service.jobs.process import environment_for_job_process
 from finetuned_service.jobs.resolve import resolve_train
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.task import REPORTS, TaskLimits, TrainTask
-from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.names import BaseName
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.vocabulary import Value, WeightFormat
@@ -113,6 +114,35 @@ class Reports:
 
     def of(self, kind: type[T]) -> list[T]:
         return [report for report in self.all if isinstance(report, kind)]
+
+
+@dataclass(slots=True)
+class StopAfter:
+    """Reports and stop flag in one: set once `steps` training steps were reported, or a phase began."""
+
+    steps: int = 10**9
+    phase: str = ""
+    reports: Reports = field(default_factory=Reports)
+
+    def __call__(self, report: Value) -> None:
+        self.reports(report)
+
+    def is_set(self) -> bool:
+        progress = self.reports.of(Progress)
+        return any(p.phase == self.phase for p in progress) or (
+            sum(p.phase == "training" for p in progress) >= self.steps
+        )
+
+
+@dataclass(slots=True)
+class SetAfter:
+    """A stop flag that is set once it was asked so many times."""
+
+    questions: int
+
+    def is_set(self) -> bool:
+        self.questions -= 1
+        return self.questions < 0
 
 
 def start_process(task: TrainTask, directory: Path, **environment: str) -> subprocess.Popen[bytes]:

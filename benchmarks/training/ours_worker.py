@@ -14,14 +14,8 @@ import time
 from pathlib import Path
 
 import torch
-from finetuned_service.jobs.values import (
-    Environment,
-    EvaluationOptions,
-    LoraSettings,
-    Optimization,
-    Progress,
-    TrainSpec,
-)
+from finetuned_service.jobs.events import Environment, Progress
+from finetuned_service.jobs.specs import EvaluationOptions, LoraSettings, Optimization, TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
 from finetuned_service.training.loop import Trainer

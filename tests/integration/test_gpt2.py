@@ -18,7 +18,6 @@ from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import InvalidField, StartRefused
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished, TrainTask
-from finetuned_service.jobs.values import Progress
 from finetuned_service.names import BaseName
 from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -26,12 +25,12 @@ from finetuned_service.text.values import PromptCompletion
 from finetuned_service.training.methods.lora import LoraLinear
 from finetuned_service.training.model import load_model
 from finetuned_service.training.run import run
-from finetuned_service.vocabulary import Value, WeightFormat
+from finetuned_service.vocabulary import WeightFormat
 from peft import LoraConfig, get_peft_model
 from tiny_gpt2 import ALL_LINEAR, load_gpt2_peft, load_plain_gpt2, save_gpt2_adapter, save_tiny_gpt2
 from tiny_models import oracle_logits, oracle_tokens, peft_warnings_allowed, random_prompt
 from tiny_tokenizers import write_tokenizer
-from training_tasks import Reports, counting_rows, make_task
+from training_tasks import Reports, StopAfter, counting_rows, make_task
 from unit.test_training_model import plain_loss, rows, spec
 
 CONFIG = EngineConfig(
@@ -161,17 +160,6 @@ def stored(directory: Path, *, template: str | None) -> Path:
     )
     write_manifest(directory, manifest)
     return directory
-
-
-class StopAfter:
-    def __init__(self, steps: int) -> None:
-        self.steps, self.reports = steps, Reports()
-
-    def __call__(self, report: Value) -> None:
-        self.reports(report)
-
-    def is_set(self) -> bool:
-        return sum(p.phase == "training" for p in self.reports.of(Progress)) >= self.steps
 
 
 def completions(first: int, last: int) -> list[dict[str, str]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from finetuned_service.bases.manifest import compute_digest, read_manifest
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.process import EXIT_USAGE, environment_for_job_process
+from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.task import EXIT_FAILED, EXIT_FINISHED, REPORTS, Failed, QuantizeFinished
-from finetuned_service.jobs.values import Fault, Notice
 from tiny_bases import make_quantize_task, make_tiny_base
 
 

@@ -13,9 +13,10 @@ import torch
 from finetuned_service.bases.load import load_base
 from finetuned_service.bases.manifest import compute_digest, read_manifest
 from finetuned_service.datasets.rows import to_json
+from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.process import environment_for_job_process
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, REPORTS, QuantizeFinished
-from finetuned_service.jobs.values import Notice, Progress, QuantizeReport
+from finetuned_service.jobs.values import QuantizeReport
 from finetuned_service.quantization.gate import relative_rise
 from finetuned_service.text.general import general_text
 from finetuned_service.text.values import Text

@@ -15,7 +15,9 @@ import pytest
 import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.jobs.events import Checkpoint, Notice, Progress
 from finetuned_service.jobs.memory import memory_report
+from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.task import (
     EXIT_FAILED,
     EXIT_FINISHED,
@@ -25,7 +27,6 @@ from finetuned_service.jobs.task import (
     TrainFinished,
     TrainTask,
 )
-from finetuned_service.jobs.values import Checkpoint, Fault, Notice, Progress
 from finetuned_service.training.run import run
 from safetensors import safe_open
 from training_tasks import Reports, counting_rows, make_base, make_task, parse_reports, start_process

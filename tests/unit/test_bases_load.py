@@ -10,7 +10,7 @@ from finetuned_service.bases.int8 import Int8Embedding, Int8Linear, dequantize_r
 from finetuned_service.bases.load import load_base, stored_tensors
 from finetuned_service.bases.manifest import canonical_config, read_config, read_manifest
 from finetuned_service.digests import read_safetensors_header, tensors_digest
-from finetuned_service.jobs.values import QuantizeSpec
+from finetuned_service.jobs.specs import QuantizeSpec
 from finetuned_service.names import BaseName
 from finetuned_service.quantization.plan import plan_quantization
 from finetuned_service.quantization.store import store_quantized

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 from finetuned_service.errors import InvalidData
 from finetuned_service.jobs import room, runner
-from finetuned_service.jobs.values import Fault, JobState, Optimization, Priority, StateChanged, StateReason
+from finetuned_service.jobs.events import StateChanged
+from finetuned_service.jobs.specs import Optimization
+from finetuned_service.jobs.states import Fault, JobState, Priority, StateReason
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.storage.schema import jobs

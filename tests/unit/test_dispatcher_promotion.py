@@ -11,8 +11,9 @@ from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.jobs.promotion import Promotion, decide
 from finetuned_service.jobs.queue import Ending
+from finetuned_service.jobs.specs import PromoteIf
+from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.task import TaskLimits, TrainFinished, TrainTask
-from finetuned_service.jobs.values import JobState, PromoteIf
 from finetuned_service.names import AdapterSelector
 from finetuned_service.vocabulary import Method, Metric, Task
 from tiny_files import write_adapter

@@ -12,10 +12,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.memory import count_oom_kills, memory_report, private_memory_bytes
 from finetuned_service.jobs.process import environment_for_job_process
+from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.task import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, REPORTS, Failed
-from finetuned_service.jobs.values import Fault, Notice, Progress
 
 MEGABYTE = 10**6
 
@@ -36,7 +37,7 @@ JOB = """
 import sys
 from finetuned_service.jobs.process import run_job
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, QuantizeTask
-from finetuned_service.jobs.values import Progress
+from finetuned_service.jobs.events import (Progress)
 
 def work(task, report, stop):
     BODY

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
-from finetuned_service.jobs.record import MAX_CHECKPOINTS, apply_reports, events_of
-from finetuned_service.jobs.task import REPORTS, Failed, Prepared, QuantizeFinished, TrainFinished
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.events import (
     Checkpoint,
     Environment,
     Estimate,
     EvaluationFinished,
-    EvaluationSample,
-    Fault,
-    Job,
     Notice,
     Overfitting,
     Progress,
-    QuantizeReport,
 )
+from finetuned_service.jobs.record import MAX_CHECKPOINTS, apply_reports, events_of
+from finetuned_service.jobs.states import Fault
+from finetuned_service.jobs.task import REPORTS, Failed, Prepared, QuantizeFinished, TrainFinished
+from finetuned_service.jobs.values import EvaluationSample, Job, QuantizeReport
 from finetuned_service.vocabulary import Metric
 from tiny_jobs import train_job
 

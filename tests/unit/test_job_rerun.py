@@ -7,7 +7,8 @@ from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
 from finetuned_service.jobs.rerun import BASE_DECIDES, defaulted_from_base, spec_again
 from finetuned_service.jobs.resolve import resolve_train
-from finetuned_service.jobs.values import DataOptions, Job, LoraSettings, Optimization, TrainSpec
+from finetuned_service.jobs.specs import DataOptions, LoraSettings, Optimization, TrainSpec
+from finetuned_service.jobs.values import Job
 from tiny_jobs import quantize_job, train_job
 
 OLD = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj", "v_proj"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.rows import Lease
 from finetuned_service.jobs.shares import HALF_LIFE_SECONDS
+from finetuned_service.jobs.states import JobState, Priority, StateReason
 from finetuned_service.jobs.store import JobStore
-from finetuned_service.jobs.values import Job, JobState, Notice, Priority, StateReason
+from finetuned_service.jobs.values import Job
 from finetuned_service.storage.database import Database
 from tiny_jobs import NO_REQUEST, train_job
 from tiny_limits import stored_limits

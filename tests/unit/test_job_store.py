@@ -20,18 +20,12 @@ from finetuned_service.errors import (
     RequestIdReused,
 )
 from finetuned_service.jobs.census import take_census
+from finetuned_service.jobs.events import Notice, Progress, StateChanged
 from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.rows import Lease, LeaseLost
+from finetuned_service.jobs.states import Fault, JobState, StateReason
 from finetuned_service.jobs.store import JobFilter, JobStore
-from finetuned_service.jobs.values import (
-    Fault,
-    Job,
-    JobState,
-    Notice,
-    Progress,
-    StateChanged,
-    StateReason,
-)
+from finetuned_service.jobs.values import Job
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
@@ -350,7 +344,7 @@ def test_workers_in_two_processes_never_get_the_same_job(database, store, url):
     script = """if True:
         import json, sys
         from finetuned_service.jobs.queue import Ending, JobQueue
-        from finetuned_service.jobs.values import JobState
+        from finetuned_service.jobs.states import (JobState)
         from finetuned_service.storage.database import Database
         queue = JobQueue(Database(sys.argv[1]))
         print("ready", flush=True)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetuned_service.errors import JobStateConflict
+from finetuned_service.jobs.events import Notice, StateChanged
 from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.rows import HELD_STATES, Lease, LeaseLost
+from finetuned_service.jobs.states import NEXT_STATES, JobState, StateReason
 from finetuned_service.jobs.store import JobStore
-from finetuned_service.jobs.values import NEXT_STATES, Job, JobState, Notice, StateChanged, StateReason
+from finetuned_service.jobs.values import Job
 from finetuned_service.storage.database import Database
 from hypothesis import settings
 from hypothesis import strategies as st

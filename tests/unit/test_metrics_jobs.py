@@ -9,9 +9,10 @@ import sys
 import pytest
 from finetuned_service.errors import Unavailable
 from finetuned_service.jobs.census import take_census
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.queue import Ending, JobQueue
+from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.store import JobStore
-from finetuned_service.jobs.values import JobState, Notice
 from finetuned_service.metrics import serve, watch_data_directory, watch_processes
 from finetuned_service.metrics.jobs import watch_store
 from finetuned_service.storage.database import Database

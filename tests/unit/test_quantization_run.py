@@ -11,13 +11,14 @@ from finetuned_service.bases.load import load_base
 from finetuned_service.bases.manifest import compute_digest, read_manifest
 from finetuned_service.datasets.rows import to_json
 from finetuned_service.errors import InvalidField, ResourceExhausted
+from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, QuantizeFinished
-from finetuned_service.jobs.values import Notice, Progress
 from finetuned_service.quantization import pace
 from finetuned_service.quantization.run import run
 from finetuned_service.text.values import PromptCompletion
 from finetuned_service.vocabulary import Value
 from tiny_bases import make_quantize_task, make_tiny_base
+from training_tasks import SetAfter
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +31,6 @@ def _threads_as_before():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-class StopAfter:
-    """A stop flag that is raised at its n-th question."""
-
-    def __init__(self, questions: int) -> None:
-        self._left = questions
-
-    def is_set(self) -> bool:
-        self._left -= 1
-        return self._left < 0
 
 
 def run_collecting(task, stop=None) -> tuple[int, list[Value]]:
@@ -174,7 +164,7 @@ def test_quality_can_be_measured_on_a_dataset(base, tmp_path):
 @pytest.mark.parametrize("questions", [0, 5, 14, 16])
 def test_a_stopped_run_leaves_nothing_and_the_next_one_finishes(base, tmp_path, questions):
     task = make_quantize_task(base, tmp_path, weight_format="INT8")
-    code, reports = run_collecting(task, StopAfter(questions))
+    code, reports = run_collecting(task, SetAfter(questions))
     assert code == EXIT_STOPPED
     assert not any(isinstance(report, QuantizeFinished) for report in reports)
     assert list(tmp_path.iterdir()) == []

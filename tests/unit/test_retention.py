@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from finetuned_service.errors import NotFound, OutOfRange, Unavailable
 from finetuned_service.jobs.rows import append_events, load_job, move_job
+from finetuned_service.jobs.states import JobState, StateReason
 from finetuned_service.jobs.store import JobFilter
-from finetuned_service.jobs.values import JobState, StateReason
 from finetuned_service.metrics import SweepMetrics, new_registry
 from finetuned_service.names import AdapterSelector, ResourceName
 from finetuned_service.retention import collect as collecting

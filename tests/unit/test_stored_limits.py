@@ -14,8 +14,8 @@ from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.errors import QuotaExceeded, Unavailable
 from finetuned_service.jobs.rows import UNFINISHED_STATES
+from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.store import JobFilter, JobStore
-from finetuned_service.jobs.values import JobState
 from finetuned_service.names import AdapterSelector
 from finetuned_service.settings import TenantLimits
 from finetuned_service.storage.database import Database

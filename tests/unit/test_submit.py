@@ -16,18 +16,18 @@ from finetuned_service.errors import (
     QuotaExceeded,
     RequestIdReused,
 )
-from finetuned_service.jobs.store import JobFilter
-from finetuned_service.jobs.submit import Submission
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.specs import (
     DataOptions,
     DpoSettings,
-    JobState,
     LoraSettings,
     Optimization,
     PromoteIf,
     QuantizeSpec,
     TrainSpec,
 )
+from finetuned_service.jobs.states import JobState
+from finetuned_service.jobs.store import JobFilter
+from finetuned_service.jobs.submit import Submission
 from finetuned_service.names import BaseName
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest

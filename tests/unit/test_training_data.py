@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from finetuned_service.errors import InvalidData
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import PromptCompletion

@@ -4,6 +4,7 @@ and a whole job.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.errors import InvalidData
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished
-from finetuned_service.jobs.values import TrainSpec
 from finetuned_service.training.embeddings.figures import rankings, retrieval
 from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
 from finetuned_service.training.embeddings.model import EmbeddingModel
@@ -24,7 +25,7 @@ from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Method, Pooling, Task
 from scipy.stats import spearmanr
 from tiny_encoders import make_encoder_base
-from training_tasks import Reports, make_task
+from training_tasks import Reports, SetAfter, make_task
 from transformers import AutoModel
 
 ANIMALS = ("cat", "dog", "bird")
@@ -39,20 +40,6 @@ PAIRS = [
 ]
 LORA: dict[str, Any] = {"rank": 8}
 FAST = {"max_steps": 60, "batch_rows": 9, "learning_rate": 0.01}
-
-
-class Never:
-    def is_set(self) -> bool:
-        return False
-
-
-class After:
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
-
-    def is_set(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +150,7 @@ def train(directory: Path, base: Path, rows: Any, **spec: Any) -> tuple[Any, Any
     settings = {"task": "feature-extraction", "lora": LORA, "optimization": FAST, **spec}
     task = make_task(directory, base, train=rows, **settings)
     reports = Reports()
-    assert run(task, reports, Never()) == EXIT_FINISHED
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
     return reports.of(TrainFinished)[0], task
 
 
@@ -201,8 +188,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_p
     _, whole = train(tmp_path / "whole", encoder, PAIRS, lora={"rank": 4, "dropout": 0.1})
     settings = {"task": "feature-extraction", "lora": {"rank": 4, "dropout": 0.1}, "optimization": FAST}
     task = make_task(tmp_path / "parts", encoder, train=PAIRS, **settings)
-    assert run(task, Reports(), After(23)) == EXIT_STOPPED
-    assert run(task, Reports(), Never()) == EXIT_FINISHED
+    assert run(task, Reports(), SetAfter(23)) == EXIT_STOPPED
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     digests = [
         check_adapter(Path(made.output_directory), BaseGeometry.of_directory(encoder), 64).digest
         for made in (whole, task)
@@ -226,4 +213,4 @@ def test_rows_that_cannot_be_trained_on(
 ) -> None:
     task = make_task(tmp_path, encoder, train=rows, heldout=rows, task="feature-extraction", lora=LORA)
     with pytest.raises(InvalidData, match=message):
-        run(task, Reports(), Never())
+        run(task, Reports(), threading.Event())

@@ -14,7 +14,7 @@ from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import answered

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuned_service.jobs.values import Baseline, BaselineExample, EvaluationOptions, Notice, Progress
+from finetuned_service.jobs.events import Notice, Progress
+from finetuned_service.jobs.specs import Baseline, BaselineExample, EvaluationOptions
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Text

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.task import EXIT_FINISHED, TrainFinished
-from finetuned_service.jobs.values import Notice
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.forgetting import GENERAL_PERPLEXITY, forgotten, general_rows
 from finetuned_service.training.run import run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from finetuned_service.engine.native.build import PORTABLE, library_path
-from finetuned_service.jobs.values import LoraSettings, Optimization, TrainSpec
+from finetuned_service.jobs.specs import LoraSettings, Optimization, TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.activations import kept_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_out_config, stored_digest
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.errors import InvalidAdapterFiles, InvalidData, InvalidField
+from finetuned_service.jobs.events import Notice
+from finetuned_service.jobs.specs import ClassificationOptions
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
-from finetuned_service.jobs.values import ClassificationOptions, Notice
 from finetuned_service.training.heads.model import summed_loss
 from finetuned_service.training.heads.weights import label_weights
 from finetuned_service.training.run import run
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_encoders import make_encoder_base, make_resnet_base, png, word_pieces
-from training_tasks import Reports, make_task
+from training_tasks import Reports, SetAfter, make_task
 from transformers import AutoModel
 
 GOOD = [
@@ -39,20 +41,6 @@ MOODS = [
 HEAD = {"method": "HEAD", "optimization": {"max_steps": 150, "batch_rows": 8, "learning_rate": 0.02}}
 
 
-class Never:
-    def is_set(self) -> bool:
-        return False
-
-
-class After:
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
-
-    def is_set(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_encoder_base(tmp_path_factory.mktemp("bases") / "tiny")
@@ -66,7 +54,7 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(directory: Path, base: Path, rows: list[dict[str, Any]], **spec: Any) -> tuple[Any, Path, Reports]:
     task = make_task(directory, base, train=rows, **{**HEAD, **spec})
     reports = Reports()
-    assert run(task, reports, Never()) == EXIT_FINISHED
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
     return reports.of(TrainFinished)[0], Path(task.output_directory), reports
 
 
@@ -243,9 +231,9 @@ def test_images(vision: Path, tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_path: Path) -> None:
     _, whole, _ = train(tmp_path / "whole", encoder, MOODS, task="text-classification")
     task = make_task(tmp_path / "parts", encoder, train=MOODS, task="text-classification", **HEAD)
-    assert run(task, Reports(), After(37)) == EXIT_STOPPED
+    assert run(task, Reports(), SetAfter(37)) == EXIT_STOPPED
     again = Reports()
-    assert run(task, again, Never()) == EXIT_FINISHED
+    assert run(task, again, threading.Event()) == EXIT_FINISHED
     assert again.of(Notice)[0].text == "goes on from the checkpoint after step 37"
     assert stored_digest(whole) == stored_digest(Path(task.output_directory))
 
@@ -272,7 +260,7 @@ def test_rows_that_cannot_be_trained_on(
         tmp_path, encoder, train=rows, heldout=rows, task="text-classification", method="HEAD", **spec
     )
     with pytest.raises(InvalidData, match=message):
-        run(task, Reports(), Never())
+        run(task, Reports(), threading.Event())
 
 
 def written(directory: Path, config: dict[str, Any], **tensors: torch.Tensor) -> Path:

@@ -17,7 +17,7 @@ from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.names import BaseName
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.adapter import adapter_handle, write_adapter

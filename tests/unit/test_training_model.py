@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from finetuned_service.jobs.memory import memory_report
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.model import AdaptedModel, adapt, load_model

@@ -12,8 +12,9 @@ import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.events import EvaluationFinished, Progress
+from finetuned_service.jobs.specs import DpoSettings, TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished, TrainTask
-from finetuned_service.jobs.values import DpoSettings, EvaluationFinished, Progress, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_preference
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import ChatMessage, Preference
@@ -22,11 +23,11 @@ from finetuned_service.training.preferences.model import PreferenceModel, Refere
 from finetuned_service.training.preferences.pairs import EncodedPair, read_pair_data
 from finetuned_service.training.preferences.reference import with_reference
 from finetuned_service.training.run import run
-from finetuned_service.vocabulary import Objective, Value
+from finetuned_service.vocabulary import Objective
 from peft import PeftModel
 from tiny_models import VOCABULARY, load_plain
 from tiny_tokenizers import CHATML, write_tokenizer
-from training_tasks import Reports, make_base, make_task, write_rows
+from training_tasks import Reports, StopAfter, make_base, make_task, write_rows
 from unit.test_training_model import make_pair, twin_of
 
 
@@ -295,21 +296,6 @@ def test_a_job_prefers_what_was_chosen_and_its_figures_are_those_of_peft(tmp_pat
                     values.append((value - answer_log_probability(peft, answer)).item())
         margins.append(0.2 * (values[0] - values[1]))
     assert after["reward_margin"] == pytest.approx(sum(margins) / len(margins), rel=1e-3)
-
-
-class StopAfter:
-    """Reports and stop flag in one: set once so many steps were reported, or a phase began."""
-
-    def __init__(self, steps: int = 10**9, phase: str = "") -> None:
-        self.steps, self.phase, self.reports = steps, phase, Reports()
-
-    def __call__(self, report: Value) -> None:
-        self.reports(report)
-
-    def is_set(self) -> bool:
-        progress = self.reports.of(Progress)
-        steps = sum(p.phase == "training" for p in progress)
-        return steps >= self.steps or any(p.phase == self.phase for p in progress)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

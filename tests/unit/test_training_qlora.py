@@ -13,7 +13,7 @@ from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
-from finetuned_service.jobs.values import QuantizeSpec, TrainSpec
+from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
 from finetuned_service.names import BaseName
 from finetuned_service.quantization.plan import plan_quantization
 from finetuned_service.quantization.store import store_quantized

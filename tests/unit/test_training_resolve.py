@@ -10,7 +10,7 @@ import pytest
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
 from finetuned_service.jobs.resolve import default_learning_rate, resolve_train
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from safetensors.numpy import save_file
 
 BASE = BaseFacts(hidden_size=576, context_tokens=8192, linear_modules=("down_proj", "k_proj", "q_proj"))

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,18 @@ import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.errors import InvalidField, ResourceExhausted, TrainingDiverged
+from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
-from finetuned_service.jobs.values import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
 from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import PromptCompletion
 from finetuned_service.training import checkpoint, loop
 from finetuned_service.training.run import run
-from finetuned_service.vocabulary import Value
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import load_plain
-from training_tasks import Reports, counting_rows, make_base, make_task
+from training_tasks import Reports, StopAfter, counting_rows, make_base, make_task
 
 
 @pytest.fixture(scope="module")
@@ -191,24 +189,6 @@ def test_activation_checkpointing_changes_no_bit_and_comes_by_itself_where_memor
         told.append([n.text for n in reports.of(Notice) if "activation checkpointing is on" in n.text])
     assert len(set(digests)) == 1
     assert [bool(texts) for texts in told] == [False, False, True, False]
-
-
-@dataclass(slots=True)
-class StopAfter:
-    """Reports and stop flag in one: set once `steps` training steps were reported, or a phase began."""
-
-    steps: int = 10**9
-    phase: str = ""
-    reports: Reports = field(default_factory=Reports)
-
-    def __call__(self, report: Value) -> None:
-        self.reports(report)
-
-    def is_set(self) -> bool:
-        progress = self.reports.of(Progress)
-        return any(p.phase == self.phase for p in progress) or (
-            sum(p.phase == "training" for p in progress) >= self.steps
-        )
 
 
 DROPOUT_TASK = {

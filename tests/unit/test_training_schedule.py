@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from finetuned_service.jobs.values import EvaluationOptions, Optimization, Schedule
+from finetuned_service.jobs.specs import EvaluationOptions, Optimization, Schedule
 from finetuned_service.training.schedule import Plan
 
 

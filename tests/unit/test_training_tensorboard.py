@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished, TrainTask
-from finetuned_service.jobs.values import Progress
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Value
 from tensorboardX.proto.event_pb2 import Event, SessionLog

@@ -12,8 +12,9 @@ from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.jobs.continuing import directory_of
+from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
 from finetuned_service.jobs.task import LAST_GOOD, TASK_FILE, TENSORBOARD, QuantizeTask, TaskLimits, TrainTask
-from finetuned_service.jobs.values import Job, QuantizeSpec, TrainSpec
+from finetuned_service.jobs.values import Job
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName
 
 

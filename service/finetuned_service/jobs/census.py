@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import and_, func, select
 
 from finetuned_service.jobs.rows import HELD_STATES
-from finetuned_service.jobs.values import JobState
+from finetuned_service.jobs.states import JobState
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.schema import job_events, jobs
 

@@ -23,9 +23,10 @@ from finetuned_service.adapters.site_ops import ScaleInput
 from finetuned_service.bases.manifest import WEIGHTS_FILE
 from finetuned_service.errors import AdapterIncompatible, InvalidField, NotFound, Unimplemented
 from finetuned_service.jobs.methods import SETTINGS_OF
+from finetuned_service.jobs.specs import Settings, TrainSpec
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.task import LAST_GOOD
-from finetuned_service.jobs.values import Job, Settings, TrainSpec
+from finetuned_service.jobs.values import Job
 from finetuned_service.names import AdapterSelector, ResourceName
 from finetuned_service.vocabulary import DataReport, Method
 

@@ -16,7 +16,7 @@ from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.runner import DispatcherSettings, JobRunner, remove_leftovers
-from finetuned_service.jobs.values import StateReason
+from finetuned_service.jobs.states import StateReason
 from finetuned_service.telemetry.logs import logger
 
 __all__ = ["Dispatcher", "DispatcherSettings"]

@@ -14,9 +14,12 @@ from finetuned_service.errors import (
     NotFound,
     QualityGateFailed,
 )
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.queue import Ending
+from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.jobs.states import Fault, JobState, StateReason
 from finetuned_service.jobs.task import Failed, QuantizeFinished
-from finetuned_service.jobs.values import Fault, Job, JobState, Notice, StateReason, TrainSpec
+from finetuned_service.jobs.values import Job
 from finetuned_service.telemetry.logs import logger
 from finetuned_service.vocabulary import Objective
 

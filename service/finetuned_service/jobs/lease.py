@@ -10,7 +10,7 @@ from typing import Self
 from finetuned_service.errors import FinetunedError
 from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.rows import Lease, LeaseLost
-from finetuned_service.jobs.values import JobState
+from finetuned_service.jobs.states import JobState
 from finetuned_service.telemetry.logs import logger
 
 _LOG = logger("jobs")

@@ -22,10 +22,11 @@ from typing import BinaryIO, Protocol, TypeVar
 from pydantic import ValidationError
 
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Status
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.memory import memory_watchdog
 from finetuned_service.jobs.room import DISK_FULL
+from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.task import EXIT_FAILED, Failed, QuantizeTask, Suspended, TaskLimits, TrainTask
-from finetuned_service.jobs.values import Fault, Notice
 from finetuned_service.telemetry.logs import configure, logger
 from finetuned_service.vocabulary import Value
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from finetuned_service.adapters.versions import AdapterVersion
+from finetuned_service.jobs.specs import PromoteIf
 from finetuned_service.jobs.task import TrainFinished, TrainTask
-from finetuned_service.jobs.values import PromoteIf
 from finetuned_service.vocabulary import Metric
 
 

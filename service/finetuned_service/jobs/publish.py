@@ -20,8 +20,9 @@ from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.manifest import MANIFEST_FILE, BaseManifest, read_manifest
 from finetuned_service.errors import AlreadyExists, NotFound
 from finetuned_service.jobs.promotion import decide
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.task import QuantizeFinished, QuantizeTask, TrainFinished, TrainTask
-from finetuned_service.jobs.values import Job, QuantizeResult, TrainResult, TrainSpec
+from finetuned_service.jobs.values import Job, QuantizeResult, TrainResult
 from finetuned_service.names import AdapterSelector, BaseName
 from finetuned_service.storage.files import publish_directory, sync_files, write_atomically
 

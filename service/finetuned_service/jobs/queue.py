@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
 
 from finetuned_service.errors import Internal
+from finetuned_service.jobs.events import EventBody, Notice
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -26,7 +27,8 @@ from finetuned_service.jobs.rows import (
     trim_events,
 )
 from finetuned_service.jobs.shares import Victim, charge, victim, waiting
-from finetuned_service.jobs.values import EventBody, Fault, Job, JobState, Notice, StateReason
+from finetuned_service.jobs.states import Fault, JobState, StateReason
+from finetuned_service.jobs.values import Job
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.schema import jobs
 

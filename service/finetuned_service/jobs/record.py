@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from finetuned_service.jobs.task import Failed, Prepared, QuantizeFinished, Suspended, TrainFinished
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.events import (
     Checkpoint,
     EvaluationFinished,
     EventBody,
-    Job,
     Notice,
     Overfitting,
     Progress,
 )
+from finetuned_service.jobs.task import Failed, Prepared, QuantizeFinished, Suspended, TrainFinished
+from finetuned_service.jobs.values import Job
 
 JobReport = (
     Progress

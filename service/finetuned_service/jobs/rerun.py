@@ -5,7 +5,8 @@ from __future__ import annotations
 from finetuned_service.datasets.store import Dataset
 from finetuned_service.errors import InvalidField, RerunRefused
 from finetuned_service.jobs.methods import SETTINGS_OF
-from finetuned_service.jobs.values import Job, TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.jobs.values import Job
 
 BASE_DECIDES = (
     "lora.target_modules",

@@ -17,7 +17,7 @@ from finetuned_service.jobs.methods import (
     refuse_method,
     resolve_method,
 )
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.specs import (
     ClassificationOptions,
     ContrastiveOptions,
     DataOptions,

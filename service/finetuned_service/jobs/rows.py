@@ -12,15 +12,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from finetuned_service.errors import JobStateConflict, NotFound
-from finetuned_service.jobs.values import (
-    NEXT_STATES,
-    EventBody,
-    Job,
-    JobEvent,
-    JobState,
-    StateChanged,
-    StateReason,
-)
+from finetuned_service.jobs.events import EventBody, JobEvent, StateChanged
+from finetuned_service.jobs.states import NEXT_STATES, JobState, StateReason
+from finetuned_service.jobs.values import Job
 from finetuned_service.names import ResourceName
 from finetuned_service.storage.schema import job_events, jobs
 

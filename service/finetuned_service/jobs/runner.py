@@ -19,6 +19,7 @@ from finetuned_service.errors import ResourceExhausted, Unavailable
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.child import JobProcess
 from finetuned_service.jobs.endings import after_error, lost_process, over_memory, quality_refused
+from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.lease import LeaseKeeper
 from finetuned_service.jobs.memory import count_oom_kills
 from finetuned_service.jobs.observer import JobObserver
@@ -28,6 +29,7 @@ from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.record import JobReport, apply_reports, events_of
 from finetuned_service.jobs.room import DISK_FULL, Room
 from finetuned_service.jobs.rows import Lease, LeaseLost
+from finetuned_service.jobs.states import JobState, StateReason
 from finetuned_service.jobs.task import (
     EXIT_STOPPED,
     Failed,
@@ -37,7 +39,7 @@ from finetuned_service.jobs.task import (
     TrainFinished,
     TrainTask,
 )
-from finetuned_service.jobs.values import Job, JobState, Notice, StateReason
+from finetuned_service.jobs.values import Job
 from finetuned_service.storage.files import says_full_disk
 from finetuned_service.telemetry.logs import logger
 

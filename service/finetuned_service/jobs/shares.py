@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from finetuned_service.jobs.values import JobState
+from finetuned_service.jobs.states import JobState
 from finetuned_service.storage.schema import job_events, jobs, tenant_job_time
 
 HALF_LIFE_SECONDS = 3600.0

@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection, delete, exists, insert, select
 
 from finetuned_service.errors import InvalidField, JobStateConflict, NotFound, OutOfRange, ResourceInUse
+from finetuned_service.jobs.events import JobEvent, StateChanged
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -23,7 +24,9 @@ from finetuned_service.jobs.rows import (
     move_job,
     parse_event,
 )
-from finetuned_service.jobs.values import Job, JobEvent, JobState, StateChanged, StateReason, TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.jobs.states import JobState, StateReason
+from finetuned_service.jobs.values import Job
 from finetuned_service.names import ResourceName
 from finetuned_service.storage import idempotency
 from finetuned_service.storage.database import Database

@@ -18,6 +18,7 @@ from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound, Unimplemented
 from finetuned_service.jobs.continuing import continued, find_start, refuse_other_labels
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
+from finetuned_service.jobs.events import Estimate
 from finetuned_service.jobs.methods import (
     SETTINGS_OF,
     BaseFacts,
@@ -27,8 +28,10 @@ from finetuned_service.jobs.methods import (
 )
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import resolve_train
+from finetuned_service.jobs.specs import QuantizeSpec, Spec, TrainSpec
+from finetuned_service.jobs.states import JobState, Priority
 from finetuned_service.jobs.store import JobStore
-from finetuned_service.jobs.values import Estimate, Job, JobState, Priority, QuantizeSpec, Spec, TrainSpec
+from finetuned_service.jobs.values import Job
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.tenancy.stored import directory_bytes

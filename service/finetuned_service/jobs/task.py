@@ -12,20 +12,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.events import (
     Checkpoint,
     Environment,
     Estimate,
     EvaluationFinished,
-    EvaluationSample,
-    Fault,
     Notice,
     Overfitting,
     Progress,
-    QuantizeReport,
-    QuantizeSpec,
-    TrainSpec,
 )
+from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
+from finetuned_service.jobs.states import Fault
+from finetuned_service.jobs.values import EvaluationSample, QuantizeReport
 from finetuned_service.vocabulary import DataReport, Metric, Value
 
 TASK_FILE = "task.json"

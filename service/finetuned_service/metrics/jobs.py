@@ -12,8 +12,10 @@ from prometheus_client.registry import Collector
 
 from finetuned_service.errors import FinetunedError
 from finetuned_service.jobs.census import KINDS, JobCensus
+from finetuned_service.jobs.events import Checkpoint, Progress
 from finetuned_service.jobs.record import JobReport
-from finetuned_service.jobs.values import Checkpoint, Fault, Job, JobState, Progress
+from finetuned_service.jobs.states import Fault, JobState
+from finetuned_service.jobs.values import Job
 
 _STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 _JOB_SECONDS = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400, 259_200)

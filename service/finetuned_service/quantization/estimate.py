@@ -9,7 +9,7 @@ from pathlib import Path
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.digests import read_safetensors_header
 from finetuned_service.errors import ResourceExhausted
-from finetuned_service.jobs.values import Estimate
+from finetuned_service.jobs.events import Estimate
 from finetuned_service.quantization.formats import Format
 from finetuned_service.quantization.measure import CHUNK_POSITIONS
 from finetuned_service.quantization.plan import Plan

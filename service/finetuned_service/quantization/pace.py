@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.values import Progress
 
 REPORT_INTERVAL_SECONDS = 0.5
 

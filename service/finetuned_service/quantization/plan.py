@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetuned_service.errors import InvalidField
-from finetuned_service.jobs.values import QuantizeSpec
+from finetuned_service.jobs.specs import QuantizeSpec
 from finetuned_service.vocabulary import WeightFormat
 
 

@@ -16,9 +16,10 @@ from finetuned_service.bases.load import load_base
 from finetuned_service.bases.manifest import BaseManifest, compute_digest, read_manifest
 from finetuned_service.bases.publish import building
 from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.events import Environment, Notice, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, QuantizeFinished, QuantizeTask
-from finetuned_service.jobs.values import Environment, Notice, Progress, QuantizeReport
+from finetuned_service.jobs.values import QuantizeReport
 from finetuned_service.names import BaseName, ResourceName
 from finetuned_service.quantization.estimate import check_memory, estimate_run
 from finetuned_service.quantization.formats import FORMATS

@@ -11,9 +11,9 @@ from finetuned.v1 import tuning_service_pb2_grpc as grpc_pb
 from grpc import aio
 
 from finetuned_service.errors import InvalidField, Unavailable
+from finetuned_service.jobs.states import Priority
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
-from finetuned_service.jobs.values import Priority
 from finetuned_service.names import ResourceName, parse_tenant
 from finetuned_service.rpc.convert.jobs import event_to_proto, job_state_to_proto, job_to_proto
 from finetuned_service.rpc.convert.specs import (

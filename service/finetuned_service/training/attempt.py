@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Generic
 
 from finetuned_service.errors import TrainingDiverged
+from finetuned_service.jobs.events import Environment
 from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.specs import Optimization
 from finetuned_service.jobs.task import TrainTask
-from finetuned_service.jobs.values import Environment, Optimization
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import read_adapter
 from finetuned_service.training.checkpoint import CheckpointStore, RunState

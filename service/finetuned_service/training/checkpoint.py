@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetuned_service.errors import ResourceExhausted
+from finetuned_service.jobs.events import Environment, Notice
 from finetuned_service.jobs.process import ReportFunction
-from finetuned_service.jobs.values import Environment, Notice
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.training.trainable import Parameters

@@ -15,7 +15,7 @@ from finetuned_service.datasets.kinds import DatasetRow
 from finetuned_service.datasets.report import EncodedIds, data_report, with_rows
 from finetuned_service.datasets.rows import read_rows
 from finetuned_service.errors import InvalidData
-from finetuned_service.jobs.values import DataOptions, LongRows, TrainSpec
+from finetuned_service.jobs.specs import DataOptions, LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Row

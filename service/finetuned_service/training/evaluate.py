@@ -16,9 +16,10 @@ from finetuned_service.engine.config import MIB, EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Failed, Sampling, Submit, Tokens
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
+from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.memory import free_unused_memory
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.values import Baseline, EvaluationOptions, Notice, Progress
+from finetuned_service.jobs.specs import Baseline, EvaluationOptions
 from finetuned_service.storage.files import write_atomically
 from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.text.supervision import EncodedRow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetuned_service.errors import InvalidData
-from finetuned_service.jobs.values import DataOptions, LongRows
+from finetuned_service.jobs.specs import DataOptions, LongRows
 from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
 from finetuned_service.training.row_faults import too_long
 

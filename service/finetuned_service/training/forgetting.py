@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetuned_service.jobs.values import Baseline, Notice
+from finetuned_service.jobs.events import Notice
+from finetuned_service.jobs.specs import Baseline
 from finetuned_service.text.general import cut, general_text
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer

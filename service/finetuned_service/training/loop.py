@@ -13,15 +13,9 @@ from typing import Generic
 import torch
 
 from finetuned_service.errors import TrainingDiverged
+from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.values import (
-    Checkpoint,
-    EvaluationFinished,
-    Notice,
-    Optimization,
-    Overfitting,
-    Progress,
-)
+from finetuned_service.jobs.specs import Optimization
 from finetuned_service.training.checkpoint import CheckpointStore, Evaluation, RunState
 from finetuned_service.training.order import RowOrder, micro_batches
 from finetuned_service.training.schedule import Plan

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetuned_service.adapters.geometry import NO_GEOMETRY, BaseGeometry
 from finetuned_service.bases.conv1d import replace_conv1d
 from finetuned_service.bases.load import dense_weight, load_base
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
 from finetuned_service.training.activations import checkpoint_layers, kept_bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.names import BaseName
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.data import read_job_data

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from finetuned_service.errors import InvalidField
-from finetuned_service.jobs.values import Baseline
+from finetuned_service.jobs.specs import Baseline
 from finetuned_service.text.supervision import EncodedRow, encode_question, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage, Preference, PromptCompletion, Row, Text

@@ -19,19 +19,13 @@ from finetuned_service._version import VERSION
 from finetuned_service.adapters.files import only_low_rank
 from finetuned_service.bases.family import context_of
 from finetuned_service.bases.manifest import read_config
+from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.memory import memory_report, private_memory_bytes
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, adds_low_rank_only
 from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.specs import DpoSettings, TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
-from finetuned_service.jobs.values import (
-    DpoSettings,
-    Environment,
-    EvaluationFinished,
-    EvaluationSample,
-    Notice,
-    Progress,
-    TrainSpec,
-)
+from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from finetuned_service.jobs.values import EvaluationOptions, Optimization, Schedule
+from finetuned_service.jobs.specs import EvaluationOptions, Optimization, Schedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.events import Environment, Estimate, Notice, Progress
 from finetuned_service.jobs.process import ReportFunction
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.task import Prepared, TrainFinished, TrainTask
-from finetuned_service.jobs.values import Environment, Estimate, EvaluationSample, Notice, Progress, TrainSpec
+from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.checkpoint import RunState
 from finetuned_service.vocabulary import DataReport, Metric

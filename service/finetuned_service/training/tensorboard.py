@@ -11,9 +11,9 @@ from typing import Self
 
 from tensorboardX import SummaryWriter
 
+from finetuned_service.jobs.events import EvaluationFinished, Progress
 from finetuned_service.jobs.process import ReportFunction
 from finetuned_service.jobs.task import TrainFinished
-from finetuned_service.jobs.values import EvaluationFinished, Progress
 from finetuned_service.vocabulary import Metric, Value
 
 

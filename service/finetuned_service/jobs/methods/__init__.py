@@ -25,7 +25,7 @@ from finetuned_service.jobs.methods.lora import (
     saved_parameters,
 )
 from finetuned_service.jobs.methods.parameters import chosen_parameters, layers_refusals, resolve_layers
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.vocabulary import Family, Method, Task, WeightFormat
 
 __all__ = [

@@ -8,7 +8,7 @@ from finetuned_service.adapters.layouts.bottleneck import BottleneckLayout
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, quoted
-from finetuned_service.jobs.values import BottleneckSettings, Placement
+from finetuned_service.jobs.specs import BottleneckSettings, Placement
 
 ATTENTIONS = ("self_attn", "attn")
 """What the architectures served call the first of a layer's two sublayers."""

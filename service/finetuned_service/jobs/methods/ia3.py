@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, is_any_end, quoted, unknown_targets
-from finetuned_service.jobs.values import Ia3Settings
+from finetuned_service.jobs.specs import Ia3Settings
 
 IA3_OUTPUTS = ("k_proj", "v_proj", "c_attn", "key", "value", "k_lin", "v_lin")
 """Keys and values, in the names of the architectures served."""

@@ -9,7 +9,7 @@ from finetuned_service.adapters.lora_config import LoraConfig, is_end
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, is_any_end, quoted, unknown_targets
 from finetuned_service.jobs.methods.parameters import Parameters
-from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.jobs.specs import LoraSettings
 
 T = TypeVar("T")
 

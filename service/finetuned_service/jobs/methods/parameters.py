@@ -9,7 +9,7 @@ from finetuned_service.adapters.geometry import HEAD
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, quoted
-from finetuned_service.jobs.values import LayersSettings, TrainSpec
+from finetuned_service.jobs.specs import LayersSettings, TrainSpec
 from finetuned_service.vocabulary import Method
 
 USUAL_SHARE = 4

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from finetuned.v1 import job_pb2 as pb
 
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.events import (
     Checkpoint,
     EvaluationFinished,
-    Job,
     JobEvent,
-    JobState,
     Notice,
     Progress,
-    QuantizeResult,
-    QuantizeSpec,
     StateChanged,
-    StateReason,
-    TrainResult,
-    TrainSpec,
 )
+from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
+from finetuned_service.jobs.states import JobState, StateReason
+from finetuned_service.jobs.values import Job, QuantizeResult, TrainResult
 from finetuned_service.rpc.convert.common import (
     TASKS,
     metrics_to_proto,

@@ -11,7 +11,7 @@ from finetuned.v1 import job_pb2 as pb
 from finetuned_service.adapters.site_ops import Activation
 from finetuned_service.errors import InvalidField, Unimplemented
 from finetuned_service.jobs.methods import METHODS_OF_TASK, SETTINGS_OF
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.specs import (
     BottleneckSettings,
     FullSettings,
     HeadSettings,

@@ -10,8 +10,7 @@ from finetuned.v1 import job_pb2 as pb
 from finetuned.v1 import tuning_service_pb2 as service
 
 from finetuned_service.errors import InvalidField, Unimplemented
-from finetuned_service.jobs.store import JobFilter
-from finetuned_service.jobs.values import (
+from finetuned_service.jobs.specs import (
     Baseline,
     BaselineExample,
     ClassificationOptions,
@@ -19,15 +18,15 @@ from finetuned_service.jobs.values import (
     DataOptions,
     DpoSettings,
     EvaluationOptions,
-    JobState,
     LongRows,
     Optimization,
-    Priority,
     PromoteIf,
     QuantizeSpec,
     Schedule,
     TrainSpec,
 )
+from finetuned_service.jobs.states import JobState, Priority
+from finetuned_service.jobs.store import JobFilter
 from finetuned_service.names import AdapterSelector
 from finetuned_service.rpc.convert.common import checked, enum_name, given, optional
 from finetuned_service.rpc.convert.methods import method_from_proto

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.messages import Encode, Sampling, Submit
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
 from finetuned_service.training.embeddings.pairs import PairExample, Tokens
 from finetuned_service.training.methods import install

@@ -13,7 +13,7 @@ from finetuned_service.datasets.kinds import DatasetRow
 from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.errors import InvalidData
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Pair, ScoredPair

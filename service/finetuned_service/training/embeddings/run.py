@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from finetuned_service.adapters.files import stored_head
+from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
-from finetuned_service.jobs.values import Environment, EvaluationFinished, EvaluationSample, Notice, Progress
+from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.embeddings.evaluate import PairResult, measured

@@ -13,7 +13,7 @@ from torch.nn import functional
 from finetuned_service.adapters.head import Head
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.features import request_of
 from finetuned_service.training.heads.model import beside_head, empty_head, summed_loss, targets_of

@@ -15,15 +15,10 @@ from finetuned_service.bases.family import width_of
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
-from finetuned_service.jobs.values import (
-    Environment,
-    EvaluationFinished,
-    EvaluationSample,
-    Notice,
-    Progress,
-)
+from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.heads.adapted import AdaptedEncoder

@@ -8,7 +8,7 @@ import numpy as np
 
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.errors import InvalidField
-from finetuned_service.jobs.values import ClassificationOptions
+from finetuned_service.jobs.specs import ClassificationOptions
 from finetuned_service.vocabulary import ClassWeights
 
 MOST = 100.0

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetuned_service.adapters.geometry import NO_GEOMETRY, BaseGeometry
 from finetuned_service.jobs.methods.parameters import chosen_parameters
-from finetuned_service.jobs.values import TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.training.methods import bottleneck, ia3, lora, parameters
 from finetuned_service.training.methods.method import Installed
 from finetuned_service.vocabulary import Method

@@ -15,7 +15,7 @@ from finetuned_service.adapters.layouts.bottleneck import DOWN, DOWN_BIAS, UP, U
 from finetuned_service.adapters.site_ops import MapOutput
 from finetuned_service.engine.module_change import bottleneck
 from finetuned_service.jobs.methods.bottleneck import bottleneck_layout
-from finetuned_service.jobs.values import BottleneckSettings
+from finetuned_service.jobs.specs import BottleneckSettings
 from finetuned_service.training.methods.method import Installed, replace_module
 
 

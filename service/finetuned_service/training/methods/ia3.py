@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from finetuned_service.adapters.layouts.ia3 import VECTOR
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.bases.family import weights_transposed
-from finetuned_service.jobs.values import Ia3Settings
+from finetuned_service.jobs.specs import Ia3Settings
 from finetuned_service.training.methods.method import (
     Installed,
     linear_targets,

@@ -21,7 +21,7 @@ from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.bases.family import weights_transposed
 from finetuned_service.bases.load import dense_weight
 from finetuned_service.jobs.methods import lora_config
-from finetuned_service.jobs.values import LoraSettings
+from finetuned_service.jobs.specs import LoraSettings
 from finetuned_service.training.methods.dora import DoraLinear
 from finetuned_service.training.methods.method import (
     Installed,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from finetuned_service.jobs.values import DpoSettings
+from finetuned_service.jobs.specs import DpoSettings
 from finetuned_service.vocabulary import Metric
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finetuned_service.jobs.values import DpoSettings
+from finetuned_service.jobs.specs import DpoSettings
 from finetuned_service.training.loop import EVALUATION_ROWS, HeldOut
 from finetuned_service.training.model import AdaptedModel
 from finetuned_service.training.order import micro_batches

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetuned_service.datasets.rows import rows_of
 from finetuned_service.errors import InvalidData
-from finetuned_service.jobs.values import LongRows, TrainSpec
+from finetuned_service.jobs.specs import LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_preference
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Preference

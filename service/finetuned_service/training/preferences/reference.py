@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.values import Progress
 from finetuned_service.storage.files import write_atomically
 from finetuned_service.training.evaluate import Stopped
 from finetuned_service.training.loop import EVALUATION_ROWS

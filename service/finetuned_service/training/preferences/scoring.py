@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetuned_service.jobs.values import Baseline, DpoSettings
+from finetuned_service.jobs.specs import Baseline, DpoSettings
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.preferences.loss import pair_metrics

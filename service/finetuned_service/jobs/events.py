@@ -1,0 +1,102 @@
+"""What a job tells on its way, as `job.proto` has it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetuned_service.jobs.states import JobState, StateReason
+from finetuned_service.vocabulary import (
+    Metric,
+    Value,
+)
+
+
+class Environment(Value):
+    """What repeatability depends on."""
+
+    base_digest: str
+    dataset_digest: str = ""
+    eval_dataset_digest: str = ""
+    service_version: str
+    torch_version: str = ""
+    instruction_set: str = ""
+    threads: int = 0
+    peft_version: str = ""
+
+
+class Estimate(Value):
+    steps: int = 0
+    tokens: int = 0
+    memory_bytes: int = 0
+    duration_seconds: float | None = None
+
+
+class Progress(Value):
+    """`phase` is one of: preparing, encoding, baseline, incumbent, reference, training, evaluating, measuring,
+    quantizing, storing.
+    """
+
+    kind: Literal["progress"] = "progress"
+    phase: str
+    step: int = 0
+    total_steps: int = 0
+    loss: float = 0.0
+    tokens_per_second: float = 0.0
+    eta_seconds: float | None = None
+    learning_rate: float = 0.0
+    tokens: int = 0
+    step_tokens: int = 0
+    """Tokens of this step of training alone, for metrics; 0 where the report tells of none."""
+    step_seconds: float = 0.0
+    """How long that step took."""
+
+
+class Checkpoint(Value):
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    eval_loss: float | None = None
+    best: bool = False
+
+
+class EvaluationFinished(Value):
+    kind: Literal["evaluation"] = "evaluation"
+    subject: Literal["baseline", "incumbent", "adapter"]
+    step: int = 0
+    metrics: tuple[Metric, ...]
+
+
+class Notice(Value):
+    kind: Literal["notice"] = "notice"
+    severity: Literal["INFO", "WARNING"] = "INFO"
+    text: str
+
+
+class Overfitting(Value):
+    """The held-out loss has turned: it was lowest at `best_step`, and rose."""
+
+    kind: Literal["overfitting"] = "overfitting"
+    best_step: int
+    best_loss: float
+    step: int
+    loss: float
+
+
+class StateChanged(Value):
+    kind: Literal["state"] = "state"
+    state: JobState
+    reason: StateReason = StateReason.NONE
+    attempt: int = 1
+
+
+EventBody = Annotated[
+    Progress | Checkpoint | EvaluationFinished | Notice | StateChanged, Field(discriminator="kind")
+]
+
+
+class JobEvent(Value):
+    number: int
+    time: datetime
+    body: EventBody
