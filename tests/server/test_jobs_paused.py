@@ -12,7 +12,7 @@ from finetuned_service.jobs import room
 from served_jobs import eventually, finished, start
 from tiny_server import TinyServer, make_data_directory, running
 
-DROPOUT = {"steps": 120, "every": 50, "lora": Lora(rank=4, dropout=0.2)}
+DROPOUT = {"steps": 300, "every": 130, "lora": Lora(rank=4, dropout=0.2)}
 """Long enough to be paused under way, and not at a checkpoint."""
 
 
@@ -83,7 +83,7 @@ def test_a_full_disk_pauses_jobs_and_room_resumes_them(
     ):
         monkeypatch.setattr(room.shutil, "disk_usage", lambda _: disk)
         client.datasets.upload(tmp_rows, "rows")
-        job = start(client, "rows", "full", steps=200, every=10)
+        job = start(client, "rows", "full", steps=100_000, every=100)
         eventually(lambda: len(client.jobs.get(job.name).checkpoints) > 0)
         disk.free = 10**9 - 1
         assert paused(client, job).state_reason == "DISK_FULL"
@@ -92,7 +92,10 @@ def test_a_full_disk_pauses_jobs_and_room_resumes_them(
         client.jobs.resume(job.name)
         eventually(lambda: [state for state, _ in states(client, job)].count("PAUSED") == 2)
         disk.free = 2 * 10**9
-        assert finished(client, job).check().attempt == 1
+        eventually(lambda: client.jobs.get(job.name).state is JobState.RUNNING)
+        assert client.jobs.get(job.name).attempt == 1
+        client.jobs.cancel(job.name)
+        finished(client, job)
 
 
 def test_an_urgent_job_stops_another_which_goes_on_afterwards(client: Client, tmp_rows: Path) -> None:

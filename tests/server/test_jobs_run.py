@@ -86,8 +86,8 @@ def test_killed_process_goes_on_from_its_checkpoint(
     client: Client, server: TinyServer, tmp_rows: Path
 ) -> None:
     client.datasets.upload(tmp_rows, "killed")
-    whole = finished(client, start(client, "killed", "killed-not", steps=200, every=10)).check()
-    job = start(client, "killed", "killed", steps=200, every=10)
+    whole = finished(client, start(client, "killed", "killed-not", steps=400, every=20)).check()
+    job = start(client, "killed", "killed", steps=400, every=20)
     eventually(lambda: len(client.jobs.get(job.name).checkpoints) > 0)
     os.kill(_job_process(job), signal.SIGKILL)
     done = finished(client, job).check()
