@@ -310,3 +310,21 @@ def test_a_stopped_job_goes_on_to_the_last_digit_with_the_reference_that_it_had(
     assert digest(task) == digest(whole)
     assert finished == expected
     assert [p.phase for p in reports.of(Progress) if p.phase in {"reference", "training"}] == []
+
+
+def test_a_continued_version_is_the_reference(tmp_path, base):
+    """So that rewards tell what this job has changed, on the way and at the end alike."""
+    first = task_of(tmp_path / "first", base, steps=8)
+    _, trained = finish(first)
+    margin = {metric.name: metric.value for metric in trained.metrics}["reward_margin"]
+    settings = {"max_steps": 1, "batch_rows": 4, "learning_rate": 1e-9}
+    second = task_of(tmp_path / "second", base, optimization=settings)
+    reports, finished = finish(second.model_copy(update={"start_directory": first.output_directory}))
+    before = {metric.name: metric.value for metric in finished.baseline_metrics}
+    # Seen from the version that is continued, the plain base has lost what that version won.
+    assert before["reward_margin"] == pytest.approx(-margin, rel=1e-4)
+    for evaluation in reports.of(EvaluationFinished)[1:]:
+        figures = {metric.name: metric.value for metric in evaluation.metrics}
+        assert figures["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert figures["reward_margin"] == pytest.approx(0, abs=1e-4)
+    assert "reference" not in {evaluation.subject for evaluation in reports.of(EvaluationFinished)}

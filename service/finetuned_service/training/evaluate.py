@@ -28,7 +28,7 @@ from finetuned_service.text.values import Row
 from finetuned_service.training.questions import Question, encode_prompt, encode_scored, matches
 from finetuned_service.vocabulary import Metric, Value
 
-Subject = Literal["baseline", "incumbent", "adapter"]
+Subject = Literal["baseline", "incumbent", "reference", "adapter"]
 _KV_TOKENS = 32_768
 """Enough for 32 sequences of 1,000 tokens; longer ones wait for each other."""
 

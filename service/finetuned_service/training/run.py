@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -27,7 +27,7 @@ from finetuned_service.jobs.specs import DpoSettings, TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.text.tokenizer import BaseTokenizer
-from finetuned_service.training.adapter import adapter_handle, write_adapter
+from finetuned_service.training.adapter import adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.checkpoint import RunState
 from finetuned_service.training.data import JobData, read_job_data
@@ -118,9 +118,11 @@ def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
         return run_head(task, _environment(task), _digest(task), report, stop)
     job = _prepare(task, report, stop)
     try:
-        baseline = _evaluate(job, "baseline")
+        reference = _continued_reference(job)
+        baseline = _evaluate(job, "baseline", reference=reference)
+        reference = reference or baseline
         incumbent = (
-            _evaluate(job, "incumbent", Path(task.incumbent_directory), reference=baseline)
+            _evaluate(job, "incumbent", Path(task.incumbent_directory), reference=reference)
             if task.incumbent_directory
             else None
         )
@@ -128,7 +130,7 @@ def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
         if ended is Ended.STOPPED:
             return EXIT_STOPPED
         step = state.best.step if state.best else 0
-        adapter = _evaluate(job, "adapter", job.adapter_directory, step, reference=baseline)
+        adapter = _evaluate(job, "adapter", job.adapter_directory, step, reference=reference)
         if baseline and adapter and (notice := forgotten(baseline.metrics, adapter.metrics)):
             report(notice)
     except Stopped:
@@ -192,12 +194,29 @@ def _environment(task: TrainTask) -> Environment:
     )
 
 
+def _continued_reference(job: _Job) -> Evaluated | None:
+    """What preferences are measured against where it is not the plain base: the version that is continued."""
+    if isinstance(job.data, PairData) and job.task.start_directory:
+        return _measure(job, "reference", Path(job.task.start_directory))
+    return None
+
+
 def _evaluate(
     job: _Job,
-    subject: Subject,
+    subject: Literal["baseline", "incumbent", "adapter"],
     directory: Path | None = None,
     step: int = 0,
     reference: Evaluated | None = None,
+) -> Evaluated | None:
+    """What `subject` does on the held-out rows, told as an event; see `_measure`."""
+    evaluated = _measure(job, subject, directory, reference)
+    if evaluated is not None:
+        job.report(EvaluationFinished(subject=subject, step=step, metrics=evaluated.metrics))
+    return evaluated
+
+
+def _measure(
+    job: _Job, subject: Subject, directory: Path | None, reference: Evaluated | None = None
 ) -> Evaluated | None:
     """What `subject` does on the held-out rows, from the work directory if it is known; None without rows.
 
@@ -215,13 +234,12 @@ def _evaluate(
         threads=job.task.limits.threads,
         options=job.spec.evaluation,
         scoring=_scoring(job, reference),
-        asked=job.asked,
+        # What a reference would say is shown nowhere.
+        asked=[] if subject == "reference" else job.asked,
         report=job.report,
         stop=job.stop,
     )
-    evaluated = evaluator.evaluate_once(subject, adapter, job.work_directory / f"{subject}.json", job.digest)
-    job.report(EvaluationFinished(subject=subject, step=step, metrics=evaluated.metrics))
-    return evaluated
+    return evaluator.evaluate_once(subject, adapter, job.work_directory / f"{subject}.json", job.digest)
 
 
 def _scoring(job: _Job, reference: Evaluated | None) -> Scoring:
@@ -264,6 +282,9 @@ def _learning(
     train, heldout = ([example.encoded for example in part] for part in (job.data.train, job.data.heldout))
     if not isinstance(job.data, PairData):
         return model, train, heldout, None
+    if job.task.start_directory:
+        # The reference is what training begins with.
+        read_adapter(Path(job.task.start_directory), model)
     pairs = [example.encoded for example in (*job.data.train, *job.data.heldout)]
     kept = job.work_directory / "reference.safetensors"
     referenced = with_reference(model, pairs, kept, job.digest, job.report, job.stop)
