@@ -35,6 +35,12 @@ void rotate(float* head, const float* cosines, const float* sines, long half) {
   }
 }
 
+// Apart, so that products without errands are compiled as if there were none.
+[[gnu::noinline]] void multiply_on_errands(int rows, float* c, long stride, const uint32_t* a, const bf16* b, long pairs,
+                                           Errands& errands) {
+  multiply<2, false>(rows, c, stride, a, b, 2 * kPanel, pairs, kPanel, errands);
+}
+
 class Forward {
  public:
   Forward(Team& team, Workspace& space, const Model& model, const Step& step)
@@ -53,31 +59,40 @@ class Forward {
     attended_ = rows_of(space.attended, static_cast<long>(model.heads) * model.head_dim);
     activated_ = rows_of(space.activated, model.intermediate);
     for (int place = 0; place < 3; ++place) shrunk_[place] = rows_of(space.shrunk[place], widest);
+    for (auto& desk : space.desks) {
+      desk.near.at_most(space.rows.size());
+      desk.far.at_most(3 * space.rows.size());
+    }
     // A unit of q, k, v holds whole heads and whole panels.
     head_unit_ = model.head_dim;
     while (head_unit_ % kPanel) head_unit_ += model.head_dim;
-    for (auto& columns : space.columns) columns.at_least(T * static_cast<size_t>(std::max<long>(head_unit_, 2 * kPanel)));
+    for (auto& desk : space.desks) desk.columns.at_least(T * static_cast<size_t>(std::max<long>(head_unit_, 2 * kPanel)));
   }
 
   // On every thread alike.
   void compute(int thread) {
-    float* columns = space_.columns[static_cast<size_t>(thread)].at_least(1);
+    Desk& desk = space_.desks[static_cast<size_t>(thread)];
     team_.each(thread, rows_, [&](long row) { embed(row); });
     for (int l = 0; l < model_.layer_count; ++l) {
       const Layer& layer = model_.layers[l];
       const LoraSites lora{l * kSites};
       each_block(thread, [&](const RowBlock& b) { norm(b, layer.input_norm, lora, {kQuery, kKey, kValue}); });
-      team_.each(thread, head_units(), [&](long unit) { project_heads(unit, layer, lora, columns); });
+      foresee(thread, lora, {kOutput}, attended_);
+      team_.each(thread, head_units(), [&](long unit) { project_heads(unit, layer, lora, desk); });
       team_.each(thread, model_.kv_heads * static_cast<long>(space_.lines.size()), [&](long unit) { attend_lines(unit, layer); });
       if (space_.adapted) each_block(thread, [&](const RowBlock& b) { shrink(b, lora, kOutput, 0, attended_); });
-      each_panel(thread, model_.hidden, [&](long p) { add(p, layer, lora, kOutput, attended_, columns); });
+      foresee(thread, lora, {kGate, kUp}, normed_);
+      each_panel(thread, model_.hidden, [&](long p) { add(p, layer, lora, kOutput, attended_, desk); });
       each_block(thread, [&](const RowBlock& b) { norm(b, layer.post_norm, lora, {kGate, kUp}); });
-      each_panel(thread, model_.intermediate, [&](long p) { activate(p, layer, lora, columns); });
+      foresee(thread, lora, {kDown}, activated_);
+      each_panel(thread, model_.intermediate, [&](long p) { activate(p, layer, lora, desk); });
       if (space_.adapted) each_block(thread, [&](const RowBlock& b) { shrink(b, lora, kDown, 0, activated_); });
-      each_panel(thread, model_.hidden, [&](long p) { add(p, layer, lora, kDown, activated_, columns); });
+      if (l + 1 < model_.layer_count) foresee(thread, LoraSites{(l + 1) * kSites}, {kQuery, kKey, kValue}, normed_);
+      each_panel(thread, model_.hidden, [&](long p) { add(p, layer, lora, kDown, activated_, desk); });
     }
+    desk.far.clear();
     team_.each(thread, step_.logit_count, [&](long i) { final_norm(i); });
-    each_panel(thread, model_.head.outputs, [&](long panel) { logits(panel, columns); });
+    each_panel(thread, model_.head.outputs, [&](long panel) { logits(panel, desk); });
     team_.each(thread, step_.logit_count, [&](long i) { step_.highest[i] = highest(i); });
   }
 
@@ -95,6 +110,22 @@ class Forward {
   template <typename Body>
   void each_panel(int thread, long outputs, const Body& body) {
     team_.each(thread, (outputs + kPanel - 1) / kPanel, body);
+  }
+
+  // What this thread will shrink with after the products that come now: few rows leave no time for it, their products
+  // wait for the base's weights themselves.
+  void foresee(int thread, LoraSites lora, std::initializer_list<Site> sites, const Rows& x) const {
+    Errands& far = space_.desks[static_cast<size_t>(thread)].far;
+    far.clear();
+    if (!space_.adapted || rows_ <= 2 * kBlockRows) return;
+    const auto blocks = static_cast<long>(space_.rows.size());
+    const LoraPair* before = nullptr;
+    for (long i = blocks * thread / team_.size(); i < blocks * (thread + 1) / team_.size(); ++i) {
+      const LoraPair* pairs = space_.rows[static_cast<size_t>(i)].pairs;
+      if (pairs == nullptr || pairs == before) continue;
+      before = pairs;
+      for (Site site : sites) far.add(lora.of(pairs, site).a, lora.of(pairs, site).rank * 2 * x.pairs());
+    }
   }
 
   // --- what is done together ---
@@ -136,15 +167,19 @@ class Forward {
   // --- products ---
 
   // C [rows, 32] of one panel of W; `stride` of C.
-  void product(const Linear& linear, long panel, const Rows& x, long rows, float* c, long stride) const {
+  void product(const Linear& linear, long panel, const Rows& x, long rows, float* c, long stride, Desk& desk) const {
     const bf16* weights = linear.packed + panel * kPanel * linear.inputs;
     for (long row = 0; row < rows; row += kBlockRows) {
       const int count = static_cast<int>(std::min<long>(kBlockRows, rows - row));
+      float* to = c + row * stride;
+      Errands& errands = row == 0 ? desk.near : desk.far;
       // The first block of rows waits for memory; the second has the weights in the cache, and fetches the next panel.
       if (row == kBlockRows)
-        multiply<2, false, false, true>(count, c + row * stride, stride, x.at(row), weights, 2 * kPanel, x.pairs());
+        multiply<2, false>(count, to, stride, x.at(row), weights, 2 * kPanel, x.pairs(), kPanel, FetchBehind{x.pairs() * 2 * kPanel});
+      else if (errands.done())
+        multiply<2, false>(count, to, stride, x.at(row), weights, 2 * kPanel, x.pairs());
       else
-        multiply<2, false>(count, c + row * stride, stride, x.at(row), weights, 2 * kPanel, x.pairs());
+        multiply_on_errands(count, to, stride, x.at(row), weights, x.pairs(), errands);
     }
     if (linear.bias == nullptr) return;
     const long first = panel * kPanel, count = std::min<long>(kPanel, linear.outputs - first);
@@ -153,15 +188,19 @@ class Forward {
   }
 
   // The same for all rows, with every adapter's share.
-  void adapted(const Linear& linear, long panel, const Rows& x, LoraSites lora, Site site, int place, float* c, long stride) const {
-    if (space_.adapted)
-      for (const RowBlock& block : space_.rows) {
-        if (block.pairs == nullptr) continue;
-        const LoraPair& pair = lora.of(block.pairs, site);
-        const bf16* b = pair.b + panel * kPanel * pair.rank;
-        for (long i = 0; i < kPanel * pair.rank; i += 32) __builtin_prefetch(b + i, 0, 2);
-      }
-    product(linear, panel, x, rows_, c, stride);
+  void adapted(const Linear& linear, long panel, const Rows& x, LoraSites lora, Site site, int place, float* c, long stride,
+               Desk& desk) const {
+    desk.near.clear();
+    const LoraPair* before = nullptr;
+    for (const RowBlock& block : space_.rows) {
+      if (block.pairs == nullptr || block.pairs == before) continue;
+      before = block.pairs;
+      const LoraPair& pair = lora.of(block.pairs, site);
+      desk.near.add(pair.b + panel * kPanel * pair.rank, kPanel * pair.rank);
+    }
+    if (rows_ <= kBlockRows)
+      while (!desk.near.done()) desk.near.line();
+    product(linear, panel, x, rows_, c, stride, desk);
     if (!space_.adapted) return;
     for (const RowBlock& block : space_.rows) {
       if (block.pairs == nullptr) continue;
@@ -210,14 +249,15 @@ class Forward {
 
   long head_units() const { return units_of(kQuery) + 2 * units_of(kKey); }
 
-  void project_heads(long unit, const Layer& layer, LoraSites lora, float* columns) const {
+  void project_heads(long unit, const Layer& layer, LoraSites lora, Desk& desk) const {
+    float* columns = desk.columns.at_least(1);
     Site site = kQuery;
     for (; unit >= units_of(site); site = static_cast<Site>(site + 1)) unit -= units_of(site);
     const Linear& linear = layer.sites[site];
     const long first = unit * head_unit_, dim = model_.head_dim;
     const long wanted = std::min<long>(head_unit_, linear.outputs - first);
     for (long done = 0; done < wanted; done += kPanel)
-      adapted(linear, (first + done) / kPanel, normed_, lora, site, site - kQuery, columns + done, head_unit_);
+      adapted(linear, (first + done) / kPanel, normed_, lora, site, site - kQuery, columns + done, head_unit_, desk);
     for (long row = 0; row < rows_; ++row)
       for (long done = 0; done < wanted; done += dim)
         place_head(layer, site, (first + done) / dim, row, columns + row * head_unit_ + done);
@@ -257,17 +297,19 @@ class Forward {
     });
   }
 
-  void add(long panel, const Layer& layer, LoraSites lora, Site site, const Rows& x, float* columns) const {
-    adapted(layer.sites[site], panel, x, lora, site, 0, columns, kPanel);
+  void add(long panel, const Layer& layer, LoraSites lora, Site site, const Rows& x, Desk& desk) const {
+    float* columns = desk.columns.at_least(1);
+    adapted(layer.sites[site], panel, x, lora, site, 0, columns, kPanel, desk);
     const long first = panel * kPanel, count = std::min<long>(kPanel, model_.hidden - first);
     for (long row = 0; row < rows_; ++row)
       for (long i = 0; i < count; ++i) residual_[row * model_.hidden + first + i] += columns[row * kPanel + i];
   }
 
   // silu(gate) * up
-  void activate(long panel, const Layer& layer, LoraSites lora, float* columns) const {
-    adapted(layer.sites[kGate], panel, normed_, lora, kGate, 0, columns, 2 * kPanel);
-    adapted(layer.sites[kUp], panel, normed_, lora, kUp, 1, columns + kPanel, 2 * kPanel);
+  void activate(long panel, const Layer& layer, LoraSites lora, Desk& desk) const {
+    float* columns = desk.columns.at_least(1);
+    adapted(layer.sites[kGate], panel, normed_, lora, kGate, 0, columns, 2 * kPanel, desk);
+    adapted(layer.sites[kUp], panel, normed_, lora, kUp, 1, columns + kPanel, 2 * kPanel, desk);
     const long first = panel * kPanel, count = std::min<long>(kPanel, model_.intermediate - first);
     for (long row = 0; row < rows_; ++row)
       for (long i = 0; i < count; i += kLanes) {
@@ -281,8 +323,10 @@ class Forward {
              normed_, i);
   }
 
-  void logits(long panel, float* columns) const {
-    product(model_.head, panel, normed_, step_.logit_count, columns, kPanel);
+  void logits(long panel, Desk& desk) const {
+    float* columns = desk.columns.at_least(1);
+    desk.near.clear();
+    product(model_.head, panel, normed_, step_.logit_count, columns, kPanel, desk);
     const long first = panel * kPanel, count = std::min<long>(kPanel, model_.head.outputs - first);
     for (long i = 0; i < step_.logit_count; ++i) {
       float* row = columns + i * kPanel;

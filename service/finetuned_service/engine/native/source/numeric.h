@@ -148,21 +148,20 @@ class Rows {
 //
 // Each element is the sum over the pairs in their order, by its own row and column alone: what a row
 // computes does not depend on the rows beside it, nor on M.
-// `b_stride` is the distance between pairs in bfloat16; Part reads and computes `columns` < 16 only, V = 1; Next fetches
-// what lies behind b, as much as b, into the L2 cache.
-template <int M, int V, bool Accumulate, bool Part, bool Next>
-inline void multiply_rows(float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs, int columns) {
+// `b_stride` is the distance between pairs in bfloat16; Part reads and computes `columns` < 16 only, V = 1. `fetch(b)` is
+// called at each pair: what will be needed later may be on its way while this is computed.
+template <int M, int V, bool Accumulate, bool Part, class Fetch>
+inline void multiply_rows(float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs, int columns,
+                          Fetch& fetch) {
   // Every loop over accumulators is unrolled: one that is not puts them on the stack, three times slower.
   Float16 acc[M][V];
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) acc[m][v] = Accumulate ? load(c + m * c_stride + v * kLanes) : Float16{};
-  [[maybe_unused]] const long behind = pairs * b_stride;
   for (long p = 0; p < pairs; ++p, a += kBlockRows, b += b_stride) {
     Word16 weights[V] = {};
-    if constexpr (Next)
-      for (int v = 0; v < V; ++v) __builtin_prefetch(b + behind + 2 * kLanes * v, 0, 2);
+    fetch(b);
     if constexpr (Part)
       std::memcpy(weights, b, 4 * static_cast<size_t>(columns));
     else
@@ -180,13 +179,17 @@ inline void multiply_rows(float* c, long c_stride, const uint32_t* a, const bf16
     for (int v = 0; v < V; ++v) store(c + m * c_stride + v * kLanes, acc[m][v]);
 }
 
-template <int V, bool Accumulate, bool Part = false, bool Next = false>
+struct FetchNothing {
+  void operator()(const bf16*) const {}
+};
+
+template <int V, bool Accumulate, bool Part = false, class Fetch = FetchNothing>
 inline void multiply(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs,
-                     int columns = kLanes * V) {
+                     int columns = kLanes * V, Fetch&& fetch = Fetch{}) {
   switch (rows) {
 #define FINETUNED_CASE(M) \
   case M:                 \
-    return multiply_rows<M, V, Accumulate, Part, Next>(c, c_stride, a, b, b_stride, pairs, columns);
+    return multiply_rows<M, V, Accumulate, Part>(c, c_stride, a, b, b_stride, pairs, columns, fetch);
     FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5) FINETUNED_CASE(6)
     FINETUNED_CASE(7) FINETUNED_CASE(8) FINETUNED_CASE(9) FINETUNED_CASE(10) FINETUNED_CASE(11) FINETUNED_CASE(12)
 #undef FINETUNED_CASE

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "decoder.h"
+#include "errands.h"
 
 namespace finetuned {
 
@@ -47,6 +48,13 @@ struct LineBlock {
   int32_t line, lines;
 };
 
+// What one thread computes with; nothing of it shares a cache line with another.
+struct alignas(128) Desk {
+  Buffer<float> columns;  // [T, columns of a unit]
+  Errands near;           // the B of the adapters of the panel that is computed
+  Errands far;            // the A of the adapters of the next phase
+};
+
 struct Workspace {
   Buffer<float> residual;      // [T, hidden]
   Buffer<float> tops;          // [S, panels of the vocabulary]: the highest logit of each, NaN if one is
@@ -56,12 +64,12 @@ struct Workspace {
   Buffer<uint32_t> activated;  // Rows of intermediate
   Buffer<uint32_t> shrunk[3];  // Rows of the widest rank: x A^T of the sites that share their input
   Buffer<int64_t> slots;       // [T]: where a row's key and value go
-  std::vector<Buffer<float>> columns;  // one a thread: [T, columns of a unit]
+  std::vector<Desk> desks;  // one a thread
   std::vector<RowBlock> rows;
   std::vector<LineBlock> lines;
   bool adapted = false;
 
-  explicit Workspace(int threads) : columns(static_cast<size_t>(threads)) {}
+  explicit Workspace(int threads) : desks(static_cast<size_t>(threads)) {}
 };
 
 }  // namespace finetuned
