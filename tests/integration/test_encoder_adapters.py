@@ -55,7 +55,8 @@ BERT_CONFIGS: dict[str, PeftConfig] = {
 
 def transformers_model(base: Path) -> Any:
     """As a base is stored: without the layer over the first token that only transformers' own heads use."""
-    bare = {} if "distilbert" in (base / "config.json").read_text() else {"add_pooling_layer": False}
+    kind = json.loads((base / "config.json").read_text())["model_type"]
+    bare = {} if kind in {"distilbert", "electra"} else {"add_pooling_layer": False}
     return AutoModel.from_pretrained(base, attn_implementation="eager", **bare)
 
 
@@ -90,6 +91,25 @@ def add_head(directory: Path, generator: torch.Generator) -> None:
     save_file({**load_file(weights), **named}, weights)
 
 
+def save_parameters(
+    directory: Path, base: Path, *names: str, seed: int, method: Method = Method.LAYERS
+) -> AdapterHandle:
+    """Random values in the place of the base's parameters with one of these parts in their names, and a head."""
+    directory.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    changed = {
+        name: parameter + 0.3 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in transformers_model(base).state_dict().items()
+        if any(part in name for part in names)
+    }
+    config = {"peft_type": "PARAMETERS", "method": str(method), "parameters": sorted(changed)}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    named = {f"base_model.model.{name}": tensor for name, tensor in changed.items()}
+    save_file(named, directory / "adapter_model.safetensors")
+    add_head(directory, generator)
+    return adapter_handle(directory, base)
+
+
 def head_alone(directory: Path, base: Path) -> AdapterHandle:
     directory.mkdir()
     (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "HEAD"}))
@@ -106,7 +126,12 @@ def oracle(base: Path, adapter: AdapterHandle | None, token_ids: tuple[int, ...]
     if adapter is not None:
         directory = Path(adapter.directory)
         tensors = load_file(directory / "adapter_model.safetensors")
-        if json.loads((directory / "adapter_config.json").read_text())["peft_type"] != "HEAD":
+        kind = json.loads((directory / "adapter_config.json").read_text())["peft_type"]
+        if kind == "PARAMETERS":
+            own = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+            found = model.load_state_dict(own, strict=False)
+            assert set(found.unexpected_keys) == {"classifier.weight", "classifier.bias"}
+        elif kind != "HEAD":
             with peft_warnings_allowed(), warnings.catch_warnings():
                 # It says that it reads the update and leaves out `head`, and so it does.
                 warnings.filterwarnings("ignore", message="Unexpected keyword arguments ..head")
@@ -157,18 +182,34 @@ def test_every_method_in_one_batch_equals_peft_alone(tmp_path: Path) -> None:
     for seed, (name, config) in enumerate(BERT_CONFIGS.items()):
         adapters.append(save_peft(tmp_path / name, base, config, seed=seed, head=name in {"lora", "ia3"}))
     adapters.append(save_peft(tmp_path / "more", base, BERT_CONFIGS["lora"], seed=9))
+    adapters.append(save_parameters(tmp_path / "full", base, "", seed=10, method=Method.FULL))
+    adapters.append(
+        save_parameters(tmp_path / "layers", base, "layer.1.", "position", "LayerNorm.b", seed=11)
+    )
+    # PEFT's own modules to save: a linear module, and one that is none.
+    saved = LoraConfig(
+        r=2, target_modules=["query"], modules_to_save=["layer.0.output.dense", "embeddings.LayerNorm"]
+    )
+    adapters.append(save_peft(tmp_path / "saved", base, saved, seed=12))
     check_all(base, adapters)
 
 
 @pytest.mark.parametrize(
-    ("model_type", "targets"), [("distilbert", ["q_lin", "lin2"]), ("albert", ["query", "ffn"])]
+    ("model_type", "targets"),
+    [
+        ("distilbert", ["q_lin", "lin2"]),
+        ("albert", ["query", "ffn"]),
+        ("electra", ["key"]),
+        ("roberta", ["key"]),
+    ],
 )
 def test_other_encoders_name_their_modules_otherwise(
     tmp_path: Path, model_type: str, targets: list[str]
 ) -> None:
     base = make_encoder_base(tmp_path / "base", model_type)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets)
-    check_all(base, [None, save_peft(tmp_path / "lora", base, config, seed=1, head=True)])
+    lora = save_peft(tmp_path / "lora", base, config, seed=1, head=True)
+    check_all(base, [None, lora, save_parameters(tmp_path / "full", base, "", seed=2, method=Method.FULL)])
 
 
 def test_what_is_stored_keeps_its_digest_and_opens_in_peft(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 from finetuned import (
     Client,
     ContrastiveOptions,
+    Full,
     Head,
     Ia3,
+    Layers,
     Lora,
     Method,
     Objective,
@@ -54,11 +56,14 @@ PAIRS = [
     for verb in ("sat", "ran", "flew")
 ]
 FAST = Optimization(max_steps=50, batch_rows=8, learning_rate=0.01)
+SLOWER = Optimization(max_steps=20, batch_rows=8, learning_rate=0.002)
 JOBS: dict[str, dict[str, Any]] = {
     "moods": {"task": Task.TEXT_CLASSIFICATION, "lora": Lora(rank=4)},
     "tagged": {"task": Task.TOKEN_CLASSIFICATION, "ia3": Ia3()},
     "pairs": {"task": Task.FEATURE_EXTRACTION},
+    "moods-full": {"task": Task.TEXT_CLASSIFICATION, "full": Full(), "optimization": SLOWER},
 }
+"""By the adapter's name, which begins with the dataset's."""
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -75,7 +80,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
             client.datasets.upload(write(directory / f"{name}.jsonl", rows), name)
         promotion = PromoteIf(alias="best", minimum=0.1)
         jobs = [
-            client.train(dataset=name, adapter=name, optimization=FAST, promote_if=promotion, **settings)
+            client.train(
+                dataset=name.partition("-")[0],
+                adapter=name,
+                promote_if=promotion,
+                **{"optimization": FAST, **settings},
+            )
             for name, settings in JOBS.items()
         ]
         for job in jobs:
@@ -86,13 +96,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
 def ask(client: Client, name: str) -> list[float]:
     """The numbers that one adapter answers with, or the plain base's."""
     text = "the happy cat sat on the tree"
-    match name:
+    match name.partition("-")[0]:
         case "moods":
-            return [score.score for score in client.classify(text, adapter="moods@best")[0].labels]
+            return [score.score for score in client.classify(text, adapter=f"{name}@best")[0].labels]
         case "tagged":
-            return [token.score for token in client.tag_tokens(text, adapter="tagged@best")[0].tokens]
+            return [token.score for token in client.tag_tokens(text, adapter=f"{name}@best")[0].tokens]
         case "pairs":
-            return list(client.embed(text, adapter="pairs@best")[0].values)
+            return list(client.embed(text, adapter=f"{name}@best")[0].values)
         case _:
             return list(client.embed(text, plain_base=True)[0].values)
 
@@ -112,6 +122,7 @@ def test_all_are_served_together_as_each_alone(encoder: TinyServer) -> None:
         (Method.LORA, Task.TEXT_CLASSIFICATION, 13),
         (Method.IA3, Task.TOKEN_CLASSIFICATION, 9),
         (Method.LORA, Task.FEATURE_EXTRACTION, 12),
+        (Method.FULL, Task.TEXT_CLASSIFICATION, 21),
     ]
     assert (served.modules, served.label) == (12, "pairs@1")
 
@@ -157,6 +168,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_stored(encoder: TinySer
         moods: dict[str, Any] = {"dataset": "moods", "task": Task.TEXT_CLASSIFICATION}
         pairs: dict[str, Any] = {"dataset": "pairs", "task": Task.FEATURE_EXTRACTION}
         for options, message in (
+            (
+                {**moods, "lora": Lora(modules_to_save=("embeddings.LayerNorm",))},
+                "is set for text-classification, whose head is the one module saved",
+            ),
+            ({**moods, "layers": Layers(layers=(2,))}, "names 2; the base's layers are 0 to 1"),
+            ({**pairs, "layers": Layers(modules=("lm_head",))}, "names 'lm_head'; the base's modules with"),
             (
                 {**moods, "lora": Lora(target_modules=("q_proj",))},
                 "names 'q_proj'; the base's linear modules",

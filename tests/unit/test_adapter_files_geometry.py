@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned_service.adapters.geometry import BaseGeometry, linear_shapes
+from finetuned_service.adapters.geometry import BaseGeometry, layers_of, linear_shapes
 from finetuned_service.bases.manifest import BaseManifest, write_manifest
 from finetuned_service.errors import Internal, NotFound
 from finetuned_service.vocabulary import WeightFormat
@@ -78,7 +78,13 @@ def test_of_directory_tells_digests_and_shapes(tmp_path: Path) -> None:
             f"model.layers.{number}{part}": 32 for number in (0, 1) for part in ("", ".mlp", ".self_attn")
         },
         parameters={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        layers=("model.layers.0", "model.layers.1"),
     )
+
+
+def test_layers_are_in_their_order() -> None:
+    modules = [f"transformer.layer.{number}.ffn.lin1" for number in range(12)]
+    assert layers_of(sorted(modules)) == tuple(f"transformer.layer.{number}" for number in range(12))
 
 
 def test_a_head_that_the_embedding_is_counts_as_a_parameter(tmp_path: Path) -> None:

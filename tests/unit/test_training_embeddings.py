@@ -154,10 +154,11 @@ def train(directory: Path, base: Path, rows: Any, **spec: Any) -> tuple[Any, Any
     return reports.of(TrainFinished)[0], task
 
 
-def test_texts_that_belong_together_are_found(encoder: Path, tmp_path: Path) -> None:
-    finished, task = train(tmp_path, encoder, PAIRS, heldout=PAIRS)
+@pytest.mark.parametrize("method", [Method.LORA, Method.LAYERS, Method.FULL])
+def test_texts_that_belong_together_are_found(encoder: Path, tmp_path: Path, method: Method) -> None:
+    finished, task = train(tmp_path, encoder, PAIRS, heldout=PAIRS, method=method)
     facts = check_adapter(Path(task.output_directory), BaseGeometry.of_directory(encoder), 64)
-    assert (facts.method, facts.task, facts.head) == (Method.LORA, Task.FEATURE_EXTRACTION, None)
+    assert (facts.method, facts.task, facts.head) == (method, Task.FEATURE_EXTRACTION, None)
     found, plain = figures(finished.metrics), figures(finished.baseline_metrics)
     assert set(found) == {"mrr_at_10", "recall_at_1", "recall_at_10"}
     assert found["mrr_at_10"] > 0.9

@@ -1,5 +1,5 @@
-"""Methods on a base that encodes, with a head over it: the loss curve of transformers with PEFT, then its outputs from
-the files, by the engine that serves.
+"""Methods on a base that encodes, with a head over it: the gradient and the loss curve of transformers, with PEFT where
+it has the method, then its outputs from the files, by the engine that serves.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ PEFT_LORA: dict[str, Any] = {
     "target_modules": TARGETS,
     "modules_to_save": ["classifier"],
 }
+LAYERS = {"last": 1, "modules": ["embeddings.LayerNorm", "layer.0.attention.self.value"]}
 METHODS: dict[str, tuple[dict[str, Any], Any]] = {
     "lora": ({"lora": LORA}, LoraConfig(**PEFT_LORA)),
     "dora": ({"lora": LORA | {"decomposed": True}}, LoraConfig(**PEFT_LORA, use_dora=True)),
     "ia3": ({"method": "IA3", "ia3": IA3_TARGETS}, IA3Config(**IA3_TARGETS, modules_to_save=["classifier"])),
+    "full": ({"method": "FULL"}, None),
+    "layers": ({"method": "LAYERS", "layers": LAYERS}, None),
 }
 TEXT = Task.TEXT_CLASSIFICATION
 HEADS = {
@@ -79,15 +82,20 @@ def examples(head: Head) -> list[Example]:
 
 
 def reference(base: Path, head: Head, config: Any, ours: AdaptedEncoder) -> Any:
-    """transformers' own model with PEFT on it, beginning where ours does."""
+    """transformers' own model, with PEFT on it where there is a configuration, beginning where ours does."""
     tags = head.task is Task.TOKEN_CLASSIFICATION
     kind = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
     plain: Any = kind.from_pretrained(base, num_labels=head.outputs, attn_implementation="eager")
     if not tags:
         plain.bert.pooler = FirstToken()
+    begun = dict(ours.named_parameters())
+    if config is None:
+        for name, parameter in plain.eval().named_parameters():
+            parameter.requires_grad_(name.removeprefix("bert.") in begun)
+        nn.init.zeros_(plain.classifier.weight)
+        return plain
     with peft_warnings_allowed():
         model: Any = get_peft_model(plain, config).eval()
-    begun = dict(ours.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name:
@@ -115,8 +123,8 @@ def reference_loss(model: Any, rows: list[Example], head: Head) -> Tensor:
     return total / count
 
 
-def curve(parameters: list[nn.Parameter], loss_of_all: Any) -> list[float]:
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+def curve(parameters: list[nn.Parameter], loss_of_all: Any, rate: float = RATE) -> list[float]:
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     losses = []
     for _ in range(STEPS):
         loss = loss_of_all()
@@ -139,9 +147,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("lora", "tags"),
         ("dora", "several labels"),
         ("ia3", "a number"),
+        ("full", "several labels"),
+        ("full", "tags"),
+        ("layers", "one label"),
+        ("layers", "a number"),
     ],
 )
-def test_the_loss_curve_and_the_outputs_are_those_of_peft(
+def test_the_loss_curve_and_the_outputs_are_those_of_the_reference(
     base: Path, tmp_path: Path, method: str, kind: str
 ) -> None:
     settings, config = METHODS[method]
@@ -150,19 +162,23 @@ def test_the_loss_curve_and_the_outputs_are_those_of_peft(
     spec = resolve_method(
         TrainSpec.model_validate({"dataset": "", "adapter": "", "task": head.task, **settings}), facts
     )
-    ours = AdaptedEncoder.load(base, spec, head, facts.hidden_size, None)
+    ours = AdaptedEncoder.load(base, spec, head)
     theirs = reference(base, head, config, ours)
     rows = examples(head)
     scale = 1 / sum(row.supervised_tokens for row in rows)
     # In two parts: accumulation equals the whole batch.
     parts = [rows[:1], rows[1:]]
+    # Whole parameters move more at one rate.
+    rate = RATE if config else RATE / 10
     found = curve(
         [parameter for _, parameter in ours.named_parameters()],
         lambda: torch.stack([ours.loss_of(part, scale) for part in parts]).sum(),
+        rate,
     )
     expected = curve(
         [parameter for parameter in theirs.parameters() if parameter.requires_grad],
         lambda: reference_loss(theirs, rows, head),
+        rate,
     )
     assert expected[-1] < expected[0]
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
@@ -175,3 +191,32 @@ def test_the_loss_curve_and_the_outputs_are_those_of_peft(
             logits = theirs(input_ids=torch.tensor([row.token_ids])).logits[0]
             logits = logits[list(row.places)] if row.places else logits[None]
             np.testing.assert_allclose(output, logits.numpy(), rtol=5e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", ["full", "layers"])
+def test_the_gradient_of_whole_parameters_is_that_of_transformers(base: Path, method: str) -> None:
+    settings, _ = METHODS[method]
+    head = HEADS["one label"]
+    spec = resolve_method(
+        TrainSpec.model_validate({"dataset": "", "adapter": "", "task": head.task, **settings}),
+        BaseFacts.of_directory(base),
+    )
+    ours = AdaptedEncoder.load(base, spec, head)
+    theirs = reference(base, head, None, ours)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        # At zero a head has no gradient to give to what is under it.
+        ours.weight.normal_(generator=generator)
+        theirs.classifier.weight.copy_(ours.weight)
+    rows = examples(head)
+    ours.loss_of(rows, 1 / len(rows)).backward()
+    reference_loss(theirs, rows, head).backward()
+    wanted = {
+        name.removeprefix("bert."): parameter.grad
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
+    found = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)

@@ -228,9 +228,14 @@ def test_images(vision: Path, tmp_path: Path) -> None:
     assert figures(finished.metrics)["accuracy"] == 1.0
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_path: Path) -> None:
-    _, whole, _ = train(tmp_path / "whole", encoder, MOODS, task="text-classification")
-    task = make_task(tmp_path / "parts", encoder, train=MOODS, task="text-classification", **HEAD)
+@pytest.mark.parametrize("method", ["HEAD", "LAYERS", "FULL"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    encoder: Path, tmp_path: Path, method: str
+) -> None:
+    settings = {**HEAD, "method": method, "task": "text-classification"}
+    settings["optimization"] = {"max_steps": 60, "batch_rows": 8, "learning_rate": 0.002}
+    _, whole, _ = train(tmp_path / "whole", encoder, MOODS, **settings)
+    task = make_task(tmp_path / "parts", encoder, train=MOODS, **settings)
     assert run(task, Reports(), SetAfter(37)) == EXIT_STOPPED
     again = Reports()
     assert run(task, again, threading.Event()) == EXIT_FINISHED

@@ -41,9 +41,11 @@ class BaseGeometry:
     sublayers: Mapping[str, int] = field(default_factory=dict[str, int])
     """A decoder's layers ("model.layers.0") and their attention and feed-forward → the width of what they return."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
-    """All weights and biases of a decoder by their names in its file → shape; a tied head's weight, too."""
+    """All weights and biases by their names in its file → shape; a tied head's weight, too."""
     tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Parameter → other modules that share it."""
+    layers: tuple[str, ...] = ()
+    """Its repeated layers in their order, by their full names."""
 
     @classmethod
     def of_directory(cls, base_directory: Path) -> BaseGeometry:
@@ -71,16 +73,19 @@ class BaseGeometry:
         """
         config, linear = read_config(base_directory), linear_shapes(base_directory / WEIGHTS_FILE)
         width = width_of(config)
-        if family_of(config) is not Family.DECODER:
+        family, layers = family_of(config), layers_of(linear)
+        if family is Family.VISION:
             return cls("", "", linear, width)
         parameters = _parameters(base_directory / WEIGHTS_FILE, linear)
+        if family is Family.ENCODER:
+            return cls("", "", linear, width, parameters=parameters, layers=layers)
         tied: dict[str, tuple[str, ...]] = {}
         embedding = next((name for name in parameters if _EMBEDDING.fullmatch(name)), None)
         if f"{HEAD}.weight" not in parameters and embedding is not None:
             parameters[f"{HEAD}.weight"] = parameters[embedding]
             tied = {embedding: (HEAD,)}
         sublayers = dict.fromkeys(sublayers_of(linear), width)
-        return cls("", "", linear, sublayers=sublayers, parameters=parameters, tied=tied)
+        return cls("", "", linear, sublayers=sublayers, parameters=parameters, tied=tied, layers=layers)
 
 
 NO_GEOMETRY = BaseGeometry(digest="", root_digest="", linear_shapes={})
@@ -91,6 +96,12 @@ def sublayers_of(linear_modules: Iterable[str]) -> list[str]:
     """The numbered layers that linear modules are in, and the two parts of each that they are in, sorted."""
     found = [_SUBLAYER.match(module) for module in linear_modules]
     return sorted({name for match in found if match for name in (match["layer"], match["sublayer"])})
+
+
+def layers_of(modules: Iterable[str]) -> tuple[str, ...]:
+    """The numbered layers that modules are in, in their order."""
+    found = {match["layer"] for module in modules if (match := _SUBLAYER.match(module))}
+    return tuple(sorted(found, key=lambda layer: int(layer.rpartition(".")[2])))
 
 
 def _parameters(weights: Path, linear: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:

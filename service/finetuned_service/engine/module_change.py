@@ -92,10 +92,10 @@ class ModuleSite(nn.Module):
 
 
 def install_module_sites(model: nn.Module, geometry: BaseGeometry, current: CurrentStep) -> None:
-    """Let adapters act at every module of a decoder that is no linear module of a layer.
+    """Let adapters act at every module with parameters that is no linear module of a layer.
 
     Args:
-        model: a transformers causal LM, whose linear sites are not installed yet; changed in place.
+        model: a transformers causal LM or text encoder, whose linear sites are not installed yet; changed in place.
         geometry: of its files.
         current: what is looked at in each forward.
     """

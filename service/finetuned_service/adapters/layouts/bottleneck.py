@@ -29,6 +29,8 @@ class BottleneckLayout:
     activation: Activation
     scaling: float = 1.0
     parallel: bool = False
+    task_type: str | None = "CAUSAL_LM"
+    """Said as in PEFT's files; nothing reads it."""
     method = Method.BOTTLENECK
     head = None
     tensors_expected = (
@@ -39,7 +41,7 @@ class BottleneckLayout:
     def read(cls, keys: ConfigKeys) -> BottleneckLayout:
         """Raises: InvalidAdapterFiles, with a violation for every key that is wrong or not supported."""
         keys.get("peft_type")
-        keys.task_type()
+        task_type = keys.task_type()
         targets = keys.names("target_modules")
         if not targets:
             keys.wrong("target_modules", targets, "expected a list of names of layers or sublayers")
@@ -51,6 +53,7 @@ class BottleneckLayout:
             ),
             scaling=keys.number("scaling", read_alpha, "a number above 0", 1.0),
             parallel=keys.boolean("parallel"),
+            task_type=task_type,
         )
         keys.others_are_off()
         keys.refuse_if_wrong()
@@ -100,7 +103,7 @@ class BottleneckLayout:
 
     @property
     def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": "CAUSAL_LM", "inference_mode": True}
+        return {"task_type": self.task_type, "inference_mode": True}
 
 
 def _activation(value: object) -> Activation | None:

@@ -1,4 +1,4 @@
-"""HEAD of a decoder, LAYERS and FULL: parameters of the base, whole, under the base's own names. A layout of our own."""
+"""LAYERS, FULL and the HEAD of a decoder: parameters of the base, whole, under the base's own names. A layout of our own."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class ParametersLayout:
     """Full names, as in the base's file; a head's also where the base ties it to the embedding."""
     tied: Mapping[str, tuple[str, ...]]
     """Parameter → modules of the base that share it, and change with it."""
+    task_type: str | None = "CAUSAL_LM"
+    """Said as in PEFT's files; nothing reads it."""
     head = None
     tensors_expected = f"is not a parameter of the base; expected {PREFIX}MODULE.weight or bias"
 
@@ -33,7 +35,7 @@ class ParametersLayout:
         """Raises: InvalidAdapterFiles, with a violation for every key that is wrong or not supported."""
         keys.get("peft_type")
         keys.one_of("method", tuple(map(str, METHODS)))
-        keys.task_type()
+        task_type = keys.task_type()
         parameters = keys.names("parameters")
         if not parameters:
             keys.wrong("parameters", parameters, "expected a list of names of parameters of the base")
@@ -42,7 +44,7 @@ class ParametersLayout:
             keys.wrong("tied", name, "expected names from parameters")
         keys.others_are_off()
         keys.refuse_if_wrong()
-        return cls(Method(keys.get("method")), tuple(sorted(set(parameters))), tied)
+        return cls(Method(keys.get("method")), tuple(sorted(set(parameters))), tied, task_type)
 
     def split(self, tensor: str) -> tuple[str, str] | None:
         if not tensor.startswith(PREFIX):
@@ -82,7 +84,7 @@ class ParametersLayout:
 
     @property
     def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": "CAUSAL_LM", "inference_mode": True}
+        return {"task_type": self.task_type, "inference_mode": True}
 
     def _parts(self, module: str) -> list[str]:
         return [name.rpartition(".")[2] for name in self.parameters if _module(name) == module]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts.head import CLASSIFIER
 from finetuned_service.adapters.site_ops import Project
-from finetuned_service.bases.family import family_of, width_of
+from finetuned_service.bases.family import family_of
 from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.adapter_files import AdapterReader
@@ -27,12 +27,13 @@ from finetuned_service.engine.encoders.vision import VisionForward
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.messages import Submit
 from finetuned_service.engine.model import fingerprint
+from finetuned_service.engine.module_change import install_module_sites
 from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, Runner, StepLogits
 from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
-from finetuned_service.engine.site_kernel import build_site_kernels
+from finetuned_service.engine.site_kernel import build_module_changes, build_site_kernels
 from finetuned_service.engine.sites import CurrentStep, SiteTable, install_sites
 from finetuned_service.vocabulary import Family
 
@@ -80,13 +81,15 @@ class EncoderModel:
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
         self.forward = forward_of(module)
-        self.width = width_of(read_config(directory))
         self._stored = stored_tensors(module, directory)
         self.directory = directory
         self._module = module
+        self.geometry = BaseGeometry.of_files(directory)
         self.current = CurrentStep()
         # The rows of images at a linear module are no packed batch.
         takes_images = isinstance(self.forward, VisionForward)
+        if not takes_images:
+            install_module_sites(module, self.geometry, self.current)
         self.sites = SiteTable((), ()) if takes_images else install_sites(module, self.current)
         self._class_name = type(module).__name__
 
@@ -139,9 +142,7 @@ class EncoderRunner:
         """See `EncoderModel.open`."""
         self._model = model
         self._banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
-        reader = AdapterReader(
-            model.sites, BaseGeometry("", "", {}, model.width), model.dtype, model.linear_weight
-        )
+        reader = AdapterReader(model.sites, model.geometry, model.dtype, model.linear_weight)
         self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
 
     @torch.inference_mode()
@@ -165,10 +166,11 @@ class EncoderRunner:
         rows = adapted_rows([(len(sequence.tokens), place) for sequence, place in placed])
         if rows.lora.chunks or rows.runs:
             current.kernels = build_site_kernels(self._banks, rows)
+            current.modules = build_module_changes(self._model.sites, rows)
         try:
             return self._model.forward.run(requests)
         finally:
-            current.kernels = None
+            current.kernels = current.modules = None
 
     def copy_kv(self, copy: PrefixCopy) -> None:
         """Never asked for: nothing is kept from step to step."""

@@ -77,9 +77,9 @@ METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
         Method.LAYERS,
         Method.FULL,
     ),
-    Task.TEXT_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3),
-    Task.TOKEN_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3),
-    Task.FEATURE_EXTRACTION: (Method.LORA, Method.IA3),
+    Task.TEXT_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
+    Task.TOKEN_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
+    Task.FEATURE_EXTRACTION: (Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
     Task.IMAGE_CLASSIFICATION: (Method.HEAD,),
 }
 """How each task can be trained; the first is the usual way."""
@@ -115,7 +115,14 @@ def refuse_method(spec: TrainSpec, base: BaseFacts, max_rank: int = MAX_RANK) ->
     match spec.method:
         case Method.LORA | Method.QLORA:
             path = "spec.qlora.lora" if spec.method is Method.QLORA else "spec.lora"
-            return [*lora_refusals(spec.lora, base, max_rank, path)]
+            refusals = [*lora_refusals(spec.lora, base, max_rank, path)]
+            if spec.lora.modules_to_save and spec.task in CLASSIFICATION_TASKS:
+                said = (
+                    f"is set for {spec.task}, whose head is the one module saved beside low-rank updates: leave it "
+                    "out, or train whole modules with METHOD_LAYERS"
+                )
+                refusals.append(InvalidField.one(f"{path}.modules_to_save", said))
+            return refusals
         case Method.IA3:
             return [*ia3_refusals(spec.ia3, base)]
         case Method.BOTTLENECK:
@@ -153,7 +160,8 @@ def adapter_elements(spec: TrainSpec, base_directory: Path) -> int:
         case Method.HEAD if spec.task is not Task.TEXT_GENERATION:
             return head
         case Method.HEAD | Method.LAYERS | Method.FULL:
-            return sum(math.prod(geometry.parameters[name]) for name in chosen_parameters(spec, geometry))
+            chosen = chosen_parameters(spec, geometry)
+            return sum(math.prod(geometry.parameters[name]) for name in chosen) + head
 
 
 def adapter_bytes(spec: TrainSpec, base_directory: Path) -> int:

@@ -30,7 +30,9 @@ class BaseFacts:
     sublayers: tuple[str, ...] = ()
     """A decoder's layers and the two parts of each, by their full names."""
     parameters: tuple[str, ...] = ()
-    """Full names of a decoder's weights and biases."""
+    """Full names of its weights and biases."""
+    layers: tuple[str, ...] = ()
+    """Full names of its repeated layers, in their order."""
 
     @classmethod
     def of_directory(cls, directory: Path) -> BaseFacts:
@@ -45,17 +47,13 @@ class BaseFacts:
             pooling=base_inputs(config)[0] if family is Family.ENCODER else None,
             sublayers=tuple(geometry.sublayers),
             parameters=tuple(geometry.parameters),
+            layers=geometry.layers,
         )
 
     @property
     def linear_kinds(self) -> tuple[str, ...]:
         """Last parts of their names, sorted."""
         return tuple(sorted({name.rpartition(".")[2] for name in self.linear_modules}))
-
-    @property
-    def layers(self) -> int:
-        """How many it has."""
-        return sum(name.rpartition(".")[2].isdecimal() for name in self.sublayers)
 
     def has(self, end: str) -> bool:
         """Whether a linear module has this name, or it as a dotted end."""

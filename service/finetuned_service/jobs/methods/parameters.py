@@ -17,22 +17,24 @@ USUAL_SHARE = 4
 
 
 class Parameters(Protocol):
-    """A decoder as its files tell it (`adapters.geometry.BaseGeometry`)."""
+    """A base as its files tell it (`adapters.geometry.BaseGeometry`)."""
 
     @property
     def parameters(self) -> Mapping[str, tuple[int, ...]]: ...
     @property
     def tied(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def layers(self) -> tuple[str, ...]: ...
 
 
 def resolve_layers(settings: LayersSettings, base: BaseFacts) -> LayersSettings:
     """The same settings with the numbers of the layers written back."""
-    last = settings.last
+    last, layers = settings.last, len(base.layers)
     if last is None and not settings.layers and not settings.modules:
-        last = max(1, base.layers // USUAL_SHARE)
+        last = max(1, layers // USUAL_SHARE)
     numbers = set(settings.layers)
     if last is not None:
-        numbers |= set(range(max(0, base.layers - last), base.layers))
+        numbers |= set(range(max(0, layers - last), layers))
     return settings.model_copy(
         update={
             "last": last,
@@ -44,15 +46,16 @@ def resolve_layers(settings: LayersSettings, base: BaseFacts) -> LayersSettings:
 
 def layers_refusals(settings: LayersSettings, base: BaseFacts) -> Iterator[FinetunedError]:
     """What of resolved settings does not fit the base."""
-    if settings.last is not None and settings.last > base.layers:
+    layers = len(base.layers)
+    if settings.last is not None and settings.last > layers:
         yield InvalidField.one(
-            "spec.layers.last", f"is {settings.last}; the base has {base.layers} layers: 1 to {base.layers}"
+            "spec.layers.last", f"is {settings.last}; the base has {layers} layers: 1 to {layers}"
         )
-    unknown = [number for number in settings.layers if number >= base.layers]
+    unknown = [number for number in settings.layers if number >= layers]
     if unknown:
         yield InvalidField.one(
             "spec.layers.layers",
-            f"names {', '.join(map(str, unknown))}; the base's layers are 0 to {base.layers - 1}",
+            f"names {', '.join(map(str, unknown))}; the base's layers are 0 to {layers - 1}",
         )
     strays = [name for name in settings.modules if not any(_is_in(name, p) for p in base.parameters)]
     if strays:
@@ -71,12 +74,8 @@ def chosen_parameters(spec: TrainSpec, base: Parameters) -> tuple[str, ...]:
         case Method.HEAD:
             return tuple(name for name in base.parameters if _module(name) == HEAD)
         case Method.LAYERS:
-            numbers = {str(number) for number in spec.layers.layers}
-            chosen = [
-                name
-                for name in base.parameters
-                if _layer_of(name) in numbers or any(_is_in(module, name) for module in spec.layers.modules)
-            ]
+            modules = (*(base.layers[number] for number in spec.layers.layers), *spec.layers.modules)
+            chosen = [name for name in base.parameters if any(_is_in(module, name) for module in modules)]
         case _:
             chosen = list(base.parameters)
     shared = {f"{module}.weight" for name, others in base.tied.items() if name in chosen for module in others}
@@ -95,8 +94,3 @@ def _is_in(module: str, parameter: str) -> bool:
             return True
         owner = _module(owner)
     return False
-
-
-def _layer_of(parameter: str) -> str:
-    """The number of the layer that it is in; "" if it is in none."""
-    return next((part for part in parameter.split(".") if part.isdecimal()), "")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.messages import Encode, Sampling, Submit
@@ -22,21 +23,22 @@ from finetuned_service.vocabulary import Pooling
 class EmbeddingModel:
     """See `training.loop.Trainable`; the rows of a call are each other's negatives."""
 
-    def __init__(self, module: Any, spec: TrainSpec, pooling: Pooling) -> None:
+    def __init__(self, module: Any, spec: TrainSpec, pooling: Pooling, geometry: BaseGeometry) -> None:
         """Args:
         module: as `load_module` gives it; changed in place.
         spec: resolved.
         pooling: how the vectors of a text's tokens become one.
+        geometry: of the base's files.
         """
         torch.manual_seed(spec.optimization.seed)
-        self.installed = install(module, spec)
+        self.installed = install(module, spec, geometry)
         self._forward = forward_of(module)
         self._pooling, self._scale = pooling, spec.contrastive.scale
 
     @classmethod
     def load(cls, directory: Path, spec: TrainSpec, pooling: Pooling) -> EmbeddingModel:
         """The method of a resolved spec on the base in `directory`."""
-        return cls(load_module(directory), spec, pooling)
+        return cls(load_module(directory), spec, pooling, BaseGeometry.of_files(directory))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""

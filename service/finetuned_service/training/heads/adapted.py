@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
@@ -24,30 +25,35 @@ class AdaptedEncoder:
     """See `training.loop.Trainable`. The head begins at zero, the method where the base is as it was."""
 
     def __init__(
-        self, module: Any, spec: TrainSpec, head: Head, width: int, weights: Sequence[float] | None = None
+        self,
+        module: Any,
+        spec: TrainSpec,
+        head: Head,
+        geometry: BaseGeometry,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """Args:
         module: as `load_module` gives it; changed in place.
         spec: resolved.
         head: what the outputs mean.
-        width: of the vectors that the head is over.
+        geometry: of the base's files.
         weights: how much each output counts in the loss; None for all alike.
         """
         torch.manual_seed(spec.optimization.seed)
-        method = install(module, spec)
+        method = install(module, spec, geometry)
         self._forward = forward_of(module)
         self._head = head
         self._weights = None if weights is None else torch.tensor(weights)
         self._switched = method.switched
-        self.weight, self.bias = empty_head(head, width)
+        self.weight, self.bias = empty_head(head, geometry.width)
         self.installed = beside_head(method, self.weight, self.bias, head)
 
     @classmethod
     def load(
-        cls, directory: Path, spec: TrainSpec, head: Head, width: int, weights: Sequence[float] | None
+        cls, directory: Path, spec: TrainSpec, head: Head, weights: Sequence[float] | None = None
     ) -> AdaptedEncoder:
         """The method of a resolved spec on the base in `directory`."""
-        return cls(load_module(directory), spec, head, width, weights)
+        return cls(load_module(directory), spec, head, BaseGeometry.of_files(directory), weights)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""

@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 
 from finetuned_service.adapters.files import stored_head
-from finetuned_service.bases.family import width_of
-from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
@@ -164,8 +162,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
 def _model(job: _Job) -> HeadModel | AdaptedEncoder:
     spec, data = job.task.spec, job.data
     if spec.method is not Method.HEAD:
-        width = width_of(read_config(job.base))
-        return AdaptedEncoder.load(job.base, spec, data.head, width, data.weights)
+        return AdaptedEncoder.load(job.base, spec, data.head, data.weights)
     job.report(Progress(phase="encoding"))
     examples = [*data.train, *data.heldout]
     found = features_of(EncoderModel.load(job.base), examples, data.head)
