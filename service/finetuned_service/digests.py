@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,44 +70,58 @@ def read_safetensors_header(path: Path) -> list[TensorInfo]:
     Raises:
         InvalidAdapterFiles: if the header lies: size, JSON, dtypes, shapes, gaps or overlaps.
     """
-    size_bytes = path.stat().st_size
+    return parse_safetensors_header(path.name, *raw_safetensors_header(path))
+
+
+def raw_safetensors_header(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> tuple[bytes, int]:
+    """The JSON in front of a safetensors file, not looked into, and the size of the whole file in bytes.
+
+    Raises:
+        InvalidAdapterFiles: if it is longer than the file or than `max_bytes`.
+    """
     with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         if len(prefix) < 8:
             raise InvalidAdapterFiles(
                 f"{path.name} has {size_bytes} bytes; a safetensors file has at least 8"
             )
         (header_bytes,) = struct.unpack("<Q", prefix)
-        if header_bytes > min(MAX_HEADER_BYTES, size_bytes - 8):
+        if header_bytes > min(max_bytes, size_bytes - 8):
+            bound = f"allowed: {max_bytes}" if header_bytes > max_bytes else f"the file has {size_bytes}"
             raise InvalidAdapterFiles(
-                f"{path.name} says that its header has {header_bytes} bytes; the file has {size_bytes}. "
-                "Only safetensors files are accepted (a pickle is never read)"
+                f"{path.name} says that its header has {header_bytes} bytes; {bound}. Only safetensors files are "
+                "accepted (a pickle is never read)"
             )
-        raw = file.read(header_bytes)
+        return file.read(header_bytes), size_bytes
+
+
+def parse_safetensors_header(file_name: str, raw: bytes, size_bytes: int) -> list[TensorInfo]:
+    """See `read_safetensors_header`; `raw` and `size_bytes` as `raw_safetensors_header` gives them."""
     try:
         header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapterFiles(
-            f"{path.name} has a header that is not the JSON of the safetensors format"
+            f"{file_name} has a header that is not the JSON of the safetensors format"
         ) from error
     if not isinstance(header, dict):
-        raise InvalidAdapterFiles(f"{path.name} has a header that is not a JSON object")
+        raise InvalidAdapterFiles(f"{file_name} has a header that is not a JSON object")
     infos = [
-        _tensor_info(path, name, entry, 8 + header_bytes)
+        _tensor_info(file_name, name, entry, 8 + len(raw))
         for name, entry in header.items()
         if name != "__metadata__"
     ]
-    position = 8 + header_bytes
+    position = 8 + len(raw)
     for info in sorted(infos, key=lambda info: (info.start, info.end)):
         if info.start != position:
             raise InvalidAdapterFiles(
-                f"{path.name}: tensor {info.name!r} starts at byte {info.start}, expected {position}; "
+                f"{file_name}: tensor {info.name!r} starts at byte {info.start}, expected {position}; "
                 "tensors must follow one another without gaps or overlaps"
             )
         position = info.end
     if position != size_bytes:
         raise InvalidAdapterFiles(
-            f"{path.name}: its header describes {position} bytes; the file has {size_bytes}"
+            f"{file_name}: its header describes {position} bytes; the file has {size_bytes}"
         )
     return infos
 
@@ -118,24 +133,24 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return names
 
 
-def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+def _tensor_info(file_name: str, name: str, entry: object, data_start: int) -> TensorInfo:
     match entry:
         case {"dtype": str(dtype), "shape": [*dims], "data_offsets": [int(start), int(end)]}:
             pass
         case _:
             raise InvalidAdapterFiles(
-                f"{path.name}: tensor {name!r} lacks dtype, shape or data_offsets in the header"
+                f"{file_name}: tensor {name!r} lacks dtype, shape or data_offsets in the header"
             )
     shape: tuple[int, ...] = tuple(dims)
     if dtype not in DTYPE_BYTES or not all(type(dim) is int and dim >= 0 for dim in dims):
         raise InvalidAdapterFiles(
-            f"{path.name}: tensor {name!r} has dtype {dtype!r} and shape {dims!r}; allowed dtypes: "
+            f"{file_name}: tensor {name!r} has dtype {dtype!r} and shape {dims!r}; allowed dtypes: "
             f"{', '.join(DTYPE_BYTES)}, shapes of non-negative integers"
         )
     expected_bytes = DTYPE_BYTES[dtype] * math.prod(shape)
     if start < 0 or end - start != expected_bytes:
         raise InvalidAdapterFiles(
-            f"{path.name}: tensor {name!r} of {dtype} {list(shape)} needs {expected_bytes} bytes; "
+            f"{file_name}: tensor {name!r} of {dtype} {list(shape)} needs {expected_bytes} bytes; "
             f"its header gives it {end - start}"
         )
     return TensorInfo(name, dtype, shape, data_start + start, data_start + end)

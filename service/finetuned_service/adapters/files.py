@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import math
 import stat
-import struct
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +24,14 @@ from finetuned_service.adapters.head import Head
 from finetuned_service.adapters.layouts import PREFIX, Layout, parse_layout
 from finetuned_service.adapters.layouts.layout import Shape
 from finetuned_service.adapters.lora_config import dotted_ends
-from finetuned_service.adapters.site_ops import AddLowRank, SiteOp
-from finetuned_service.digests import TensorInfo, mapped_tensors, read_safetensors_header, tensors_digest
+from finetuned_service.adapters.site_ops import AddLowRank
+from finetuned_service.digests import (
+    TensorInfo,
+    mapped_tensors,
+    parse_safetensors_header,
+    raw_safetensors_header,
+    tensors_digest,
+)
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 from finetuned_service.storage.files import write_atomically
 from finetuned_service.vocabulary import Method, Task
@@ -37,9 +41,11 @@ __all__ = [
     "WEIGHTS_FILE",
     "AdapterFacts",
     "BaseGeometry",
-    "OpenAdapter",
     "check_adapter",
-    "open_adapter",
+    "check_entries",
+    "check_names",
+    "read_config",
+    "read_raw_header",
     "spell_out_config",
 ]
 
@@ -58,19 +64,6 @@ _EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 infinity (IEEE 754), which works for bfloat16, too, that numpy does not know."""
 
 _CHUNK_ELEMENTS = 256 * 1024
-
-
-_ANY_RANK = 2**31
-"""Residency refuses what the device cannot hold, and says how much room there is."""
-
-
-class MappedTensor(NamedTuple):
-    """One tensor of a mapped safetensors file."""
-
-    dtype: str
-    """F32, F16 or BF16."""
-    shape: tuple[int, ...]
-    data: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +103,7 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
     """
     layout, infos = _read(directory)
     task = _task_of(layout, geometry)
-    modules = _check_names(layout, infos, geometry, max_rank)
+    modules = check_names(layout, infos, geometry, max_rank)
     digest = _finite_digest(directory, layout.spelled_out(modules))
     return AdapterFacts(
         digest=digest,
@@ -124,45 +117,6 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
         target_modules=tuple(_last_parts(modules)),
         head=layout.head,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class OpenAdapter:
-    """A stored adapter whose files are mapped; its views end with the block that opened it."""
-
-    layout: Layout
-    modules: Mapping[str, Collection[str]]
-    """Full names of the modules it changes, sorted → their parts in the layout."""
-    tensors: Mapping[str, MappedTensor]
-    """By name in the file."""
-
-    def ops(self, module: str) -> tuple[SiteOp[MappedTensor], ...]:
-        """What happens at one of the modules."""
-        stored = self.layout.ops(module, self.modules[module])
-        return tuple(op.over(self.tensors.__getitem__) for op in stored)
-
-
-@contextmanager
-def open_adapter(directory: Path, geometry: BaseGeometry, digest: str) -> Generator[OpenAdapter]:
-    """The files of an adapter that was checked when it was stored, and that are still those.
-
-    Names and shapes are looked at again, for whoever computes with them trusts them; that all numbers are
-    finite follows from the digest.
-
-    Raises:
-        InvalidAdapterFiles: they do not fit the base, or are another adapter's than `digest` says.
-    """
-    layout, infos = _read(directory)
-    modules = _check_names(layout, infos, geometry, _ANY_RANK)
-    with mapped_tensors(directory / WEIGHTS_FILE, infos) as tensors:
-        found = tensors_digest(tensors, layout.spelled_out(modules))
-        if found != digest:
-            raise InvalidAdapterFiles(
-                f"the files of adapter {digest} now have the digest {found}; import it again",
-                metadata={"adapter_digest": digest},
-            )
-        by_name = {name: MappedTensor(dtype, shape, data) for name, dtype, shape, data in tensors}
-        yield OpenAdapter(layout, modules, by_name)
 
 
 def _changed_modules(layout: Layout, tensors: Iterable[TensorInfo]) -> dict[str, list[str]]:
@@ -243,28 +197,35 @@ def _finite_digest(directory: Path, described: Mapping[str, object]) -> str:
 
 
 def _read(directory: Path) -> tuple[Layout, list[TensorInfo]]:
-    _check_entries(directory)
+    check_entries(directory)
     return _read_layout(directory), _read_header(directory)
 
 
 def _read_layout(directory: Path) -> Layout:
-    with (directory / CONFIG_FILE).open("rb") as file:
-        return parse_layout(file.read(MAX_CONFIG_BYTES + 1))
+    return parse_layout(read_config(directory))
 
 
 def _read_header(directory: Path) -> list[TensorInfo]:
-    with (directory / WEIGHTS_FILE).open("rb") as file:
-        prefix = file.read(8)
-    if len(prefix) == 8 and struct.unpack("<Q", prefix)[0] > MAX_ADAPTER_HEADER_BYTES:
-        raise InvalidAdapterFiles(
-            f"{WEIGHTS_FILE} says that its header has {struct.unpack('<Q', prefix)[0]} bytes; allowed: "
-            f"{MAX_ADAPTER_HEADER_BYTES}. Only safetensors files are accepted (a pickle is never read)"
-        )
-    return read_safetensors_header(directory / WEIGHTS_FILE)
+    return parse_safetensors_header(WEIGHTS_FILE, *read_raw_header(directory))
 
 
-def _check_entries(directory: Path) -> None:
-    """The two files are there, they are files, and nothing else lies beside them."""
+def read_config(directory: Path) -> bytes:
+    """An adapter's configuration, not looked into; cut off behind what is allowed."""
+    with (directory / CONFIG_FILE).open("rb") as file:
+        return file.read(MAX_CONFIG_BYTES + 1)
+
+
+def read_raw_header(directory: Path) -> tuple[bytes, int]:
+    """See `digests.raw_safetensors_header`, of an adapter's weights."""
+    return raw_safetensors_header(directory / WEIGHTS_FILE, MAX_ADAPTER_HEADER_BYTES)
+
+
+def check_entries(directory: Path) -> None:
+    """The two files are there, they are files, and nothing else lies beside them.
+
+    Raises:
+        InvalidAdapterFiles: otherwise.
+    """
     entries = {entry.name: entry.lstat() for entry in directory.iterdir()}
     violations = [
         Violation(name, "is missing; an adapter in PEFT's layout has it")
@@ -280,11 +241,14 @@ def _check_entries(directory: Path) -> None:
     _refuse(violations)
 
 
-def _check_names(
+def check_names(
     layout: Layout, infos: list[TensorInfo], base: BaseGeometry, max_rank: int
 ) -> dict[str, list[str]]:
     """The modules that the tensors change, sorted, with their parts, once names, shapes and dtypes are those
     expected.
+
+    Raises:
+        InvalidAdapterFiles: they are not; see `check_adapter`.
     """
     found: dict[str, dict[str, TensorInfo]] = {}
     violations = [*_wrong_as_a_whole(infos), *_unknown_targets(layout, base)]

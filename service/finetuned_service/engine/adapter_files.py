@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetuned_service.adapters.files import WEIGHTS_FILE, MappedTensor, OpenAdapter, open_adapter
+from finetuned_service.adapters.files import WEIGHTS_FILE
 from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.opened import AdapterOpener, MappedTensor, OpenAdapter
 from finetuned_service.adapters.site_ops import AddLowRank, Project, SiteOp, SubstituteParameter
 from finetuned_service.engine.adapter_weights import AdapterWeights, LoadedOp, load_op, tensors_of
 from finetuned_service.engine.lora_bank import LoraWeights
@@ -44,6 +45,7 @@ class AdapterReader:
         weight_of: Callable[[str], Tensor],
     ) -> None:
         self._geometry = replace(geometry, linear_shapes=table.linear_shapes())
+        self._opener = AdapterOpener(self._geometry)
         self._locate = table.locate()
         self._dtype = dtype
         self._weight_of = weight_of
@@ -62,14 +64,14 @@ class AdapterReader:
 
     @contextmanager
     def open(self, handle: AdapterHandle) -> Generator[OpenAdapter]:
-        """The adapter's mapped files, looked at again; see `adapters.files.open_adapter`.
+        """The adapter's mapped files, looked at again; see `AdapterOpener.open`.
 
         Raises:
             InvalidAdapterFiles: if its files are not whole, do not fit the base, or are another's.
             Unavailable: if the files cannot be reached.
         """
         try:
-            with open_adapter(Path(handle.directory), self._geometry, handle.digest) as opened:
+            with self._opener.open(Path(handle.directory), handle.digest) as opened:
                 yield opened
         except OSError as error:
             raise _unreachable(handle) from error

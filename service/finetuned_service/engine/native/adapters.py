@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetuned_service.adapters.files import OpenAdapter
+from finetuned_service.adapters.opened import OpenAdapter
 from finetuned_service.adapters.site_ops import AddLowRank
 from finetuned_service.engine.adapter_files import AdapterReader, not_finite
 from finetuned_service.engine.lazy_pages import ReadyBlocks
