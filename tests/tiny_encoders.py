@@ -122,6 +122,48 @@ def save_resnet(directory: Path, *, seed: int = 0, images: dict[str, Any] | None
     return directory
 
 
+VISION_SIZES: dict[str, dict[str, Any]] = {
+    "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
+    "convnextv2": {
+        "num_stages": 2,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "patch_size": 2,
+        "image_size": 16,
+    },
+    "convnext": {
+        "num_stages": 2,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "patch_size": 2,
+        "image_size": 16,
+    },
+}
+
+
+def save_vision(directory: Path, model_type: str, *, seed: int = 0) -> Path:
+    """A random vision model of one channel, without a head; its BatchNorms hold statistics."""
+    config = AutoConfig.for_model(model_type, num_channels=1, **VISION_SIZES[model_type])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config).train()
+        with torch.no_grad():
+            for _ in range(3):
+                model(pixel_values=torch.randn(8, 1, 16, 16))
+        model.eval().save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps(IMAGE_SETTINGS))
+    return directory
+
+
+def make_vision_base(directory: Path, model_type: str = "resnet", **settings: Any) -> Path:
+    """The base's directory; its source lies beside it."""
+    if model_type == "resnet":
+        return make_resnet_base(directory, **settings)
+    source = directory.with_name(f"{directory.name}-source")
+    import_directory(save_vision(source, model_type, **settings), directory)
+    return directory
+
+
 def make_encoder_base(directory: Path, model_type: str = "bert", **settings: Any) -> Path:
     """The base's directory; its source lies beside it."""
     import_directory(

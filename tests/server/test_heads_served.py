@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from both_clients import open_client
 from finetuned import (
+    Bottleneck,
     ClassificationOptions,
     ClassWeights,
     Client,
     Head,
+    Ia3,
     Image,
     Lora,
     Method,
@@ -215,8 +217,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
                     task=Task.TEXT_CLASSIFICATION,
                     classification=classification,
                 )
-        with pytest.raises(errors.Unimplemented, match="METHOD_LORA for TASK_IMAGE_CLASSIFICATION"):
-            client.train(dataset="moods", adapter="mine", task=Task.IMAGE_CLASSIFICATION, lora=Lora())
+        for method, reason in (
+            ({"ia3": Ia3()}, "METHOD_IA3 for TASK_IMAGE_CLASSIFICATION is not available: IA3 scales keys"),
+            ({"bottleneck": Bottleneck()}, "maps of channels.*METHOD_HEAD, METHOD_LORA, METHOD_LAYERS"),
+        ):
+            with pytest.raises(errors.Unimplemented, match=reason):
+                client.train(dataset="moods", adapter="mine", task=Task.IMAGE_CLASSIFICATION, **method)
         assert len(list(client.jobs.list())) == jobs
 
 
@@ -233,9 +239,24 @@ def test_images_are_classified(tmp_path: Path) -> None:
         job = client.train(
             dataset="images", adapter="light", task=Task.IMAGE_CLASSIFICATION, optimization=FAST
         )
-        done = client.jobs.wait(job.name).check()
-        assert {metric.name: metric.value for metric in done.metrics}["accuracy"] == 1.0
+        lora = client.train(
+            dataset="images",
+            adapter="tuned",
+            task=Task.IMAGE_CLASSIFICATION,
+            lora=Lora(rank=2),
+            optimization=Optimization(max_steps=20, batch_rows=8, learning_rate=0.01),
+        )
+        for done in (client.jobs.wait(name).check() for name in (job.name, lora.name)):
+            assert {metric.name: metric.value for metric in done.metrics}["accuracy"] == 1.0
         answers = client.classify([Image(data) for data in images[:4]], adapter="light")
+        alone = client.classify(Image(images[0]), adapter="tuned")[0]
+        assert alone.label == "dark"
+        # Out as PEFT would have it, in again, and the same.
+        client.adapters.export("tuned@1", tmp_path / "files")
+        again = client.adapters.import_directory(tmp_path / "files", "again")
+        assert again.digest == client.adapters.version("tuned@1").digest
+        assert client.classify(Image(images[0]), adapter="again")[0] == alone
+        assert client.server_info().methods == (Method.HEAD, Method.LORA, Method.LAYERS, Method.FULL)
         with pytest.raises(errors.InvalidField, match="does not decode"):
             client.classify(Image(b"nothing"), adapter="light")
     assert [answer.label for answer in answers] == ["dark", "light"] * 2

@@ -228,6 +228,21 @@ def test_images(vision: Path, tmp_path: Path) -> None:
     assert figures(finished.metrics)["accuracy"] == 1.0
 
 
+@pytest.mark.parametrize("method", ["LORA", "FULL"])
+def test_a_run_on_images_that_was_stopped_goes_on_to_the_same_weights(
+    vision: Path, tmp_path: Path, method: str
+) -> None:
+    settings: dict[str, Any] = {"method": method, "task": "image-classification", "lora": {"dropout": 0.2}}
+    settings["optimization"] = {"max_steps": 14, "batch_rows": 8, "learning_rate": 0.005}
+    finished, whole, _ = train(tmp_path / "whole", vision, image_rows(), **settings)
+    assert figures(finished.metrics)["accuracy"] == 1.0
+    assert check(whole, vision).method is Method(method)
+    task = make_task(tmp_path / "parts", vision, train=image_rows(), **settings)
+    assert run(task, Reports(), SetAfter(9)) == EXIT_STOPPED
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
+    assert stored_digest(whole) == stored_digest(Path(task.output_directory))
+
+
 @pytest.mark.parametrize("method", ["HEAD", "LAYERS", "FULL"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     encoder: Path, tmp_path: Path, method: str

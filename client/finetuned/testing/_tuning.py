@@ -52,7 +52,7 @@ class FakeTuning(TuningServiceServicer):
             METHODS if generates or spec.task == common_pb2.TASK_FEATURE_EXTRACTION else ("head", *METHODS)
         )
         if spec.task == common_pb2.TASK_IMAGE_CLASSIFICATION:
-            allowed = ("head",)
+            allowed = ("head", "lora", "layers", "full")
         if method not in {None, *allowed}:
             available = ", ".join(f"METHOD_{name.upper()}" for name in allowed)
             raise _unimplemented(f"METHOD_{str(method).upper()}", available)

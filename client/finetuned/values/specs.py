@@ -50,7 +50,7 @@ class Lora:
     dropout: float | None = None
     """0 to below 1; default 0."""
     target_modules: tuple[str, ...] = ()
-    """Names of linear modules or dotted ends of them; empty means all of the decoder's layers."""
+    """Names of linear modules or convolutions, or dotted ends of them; empty means all of the layers."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) (Kalajdzievski 2023) instead of alpha / rank."""
     decomposed: bool = False
@@ -123,7 +123,7 @@ class Bottleneck:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """Which layers of the base train whole; the last quarter by default."""
+    """Which layers of the base train whole, of a vision model which stages; the last quarter by default."""
 
     last: int | None = None
     """So many layers at the end."""

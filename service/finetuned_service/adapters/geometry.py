@@ -1,19 +1,24 @@
-"""What an adapter must fit: the linear modules of a base's repeated blocks, its sublayers, its parameters."""
+"""What an adapter must fit: what of a base takes low-rank updates, its sublayers, its parameters."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetuned_service.bases.family import family_of, weights_transposed, width_of
+from finetuned_service.bases.family import (
+    family_of,
+    untrained_methods,
+    weights_transposed,
+    width_of,
+)
 from finetuned_service.bases.manifest import CONFIG_FILE, WEIGHTS_FILE, read_config, read_manifest
 from finetuned_service.digests import TensorInfo, read_safetensors_header
 from finetuned_service.errors import Internal, InvalidAdapterFiles
-from finetuned_service.vocabulary import Family
+from finetuned_service.vocabulary import Family, Method
 
 IN_BLOCK = re.compile(r".+\.\d+\..+")
 """A module inside a numbered block: neither embeddings nor the language model's head."""
@@ -23,6 +28,9 @@ _SUBLAYER = re.compile(r"(?P<sublayer>(?P<layer>.+?\.\d+)\.[^.]+)\..+")
 _EMBEDDING = re.compile(r"(?:.+\.)?(?:embed_tokens|wte)\.weight")
 HEAD = "lm_head"
 """The module that makes logits, in the classes of decoders that transformers has."""
+
+_KERNEL_AXES = 4
+"""Of a convolution's weight."""
 
 _PACKED_STATE = re.compile(r"(?P<module>.+)\.weight\.quant_state\.bitsandbytes__(?:nf4|fp4)")
 """Beside a packed 4-bit weight, bitsandbytes stores its true shape as JSON in a tensor of bytes."""
@@ -45,7 +53,14 @@ class BaseGeometry:
     tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Parameter → other modules that share it."""
     layers: tuple[str, ...] = ()
-    """Its repeated layers in their order, by their full names."""
+    """Its repeated layers in their order, by their full names; a vision model's are its stages."""
+    convolutions: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """A vision model's, by name → (out_channels, in_channels, rows, columns) of the weight."""
+
+    @property
+    def adapted(self) -> Mapping[str, tuple[int, ...]]:
+        """All modules that take low-rank updates → the shape of their weight."""
+        return {**self.linear_shapes, **self.convolutions}
 
     @classmethod
     def of_directory(cls, base_directory: Path) -> BaseGeometry:
@@ -75,7 +90,7 @@ class BaseGeometry:
         width = width_of(config)
         family, layers = family_of(config), layers_of(linear)
         if family is Family.VISION:
-            return cls("", "", linear, width)
+            return _of_vision(base_directory / WEIGHTS_FILE, width, untrained_methods(config))
         parameters = _parameters(base_directory / WEIGHTS_FILE, linear)
         if family is Family.ENCODER:
             return cls("", "", linear, width, parameters=parameters, layers=layers)
@@ -90,6 +105,24 @@ class BaseGeometry:
 
 NO_GEOMETRY = BaseGeometry(digest="", root_digest="", linear_shapes={})
 """Of a base of which nothing need be known."""
+
+
+def _of_vision(weights: Path, width: int, untrained: Container[Method]) -> BaseGeometry:
+    parameters = _parameters(weights, {})
+    convolutions = {
+        name.removesuffix(".weight"): shape
+        for name, shape in parameters.items()
+        if len(shape) == _KERNEL_AXES
+    }
+    return BaseGeometry(
+        "",
+        "",
+        {},
+        width,
+        parameters={} if Method.FULL in untrained else parameters,
+        layers=layers_of(parameters),
+        convolutions={} if Method.LORA in untrained else convolutions,
+    )
 
 
 def sublayers_of(linear_modules: Iterable[str]) -> list[str]:

@@ -46,9 +46,9 @@ class AddLowRank(Generic[T]):
     """LoRA (Hu et al. 2021)."""
 
     a: T
-    """`[r, in]`."""
+    """`[r, in]`; at a convolution `[r, in, rows, columns]`, of its stride and padding."""
     b: T
-    """`[out, r]`."""
+    """`[out, r]`; at a convolution `[out, r, 1, 1]`."""
     scaling: float
 
     def over(self, read: Callable[[T], U]) -> AddLowRank[U]:

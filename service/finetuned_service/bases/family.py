@@ -7,10 +7,10 @@ compared with ours (`tests/unit/test_engine_encoders.py`); others are refused wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from finetuned_service.vocabulary import Family, Task
+from finetuned_service.vocabulary import Family, Method, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,16 @@ class EncoderClass:
     """It can be built with a layer over the first token that only its own heads use; ours is built without."""
     positions_after_padding: bool = False
     """Positions count from the padding token's id + 1 on, as in fairseq."""
+    untrained: Mapping[Method, str] = field(default_factory=dict[Method, str])
+    """Methods that others of its family train with, and why it does not."""
 
+
+_GROUPED = (
+    "its convolutions are grouped, and low-rank updates are computed where each output reads all inputs"
+)
+_GAINS = (
+    "its blocks have gains of their own (layer_scale_parameter), which no module of it computes with alone"
+)
 
 ENCODER_CLASSES: Mapping[str, EncoderClass] = {
     "albert": EncoderClass("AlbertModel", Family.ENCODER, has_pooling_layer=True),
@@ -39,9 +48,13 @@ ENCODER_CLASSES: Mapping[str, EncoderClass] = {
     "xlm-roberta": EncoderClass(
         "XLMRobertaModel", Family.ENCODER, has_pooling_layer=True, positions_after_padding=True
     ),
-    "convnext": EncoderClass("ConvNextModel", Family.VISION),
-    "convnextv2": EncoderClass("ConvNextV2Model", Family.VISION),
-    "regnet": EncoderClass("RegNetModel", Family.VISION),
+    "convnext": EncoderClass(
+        "ConvNextModel",
+        Family.VISION,
+        untrained={Method.LORA: _GROUPED, Method.LAYERS: _GAINS, Method.FULL: _GAINS},
+    ),
+    "convnextv2": EncoderClass("ConvNextV2Model", Family.VISION, untrained={Method.LORA: _GROUPED}),
+    "regnet": EncoderClass("RegNetModel", Family.VISION, untrained={Method.LORA: _GROUPED}),
     "resnet": EncoderClass("ResNetModel", Family.VISION),
 }
 """By model_type."""
@@ -70,6 +83,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family of the model that a config.json describes."""
     found = ENCODER_CLASSES.get(str(config.get("model_type")))
     return Family.DECODER if found is None else found.family
+
+
+def untrained_methods(config: Mapping[str, Any]) -> Mapping[Method, str]:
+    """Methods that the model of a config.json does not train with, though others of its family do, and why."""
+    found = ENCODER_CLASSES.get(str(config.get("model_type")))
+    return {} if found is None else found.untrained
 
 
 def width_of(config: Mapping[str, Any]) -> int:

@@ -89,7 +89,9 @@ class AdapterReader:
         with self.open(handle) as opened:
             for module in opened.modules:
                 stored = [op.over(_copied) for op in opened.ops(module)]
-                update = next((op for op in stored if isinstance(op, AddLowRank)), None)
+                # Those of convolutions are no rows of a bank.
+                banked = (op for op in stored if isinstance(op, AddLowRank) and module in self._locate)
+                update = next(banked, None)
                 if update is not None:
                     pairs[module] = self._pair(update)
                 for op in stored:

@@ -1,4 +1,4 @@
-"""What adapters do at modules that are no sites: norms, embeddings, the head, sublayers and layers.
+"""What adapters do at modules that are no sites: norms, embeddings, convolutions, the head, sublayers and layers.
 
 For the rows of each adapter alone, what such a module returns is changed in place.
 """
@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.site_ops import Activation, MapOutput, SubstituteParameter
+from finetuned_service.adapters.site_ops import Activation, AddLowRank, MapOutput, SubstituteParameter
 from finetuned_service.bases.int8 import Int8Embedding
 from finetuned_service.engine.adapter_weights import LoadedOp
 from finetuned_service.engine.sites import CurrentStep
@@ -48,6 +48,13 @@ def with_parameters(module: nn.Module, rows: Tensor, parameters: Mapping[str, Te
     return outputs
 
 
+def low_rank(convolution: nn.Conv2d, images: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """What an update of rank r, `a [r, in, rows, columns]` and `b [out, r, 1, 1]`, adds unscaled (as in PEFT)."""
+    # torch's annotation has padding a string, too; a module keeps numbers unless it was given one.
+    inner = functional.conv2d(images, a, stride=convolution.stride, padding=convolution.padding)
+    return functional.conv2d(inner, b)
+
+
 def substituted(ops: Iterable[LoadedOp]) -> dict[str, Tensor]:
     """The parameters that the ops of one adapter put in the place of a module's own."""
     return {op.parameter: op.value for op in ops if isinstance(op, SubstituteParameter)}
@@ -65,45 +72,57 @@ class RowChange:
     def __call__(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
         for rows, ops in self._changes:
             if parameters := substituted(ops):
-                outputs[:, rows] = with_parameters(module, inputs[:, rows], parameters)
+                outputs[rows] = with_parameters(module, inputs[rows], parameters)
             for op in ops:
-                if isinstance(op, MapOutput):
-                    source = inputs if op.parallel else outputs
-                    outputs[:, rows] += bottleneck(op, source[:, rows])
+                match op:
+                    case MapOutput():
+                        source = inputs if op.parallel else outputs
+                        outputs[rows] += bottleneck(op, source[rows])
+                    case AddLowRank(a, b, scaling) if isinstance(module, nn.Conv2d):
+                        outputs[rows] += low_rank(module, inputs[rows], a, b) * scaling
+                    case _:
+                        pass
 
 
 @final
 class ModuleSite(nn.Module):
     """A module of the base with parameters of its own, and what adapters make of them."""
 
-    def __init__(self, base: nn.Module, name: str, current: CurrentStep) -> None:
+    def __init__(self, base: nn.Module, name: str, current: CurrentStep, *, packed: bool) -> None:
         super().__init__()
         self.base = base
         self._name = name
         self._current = current
+        self._packed = packed
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[1, T, ...]` to `[1, T, ...]`, rows packed."""
+        """`[1, T, ...]` to `[1, T, ...]`, rows packed; or `[N, ...]` to `[N, ...]`, images."""
         outputs: Tensor = self.base(inputs)
         changes = self._current.modules
         if changes is not None and (change := changes.get(self._name)) is not None:
-            change(self.base, inputs, outputs)
+            if self._packed:
+                change(self.base, inputs[0], outputs[0])
+            else:
+                change(self.base, inputs, outputs)
         return outputs
 
 
-def install_module_sites(model: nn.Module, geometry: BaseGeometry, current: CurrentStep) -> None:
+def install_module_sites(
+    model: nn.Module, geometry: BaseGeometry, current: CurrentStep, *, packed: bool = True
+) -> None:
     """Let adapters act at every module with parameters that is no linear module of a layer.
 
     Args:
-        model: a transformers causal LM or text encoder, whose linear sites are not installed yet; changed in place.
+        model: of transformers, whose linear sites are not installed yet; changed in place.
         geometry: of its files.
         current: what is looked at in each forward.
+        packed: its rows are packed into one; else it computes a batch of images.
     """
     owners = dict.fromkeys(name.rpartition(".")[0] for name in geometry.parameters)
     for name in owners:
         if name not in geometry.linear_shapes:
             parent, _, last = name.rpartition(".")
-            site = ModuleSite(model.get_submodule(name), name, current)
+            site = ModuleSite(model.get_submodule(name), name, current, packed=packed)
             setattr(model.get_submodule(parent), last, site)
     for name in geometry.sublayers:
         _change_output(model.get_submodule(name), name, current)
@@ -116,6 +135,7 @@ def _change_output(module: nn.Module, name: str, current: CurrentStep) -> None:
         changes = current.modules
         if changes is not None and (change := changes.get(name)) is not None:
             inputs = args[0] if args else kwargs["hidden_states"]
-            change(module, inputs, output[0] if isinstance(output, tuple) else output)
+            outputs = output[0] if isinstance(output, tuple) else output
+            change(module, inputs[0], outputs[0])
 
     module.register_forward_hook(hook, with_kwargs=True)

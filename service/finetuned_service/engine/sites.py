@@ -30,7 +30,9 @@ class ModuleChange(Protocol):
     """What all adapters of a step do at a module that is no site, for all rows at once."""
 
     def __call__(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-        """Change `outputs` `[1, T, ...]`, which the module made of `inputs` `[1, T, ...]`, in place."""
+        """Change `outputs` `[T, ...]`, which the module made of `inputs` `[T, ...]`, in place; T are packed rows, or
+        images.
+        """
         ...
 
 

@@ -175,7 +175,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 max_replies=MAX_REPLIES,
                 max_constraint_bytes=MAX_CONSTRAINT_BYTES,
             ),
-            methods=[method_to_proto(method) for method in methods_of(serving.base.family)],
+            methods=[method_to_proto(method) for method in methods_of(serving.base)],
             tasks=[TASK_NUMBERS[task] for task in TASKS[serving.base.family]],
             weight_formats=[common.WEIGHT_FORMAT_INT8, common.WEIGHT_FORMAT_NF4],
             load=pb.EngineLoad(

@@ -18,11 +18,13 @@ from finetuned_service.training.methods import Installed
 from finetuned_service.training.trainable import Parameters
 
 ENCODER_TASK_TYPE = "FEATURE_EXTRACTION"
-"""What PEFT is told of adapters over bases that encode: its other classes have heads with layers of their own."""
+"""What PEFT is told of adapters over text encoders: its other classes have heads with layers of their own. Of those over
+vision models it is told none: this class asks for token ids.
+"""
 
 
 def write_adapter(
-    directory: Path, method: Installed, base: str, dtype: torch.dtype, *, task_type: str = "CAUSAL_LM"
+    directory: Path, method: Installed, base: str, dtype: torch.dtype, *, task_type: str | None = "CAUSAL_LM"
 ) -> None:
     """Write an adapter's two files into a directory that exists.
 
@@ -32,7 +34,7 @@ def write_adapter(
         base: the base's resource name, for the reader of the file.
         dtype: the base's: training computed with the parameters rounded to it, so nothing is lost, and
             two runs of one job give the same bytes.
-        task_type: which class of PEFT's reads the files.
+        task_type: which class of PEFT's reads the files; None is its plain one.
     """
     tensors = {
         PREFIX + name: value.detach().to(dtype).contiguous() for name, value in method.parameters.items()

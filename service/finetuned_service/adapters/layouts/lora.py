@@ -51,18 +51,20 @@ class LoraLayout:
         if self.config.saves(module):
             parts = [part for part in ("weight", "bias") if f"{module}.{part}" in base.parameters]
             return parameter_shapes(module, parts, base, {})
-        shape = base.linear_shapes.get(module)
-        if shape is None:
+        shape = base.linear_shapes.get(module) or base.convolutions.get(module)
+        if shape is None or (self.config.decomposed and module in base.convolutions):
             return None
-        out_features, in_features = shape
+        out_features, in_features, *kernel = shape
         rank = self.config.rank_of(module)
-        shapes: dict[str, Shape] = {A: (rank, in_features), B: (out_features, rank)}
+        # A convolution's A is one of the same kernel, and its B one of a single point.
+        points = (1,) * len(kernel)
+        shapes: dict[str, Shape] = {A: (rank, in_features, *kernel), B: (out_features, rank, *points)}
         return shapes | {MAGNITUDE: (out_features,)} if self.config.decomposed else shapes
 
     def changeable(self, base: BaseGeometry) -> Iterable[str]:
         modules = (name.rpartition(".")[0] for name in base.parameters)
         saved = [module for module in modules if self.config.saves(module)]
-        return dict.fromkeys((*base.linear_shapes, *saved))
+        return dict.fromkeys((*base.linear_shapes, *base.convolutions, *saved))
 
     @property
     def named_targets(self) -> Mapping[str, tuple[str, ...]]:

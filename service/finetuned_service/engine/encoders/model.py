@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -50,6 +51,10 @@ class Forward(Protocol):
         """Requests are computed in this order."""
         ...
 
+    def batch_of(self, request: Submit) -> tuple[int, ...]:
+        """Requests of one batch are computed together; those of a batch are equal in the first place of `order`."""
+        ...
+
     def run(self, requests: Sequence[Submit]) -> list[Tensor]:
         """`[tokens, width]` of each, in the base's dtype."""
         ...
@@ -88,8 +93,7 @@ class EncoderModel:
         self.current = CurrentStep()
         # The rows of images at a linear module are no packed batch.
         takes_images = isinstance(self.forward, VisionForward)
-        if not takes_images:
-            install_module_sites(module, self.geometry, self.current)
+        install_module_sites(module, self.geometry, self.current, packed=not takes_images)
         self.sites = SiteTable((), ()) if takes_images else install_sites(module, self.current)
         self._class_name = type(module).__name__
 
@@ -151,10 +155,12 @@ class EncoderRunner:
         placed = [(chunk.sequence, place_of(chunk.sequence)) for chunk in chunks]
         placed.sort(key=lambda entry: self._order(*entry))
         encoded: list[tuple[TokenSequence, Tensor]] = []
-        for (sequence, place), rows in zip(placed, self._forward(placed), strict=True):
-            wanted = sequence.request.encode
-            pooled = pool(rows.float(), wanted.pooling if wanted else None)
-            encoded.append((sequence, projected(pooled, place).cpu()))
+        for _, group in groupby(placed, lambda entry: self._model.forward.batch_of(entry[0].request)):
+            batch = list(group)
+            for (sequence, place), rows in zip(batch, self._forward(batch), strict=True):
+                wanted = sequence.request.encode
+                pooled = pool(rows.float(), wanted.pooling if wanted else None)
+                encoded.append((sequence, projected(pooled, place).cpu()))
         return StepLogits(torch.empty(0, 0), (), [], tuple(encoded))
 
     def _order(self, sequence: TokenSequence, place: AdapterPlace | None) -> tuple[Any, ...]:

@@ -38,6 +38,10 @@ class TextForward:
         """Requests of equal order are computed side by side best: inputs of one length are one product."""
         return (len(request.prompt_token_ids),)
 
+    def batch_of(self, request: Submit) -> tuple[int, ...]:
+        """All texts are packed into one."""
+        return ()
+
     def run(self, requests: Sequence[Submit]) -> list[Tensor]:
         """`[tokens, width]` of each input, in their order."""
         starts = [request.encode.second_start if request.encode else 0 for request in requests]

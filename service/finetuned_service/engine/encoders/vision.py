@@ -24,6 +24,10 @@ class VisionForward:
 
     def order(self, request: Submit) -> tuple[int, ...]:
         """Images of one size are one batch."""
+        return self.batch_of(request)
+
+    def batch_of(self, request: Submit) -> tuple[int, ...]:
+        """The size of its image."""
         return request.pixels.shape if request.pixels else ()
 
     def run(self, requests: Sequence[Submit]) -> list[Tensor]:

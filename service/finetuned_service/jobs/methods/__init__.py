@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.bases.family import TASKS, width_of
+from finetuned_service.bases.family import ENCODER_CLASSES, TASKS, width_of
 from finetuned_service.bases.manifest import BaseManifest, read_config
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts
@@ -33,6 +33,7 @@ __all__ = [
     "MAX_RANK",
     "METHODS_OF_TASK",
     "SETTINGS_OF",
+    "WHY_NOT",
     "BaseFacts",
     "adapter_bytes",
     "adapter_elements",
@@ -80,16 +81,32 @@ METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
     Task.TEXT_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
     Task.TOKEN_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
     Task.FEATURE_EXTRACTION: (Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
-    Task.IMAGE_CLASSIFICATION: (Method.HEAD,),
+    Task.IMAGE_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.LAYERS, Method.FULL),
 }
 """How each task can be trained; the first is the usual way."""
 
+_NO_VECTORS = (
+    "what a vision model passes on are maps of channels, which change their size from stage to stage"
+)
+WHY_NOT: Mapping[tuple[Task, Method], str] = {
+    (Task.IMAGE_CLASSIFICATION, Method.BOTTLENECK): f"a bottleneck reads vectors of one width; {_NO_VECTORS}",
+    (
+        Task.IMAGE_CLASSIFICATION,
+        Method.IA3,
+    ): "IA3 scales keys, values and feed-forwards, which a vision model has not",
+    (Task.FEATURE_EXTRACTION, Method.HEAD): "vectors are what the base itself makes, under no head",
+}
+"""Why a task is not trained with a method of the others."""
 
-def methods_of(family: Family) -> tuple[Method, ...]:
-    """All methods with which bases of a family can be trained."""
+
+def methods_of(base: BaseManifest) -> tuple[Method, ...]:
+    """All methods with which a base can be trained."""
+    known = next((c for c in ENCODER_CLASSES.values() if c.name == base.architecture), None)
+    untrained = known.untrained if known else {}
     # What becomes of an image is not trained yet.
-    tasks = [task for task in TASKS[family] if (family, task) != (Family.VISION, Task.FEATURE_EXTRACTION)]
-    return tuple(dict.fromkeys(m for task in tasks for m in METHODS_OF_TASK.get(task, ())))
+    tasks = [t for t in TASKS[base.family] if (base.family, t) != (Family.VISION, Task.FEATURE_EXTRACTION)]
+    methods = dict.fromkeys(m for task in tasks for m in METHODS_OF_TASK.get(task, ()))
+    return tuple(method for method in methods if method not in untrained)
 
 
 def resolve_method(spec: TrainSpec, base: BaseFacts) -> TrainSpec:
@@ -112,6 +129,13 @@ def resolve_method(spec: TrainSpec, base: BaseFacts) -> TrainSpec:
 
 def refuse_method(spec: TrainSpec, base: BaseFacts, max_rank: int = MAX_RANK) -> list[FinetunedError]:
     """What of a resolved spec's method does not fit the base; `max_rank` is the largest that will be served."""
+    if spec.method in base.untrained:
+        allowed = [f"METHOD_{m}" for m in METHODS_OF_TASK[spec.task] if m not in base.untrained]
+        said = (
+            f"is set, and the base is a {base.architecture}: {base.untrained[spec.method]}. Allowed: "
+            f"{', '.join(allowed)}"
+        )
+        return [InvalidField.one(f"spec.{SETTINGS_OF[spec.method]}", said)]
     match spec.method:
         case Method.LORA | Method.QLORA:
             path = "spec.qlora.lora" if spec.method is Method.QLORA else "spec.lora"
@@ -152,7 +176,7 @@ def adapter_elements(spec: TrainSpec, base_directory: Path) -> int:
             saved = sum(
                 math.prod(geometry.parameters[name]) for name in saved_parameters(spec.lora, geometry)
             )
-            return lora_elements(spec.lora, geometry.linear_shapes) + saved + head
+            return lora_elements(spec.lora, geometry.adapted) + saved + head
         case Method.IA3:
             return ia3_elements(spec.ia3, geometry.linear_shapes) + head
         case Method.BOTTLENECK:

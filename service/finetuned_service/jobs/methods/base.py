@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.lora_config import is_end
-from finetuned_service.bases.family import context_of, family_of, width_of
+from finetuned_service.bases.family import context_of, family_of, untrained_methods, width_of
 from finetuned_service.bases.inputs import base_inputs
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.errors import FinetunedError, InvalidField
-from finetuned_service.vocabulary import Family, Pooling
+from finetuned_service.vocabulary import Family, Method, Pooling
 
 _ANY_TOKENS = 2**20
 
@@ -24,7 +24,7 @@ class BaseFacts:
     hidden_size: int
     context_tokens: int
     linear_modules: tuple[str, ...]
-    """Full names of the linear modules in the numbered layers, sorted."""
+    """Full names of the linear modules in the numbered layers, or of a vision base's convolutions, sorted."""
     pooling: Pooling | None = None
     """A text encoder's own; None for others."""
     sublayers: tuple[str, ...] = ()
@@ -33,6 +33,12 @@ class BaseFacts:
     """Full names of its weights and biases."""
     layers: tuple[str, ...] = ()
     """Full names of its repeated layers, in their order."""
+    convolves: bool = False
+    """Its `linear_modules` are convolutions."""
+    untrained: Mapping[Method, str] = field(default_factory=dict[Method, str])
+    """Methods that others of its family train with, and why it does not."""
+    architecture: str = ""
+    """Its model_type."""
 
     @classmethod
     def of_directory(cls, directory: Path) -> BaseFacts:
@@ -43,12 +49,20 @@ class BaseFacts:
             hidden_size=width_of(config),
             # Images have no length.
             context_tokens=_ANY_TOKENS if family is Family.VISION else context_of(config),
-            linear_modules=tuple(sorted(geometry.linear_shapes)),
+            linear_modules=tuple(sorted(geometry.adapted)),
             pooling=base_inputs(config)[0] if family is Family.ENCODER else None,
             sublayers=tuple(geometry.sublayers),
             parameters=tuple(geometry.parameters),
             layers=geometry.layers,
+            convolves=bool(geometry.convolutions),
+            untrained=untrained_methods(config),
+            architecture=str(config.get("model_type")),
         )
+
+    @property
+    def adapts(self) -> str:
+        """For people: what its `linear_modules` are."""
+        return "convolutions" if self.convolves else "linear modules"
 
     @property
     def linear_kinds(self) -> tuple[str, ...]:
@@ -66,7 +80,7 @@ def unknown_targets(field: str, targets: Iterable[str], base: BaseFacts) -> Iter
     if unknown:
         yield InvalidField.one(
             field,
-            f"names {quoted(unknown)}; the base's linear modules are "
+            f"names {quoted(unknown)}; the base's {base.adapts} are "
             f"{', '.join(base.linear_kinds)} (leave it empty for the default)",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -56,6 +57,9 @@ def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int, path: str)
                 f"names {quoted(unused)}, which no target module has as its name or a dotted end of it; leave it "
                 f"out, or add it to target_modules",
             )
+    if lora.decomposed and base.convolves:
+        said = "is on; DoRA is for matrices, and this base's modules are convolutions: leave it off"
+        yield InvalidField.one(f"{path}.decomposed", said)
     yield from _saved_refusals(lora, base, path)
     for field, rank in (
         ("rank", lora.rank),
@@ -93,12 +97,12 @@ def saved_parameters(lora: LoraSettings, base: Parameters) -> list[str]:
     return [name for name in base.parameters if config.saves(name.rpartition(".")[0])]
 
 
-def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> int:
-    """Numbers in an adapter with resolved settings; `shapes` are (out, in) by linear module."""
+def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Numbers in an adapter with resolved settings; `shapes` are those of weights, (out, in, ...), by module."""
     config = lora_config(settings)
     return sum(
-        config.rank_of(name) * (out_features + in_features) + out_features * config.decomposed
-        for name, (out_features, in_features) in shapes.items()
+        config.rank_of(name) * (shape[0] + math.prod(shape[1:])) + shape[0] * config.decomposed
+        for name, shape in shapes.items()
         if config.targets(name)
     )
 

@@ -10,7 +10,7 @@ from finetuned.v1 import job_pb2 as pb
 
 from finetuned_service.adapters.site_ops import Activation
 from finetuned_service.errors import InvalidField, Unimplemented
-from finetuned_service.jobs.methods import METHODS_OF_TASK, SETTINGS_OF
+from finetuned_service.jobs.methods import METHODS_OF_TASK, SETTINGS_OF, WHY_NOT
 from finetuned_service.jobs.specs import (
     BottleneckSettings,
     FullSettings,
@@ -37,8 +37,9 @@ def method_from_proto(spec: pb.TrainSpec, task: Task) -> dict[str, Any]:
     method = Method(name.upper()) if name else allowed[0]
     if method not in allowed:
         feature = method_to_proto(method)
+        because = WHY_NOT.get((task, method), "it is in the contract but not in this build")
         raise Unimplemented(
-            f"{feature} for TASK_{task.name} is in the contract but not in this build; available: "
+            f"{feature} for TASK_{task.name} is not available: {because}; available: "
             f"{', '.join(map(method_to_proto, allowed))}",
             metadata={"feature": feature},
         )

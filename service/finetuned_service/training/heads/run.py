@@ -33,7 +33,7 @@ from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended
 from finetuned_service.training.stages import finish, tell_prepared
-from finetuned_service.vocabulary import Method
+from finetuned_service.vocabulary import Method, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +142,15 @@ def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadRes
 def _train(job: _Job) -> tuple[Ended, int]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     model = _model(job)
+    images = job.task.spec.task is Task.IMAGE_CLASSIFICATION
+    task_type = None if images else ENCODER_TASK_TYPE
     attempt = Attempt(
         task=job.task,
         environment=job.environment,
         digest=job.digest,
         model=model,
         write=lambda directory: write_adapter(
-            directory, model.installed, job.task.spec.base, torch.float32, task_type=ENCODER_TASK_TYPE
+            directory, model.installed, job.task.spec.base, torch.float32, task_type=task_type
         ),
         train_rows=job.data.train,
         heldout_rows=job.data.heldout,

@@ -22,6 +22,7 @@ from finetuned_service.bases.family import weights_transposed
 from finetuned_service.bases.load import dense_weight
 from finetuned_service.jobs.methods import lora_config
 from finetuned_service.jobs.specs import LoraSettings
+from finetuned_service.training.methods.convolution import LoraConvolution
 from finetuned_service.training.methods.dora import DoraLinear
 from finetuned_service.training.methods.method import (
     Installed,
@@ -148,6 +149,15 @@ def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Insta
         parameters[f"{name}.{B}"] = module.lora_b
         if isinstance(module, DoraLinear):
             parameters[f"{name}.{MAGNITUDE}"] = module.magnitude
+    for name, module in list(model.named_modules()):
+        if name in geometry.convolutions and config.targets(name):
+            convolution = LoraConvolution(
+                module, rank=config.rank_of(name), scaling=config.scaling_of(name), dropout=settings.dropout
+            )
+            replace_module(model, name, convolution)
+            switched.append(convolution)
+            parameters[f"{name}.{A}"] = convolution.lora_a
+            parameters[f"{name}.{B}"] = convolution.lora_b
     saved = [name for name in geometry.parameters if config.saves(name.rpartition(".")[0])]
     copies = put_copies(model, saved)
     return Installed(
