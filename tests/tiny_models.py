@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from finetuned_service.adapters.files import BaseGeometry, check_adapter
-from finetuned_service.adapters.geometry import linear_shapes
 from finetuned_service.engine.messages import AdapterHandle
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -101,6 +100,7 @@ def save_tiny_adapter(
     alpha_pattern: Mapping[str, float] | None = None,
     use_rslora: bool = False,
     use_dora: bool = False,
+    modules_to_save: Sequence[str] = (),
     spread: float = 0.3,
 ) -> TinyAdapter:
     """A random LoRA adapter for the base, saved by PEFT.
@@ -116,6 +116,7 @@ def save_tiny_adapter(
         alpha_pattern: see PEFT.
         use_rslora: see PEFT.
         use_dora: see PEFT; magnitudes are off by up to a fifth.
+        modules_to_save: see PEFT; off by a twentieth.
         spread: standard deviation of A and B.
     """
     config = LoraConfig(
@@ -126,6 +127,7 @@ def save_tiny_adapter(
         alpha_pattern=dict(alpha_pattern or {}),
         use_rslora=use_rslora,
         use_dora=use_dora,
+        modules_to_save=list(modules_to_save) or None,
         task_type="CAUSAL_LM",
     )
     with peft_warnings_allowed():
@@ -137,6 +139,9 @@ def save_tiny_adapter(
                 parameter.mul_(0.8 + 0.4 * torch.rand(parameter.shape, generator=generator))
             elif "lora_" in name:
                 parameter.normal_(0.0, spread, generator=generator)
+            elif "modules_to_save" in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data = parameter.float() + 0.05 * noise  # a file has one dtype
     return _saved(model, directory, base_directory)
 
 
@@ -167,8 +172,12 @@ def save_tiny_ia3(
 def _saved(model: Any, directory: Path, base_directory: Path) -> TinyAdapter:
     model.save_pretrained(str(directory))
     (directory / "README.md").unlink(missing_ok=True)
-    shapes = linear_shapes(base_directory / "model.safetensors")
-    facts = check_adapter(directory, BaseGeometry("", "", shapes), max_rank=1024)
+    return checked_adapter(directory, base_directory)
+
+
+def checked_adapter(directory: Path, base_directory: Path) -> TinyAdapter:
+    """An adapter whose files are there, once they are found to fit the base."""
+    facts = check_adapter(directory, BaseGeometry.of_files(base_directory), max_rank=1024)
     return TinyAdapter(directory, facts.digest)
 
 

@@ -16,7 +16,6 @@ from finetuned_service.engine.native.library import STORED_DTYPES, LoraSourceStr
 from finetuned_service.engine.native.model import NativeModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.engine.sampling import greedy_tokens
-from finetuned_service.errors import Unimplemented
 from tiny_models import (
     load_peft,
     load_plain,
@@ -24,7 +23,6 @@ from tiny_models import (
     random_prompt,
     save_tiny_adapter,
     save_tiny_base,
-    save_tiny_ia3,
 )
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
@@ -66,12 +64,6 @@ def adapters(base, tmp_path_factory):
         save_tiny_adapter(root / str(i), base, seed=i, spread=0.1, **shape) for i, shape in enumerate(shapes)
     ]
     return [None, *saved]
-
-
-def test_an_adapter_that_it_does_not_compute_is_refused_with_the_remedy(base, model, tmp_path):
-    adapter = save_tiny_ia3(tmp_path / "ia3", base, seed=1)
-    with OfflineEngine(model, CONFIG) as engine, pytest.raises(Unimplemented, match="--compute plain"):
-        engine.logits(random_prompt(1, 5), adapter.handle)
 
 
 def handle_of(adapter):

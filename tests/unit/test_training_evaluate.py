@@ -20,7 +20,8 @@ from finetuned_service.training.questions import (
     matches,
     questions,
 )
-from tiny_models import load_plain, oracle_tokens
+from own_layouts import save_bottleneck, save_parameters
+from tiny_models import load_plain, oracle_tokens, save_tiny_adapter
 from tiny_tokenizers import write_byte_fallback, write_tokenizer
 from training_tasks import Reports, make_base
 
@@ -139,6 +140,23 @@ def evaluator(base: Path, reports: Reports, **changes) -> Evaluator:
         "stop": threading.Event(),
     }
     return Evaluator(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("method", ["dora", "bottleneck", "layers"])
+def test_adapters_of_every_method_are_evaluated_on_the_path_that_serves_them(tmp_path, method):
+    base = make_base(tmp_path / "base", dtype=torch.bfloat16, head_dim=16)
+    adapter = {
+        "dora": lambda to: save_tiny_adapter(to, base, seed=1, use_dora=True),
+        "bottleneck": lambda to: save_bottleneck(to, base, ["model.layers.0.mlp"], seed=2),
+        "layers": lambda to: save_parameters(
+            to, base, ["model.layers.1.mlp.up_proj.weight"], method="LAYERS", seed=3
+        ),
+    }[method](tmp_path / method)
+    losses = []
+    for compute in ("plain", "native"):
+        evaluated = evaluator(base, Reports(), compute=compute).evaluate("adapter", adapter.handle)
+        losses.append(next(metric.value for metric in evaluated.metrics if metric.name == "loss"))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_answers_and_loss_are_those_of_plain_transformers(base):

@@ -24,7 +24,6 @@ from finetuned_service.adapters.head import Head
 from finetuned_service.adapters.layouts import PREFIX, Layout, parse_layout
 from finetuned_service.adapters.layouts.layout import Shape
 from finetuned_service.adapters.lora_config import dotted_ends
-from finetuned_service.adapters.site_ops import AddLowRank
 from finetuned_service.digests import (
     TensorInfo,
     mapped_tensors,
@@ -149,19 +148,6 @@ def stored_digest(directory: Path) -> str:
     described = layout.spelled_out(_changed_modules(layout, infos))
     with mapped_tensors(directory / WEIGHTS_FILE) as tensors:
         return tensors_digest(tensors, described)
-
-
-def only_low_rank(directory: Path) -> bool:
-    """Whether a stored adapter does no more to its base than add low-rank updates.
-
-    Raises:
-        InvalidAdapterFiles: its files cannot be read.
-    """
-    layout, infos = _read(directory)
-    changed = _changed_modules(layout, infos)
-    return all(
-        isinstance(op, AddLowRank) for module, parts in changed.items() for op in layout.ops(module, parts)
-    )
 
 
 def stored_head(directory: Path) -> Head | None:

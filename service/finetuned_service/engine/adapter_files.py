@@ -88,7 +88,7 @@ class AdapterReader:
         ops: dict[str, tuple[LoadedOp, ...]] = {}
         with self.open(handle) as opened:
             for module in opened.modules:
-                stored = [op.over(_copied) for op in opened.ops(module)]
+                stored = [op.over(copied) for op in opened.ops(module)]
                 # Those of convolutions are no rows of a bank.
                 banked = (op for op in stored if isinstance(op, AddLowRank) and module in self._locate)
                 update = next(banked, None)
@@ -133,7 +133,7 @@ def not_finite(digest: str, dtype: torch.dtype) -> InvalidAdapterFiles:
     )
 
 
-def _copied(tensor: MappedTensor) -> Tensor:
+def copied(tensor: MappedTensor) -> Tensor:
     """In memory of its own: the mapping ends."""
     return torch.frombuffer(bytearray(tensor.data), dtype=_DTYPES[tensor.dtype]).view(tensor.shape)
 

@@ -16,12 +16,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from finetuned_service._version import VERSION
-from finetuned_service.adapters.files import only_low_rank
 from finetuned_service.bases.family import context_of
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.memory import memory_report, private_memory_bytes
-from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, adds_low_rank_only
+from finetuned_service.jobs.methods import CLASSIFICATION_TASKS
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import DpoSettings, TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
@@ -70,8 +69,6 @@ class _Job:
     tokenizer: BaseTokenizer
     data: JobData | PairData
     asked: list[Question]
-    compute: str
-    """The path that answers the held-out rows, the same for all subjects."""
     environment: Environment
     report: ReportFunction
     stop: StopFlag
@@ -161,20 +158,7 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
     asked = questions(
         [example.row for example in data.heldout], min(wanted, SHOWN_ANSWERS) if pairs else wanted
     )
-    return _Job(task, tokenizer, data, asked, _compute(task, report), environment, report, stop)
-
-
-def _compute(task: TrainTask, report: ReportFunction) -> str:
-    """The path that can answer with everything that this job compares."""
-    if not adds_low_rank_only(task.spec):
-        text = (
-            f"METHOD_{task.spec.method} does more to its base than add low-rank updates: its adapter is answered with on "
-            "the plain path, here and by servers; one that was started on the native path refuses it and says so"
-        )
-        report(Notice(text=text))
-        return "plain"
-    incumbent = Path(task.incumbent_directory) if task.incumbent_directory else None
-    return "auto" if incumbent is None or only_low_rank(incumbent) else "plain"
+    return _Job(task, tokenizer, data, asked, environment, report, stop)
 
 
 def _digest(task: TrainTask) -> str:
@@ -230,7 +214,7 @@ def _measure(
         tokenizer=job.tokenizer,
         base_directory=base_directory,
         cache_directory=job.task.cache_directory,
-        compute=job.compute,
+        compute="auto",
         threads=job.task.limits.threads,
         options=job.spec.evaluation,
         scoring=_scoring(job, reference),

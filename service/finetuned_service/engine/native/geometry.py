@@ -11,7 +11,7 @@ from torch import nn
 from finetuned_service.engine.native.library import SITES
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Decoders whose forward is the one that `source/decoder.cpp` spells out."""
+"""Decoders whose forward is the one that `source/forward.h` spells out."""
 _ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings whose angles depend on the position alone, not on the length of the sequence."""
 _MOST_HEAD_DIM = 256

@@ -1,4 +1,4 @@
-"""The compiled decoder's functions and structs, as `source/decoder.h` declares them. Torch-free.
+"""The compiled decoder's functions and structs, as `source/decoder.h` and `change.h` declare them. Torch-free.
 
 Arrays enter as addresses; whoever calls keeps them alive until the call returns.
 """
@@ -69,6 +69,59 @@ class LoraPairStruct(Structure):
     _fields_ = (("a", c_void_p), ("b", c_void_p), ("rank", c_int64))
 
 
+class SiteChangeStruct(Structure):
+    """`SiteChange`."""
+
+    _fields_ = (
+        ("input_gain", c_void_p),
+        ("output_gain", c_void_p),
+        ("output_shift", c_void_p),
+        ("own", LinearStruct),
+    )
+
+
+class BottleneckStruct(Structure):
+    """`Bottleneck`."""
+
+    _fields_ = (
+        ("pair", LoraPairStruct),
+        ("down_bias", c_void_p),
+        ("up_bias", c_void_p),
+        ("activation", c_int32),
+        ("parallel", c_int32),
+    )
+
+
+PARTS = ("self_attn", "mlp", "")
+"""The parts of a layer in the order of `Part`: their names in it, the last being all of it."""
+ACTIVATIONS = ("RELU", "GELU", "SILU")
+"""In the order of `Activation`."""
+
+
+class LayerChangeStruct(Structure):
+    """`LayerChange`."""
+
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("post_norm", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("sites", SiteChangeStruct * len(SITES)),
+        ("parts", BottleneckStruct * len(PARTS)),
+    )
+
+
+class ChangeStruct(Structure):
+    """`Change`."""
+
+    _fields_ = (
+        ("layers", POINTER(LayerChangeStruct)),
+        ("embedding", c_void_p),
+        ("final_norm", c_void_p),
+        ("head", LinearStruct),
+    )
+
+
 class LoraSourceStruct(Structure):
     """`LoraSource`."""
 
@@ -92,7 +145,12 @@ STORED_DTYPES = {"BF16": 0, "F32": 1, "F16": 2}
 class SegmentStruct(Structure):
     """`Segment`."""
 
-    _fields_ = (("pairs", POINTER(LoraPairStruct)), ("row", c_int32), ("rows", c_int32))
+    _fields_ = (
+        ("pairs", POINTER(LoraPairStruct)),
+        ("change", POINTER(ChangeStruct)),
+        ("row", c_int32),
+        ("rows", c_int32),
+    )
 
 
 class SpanStruct(Structure):

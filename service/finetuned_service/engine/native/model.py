@@ -1,4 +1,4 @@
-"""The native path: a Llama-like base in bfloat16, its steps computed by `source/decoder.cpp`.
+"""The native path: a Llama-like base in bfloat16, its steps computed by `source/forward.h`.
 
 One call a step, without the interpreter's lock. What a row computes does not depend, in any bit, on the rows
 beside it, on how its prompt was cut into chunks, or on the number of threads.
@@ -31,6 +31,7 @@ from finetuned_service.engine.native.library import (
     SpanStruct,
     StepStruct,
 )
+from finetuned_service.engine.native.packing import AdapterPacker
 from finetuned_service.engine.native.weights import NativeWeights
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
@@ -146,9 +147,8 @@ class NativeRunner:
         self._layers, self._struct = model.weights.with_arena(self._arena)
         self._model = model  # its tensors are what the structs point to
         self.memory = NativeAdapters(
-            model.library,
             AdapterReader(model.sites, model.geometry, torch.bfloat16, model.linear_weight),
-            geometry.layers,
+            AdapterPacker(model.library, model.weights, model.linear_weight),
             config.device_budget_bytes,
         )
         self._decoder = model.library.decoder_new(config.threads)
@@ -177,7 +177,7 @@ class NativeRunner:
             MemoryError: if there is none for a step of this size.
         """
         placed: list[tuple[Chunk, Placed | None]] = [(chunk, place_of(chunk.sequence)) for chunk in chunks]
-        placed.sort(key=lambda entry: -1 if entry[1] is None else entry[1].position)
+        placed.sort(key=lambda entry: (False, -1) if entry[1] is None else entry[1].order)
         token_ids: list[int] = []
         positions: list[int] = []
         logit_rows: list[int] = []
@@ -199,7 +199,8 @@ class NativeRunner:
         if all_logits:
             logit_rows = list(range(len(token_ids)))
         segments = [
-            SegmentStruct(place.adapter.pairs, row, rows) for row, rows, place in neighbours(row_places)
+            SegmentStruct(place.adapter.pairs, place.adapter.change_pointer, row, rows)
+            for row, rows, place in neighbours(row_places)
         ]
         logits = torch.empty(len(logit_rows), self._vocabulary)
         highest = (c_int32 * len(logit_rows))()

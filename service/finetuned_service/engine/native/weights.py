@@ -7,7 +7,7 @@ else keeps the stored one in memory: it stays in the file.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,9 @@ from finetuned_service.engine.native.library import (
 )
 
 
-def packed_elements(weight: Tensor) -> int:
+def packed_elements(shape: Sequence[int]) -> int:
     """Of a weight `[outputs, inputs]` when it is packed: its outputs fill whole panels."""
-    outputs, inputs = weight.shape
+    outputs, inputs = shape
     return -(-outputs // PANEL) * PANEL * inputs
 
 
@@ -50,21 +50,23 @@ class NativeWeights:
     """Owns every tensor that its structs point to, except the arenas of keys and values."""
 
     def __init__(self, library: Library, model: Any, geometry: Geometry) -> None:
-        """Pack `model`, one module after another."""
+        """Pack `model`, one module after another; `decoder` is the name of its part with the layers."""
         self.geometry = geometry
         self._library = library
         self._kept: list[Tensor] = []
         self._packed: dict[str, tuple[Tensor, int, int]] = {}
+        self._linears: dict[str, LinearStruct] = {}
+        self._biases: dict[str, Tensor] = {}
         decoder = model.get_decoder()
         head = model.get_output_embeddings()
         linears = [_linear_of(layer, site)[1] for layer in decoder.layers for site in SITES]
-        sizes = [packed_elements(linear.weight) for linear in (*linears, head)]
+        sizes = [packed_elements(linear.weight.shape) for linear in (*linears, head)]
         # Huge pages: a step reads every byte of it, and would wait for the address of each small page.
         self._blocks = iter(huge_page_bytes(2 * sum(sizes)).view(torch.bfloat16).split(sizes))
-        prefix = next(name for name, module in model.named_modules() if module is decoder)
+        self.decoder = next(name for name, module in model.named_modules() if module is decoder)
         self._layers = (LayerStruct * geometry.layers)()
         for index, (struct, layer) in enumerate(zip(self._layers, decoder.layers, strict=True)):
-            self._fill_layer(struct, layer, f"{prefix}.layers.{index}")
+            self._fill_layer(struct, layer, f"{self.decoder}.layers.{index}")
         cosines, sines = _angles(decoder.rotary_emb, geometry)
         self._struct = ModelStruct(
             layers=self._layers,
@@ -105,6 +107,16 @@ class NativeWeights:
         }
 
     @property
+    def linears(self) -> Mapping[str, LinearStruct]:
+        """The linear modules and the head, by name."""
+        return self._linears
+
+    @property
+    def biases(self) -> Mapping[str, Tensor]:
+        """Their biases in float32, by the module's name."""
+        return self._biases
+
+    @property
     def packed_bytes(self) -> int:
         return sum(packed.nbytes for packed, _, _ in self._packed.values())
 
@@ -124,8 +136,11 @@ class NativeWeights:
         packed = next(self._blocks)
         pack_panels(self._library, module.weight, packed)
         self._packed[f"{name}.weight"] = (packed, outputs, inputs)
-        bias = None if module.bias is None else self._keep(module.bias.float())
-        return LinearStruct(packed.data_ptr(), bias, outputs, inputs)
+        if module.bias is not None:
+            self._biases[name] = module.bias.detach().float().contiguous()
+        bias = self._biases[name].data_ptr() if name in self._biases else None
+        self._linears[name] = LinearStruct(packed.data_ptr(), bias, outputs, inputs)
+        return self._linears[name]
 
     def _keep(self, tensor: Tensor) -> int:
         kept = tensor.detach().contiguous()

@@ -37,7 +37,6 @@ __all__ = [
     "BaseFacts",
     "adapter_bytes",
     "adapter_elements",
-    "adds_low_rank_only",
     "lora_config",
     "methods_of",
     "refuse_format",
@@ -158,12 +157,6 @@ def refuse_method(spec: TrainSpec, base: BaseFacts, max_rank: int = MAX_RANK) ->
             return [InvalidField.one("spec.head.pooling", said)]
         case Method.HEAD | Method.FULL:
             return []
-
-
-def adds_low_rank_only(spec: TrainSpec) -> bool:
-    """Whether the adapter of a spec does no more to its base than add low-rank updates."""
-    lora = spec.method in {Method.LORA, Method.QLORA}
-    return lora and not spec.lora.decomposed and not spec.lora.modules_to_save
 
 
 def adapter_elements(spec: TrainSpec, base_directory: Path) -> int:

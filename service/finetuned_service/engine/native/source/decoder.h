@@ -5,20 +5,9 @@
 
 #include <cstdint>
 
-#include "numeric.h"
+#include "change.h"
 
 namespace finetuned {
-
-constexpr int kSites = 7;  // q, k, v, o, gate, up, down
-enum Site { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
-
-// y = x W^T + bias, W [outputs, inputs] packed by `pack_panels`; `bias` may be null.
-struct Linear {
-  const bf16* packed;
-  const float* bias;
-  int32_t outputs;
-  int32_t inputs;
-};
 
 // RMS norms; `query_norm` and `key_norm` (of a head) may be null.
 struct Layer {
@@ -49,16 +38,10 @@ struct Model {
   float scaling;
 };
 
-// One site of a LoRA adapter: y += (x A^T) B, scaling folded into B. Rank 0: the site is left alone.
-struct LoraPair {
-  const bf16* a;  // `pack_ranks` of A [rank, inputs]
-  const bf16* b;  // `pack_panels` of B^T [outputs, rank], rank even
-  int64_t rank;
-};
-
-// Consecutive rows with one adapter; `pairs` [layers * 7].
+// Consecutive rows with one adapter.
 struct Segment {
-  const LoraPair* pairs;
+  const LoraPair* pairs;  // [layers * 7]
+  const Change* change;   // null: it adds low-rank updates only
   int32_t row;
   int32_t rows;
 };

@@ -139,6 +139,18 @@ class Rows {
     for (int i = 0; i < kLanes / 2; ++i) to[i * kBlockRows] = words[i];
   }
 
+  // A row times `gain` [columns], to the same row of `out`, rounded again.
+  void scale(long row, const float* gain, const Rows& out) const {
+    const uint32_t* from = at(row);
+    uint32_t* to = out.at(row);
+    for (long p = 0; p < pairs_; ++p) {
+      const uint32_t pair = from[p * kBlockRows];
+      const bf16 low = narrow(widen(static_cast<bf16>(pair)) * gain[2 * p]);
+      const bf16 high = narrow(widen(static_cast<bf16>(pair >> 16)) * gain[2 * p + 1]);
+      to[p * kBlockRows] = low | static_cast<uint32_t>(high) << 16;
+    }
+  }
+
  private:
   uint32_t* words_ = nullptr;
   long pairs_ = 0;

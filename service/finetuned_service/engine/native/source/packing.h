@@ -7,6 +7,9 @@
 
 namespace finetuned {
 
+// Where W[n, i] lies in panels.
+inline long panel_place(long n, long i, long inputs) { return ((n / kPanel * (inputs / 2) + i / 2) * kPanel + n % kPanel) * 2 + i % 2; }
+
 // W [outputs, inputs] row by row -> [outputs / 32 rounded up, inputs / 2, 32, 2]; columns past the end are 0.
 inline void pack_panels(const bf16* weight, long outputs, long inputs, bf16* packed) {
   long pairs = inputs / 2;

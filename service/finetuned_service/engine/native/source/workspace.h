@@ -37,12 +37,23 @@ class Buffer {
   size_t count_ = 0;
 };
 
-// Rows of one segment (or of no adapter: `pairs` null) inside one block of Rows, or query lines of one span.
+// Rows of one segment (or of no adapter: `pairs` null) inside one block of Rows.
 struct RowBlock {
   const LoraPair* pairs;
+  const Change* change;
   int32_t row, rows;
+
+  const LoraPair& pair(int layer, Site site) const { return pairs[layer * kSites + site]; }
+
+  const LayerChange* changed(int layer) const { return change == nullptr ? nullptr : &change->layers[layer]; }
+
+  // The bottleneck at a part of a layer, or null.
+  const Bottleneck* bottleneck(int layer, Part part) const {
+    return change == nullptr || change->layers[layer].parts[part].pair.rank == 0 ? nullptr : &change->layers[layer].parts[part];
+  }
 };
 
+// Query lines of one span.
 struct LineBlock {
   const Span* span;
   int32_t line, lines;
@@ -55,6 +66,12 @@ struct alignas(128) Desk {
   Errands far;            // the A of the adapters of the next phase
 };
 
+// Neighbouring rows of logits with one head.
+struct HeadRun {
+  const Linear* head;
+  long first, end;
+};
+
 struct Workspace {
   Buffer<float> residual;      // [T, hidden]
   Buffer<float> tops;          // [S, panels of the vocabulary]: the highest logit of each, NaN if one is
@@ -63,11 +80,17 @@ struct Workspace {
   Buffer<uint32_t> attended;   // Rows of heads * head_dim
   Buffer<uint32_t> activated;  // Rows of intermediate
   Buffer<uint32_t> shrunk[3];  // Rows of the widest rank: x A^T of the sites that share their input
+  Buffer<uint32_t> scaled[3];  // Rows of the widest input: that input as adapters scale it, for each of these sites
+  Buffer<uint32_t> returned;   // Rows of hidden: what a part of a layer returned, in rows with a bottleneck after it
+  Buffer<uint32_t> entered;    // Rows of hidden: what a layer was given, in rows with a bottleneck beside it
   Buffer<int64_t> slots;       // [T]: where a row's key and value go
   std::vector<Desk> desks;  // one a thread
   std::vector<RowBlock> rows;
   std::vector<LineBlock> lines;
-  bool adapted = false;
+  std::vector<HeadRun> heads;
+  std::vector<const Change*> changes;  // [T], or empty
+  bool adapted = false;  // a row has an adapter
+  bool changed = false;  // one that does more than add low-rank updates
 
   explicit Workspace(int threads) : desks(static_cast<size_t>(threads)) {}
 };

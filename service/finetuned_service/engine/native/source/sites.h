@@ -1,0 +1,163 @@
+// The products of a step at its linear modules, of each row with what its adapter does there (`adapters/site_ops.py`
+// has the order). Each element is computed from its own row alone, whatever adapters the rows beside it have.
+#pragma once
+
+#include <algorithm>
+
+#include "workspace.h"
+
+namespace finetuned {
+
+// A site of a layer; `slot` is its number among the sites that read the same input.
+struct At {
+  int layer;
+  Site site;
+  int slot;
+};
+
+// Apart, so that products without errands are compiled as if there were none.
+[[gnu::noinline]] inline void multiply_on_errands(int rows, float* c, long stride, const uint32_t* a, const bf16* b, long pairs,
+                                                  Errands& errands) {
+  multiply<2, false>(rows, c, stride, a, b, 2 * kPanel, pairs, kPanel, errands);
+}
+
+// C [end - first, 32] of one panel of W, for rows from `first` on; `stride` of C.
+inline void multiply_panel(const Linear& linear, long panel, const Rows& x, long first, long end, float* c, long stride, Desk& desk) {
+  const bf16* weights = linear.packed + panel * kPanel * linear.inputs;
+  for (long row = first; row < end; row = (row / kBlockRows + 1) * kBlockRows) {
+    const int count = static_cast<int>(std::min(end, (row / kBlockRows + 1) * kBlockRows) - row);
+    float* to = c + (row - first) * stride;
+    // The first block of rows waits for memory; the second has the weights in the cache, and fetches the next panel.
+    Errands& errands = row == first ? desk.near : desk.far;
+    if (row / kBlockRows == first / kBlockRows + 1)
+      multiply<2, false>(count, to, stride, x.at(row), weights, 2 * kPanel, x.pairs(), kPanel, FetchBehind{x.pairs() * 2 * kPanel});
+    else if (errands.done())
+      multiply<2, false>(count, to, stride, x.at(row), weights, 2 * kPanel, x.pairs());
+    else
+      multiply_on_errands(count, to, stride, x.at(row), weights, x.pairs(), errands);
+  }
+  if (linear.bias == nullptr) return;
+  const long column = panel * kPanel, count = std::min<long>(kPanel, linear.outputs - column);
+  for (long row = 0; row < end - first; ++row)
+    for (long i = 0; i < count; ++i) c[row * stride + i] += linear.bias[column + i];
+}
+
+// x A^T of a block's rows, rounded to bfloat16 after `finish(values, rank)`, which takes 16 ranks from `rank` on.
+template <typename Finish>
+void shrink(const RowBlock& block, const LoraPair& pair, const Rows& x, const Rows& out, const Finish& finish) {
+  alignas(64) float sums[kBlockRows][kLanes];
+  for (long first = 0; first < pair.rank; first += kLanes) {
+    const long ranks = std::min<long>(kLanes, pair.rank - first);
+    const bf16* a = pair.a + first * 2 * x.pairs();
+    if (ranks == kLanes)
+      multiply_chained(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * kLanes, x.pairs());
+    else
+      multiply_chained<true>(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * ranks, x.pairs(), static_cast<int>(ranks));
+    for (int r = 0; r < block.rows; ++r) out.put(block.row + r, first, finish(load(sums[r]), first));
+  }
+}
+
+class Sites {
+ public:
+  Sites() = default;
+
+  // Args: widest_rank of an adapter of the step, widest_input of a site.
+  Sites(Workspace& space, long rows, long widest_rank, long widest_input) : space_(&space), rows_(rows) {
+    for (int slot = 0; slot < 3; ++slot) {
+      shrunk_[slot] = Rows(space.shrunk[slot].at_least(Rows::words_for(rows, widest_rank)), widest_rank);
+      if (space.changed) scaled_[slot] = Rows(space.scaled[slot].at_least(Rows::words_for(rows, widest_input)), widest_input);
+    }
+  }
+
+  // Where x A^T of a slot is kept until it is multiplied with B.
+  const Rows& shrunk(int slot) const { return shrunk_[slot]; }
+
+  // What can be done with the input of a block's rows before the products: scale it, and x A^T.
+  void prepare(const RowBlock& block, const At& at, const Rows& x) const {
+    if (block.pairs == nullptr) return;
+    if (const float* gain = input_gain(block, at))
+      for (int r = block.row; r < block.row + block.rows; ++r) x.scale(r, gain, scaled(at, x));
+    shrink(block, block.pair(at.layer, at.site), input(block, at, x), shrunk_[at.slot], [](Float16 values, long) { return values; });
+  }
+
+  // C [rows, 32] of one panel for all rows; `stride` of C.
+  void product(const Linear& base, long panel, const Rows& x, const At& at, float* c, long stride, Desk& desk) const {
+    desk.near.clear();
+    const LoraPair* before = nullptr;
+    for (const RowBlock& block : space_->rows) {
+      if (block.pairs == nullptr || block.pairs == before) continue;
+      before = block.pairs;
+      const LoraPair& pair = block.pair(at.layer, at.site);
+      desk.near.add(pair.b + panel * kPanel * pair.rank, kPanel * pair.rank);
+    }
+    if (rows_ <= kBlockRows)
+      while (!desk.near.done()) desk.near.line();
+    if (space_->changed)
+      multiply_runs(base, panel, x, at, c, stride, desk);
+    else
+      multiply_panel(base, panel, x, 0, rows_, c, stride, desk);
+    if (!space_->adapted) return;
+    for (const RowBlock& block : space_->rows) {
+      if (block.pairs == nullptr) continue;
+      const LoraPair& pair = block.pair(at.layer, at.site);
+      if (pair.rank > 0)
+        multiply<2, true>(block.rows, c + block.row * stride, stride, shrunk_[at.slot].at(block.row),
+                          pair.b + panel * kPanel * pair.rank, 2 * kPanel, pair.rank / 2);
+      if (block.change != nullptr) scale_outputs(block, panel, at, c + block.row * stride, stride);
+    }
+  }
+
+ private:
+  static const SiteChange* change_at(const RowBlock& block, const At& at) {
+    return block.change == nullptr ? nullptr : &block.change->layers[at.layer].sites[at.site];
+  }
+
+  static const float* input_gain(const RowBlock& block, const At& at) {
+    const SiteChange* change = change_at(block, at);
+    return change == nullptr ? nullptr : change->input_gain;
+  }
+
+  Rows scaled(const At& at, const Rows& x) const { return Rows(scaled_[at.slot].at(0), 2 * x.pairs()); }
+
+  Rows input(const RowBlock& block, const At& at, const Rows& x) const {
+    return input_gain(block, at) == nullptr ? x : scaled(at, x);
+  }
+
+  const Linear& linear(const RowBlock& block, const At& at, const Linear& base) const {
+    const SiteChange* change = change_at(block, at);
+    return change == nullptr ? base : own_or(change->own, base);
+  }
+
+  // Neighbours with the same weights and the same kind of input go together.
+  void multiply_runs(const Linear& base, long panel, const Rows& x, const At& at, float* c, long stride, Desk& desk) const {
+    const auto& blocks = space_->rows;
+    for (size_t i = 0; i < blocks.size();) {
+      const Linear& weights = linear(blocks[i], at, base);
+      const bool scales = input_gain(blocks[i], at) != nullptr;
+      const Rows from = input(blocks[i], at, x);
+      const long first = blocks[i].row;
+      long end = first;
+      for (; i < blocks.size() && &linear(blocks[i], at, base) == &weights && (input_gain(blocks[i], at) != nullptr) == scales; ++i)
+        end = blocks[i].row + blocks[i].rows;
+      multiply_panel(weights, panel, from, first, end, c + first * stride, stride, desk);
+    }
+  }
+
+  static void scale_outputs(const RowBlock& block, long panel, const At& at, float* c, long stride) {
+    const SiteChange* change = change_at(block, at);
+    if (change->output_gain == nullptr) return;
+    const float* gain = change->output_gain + panel * kPanel;
+    for (int r = 0; r < block.rows; ++r, c += stride)
+      for (long i = 0; i < kPanel; i += kLanes) {
+        Float16 values = load(c + i) * load(gain + i);
+        if (change->output_shift != nullptr) values += load(change->output_shift + panel * kPanel + i);
+        store(c + i, values);
+      }
+  }
+
+  Workspace* space_ = nullptr;
+  long rows_ = 0;
+  Rows shrunk_[3], scaled_[3];
+};
+
+}  // namespace finetuned
