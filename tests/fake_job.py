@@ -6,6 +6,8 @@ Standard library only, so that it starts at once. Steps:
 
     note            tell this process's number, attempt and rows at once, and count the attempt in the work directory
     progress=N      report a step of training on N tokens
+    estimated=N     report an estimate of N bytes and a second
+    used=N          report N bytes used
     measured=N      report N tokens measured by a quantization
     once:STEP       only in the first process of the job
     gate            go on when the file `go` lies in the job's directory
@@ -115,6 +117,10 @@ class Process:
             "note": lambda _: report("notice", text=self._note()),
             "progress": report_step,
             "measured": lambda value: report("progress", phase="measuring", tokens=int(value)),
+            "estimated": lambda value: report(
+                "estimated", estimate={"memory_bytes": int(value), "duration_seconds": 1.0}
+            ),
+            "used": lambda value: report("usage", memory_bytes=int(value)),
             "gate": lambda _: wait_for(self.directory / "go"),
             "stop": lambda _: self._wait_for_stop(),
             "stubborn": lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN),

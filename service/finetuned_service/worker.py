@@ -100,6 +100,7 @@ def build_dispatcher(
                 checkpoint_bytes=settings.job_checkpoint_bytes,
             ),
             cache_directory=settings.resolved_cache_dir,
+            probe_steps=settings.job_probe_steps,
         ),
         Publisher(registry=registry, bases=bases, max_rank=settings.max_lora_rank),
         observer,

@@ -28,6 +28,14 @@ def test_train_serve_repeat(client: Client, tmp_rows: Path) -> None:
     assert {m.name for m in job.baseline_metrics} >= {"loss", "exact_match"}
     assert job.environment is not None
     assert job.environment.base_digest == client.server_info().base.digest
+    assert job.estimate is not None
+    assert (job.estimate.steps, job.estimate.basis) == (6, "MEASURED")
+    assert 0 < job.estimate.runtime_memory_bytes < job.estimate.memory_bytes
+    assert job.usage is not None
+    assert job.usage.memory_bytes > job.estimate.runtime_memory_bytes
+    # Nothing timed is asserted; a model so small leaves the memory to the runtime.
+    assert job.usage.memory_error == pytest.approx(0, abs=0.3)
+    assert job.usage.duration_error is not None
     served = client.generate("say 3", adapter="repeat", max_tokens=4).served_by
     assert (served.adapter_version, served.adapter_digest) == (
         job.train_result.version,

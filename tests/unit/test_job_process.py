@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from finetuned_service.jobs.events import Notice, Progress
+from finetuned_service.jobs.events import Notice, Progress, Usage
 from finetuned_service.jobs.memory import count_oom_kills, memory_report, private_memory_bytes
 from finetuned_service.jobs.process import environment_for_job_process
 from finetuned_service.jobs.states import Fault
@@ -169,9 +169,11 @@ def test_reports_have_standard_output_to_themselves(tmp_path):
         job("print('chatter'); report(Progress(phase='measuring', step=3))"), write_task(tmp_path)
     )
     assert done.returncode == EXIT_FINISHED, done.stderr
-    notice, progress = reports_of(done)
+    notice, progress, usage = reports_of(done)
     assert isinstance(notice, Notice)
     assert progress == Progress(phase="measuring", step=3)
+    assert isinstance(usage, Usage)
+    assert MEGABYTE < usage.memory_bytes < 1000 * MEGABYTE
     assert b"chatter" in done.stderr
 
 

@@ -13,11 +13,13 @@ from finetuned_service.jobs.events import (
     Notice,
     Overfitting,
     Progress,
+    Usage,
 )
 from finetuned_service.jobs.record import MAX_CHECKPOINTS, apply_reports, events_of
-from finetuned_service.jobs.states import Fault
-from finetuned_service.jobs.task import REPORTS, Failed, Prepared, QuantizeFinished, TrainFinished
-from finetuned_service.jobs.values import EvaluationSample, Job, QuantizeReport
+from finetuned_service.jobs.states import Fault, JobState
+from finetuned_service.jobs.task import REPORTS, Estimated, Failed, Prepared, QuantizeFinished, TrainFinished
+from finetuned_service.jobs.usage import estimate_errors
+from finetuned_service.jobs.values import EvaluationSample, Job, QuantizeReport, TrainResult
 from finetuned_service.vocabulary import Metric
 from tiny_jobs import train_job
 
@@ -68,6 +70,8 @@ SAMPLES = (EvaluationSample(prompt="a", expected="b"),)
         (EvaluationFinished(subject="adapter", metrics=METRICS), {}),
         (Notice(text="hello"), {}),
         (TURNED, {"overfitting": TURNED}),
+        (Estimated(estimate=Estimate(steps=9)), {"estimate": Estimate(steps=9)}),
+        (Usage(memory_bytes=5), {"usage": Usage(memory_bytes=5)}),
         (QUANTIZED, {}),
         (Prepared(environment=ENVIRONMENT), {"environment": ENVIRONMENT}),
         (TrainFinished(metrics=METRICS, samples=SAMPLES), {"metrics": METRICS, "samples": SAMPLES}),
@@ -89,6 +93,40 @@ def test_what_was_known_before_stays_where_a_report_says_nothing_of_it():
     )
     assert (job.estimate.steps, job.baseline_metrics, job.incumbent_metrics) == (7, METRICS, METRICS)
     assert job.metrics == OTHER_METRICS
+
+
+def test_usage_is_the_most_memory_and_all_the_time_of_all_attempts():
+    attempts = [
+        Usage(memory_bytes=7),
+        Usage(duration_seconds=2.0),
+        Usage(memory_bytes=5),
+        Usage(duration_seconds=3.0),
+    ]
+    assert applied(*attempts).usage == Usage(memory_bytes=7, duration_seconds=5.0)
+
+
+ESTIMATE = Estimate(memory_bytes=110, duration_seconds=8.0)
+USAGE = Usage(memory_bytes=100, duration_seconds=10.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (0.1, -0.2)),
+        ({"result": TrainResult(version="v", digest="d", stopped_early=True)}, (0.1, None)),
+        ({"state": JobState.FAILED}, (None, None)),
+        ({"estimate": None}, (None, None)),
+        ({"estimate": Estimate(steps=3)}, (None, None)),
+        ({"usage": None}, (None, None)),
+        ({"usage": Usage(duration_seconds=4.0)}, (None, 1.0)),
+    ],
+)
+def test_how_far_an_estimate_was_off(changes, expected):
+    job = train_job().model_copy(
+        update={"state": JobState.SUCCEEDED, "estimate": ESTIMATE, "usage": USAGE, **changes}
+    )
+    errors = estimate_errors(job)
+    assert (errors.memory, errors.duration) == pytest.approx(expected)
 
 
 def test_one_checkpoint_is_the_best_and_a_step_stands_once():

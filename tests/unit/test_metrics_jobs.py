@@ -65,6 +65,17 @@ def test_a_job_that_succeeds(place):
     assert figure(place, "finetuned_training_step_seconds_count") == 2
 
 
+def test_how_far_estimates_were_off_is_counted(place):
+    job = place.run(train_job(), "estimated=120,used=100,adapter=0.25,finished=0.5")
+    assert job.usage.memory_bytes == 100
+    assert job.usage.duration_seconds > 0
+    name, memory = "finetuned_job_estimate_error_ratio", {"kind": "train", "quantity": "memory"}
+    assert figure(place, f"{name}_sum", **memory) == pytest.approx(0.2)
+    assert figure(place, f"{name}_count", kind="train", quantity="duration") == 1
+    place.run(train_job(), "estimated=120,used=100,failed")
+    assert figure(place, f"{name}_count", **memory) == 1, "a failed job has not taken what it would"
+
+
 def test_a_lost_process_is_a_preemption_and_the_last_a_failure_of_ours(place):
     place.run(train_job(), "progress=100,crash")
     assert figure(place, "finetuned_job_attempts_total", kind="train") == 3

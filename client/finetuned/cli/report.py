@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from finetuned import Job, JobKind, Metric, QuantizeReport
 from finetuned._names import short
+from finetuned.cli.cost import expected, taken
 from finetuned.cli.data_report import show_data_report
 from finetuned.cli.output import Cell, err, print_facts, print_table, size
 
@@ -33,7 +34,8 @@ def show_job(job: Job) -> None:
             else None,
             "repeated rows": report.duplicate_rows or None if report else None,
             "leaked rows": report.leaked_rows or None if report else None,
-            "estimate": f"{estimate.steps} steps, {estimate.tokens} tokens" if estimate else None,
+            "estimate": expected(estimate) if estimate else None,
+            "took": taken(job.usage) if job.usage else None,
             "overfitting": f"held-out loss {job.overfitting.best_loss:.4f} at step {job.overfitting.best_step}, "
             f"{job.overfitting.loss:.4f} at step {job.overfitting.step}"
             if job.overfitting

@@ -7,6 +7,7 @@ and version n of an adapter scores n / (n + 1), so that a later version beats an
 from __future__ import annotations
 
 from finetuned.errors import FinetunedError
+from finetuned.testing._costs import used
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import Happening, RunningJob, Store
 from finetuned.testing._work import quantize, train
@@ -102,6 +103,7 @@ def _end(store: Store) -> Happening:
         if job.state not in FINAL:
             failed = job.HasField("error")
             job.state = job_pb2.JOB_STATE_FAILED if failed else job_pb2.JOB_STATE_SUCCEEDED
+        used(job)
         _tell_state(job, event)
 
     return happen

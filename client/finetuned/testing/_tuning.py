@@ -22,6 +22,7 @@ from finetuned.errors import (
     ResourceInUse,
     Unimplemented,
 )
+from finetuned.testing._costs import estimated
 from finetuned.testing._plan import FINAL, begin, cancel, pause, resume, step
 from finetuned.testing._store import METHODS, RunningJob, Store, check_name, lookup, page
 from finetuned.testing._versions import resolve
@@ -135,6 +136,8 @@ class FakeTuning(TuningServiceServicer):
 
     def _accept(self, request: Any, job: job_pb2.Job, answer: type[Any]) -> Any:
         job.priority = request.priority or job_pb2.JOB_PRIORITY_NORMAL
+        if job.WhichOneof("spec") == "train":
+            estimated(job)
         if request.validate_only:
             job.state = job_pb2.JOB_STATE_VALIDATING
             return answer(job=job)

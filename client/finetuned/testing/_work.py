@@ -20,7 +20,7 @@ RISE_OF_PERPLEXITY = {common_pb2.WEIGHT_FORMAT_INT8: 0.01, common_pb2.WEIGHT_FOR
 
 def train(store: Store, job: job_pb2.Job) -> Iterator[Happening]:
     """A TrainJob: baseline, steps, checkpoint, publication with the adapter's evaluation."""
-    steps = job.train.optimization.max_steps or STEPS
+    steps = steps_of(job)
     yield _baseline
     for number in range(1, steps + 1):
         yield _step(number, steps)
@@ -32,6 +32,11 @@ def quantize(store: Store) -> Iterator[Happening]:
     """A Quantize run: one measurement, then the new base."""
     yield _measure
     yield lambda job, event: _store_base(store, job, event)
+
+
+def steps_of(job: job_pb2.Job) -> int:
+    """How many a TrainJob has."""
+    return job.train.optimization.max_steps or STEPS
 
 
 def usual_metric(objective: common_pb2.Objective) -> str:

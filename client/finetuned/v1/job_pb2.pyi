@@ -82,6 +82,12 @@ class LongRows(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LONG_ROWS_TRUNCATE: _ClassVar[LongRows]
     LONG_ROWS_DROP: _ClassVar[LongRows]
 
+class EstimateBasis(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ESTIMATE_BASIS_UNSPECIFIED: _ClassVar[EstimateBasis]
+    ESTIMATE_BASIS_ARITHMETIC: _ClassVar[EstimateBasis]
+    ESTIMATE_BASIS_MEASURED: _ClassVar[EstimateBasis]
+
 class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SEVERITY_UNSPECIFIED: _ClassVar[Severity]
@@ -130,12 +136,15 @@ LONG_ROWS_UNSPECIFIED: LongRows
 LONG_ROWS_REJECT: LongRows
 LONG_ROWS_TRUNCATE: LongRows
 LONG_ROWS_DROP: LongRows
+ESTIMATE_BASIS_UNSPECIFIED: EstimateBasis
+ESTIMATE_BASIS_ARITHMETIC: EstimateBasis
+ESTIMATE_BASIS_MEASURED: EstimateBasis
 SEVERITY_UNSPECIFIED: Severity
 SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity
 
 class Job(_message.Message):
-    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time", "rerun_of", "micro_batch_rows", "priority", "overfitting")
+    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time", "rerun_of", "micro_batch_rows", "priority", "overfitting", "usage")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +175,7 @@ class Job(_message.Message):
     MICRO_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     OVERFITTING_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     state: JobState
@@ -196,7 +206,8 @@ class Job(_message.Message):
     micro_batch_rows: int
     priority: JobPriority
     overfitting: Overfitting
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ..., micro_batch_rows: _Optional[int] = ..., priority: _Optional[_Union[JobPriority, str]] = ..., overfitting: _Optional[_Union[Overfitting, _Mapping]] = ...) -> None: ...
+    usage: JobUsage
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ..., micro_batch_rows: _Optional[int] = ..., priority: _Optional[_Union[JobPriority, str]] = ..., overfitting: _Optional[_Union[Overfitting, _Mapping]] = ..., usage: _Optional[_Union[JobUsage, _Mapping]] = ...) -> None: ...
 
 class Overfitting(_message.Message):
     __slots__ = ("best_step", "best_loss", "step", "loss")
@@ -492,16 +503,36 @@ class Environment(_message.Message):
     def __init__(self, base_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., eval_dataset_digest: _Optional[str] = ..., service_version: _Optional[str] = ..., torch_version: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., peft_version: _Optional[str] = ...) -> None: ...
 
 class Estimate(_message.Message):
-    __slots__ = ("steps", "tokens", "memory_bytes", "duration")
+    __slots__ = ("steps", "tokens", "memory_bytes", "duration", "basis", "runtime_memory_bytes", "base_memory_bytes", "memory_budget_bytes")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DURATION_FIELD_NUMBER: _ClassVar[int]
+    BASIS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BASE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     steps: int
     tokens: int
     memory_bytes: int
     duration: _duration_pb2.Duration
-    def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    basis: EstimateBasis
+    runtime_memory_bytes: int
+    base_memory_bytes: int
+    memory_budget_bytes: int
+    def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., basis: _Optional[_Union[EstimateBasis, str]] = ..., runtime_memory_bytes: _Optional[int] = ..., base_memory_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ...) -> None: ...
+
+class JobUsage(_message.Message):
+    __slots__ = ("memory_bytes", "duration", "memory_error", "duration_error")
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DURATION_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ERROR_FIELD_NUMBER: _ClassVar[int]
+    DURATION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    memory_bytes: int
+    duration: _duration_pb2.Duration
+    memory_error: float
+    duration_error: float
+    def __init__(self, memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., memory_error: _Optional[float] = ..., duration_error: _Optional[float] = ...) -> None: ...
 
 class DataReport(_message.Message):
     __slots__ = ("train_rows", "eval_rows", "train_tokens", "supervised_tokens", "mean_row_tokens", "longest_row_tokens", "truncated_rows", "dropped_rows", "duplicate_rows", "leaked_rows", "similar_leaked_rows", "row_tokens", "train_labels", "eval_labels", "imbalance_ratio", "warnings")

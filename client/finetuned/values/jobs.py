@@ -30,6 +30,16 @@ class JobPriority(StrEnum):
     """Has others stop for it; for admins."""
 
 
+class EstimateBasis(StrEnum):
+    """What the figures of an estimate rest on."""
+
+    UNKNOWN = "UNKNOWN"
+    ARITHMETIC = "ARITHMETIC"
+    """Sizes of the base, the adapter and the rows."""
+    MEASURED = "MEASURED"
+    """A few steps of the job, its largest among them, on the machine that runs it."""
+
+
 class Fault(StrEnum):
     """Whose an error is."""
 
@@ -69,13 +79,36 @@ class Environment:
 @final
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a job is expected to take."""
+    """What a job is expected to take, if early stopping does not end it sooner."""
 
     steps: int
     tokens: int
     memory_bytes: int
-    """Peak of private memory; 0 when unknown."""
+    """Peak of the memory that the job alone holds; 0 when unknown."""
     duration_seconds: float | None
+    """How long its process runs; None when unknown."""
+    basis: EstimateBasis
+    runtime_memory_bytes: int
+    """The part of `memory_bytes` that interpreter and libraries take."""
+    base_memory_bytes: int
+    """Pages of the base, which its server and all its jobs share; not in `memory_bytes`."""
+    memory_budget_bytes: int
+    """What `memory_bytes` may be; a job that needs more is refused."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JobUsage:
+    """What a job took."""
+
+    memory_bytes: int
+    """The most that one of its attempts held alone; 0 when unknown."""
+    duration_seconds: float | None
+    """How long its processes ran, those of all attempts together; waiting and pauses are not in it."""
+    memory_error: float | None
+    """Estimated / used - 1, so 0.1 is 10% too much; None unless the job succeeded."""
+    duration_error: float | None
+    """Alike; None as well where early stopping ended the training."""
 
 
 @final
@@ -211,6 +244,8 @@ class Job:
     priority: JobPriority
     micro_batch_rows: int
     """Rows that run at once since the memory had no room for as many as the spec says; 0 where it had."""
+    usage: JobUsage | None
+    """What it took so far; None before an attempt has ended."""
 
     @property
     def kind(self) -> JobKind:

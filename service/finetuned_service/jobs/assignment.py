@@ -27,6 +27,7 @@ class Assignments:
     registry: AdapterRegistry
     limits: TaskLimits
     cache_directory: str = ""
+    probe_steps: int = 0
 
     def task_for(self, job: Job, directory: Path) -> TrainTask | QuantizeTask:
         """The task of one attempt; `directory` is the job's own.
@@ -53,6 +54,7 @@ class Assignments:
             attempt=job.attempt,
             spec=spec,
             micro_batch_rows=job.micro_batch_rows,
+            probe_steps=self.probe_steps,
             base_directory=str(self.bases.path(base)),
             base_digest=base_digest,
             train_path=str(rows.path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -27,11 +28,43 @@ class Environment(Value):
     peft_version: str = ""
 
 
+class EstimateBasis(StrEnum):
+    """What figures rest on."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    ARITHMETIC = "ARITHMETIC"
+    MEASURED = "MEASURED"
+
+
 class Estimate(Value):
+    """What a job is expected to take, if nothing ends it before its last step."""
+
     steps: int = 0
     tokens: int = 0
     memory_bytes: int = 0
+    """Peak of private memory, with `runtime_memory_bytes`; 0 when unknown."""
     duration_seconds: float | None = None
+    """How long its process runs."""
+    basis: EstimateBasis = EstimateBasis.UNSPECIFIED
+    runtime_memory_bytes: int = 0
+    """Of interpreter and libraries."""
+    base_memory_bytes: int = 0
+    """Pages of the base's file, which are shared and not in `memory_bytes`."""
+    memory_budget_bytes: int = 0
+
+
+class Usage(Value):
+    """What a job took, or a part of that: memory is the most of all parts, duration their sum."""
+
+    kind: Literal["usage"] = "usage"
+    memory_bytes: int = 0
+    duration_seconds: float = 0.0
+
+    def with_part(self, part: Usage) -> Usage:
+        return Usage(
+            memory_bytes=max(self.memory_bytes, part.memory_bytes),
+            duration_seconds=self.duration_seconds + part.duration_seconds,
+        )
 
 
 class Progress(Value):

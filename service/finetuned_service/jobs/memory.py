@@ -47,6 +47,29 @@ def private_memory_bytes(pid: str = "self") -> int:
     return fields["Anonymous"] + fields["Swap"]
 
 
+class ProcessMemory:
+    """The private memory of this process, as far as somebody has looked."""
+
+    def __init__(self) -> None:
+        self.runtime_bytes = 0
+        """When its work began: interpreter and libraries."""
+        self.peak_bytes = 0
+
+    def begin(self) -> None:
+        """Libraries are loaded, and the work begins."""
+        self.runtime_bytes = self.look()
+
+    def look(self) -> int:
+        """What it holds now."""
+        found = private_memory_bytes()
+        self.peak_bytes = max(self.peak_bytes, found)
+        return found
+
+
+MEMORY = ProcessMemory()
+"""Of this process; its watchdog looks several times a second."""
+
+
 def memory_report(file_name: str = "model.safetensors", pid: str = "self") -> tuple[FileMapping, ...]:
     """One entry for each mapped file of that name; several mappings of one file are summed."""
     found: dict[str, dict[str, int]] = {}
@@ -84,7 +107,7 @@ def memory_watchdog(budget_bytes: int, on_excess: Callable[[int], None]) -> Gene
 
     def watch() -> None:
         while not done.wait(WATCH_INTERVAL_SECONDS):
-            private_bytes = private_memory_bytes()
+            private_bytes = MEMORY.look()
             if private_bytes > budget_bytes:
                 on_excess(private_bytes)
                 return

@@ -22,8 +22,8 @@ from typing import BinaryIO, Protocol, TypeVar
 from pydantic import ValidationError
 
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Status
-from finetuned_service.jobs.events import Notice
-from finetuned_service.jobs.memory import memory_watchdog
+from finetuned_service.jobs.events import Notice, Usage
+from finetuned_service.jobs.memory import MEMORY, memory_watchdog
 from finetuned_service.jobs.room import DISK_FULL
 from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.task import EXIT_FAILED, Failed, QuantizeTask, Suspended, TaskLimits, TrainTask
@@ -215,6 +215,7 @@ def run_job(
     def over_budget(private_bytes: int) -> None:
         refusal = memory_refusal(private_bytes, task.limits.memory_budget_bytes, memory_remedy)
         _LOG.error("memory_budget_exceeded", message=refusal.message)
+        report(Usage(memory_bytes=private_bytes))
         report.last(Failed(error=refusal.to_wire(), fault=Fault.USER), EXIT_FAILED)
 
     try:
@@ -222,10 +223,21 @@ def run_job(
         _LOG.info("job_process_started", job=task.job_name, attempt=task.attempt, limits=notice.text)
         report(notice)
         with memory_watchdog(task.limits.memory_budget_bytes, over_budget):
-            return load()(task, report, stop)
+            return _work(load(), task, report, stop)
     except Exception as error:  # noqa: BLE001 - the last stop: whatever happened becomes a report
         report(_failure(error, memory_remedy))
         return EXIT_FAILED
+
+
+def _work(
+    work: Callable[[T, ReportFunction, StopFlag], int], task: T, report: ReportFunction, stop: StopFlag
+) -> int:
+    MEMORY.begin()
+    try:
+        return work(task, report, stop)
+    finally:
+        MEMORY.look()
+        report(Usage(memory_bytes=MEMORY.peak_bytes))
 
 
 def memory_refusal(found_bytes: int, budget_bytes: int, remedy: str) -> ResourceExhausted:

@@ -11,8 +11,16 @@ from finetuned_service.jobs.events import (
     Notice,
     Overfitting,
     Progress,
+    Usage,
 )
-from finetuned_service.jobs.task import Failed, Prepared, QuantizeFinished, Suspended, TrainFinished
+from finetuned_service.jobs.task import (
+    Estimated,
+    Failed,
+    Prepared,
+    QuantizeFinished,
+    Suspended,
+    TrainFinished,
+)
 from finetuned_service.jobs.values import Job
 
 JobReport = (
@@ -24,6 +32,8 @@ JobReport = (
     | TrainFinished
     | QuantizeFinished
     | Overfitting
+    | Estimated
+    | Usage
     | Failed
     | Suspended
 )
@@ -51,10 +61,8 @@ def _apply(job: Job, report: JobReport) -> Job:
                 if checkpoint.step != report.step
             ]
             return job.model_copy(update={"checkpoints": _newest_and_best((*kept, report))})
-        case EvaluationFinished(subject="baseline"):
-            return job.model_copy(update={"baseline_metrics": report.metrics})
-        case EvaluationFinished(subject="incumbent"):
-            return job.model_copy(update={"incumbent_metrics": report.metrics})
+        case EvaluationFinished(subject="baseline" | "incumbent"):
+            return job.model_copy(update={f"{report.subject}_metrics": report.metrics})
         case Prepared():
             changes = {
                 "environment": report.environment,
@@ -62,6 +70,8 @@ def _apply(job: Job, report: JobReport) -> Job:
                 "data_report": report.data_report or job.data_report,
             }
             return job.model_copy(update=changes)
+        case Estimated() | Usage():
+            return _with_cost(job, report)
         case TrainFinished():
             changes = {
                 "metrics": report.metrics,
@@ -74,6 +84,12 @@ def _apply(job: Job, report: JobReport) -> Job:
             return job.model_copy(update={"error": report.error, "fault": report.fault})
         case EvaluationFinished() | Notice() | QuantizeFinished() | Suspended():
             return job
+
+
+def _with_cost(job: Job, report: Estimated | Usage) -> Job:
+    if isinstance(report, Estimated):
+        return job.model_copy(update={"estimate": report.estimate})
+    return job.model_copy(update={"usage": (job.usage or Usage()).with_part(report)})
 
 
 def _newest_and_best(checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:

@@ -19,7 +19,7 @@ from finetuned_service.errors import ResourceExhausted, Unavailable
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.child import JobProcess
 from finetuned_service.jobs.endings import after_error, lost_process, over_memory, quality_refused
-from finetuned_service.jobs.events import Notice
+from finetuned_service.jobs.events import Notice, Usage
 from finetuned_service.jobs.lease import LeaseKeeper
 from finetuned_service.jobs.memory import count_oom_kills
 from finetuned_service.jobs.observer import JobObserver
@@ -158,12 +158,17 @@ class JobRunner:
         _LOG.info("job_started", job=job.name, attempt=job.attempt, pid=process.pid)
         self._observer.process_started(job, process.pid)
         oom_kills = count_oom_kills()
+        started = time.monotonic()
         try:
             words = self._follow(process, keeper, job)
         finally:
             self._observer.process_ended(job, process.pid)
             process.kill()
             process.close()
+        ran = Usage(duration_seconds=time.monotonic() - started)
+        self._insist(
+            keeper, lambda: self._queue.record(keeper.lease, lambda job: apply_reports(job, [ran]), ())
+        )
         ended = _Ended(process.exit_code, words, out_of_memory=count_oom_kills() > oom_kills)
         return self._conclude(ended, task, keeper)
 

@@ -20,6 +20,7 @@ from finetuned_service.jobs.events import (
     Notice,
     Overfitting,
     Progress,
+    Usage,
 )
 from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
 from finetuned_service.jobs.states import Fault
@@ -64,6 +65,8 @@ class TrainTask(Value):
     micro_batch_rows: int = 0
     """Rows that run at once, where that is fewer than the spec says; 0 is as it says. Changes no result but
     for rounding, so that a checkpoint may be resumed with another number."""
+    probe_steps: int = 0
+    """Typical steps that are measured and undone before the first one, besides the largest; 0 measures none."""
     base_directory: str
     base_digest: str
     train_path: str
@@ -116,6 +119,13 @@ class Prepared(Value):
     data_report: DataReport | None = None
 
 
+class Estimated(Value):
+    """What the job will take was measured."""
+
+    kind: Literal["estimated"] = "estimated"
+    estimate: Estimate
+
+
 class TrainFinished(Value):
     """The best checkpoint lies in `output_directory`."""
 
@@ -159,6 +169,8 @@ Report = Annotated[
     | TrainFinished
     | QuantizeFinished
     | Overfitting
+    | Estimated
+    | Usage
     | Failed
     | Suspended,
     Field(discriminator="kind"),

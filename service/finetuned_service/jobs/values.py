@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetuned_service.jobs.events import Checkpoint, Environment, Estimate, Overfitting, Progress
+from finetuned_service.jobs.events import Checkpoint, Environment, Estimate, Overfitting, Progress, Usage
 from finetuned_service.jobs.specs import Spec
 from finetuned_service.jobs.states import Fault, JobState, Priority, StateReason
 from finetuned_service.vocabulary import (
@@ -101,6 +101,8 @@ class Job(Value):
     samples: tuple[EvaluationSample, ...] = ()
     overfitting: Overfitting | None = None
     """The last time that the held-out loss turned; None while it falls."""
+    usage: Usage | None = None
+    """Of all attempts that have ended."""
 
     @property
     def name(self) -> str:

@@ -15,9 +15,11 @@ from finetuned_service.jobs.census import KINDS, JobCensus
 from finetuned_service.jobs.events import Checkpoint, Progress
 from finetuned_service.jobs.record import JobReport
 from finetuned_service.jobs.states import Fault, JobState
+from finetuned_service.jobs.usage import estimate_errors
 from finetuned_service.jobs.values import Job
 
 _STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+_ERROR_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 _JOB_SECONDS = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400, 259_200)
 
 
@@ -67,6 +69,14 @@ class JobMetrics:
             "Time from the first attempt at a job to its end.",
             ["kind"],
             buckets=_JOB_SECONDS,
+            registry=registry,
+        )
+        self._estimate_errors = Histogram(
+            "finetuned_job_estimate_error_ratio",
+            "How far the estimates of jobs that succeeded were off, up or down, as a share of what they took; "
+            "quantity is memory or duration.",
+            ["kind", "quantity"],
+            buckets=_ERROR_RATIOS,
             registry=registry,
         )
         self._training_tokens = Counter(
@@ -121,6 +131,10 @@ class JobMetrics:
             fault = (job.fault or Fault.SYSTEM).lower() if state is JobState.FAILED else ""
             self._ended.labels(kind, state.lower(), fault).inc()
             self._run_seconds.labels(kind).observe(_seconds(job.start_time, job.end_time))
+            errors = estimate_errors(job)
+            for quantity, error in (("memory", errors.memory), ("duration", errors.duration)):
+                if error is not None:
+                    self._estimate_errors.labels(kind, quantity).observe(abs(error))
 
 
 def watch_store(registry: CollectorRegistry, census: Callable[[], JobCensus]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.digests import read_safetensors_header
 from finetuned_service.errors import ResourceExhausted
-from finetuned_service.jobs.events import Estimate
+from finetuned_service.jobs.events import Estimate, EstimateBasis
 from finetuned_service.quantization.formats import Format
 from finetuned_service.quantization.measure import CHUNK_POSITIONS
 from finetuned_service.quantization.plan import Plan
@@ -20,7 +20,9 @@ FLOAT32_COPIES = 6
 """Of a chunk's distributions, at the worst moment of measuring."""
 
 
-def estimate_run(source: Path, plan: Plan, chosen: Format, windows: Sequence[Sequence[int]]) -> Estimate:
+def estimate_run(
+    source: Path, plan: Plan, chosen: Format, windows: Sequence[Sequence[int]], budget_bytes: int
+) -> Estimate:
     """Steps, tokens and private memory of a run; the source's own weights stay mapped and are not counted.
 
     For SmolLM2-135M it says 758 MB (INT8), 786 (with embeddings), 706 (NF4); measured were 669, 709, 714.
@@ -39,15 +41,20 @@ def estimate_run(source: Path, plan: Plan, chosen: Format, windows: Sequence[Seq
         memory_bytes=int(
             RUNTIME_BYTES + weights * chosen.bytes_per_weight + logits_bytes + distributions_bytes
         ),
+        basis=EstimateBasis.ARITHMETIC,
+        runtime_memory_bytes=RUNTIME_BYTES,
+        base_memory_bytes=(source / WEIGHTS_FILE).stat().st_size,
+        memory_budget_bytes=budget_bytes,
     )
 
 
-def check_memory(estimate: Estimate, budget_bytes: int) -> None:
+def check_memory(estimate: Estimate) -> None:
     """Refuse a run that cannot fit.
 
     Raises:
         ResourceExhausted: with both figures.
     """
+    budget_bytes = estimate.memory_budget_bytes
     if estimate.memory_bytes > budget_bytes:
         raise ResourceExhausted(
             f"quantizing this base needs about {estimate.memory_bytes / 1e6:,.0f} MB of memory of its own; "

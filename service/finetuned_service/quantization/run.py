@@ -47,9 +47,10 @@ def run(task: QuantizeTask, report: ReportFunction, stop: StopFlag) -> int:
     plan = plan_quantization(source, task.spec)
     rows_path = Path(task.text_path) if task.text_path else None
     windows = measured_windows(BaseTokenizer.load(source), rows_path, manifest.context_tokens)
-    estimate = estimate_run(source, plan, FORMATS[task.spec.weight_format], windows)
+    budget_bytes = task.limits.memory_budget_bytes
+    estimate = estimate_run(source, plan, FORMATS[task.spec.weight_format], windows, budget_bytes)
     report(Prepared(environment=_environment(manifest), estimate=estimate))
-    check_memory(estimate, task.limits.memory_budget_bytes)
+    check_memory(estimate)
     if manifest.lineage_note:
         report(Notice(text=manifest.lineage_note))
     shutil.rmtree(output, ignore_errors=True)  # of an attempt that was killed before it could say so

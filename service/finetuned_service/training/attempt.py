@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Generic
 
 from finetuned_service.errors import TrainingDiverged
-from finetuned_service.jobs.events import Environment
+from finetuned_service.jobs.events import Environment, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import Optimization
 from finetuned_service.jobs.task import TrainTask
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import read_adapter
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
+from finetuned_service.training.estimate import tell_estimate
 from finetuned_service.training.loop import Ended, HeldOut, Trainer
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
+from finetuned_service.training.probe import probe, scratch_checkpoints, without_effect
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.stages import begin
 from finetuned_service.training.trainable import R, Trainable
@@ -73,21 +75,11 @@ class Attempt(Generic[R]):
         if task.start_directory:
             read_adapter(Path(task.start_directory), self.model)
         checkpoints.refuse_over_budget(self.model)
-        trainer = Trainer(
-            self.model,
-            self._fewer_at_once(spec.optimization),
-            Plan.of(spec.optimization, spec.evaluation),
-            patience=spec.evaluation.early_stopping_patience,
-            train_rows=self.train_rows,
-            heldout_rows=self.heldout_rows,
-            checkpoints=checkpoints,
-            report=self.report,
-            stop=self.stop,
-            state=begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report),
-            seconds_afterwards=seconds_afterwards,
-            measure=self.measure,
-            whole_batches=self.whole_batches,
-        )
+        state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
+        if task.probe_steps and not state.step:
+            self._probe(state, seconds_afterwards)
+        plan = Plan.of(spec.optimization, spec.evaluation)
+        trainer = self._trainer(plan, state, checkpoints, self.report, seconds_afterwards)
         try:
             ended = trainer.run()
         except TrainingDiverged as error:
@@ -96,6 +88,45 @@ class Attempt(Generic[R]):
             best = trainer.state.best
             self._write(checkpoints, best.step if best else trainer.state.step)
         return ended, trainer.state
+
+    def _trainer(
+        self,
+        plan: Plan,
+        state: RunState,
+        checkpoints: CheckpointStore,
+        report: ReportFunction,
+        seconds_afterwards: float = 0.0,
+    ) -> Trainer[R]:
+        spec = self.task.spec
+        return Trainer(
+            self.model,
+            self._fewer_at_once(spec.optimization),
+            plan,
+            patience=spec.evaluation.early_stopping_patience,
+            train_rows=self.train_rows,
+            heldout_rows=self.heldout_rows,
+            checkpoints=checkpoints,
+            report=report,
+            stop=self.stop,
+            state=state,
+            seconds_afterwards=seconds_afterwards,
+            measure=self.measure,
+            whole_batches=self.whole_batches,
+        )
+
+    def _probe(self, state: RunState, seconds_afterwards: float) -> None:
+        """Tell what the job will take, from a few steps that leave no trace.
+
+        Raises:
+            ResourceExhausted: more memory than it may have.
+        """
+        self.report(Progress(phase="probing"))
+        plan = Plan.of(self.task.spec.optimization, self.task.spec.evaluation)
+        with scratch_checkpoints(Path(self.task.work_directory) / "probe") as checkpoints:
+            trainer = self._trainer(without_effect(plan), state, checkpoints, lambda _: None)
+            probed = probe(trainer, self.task.probe_steps)
+        if probed is not None:
+            tell_estimate(probed, plan, self.task, seconds_afterwards, self.report)
 
     def _fewer_at_once(self, optimization: Optimization) -> Optimization:
         most_rows = self.task.micro_batch_rows

@@ -103,7 +103,7 @@ class Trainer(Generic[R]):
         self._seconds_afterwards = seconds_afterwards
         self._whole_batches = whole_batches
         self._evaluation_seconds = 0.0
-        self._measure = measure or self._loss_alone
+        self.measure = measure or self._loss_alone
         if state.step:
             checkpoints.restore(state.step, model, self.optimizer)
 
@@ -112,7 +112,7 @@ class Trainer(Generic[R]):
             if self.stop.is_set():
                 self._keep()
                 return Ended.STOPPED
-            step = self._step()
+            step = self.step()
             self._tell(step)
             if self.heldout_rows and self.plan.evaluates_after(self.state.step):
                 self._evaluate(step.loss)
@@ -120,10 +120,18 @@ class Trainer(Generic[R]):
                 self._keep()
         return Ended.EARLY if self.state.step < self.plan.total_steps else Ended.FINISHED
 
-    def _step(self) -> Step:
+    def parts_of_step(self, step: int) -> list[list[R]]:
+        """The rows of a step, counted from 0, as they run one part after another."""
+        rows = self._rows_of_step(step)
+        return self._parts(rows, self.settings.micro_batch_rows or len(rows))
+
+    def _rows_of_step(self, step: int) -> list[R]:
+        return [self.train_rows[index] for index in self._order.rows_of_step(step)]
+
+    def step(self) -> Step:
         """One AdamW step on the mean loss of the supervised tokens of the whole batch."""
         started = time.perf_counter()
-        rows = [self.train_rows[index] for index in self._order.rows_of_step(self.state.step)]
+        rows = self._rows_of_step(self.state.step)
         scale = 1.0 / sum(row.supervised_tokens for row in rows)
         rate = self.plan.learning_rate(self.state.step)
         for group in self.optimizer.param_groups:
@@ -162,7 +170,7 @@ class Trainer(Generic[R]):
     def _evaluate(self, training_loss: float) -> None:
         started = time.perf_counter()
         step, best = self.state.step, self.state.best
-        found = self._measure(self.heldout_rows)
+        found = self.measure(self.heldout_rows)
         loss = found.loss
         self._refuse_divergence(step, loss, 0.0)
         evaluations = (*self.state.evaluations, Evaluation(step=step, loss=loss))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from finetuned_service.errors import InvalidField
-from finetuned_service.jobs.events import Environment, Estimate, Notice, Progress
+from finetuned_service.jobs.events import Environment, Notice, Progress
 from finetuned_service.jobs.process import ReportFunction
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.task import Prepared, TrainFinished, TrainTask
@@ -29,9 +29,7 @@ def tell_prepared(
     """
     if spec.promote_if is not None and not heldout_rows:
         raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
-    steps = spec.optimization.max_steps or 0
-    tokens = round(steps * spec.optimization.batch_rows * data.mean_row_tokens)
-    report(Prepared(environment=environment, estimate=Estimate(steps=steps, tokens=tokens), data_report=data))
+    report(Prepared(environment=environment, data_report=data))
 
 
 def begin(kept: RunState | None, digest: str, environment: Environment, report: ReportFunction) -> RunState:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from finetuned.cli.output import duration, to_json
+from finetuned.cli.cost import expected, taken
+from finetuned.cli.output import duration, size, to_json
 from finetuned.values.jobs import Job
 
 Facts = list[tuple[str, str]]
@@ -37,16 +38,23 @@ def settings(job: Job) -> Facts:
 
 def cost(job: Job) -> Facts:
     """What the job took."""
-    progress, estimate = job.progress, job.estimate
+    progress, estimate, usage = job.progress, job.estimate, job.usage
     seconds = (job.end_time - job.start_time).total_seconds() if job.start_time and job.end_time else None
     facts = {
-        "time": duration(seconds) if seconds is not None else None,
+        "from start to end": duration(seconds) if seconds is not None else None,
         "attempts": job.attempt,
         "steps": f"{max(c.step for c in job.checkpoints)}" if job.checkpoints else None,
         "tokens trained on": f"{progress.tokens:,}" if progress and progress.tokens else None,
         "threads": job.environment.threads if job.environment else None,
         "rows at once, for want of memory": job.micro_batch_rows or None,
-        "expected beforehand": f"{estimate.steps} steps, {estimate.tokens:,} tokens" if estimate else None,
+        "took": taken(usage) if usage else None,
+        "of that, interpreter and libraries": size(estimate.runtime_memory_bytes)
+        if estimate and estimate.runtime_memory_bytes and usage
+        else None,
+        "pages of the base, shared with the server": size(estimate.base_memory_bytes)
+        if estimate and estimate.base_memory_bytes
+        else None,
+        "expected beforehand": expected(estimate) if estimate else None,
     }
     return [(name, str(value)) for name, value in facts.items() if value is not None]
 

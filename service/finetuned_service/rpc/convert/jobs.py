@@ -6,6 +6,7 @@ from finetuned.v1 import job_pb2 as pb
 
 from finetuned_service.jobs.events import (
     Checkpoint,
+    Estimate,
     EvaluationFinished,
     JobEvent,
     Notice,
@@ -14,6 +15,7 @@ from finetuned_service.jobs.events import (
 )
 from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
 from finetuned_service.jobs.states import JobState, StateReason
+from finetuned_service.jobs.usage import estimate_errors
 from finetuned_service.jobs.values import Job, QuantizeResult, TrainResult
 from finetuned_service.rpc.convert.common import (
     TASKS,
@@ -50,6 +52,8 @@ def job_to_proto(job: Job) -> pb.Job:
         micro_batch_rows=job.micro_batch_rows,
         priority=f"JOB_PRIORITY_{job.priority}",
         samples=[pb.EvaluationSample(**sample.model_dump()) for sample in job.samples],
+        estimate=_estimate(job.estimate),
+        usage=_usage(job),
     )
     if isinstance(job.spec, TrainSpec):
         message.train.CopyFrom(_train_spec(job.spec))
@@ -57,10 +61,6 @@ def job_to_proto(job: Job) -> pb.Job:
         message.quantize.CopyFrom(_quantize_spec(job.spec))
     if job.environment is not None:
         message.environment.CopyFrom(pb.Environment(**job.environment.model_dump()))
-    if job.estimate is not None:
-        fields = job.estimate.model_dump(exclude={"duration_seconds"})
-        duration = seconds_to_proto(job.estimate.duration_seconds)
-        message.estimate.CopyFrom(pb.Estimate(**fields, duration=duration))
     if job.data_report is not None:
         message.data_report.CopyFrom(pb.DataReport(**job.data_report.model_dump()))
     if job.overfitting is not None:
@@ -77,6 +77,26 @@ def job_to_proto(job: Job) -> pb.Job:
         case None:
             pass
     return message
+
+
+def _estimate(estimate: Estimate | None) -> pb.Estimate | None:
+    if estimate is None:
+        return None
+    fields = estimate.model_dump(exclude={"duration_seconds", "basis"})
+    duration = seconds_to_proto(estimate.duration_seconds)
+    return pb.Estimate(**fields, duration=duration, basis=f"ESTIMATE_BASIS_{estimate.basis}")
+
+
+def _usage(job: Job) -> pb.JobUsage | None:
+    if job.usage is None:
+        return None
+    errors = estimate_errors(job)
+    return pb.JobUsage(
+        memory_bytes=job.usage.memory_bytes,
+        duration=seconds_to_proto(job.usage.duration_seconds),
+        memory_error=errors.memory,
+        duration_error=errors.duration,
+    )
 
 
 def job_state_to_proto(state: JobState) -> str:

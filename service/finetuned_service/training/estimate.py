@@ -1,0 +1,88 @@
+"""What a job is expected to take, as its probe measured it: told, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from finetuned_service.bases.manifest import WEIGHTS_FILE
+from finetuned_service.errors import ResourceExhausted
+from finetuned_service.jobs.events import Estimate, EstimateBasis, Notice
+from finetuned_service.jobs.memory import MEMORY
+from finetuned_service.jobs.process import ReportFunction
+from finetuned_service.jobs.task import Estimated, TrainTask
+from finetuned_service.training.probe import Probed
+from finetuned_service.training.schedule import Plan
+
+
+def tell_estimate(
+    probed: Probed, plan: Plan, task: TrainTask, seconds_afterwards: float, report: ReportFunction
+) -> None:
+    """Report the estimate of a job whose process has just probed it.
+
+    Args:
+        probed: by this process.
+        plan: of all its steps.
+        task: with its limits.
+        seconds_afterwards: what the job will do after the last step.
+        report: takes Estimated and Notice.
+
+    Raises:
+        ResourceExhausted: it needs more memory than it may have.
+    """
+    MEMORY.look()
+    checkpoints = sum(plan.keeps_after(step) for step in range(1, plan.total_steps + 1))
+    evaluations = len(plan.evaluation_steps)
+    estimate = Estimate(
+        steps=plan.total_steps,
+        tokens=probed.tokens,
+        memory_bytes=MEMORY.peak_bytes,
+        duration_seconds=_age_seconds()
+        + probed.training_seconds
+        + evaluations * probed.evaluation_seconds
+        + checkpoints * probed.checkpoint_seconds
+        + seconds_afterwards,
+        basis=EstimateBasis.MEASURED,
+        runtime_memory_bytes=MEMORY.runtime_bytes,
+        base_memory_bytes=(Path(task.base_directory) / WEIGHTS_FILE).stat().st_size,
+        memory_budget_bytes=task.limits.memory_budget_bytes,
+    )
+    report(Estimated(estimate=estimate))
+    report(Notice(text=_text(estimate, probed)))
+    refuse_over_budget(estimate)
+
+
+def refuse_over_budget(estimate: Estimate) -> None:
+    """Refuse a job that cannot fit.
+
+    Raises:
+        ResourceExhausted: with both figures.
+    """
+    if estimate.memory_bytes <= estimate.memory_budget_bytes:
+        return
+    raise ResourceExhausted(
+        f"the job needs about {estimate.memory_bytes / 1e6:,.0f} MB of memory of its own, measured at its largest "
+        f"step ({estimate.runtime_memory_bytes / 1e6:,.0f} MB of it are interpreter and libraries); allowed: "
+        f"{estimate.memory_budget_bytes / 1e6:,.0f} MB (job_memory_bytes). Lower spec.optimization.micro_batch_rows or "
+        "spec.data.max_row_tokens, turn spec.optimization.activation_checkpointing on, or train fewer parameters",
+        metadata={
+            "memory_bytes": str(estimate.memory_bytes),
+            "memory_budget_bytes": str(estimate.memory_budget_bytes),
+        },
+    )
+
+
+def _text(estimate: Estimate, probed: Probed) -> str:
+    minutes, seconds = divmod(round(estimate.duration_seconds or 0.0), 60)
+    return (
+        f"expected: {minutes}:{seconds:02} in all, at most {estimate.memory_bytes / 1e6:,.0f} MB of memory of its own "
+        f"(allowed: {estimate.memory_budget_bytes / 1e6:,.0f} MB); measured in {probed.steps} of its steps, which were "
+        "undone"
+    )
+
+
+def _age_seconds() -> float:
+    """How long this process has run."""
+    return time.time() - psutil.Process().create_time()

@@ -1,0 +1,202 @@
+"""What a job will take is measured before its first step, told, refused where it does not fit, and leaves no trace."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetuned_service.errors import ResourceExhausted
+from finetuned_service.jobs.events import EstimateBasis, Notice, Progress
+from finetuned_service.jobs.memory import MEMORY
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Estimated, TrainTask
+from finetuned_service.training import model, probe
+from finetuned_service.training.run import run
+from safetensors.torch import load_file
+from tiny_encoders import make_encoder_base
+from training_tasks import Reports, StopAfter, counting_rows, make_base, make_task
+
+STEPS = 8
+SETTINGS: dict[str, Any] = {
+    "data": {"holdout_fraction": 0.25},
+    "lora": {"rank": 4, "dropout": 0.3},
+    "evaluation": {"evaluations": 2, "generation_rows": 0, "early_stopping_patience": 0},
+    "optimization": {
+        "max_steps": STEPS,
+        "batch_rows": 6,
+        "micro_batch_rows": 2,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "checkpoint_interval_steps": 1,
+        "kept_checkpoints": STEPS,
+    },
+}
+PREFERENCES = [
+    {
+        "prompt": row["prompt"],
+        "chosen": row["completion"],
+        "rejected": counting_rows(n, n + 1)[0]["completion"],
+    }
+    for n, row in enumerate(counting_rows(100, 124))
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _every_second_step(monkeypatch):
+    """A probe of a short job takes typical steps as well."""
+    monkeypatch.setattr(probe, "STEPS_FOR_ONE", 2)
+
+
+def probed(task: TrainTask, steps: int = 3) -> TrainTask:
+    return task.model_copy(update={"probe_steps": steps})
+
+
+def kept(task: TrainTask) -> list[tuple[dict[str, torch.Tensor], bytes]]:
+    """Everything that the checkpoints of a task hold, the states of torch's generator too."""
+    paths = sorted(Path(task.work_directory, "checkpoints").iterdir())
+    return [(load_file(path / "tensors.safetensors"), (path / "state.json").read_bytes()) for path in paths]
+
+
+def assert_equal_to_the_bit(found: TrainTask, expected: TrainTask) -> None:
+    for (tensors, state), (wanted, wanted_state) in zip(kept(found), kept(expected), strict=True):
+        assert state == wanted_state
+        assert set(tensors) == set(wanted)
+        # As bytes: a zero with another sign would be equal as a number.
+        assert {
+            name for name in wanted if tensors[name].numpy().tobytes() != wanted[name].numpy().tobytes()
+        } == set()
+
+
+LORA = {"method": "LORA", "lora": {"rank": 4, "dropout": 0.3}}
+MOODS = [{"text": f"the {word} {animal}", "label": word} for word in ("good", "bad") for animal in "abcdefgh"]
+PAIRS = [{"anchor": f"{word} cat", "positive": f"the {word} mat"} for word in "abcdefghijklmnop"]
+
+
+@pytest.mark.parametrize(
+    ("make", "train", "spec"),
+    [
+        (make_base, counting_rows(0, 24), LORA),
+        (make_base, counting_rows(0, 24), {"method": "FULL", "lora": {}}),
+        (make_base, PREFERENCES, {**LORA, "objective": "DPO"}),
+        (make_encoder_base, MOODS, {**LORA, "task": "text-classification"}),
+        (make_encoder_base, PAIRS, {**LORA, "task": "feature-extraction"}),
+    ],
+    ids=["lora", "full", "preferences", "classification", "vectors"],
+)
+def test_a_probed_run_equals_one_without_a_probe_to_the_bit(tmp_path, make, train, spec):
+    base = make(tmp_path / "base")
+    plain = make_task(tmp_path / "plain", base, train=train, **(SETTINGS | spec))
+    assert run(plain, Reports(), threading.Event()) == EXIT_FINISHED
+    task = probed(make_task(tmp_path / "probed", base, train=train, **(SETTINGS | spec)))
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    assert len(reports.of(Estimated)) == 1
+    assert_equal_to_the_bit(task, plain)
+
+
+def test_an_estimate_tells_all_that_the_job_will_take(tmp_path):
+    base = make_base(tmp_path / "base")
+    task, reports = probed(make_task(tmp_path / "job", base, **SETTINGS)), Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    (told,) = reports.of(Estimated)
+    estimate, last = told.estimate, reports.of(Progress)
+    trained = [progress for progress in last if progress.phase == "training"][-1]
+    assert (estimate.steps, estimate.tokens) == (STEPS, trained.tokens)
+    assert estimate.basis is EstimateBasis.MEASURED
+    assert estimate.memory_budget_bytes == task.limits.memory_budget_bytes
+    assert estimate.base_memory_bytes == (base / "model.safetensors").stat().st_size
+    # What pytest itself holds is in both; a tiny model adds little to it.
+    assert 0.5 * MEMORY.look() < estimate.memory_bytes < 2 * MEMORY.peak_bytes
+    assert estimate.duration_seconds is not None
+    assert estimate.duration_seconds > 0
+    notices = [notice.text for notice in reports.of(Notice) if notice.text.startswith("expected")]
+    assert len(notices) == 1
+    assert "measured in 4 of its steps" in notices[0]
+    assert not Path(task.work_directory, "probe").exists()
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
+    base = make_base(tmp_path / "base")
+    task, reports = (
+        probed(make_task(tmp_path / "job", base, memory_budget_bytes=10**6, **SETTINGS)),
+        Reports(),
+    )
+    with pytest.raises(ResourceExhausted) as refused:
+        run(task, reports, threading.Event())
+    (told,) = reports.of(Estimated)
+    assert refused.value.metadata == {
+        "memory_bytes": str(told.estimate.memory_bytes),
+        "memory_budget_bytes": "1000000",
+    }
+    assert "allowed: 1 MB" in refused.value.message
+    for remedy in ("micro_batch_rows", "max_row_tokens", "activation_checkpointing", "fewer parameters"):
+        assert remedy in refused.value.message
+    assert not any(progress.phase == "training" for progress in reports.of(Progress))
+    assert not any(Path(task.work_directory, "checkpoints").iterdir())
+
+
+def test_the_largest_step_is_among_those_measured(tmp_path, monkeypatch):
+    packed: list[int] = []
+    pack = model.pack
+    monkeypatch.setattr(
+        model, "pack", lambda rows: packed.append(sum(len(row.token_ids) for row in rows)) or pack(rows)
+    )
+    base = make_base(tmp_path / "base")
+    rows = [*counting_rows(0, 60), {"prompt": "say much", "completion": "one " * 60}, *counting_rows(60, 90)]
+    one_each = {**SETTINGS["optimization"], "max_steps": 91, "batch_rows": 1, "micro_batch_rows": 1}
+    settings = {**SETTINGS, "data": {"holdout_fraction": 0}, "optimization": one_each}
+    task = probed(make_task(tmp_path / "job", base, train=rows, **settings), steps=2)
+    stop = StopAfter(phase="training")
+    assert run(task, stop, stop) == EXIT_STOPPED
+    probed_tokens, longest = packed[:3], max(packed)
+    assert probed_tokens[0] == longest
+    assert max(probed_tokens[1:]) < longest / 2, "typical ones are not"
+
+
+def test_a_short_job_measures_its_largest_step_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "STEPS_FOR_ONE", 20)
+    task = probed(make_task(tmp_path / "job", make_base(tmp_path / "base"), **SETTINGS))
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    assert any("measured in 1 of its steps" in notice.text for notice in reports.of(Notice))
+
+
+class Killed(BaseException):
+    """As a SIGKILL: nothing of the run handles it."""
+
+
+def test_a_run_killed_in_its_probe_is_probed_again_and_one_with_a_checkpoint_is_not(tmp_path, monkeypatch):
+    base = make_base(tmp_path / "base")
+    plain = make_task(tmp_path / "plain", base, **SETTINGS)
+    assert run(plain, Reports(), threading.Event()) == EXIT_FINISHED
+    task = probed(make_task(tmp_path / "job", base, **SETTINGS))
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "_evaluation_seconds", lambda _: (_ for _ in ()).throw(Killed))
+        patch.setattr(probe.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            run(task, Reports(), threading.Event())
+    assert Path(task.work_directory, "probe").exists()
+    stop = StopAfter(steps=3)
+    assert run(task, stop, stop) == EXIT_STOPPED
+    assert len(stop.reports.of(Estimated)) == 1
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    assert reports.of(Estimated) == []
+    assert_equal_to_the_bit(task, plain)
+
+
+def test_a_stop_ends_a_probe_at_once(tmp_path):
+    task = probed(make_task(tmp_path / "job", make_base(tmp_path / "base"), **SETTINGS))
+    stop = StopAfter(phase="probing")
+    assert run(task, stop, stop) == EXIT_STOPPED
+    assert stop.reports.of(Estimated) == []
+    assert not Path(task.work_directory, "probe").exists()
