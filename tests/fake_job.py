@@ -21,6 +21,7 @@ Standard library only, so that it starts at once. Steps:
     finished=A/B    report the end of a training run: exact match A, of the incumbent B (may be missing)
     quantized=A/B   report the end of a quantization: perplexity A, before it B; kept if A is below 9
     failed          report a failure of the user's
+    paused          report that the job waits to be told to begin
     suspended       report a full disk
     over-memory     report that the memory budget was reached
     crash           be killed
@@ -133,6 +134,7 @@ class Process:
             "quantized": lambda value: report_quantized(*map(float, value.split("/"))),
             "failed": lambda _: report("failed", error=TOO_LONG, fault="USER"),
             "over-memory": lambda _: report("failed", error=OVER_MEMORY, fault="USER"),
+            "paused": lambda _: report("suspended", reason="ESTIMATED", text="it waits"),
             "suspended": lambda _: report("suspended", reason="DISK_FULL", text="the disk is full"),
             "crash": lambda _: os.kill(os.getpid(), signal.SIGKILL),
             "exit": lambda value: sys.exit(int(value)),

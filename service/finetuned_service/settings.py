@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     """Compute threads of a job process, which runs only when serving leaves the processors idle."""
     job_memory_bytes: int = Field(default_factory=lambda: psutil.virtual_memory().total // 2, ge=256 * MIB)
     """Private memory of a job process above which it stops itself; default half of the machine's."""
-    job_probe_steps: int = Field(default=3, ge=0, le=100)
+    job_probe_steps: int = Field(default=5, ge=0, le=100)
     """Steps that a TrainJob measures and undoes before its first one, besides the largest, to tell its time and memory;
     fewer for short jobs. 0 measures nothing."""
     job_checkpoint_bytes: int = Field(default=16 * GIB, ge=MIB, le=MAX_LIMIT)

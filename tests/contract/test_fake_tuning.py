@@ -302,6 +302,23 @@ def test_pause_and_resume(client: Any) -> None:
             call(job.name)
 
 
+def test_a_job_shows_what_it_will_take_before_it_begins(client: Any) -> None:
+    job = client.train(dataset="rows", adapter="mine", pause_after_estimate=True)
+    states = []
+    for event in client.jobs.watch(job.name):
+        if event.state:
+            states.append((event.state.state, event.state.reason))
+        if event.state and event.state.state is JobState.PAUSED:
+            break
+    assert states[-2:] == [("PAUSING", "ESTIMATED"), ("PAUSED", "ESTIMATED")]
+    assert client.jobs.get(job.name).estimate.basis == "MEASURED"
+    client.jobs.resume(job.name)
+    done = client.jobs.wait(job.name).check()
+    assert (done.usage.memory_error, done.usage.duration_error) == pytest.approx((0.1, 0.1))
+    with pytest.raises(InvalidField):
+        client.train(dataset="rows", adapter="mine", validate_only=True, pause_after_estimate=True)
+
+
 def test_a_watch_of_a_paused_job_goes_on_when_it_does(client: Any) -> None:
     job = client.train(dataset="rows", adapter="mine")
     client.jobs.pause(job.name)

@@ -49,6 +49,22 @@ def test_a_paused_and_resumed_job_ends_as_one_that_never_was(client: Client, tmp
         assert refused.value.metadata == {"state": "SUCCEEDED"}
 
 
+def test_a_job_shows_what_it_will_take_before_it_begins(client: Client, tmp_rows: Path) -> None:
+    client.datasets.upload(tmp_rows, "shown")
+    job = start(client, "shown", "shown", pause_after_estimate=True)
+    waiting = paused(client, job)
+    assert (waiting.state_reason, waiting.checkpoints) == ("ESTIMATED", ())
+    assert waiting.estimate is not None
+    assert waiting.estimate.basis == "MEASURED"
+    assert waiting.estimate.duration_seconds is not None
+    client.jobs.resume(job.name)
+    done = finished(client, job).check()
+    assert done.estimate == waiting.estimate, "it is not measured again"
+    assert [state for state, _ in states(client, job)] == [
+        *("QUEUED", "RUNNING", "PAUSING", "PAUSED", "QUEUED", "RUNNING", "SUCCEEDED")
+    ]
+
+
 def test_deleting(client: Client, server: TinyServer, tmp_rows: Path) -> None:
     client.datasets.upload(tmp_rows, "deleted")
     job = finished(client, start(client, "deleted", "deleted")).check()

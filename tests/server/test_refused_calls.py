@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from finetuned import Client
+from finetuned.errors import InvalidField
 from finetuned.v1 import (
     adapter_service_pb2,
     common_pb2,
@@ -135,6 +136,17 @@ def test_training_settings_are_checked_before_anything_is_stored(
     assert "q_proj" in found.message
     listed = tuning_service_pb2.ListJobsRequest(parent=TENANT, adapter=f"{TENANT}/adapters/settings")
     assert list(stub.ListJobs(listed).jobs) == []
+
+
+def test_validate_only_measures_nothing(client: Client, tmp_rows: Path) -> None:
+    client.datasets.upload(tmp_rows, "unmeasured")
+    with pytest.raises(InvalidField) as refused:
+        client.train(
+            dataset="unmeasured", adapter="unmeasured", validate_only=True, pause_after_estimate=True
+        )
+    assert [violation.field for violation in refused.value.violations] == ["pause_after_estimate"]
+    assert "leave one of them out" in refused.value.message
+    assert list(client.jobs.list(adapter="unmeasured")) == []
 
 
 def test_validate_only_returns_the_resolved_job_and_stores_nothing(client: Client, tmp_rows: Path) -> None:

@@ -227,6 +227,16 @@ def test_train_with_settings_of_another_method(run: Run, rows: Path, options: st
     assert said in result.stderr
 
 
+def test_train_shows_what_it_will_take_and_waits(run: Run, rows: Path) -> None:
+    shown = run("train", "-d", "rows", "-a", "mine", "--pause-after-estimate")
+    assert "paused (estimated)" in shown.stdout
+    assert "572.2 MiB of memory (measured; allowed: 7.5 GiB)" in shown.stdout
+    assert "finetuned jobs resume" in shown.stderr
+    run("jobs", "resume", "job-1")
+    watched = run("jobs", "watch", "job-1").stdout
+    assert "(estimate +10%)" in watched
+
+
 def test_train_dry_run_stores_nothing(run: Run, rows: Path) -> None:
     assert "(checked only)" in run("train", "-d", "rows", "-a", "mine", "--dry-run").stdout
     assert json.loads(run("jobs", "list", "--json").stdout) == []

@@ -309,6 +309,17 @@ def test_a_process_that_meets_a_full_disk_pauses_the_job_until_there_is_room(pla
     assert job.attempt == 1
 
 
+def test_a_job_that_has_measured_itself_waits_to_be_told_to_begin(place):
+    submitted = place.submit(train_job())
+    with place.dispatcher(f"note,once:estimated=120,once:paused,once:exit=75,{SUCCEED}"):
+        waiting = place.reaches(submitted, JobState.PAUSED)
+        assert (waiting.state_reason, waiting.attempt) == (StateReason.ESTIMATED, 1)
+        assert waiting.estimate.memory_bytes == 120
+        assert "it waits" in place.notices(waiting)
+        place.store.resume(TENANT, waiting.id)
+        assert place.reaches(submitted, JobState.SUCCEEDED).estimate == waiting.estimate
+
+
 def test_jobs_are_paused_before_the_disk_is_full_and_go_on_at_twice_the_room(place, monkeypatch):
     disk = Disk(monkeypatch)
     submitted, later = place.submit(train_job()), place.submit(train_job(adapter="later"))

@@ -11,7 +11,7 @@ import torch
 from finetuned_service.errors import ResourceExhausted
 from finetuned_service.jobs.events import EstimateBasis, Notice, Progress
 from finetuned_service.jobs.memory import MEMORY
-from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Estimated, TrainTask
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Estimated, Suspended, TrainTask
 from finetuned_service.training import model, probe
 from finetuned_service.training.run import run
 from safetensors.torch import load_file
@@ -191,6 +191,19 @@ def test_a_run_killed_in_its_probe_is_probed_again_and_one_with_a_checkpoint_is_
     reports = Reports()
     assert run(task, reports, threading.Event()) == EXIT_FINISHED
     assert reports.of(Estimated) == []
+    assert_equal_to_the_bit(task, plain)
+
+
+def test_a_job_may_wait_when_it_has_measured_itself(tmp_path):
+    base = make_base(tmp_path / "base")
+    plain = make_task(tmp_path / "plain", base, **SETTINGS)
+    assert run(plain, Reports(), threading.Event()) == EXIT_FINISHED
+    task, reports = make_task(tmp_path / "job", base, **SETTINGS), Reports()
+    waiting = task.model_copy(update={"pause_after_estimate": True})
+    assert run(waiting, reports, threading.Event()) == EXIT_STOPPED
+    assert [said.reason for said in reports.of(Suspended)] == ["ESTIMATED"]
+    assert len(reports.of(Estimated)) == 1, "also where nothing else would be measured"
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     assert_equal_to_the_bit(task, plain)
 
 

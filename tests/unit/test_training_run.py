@@ -404,7 +404,7 @@ def test_divergence_names_the_step_and_the_learning_rate(tmp_path, base):
 def test_divergence_keeps_the_adapter_of_the_last_good_checkpoint(tmp_path, base, monkeypatch):
     settings = {"max_steps": 9, "batch_rows": 4, "learning_rate": 1e-2, "checkpoint_interval_steps": 1}
     good = make_task(tmp_path / "good", base, heldout=HELDOUT, optimization=settings)
-    step = loop.Trainer._step
+    step = loop.Trainer.step
 
     def overflow_in_step_8(trainer):
         if trainer.state.step == 7:
@@ -412,7 +412,7 @@ def test_divergence_keeps_the_adapter_of_the_last_good_checkpoint(tmp_path, base
                 trainer.parameters[0].fill_(float("nan"))
         return step(trainer)
 
-    monkeypatch.setattr(loop.Trainer, "_step", overflow_in_step_8)
+    monkeypatch.setattr(loop.Trainer, "step", overflow_in_step_8)
     task = good.model_copy(update={"last_good_directory": str(tmp_path / "last-good")})
     reports = Reports()
     with pytest.raises(

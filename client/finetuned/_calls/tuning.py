@@ -75,6 +75,7 @@ def train(
     continue_from: str | None = None,
     display_name: str = "",
     validate_only: bool = False,
+    pause_after_estimate: bool = False,
     priority: JobPriority | str = JobPriority.NORMAL,
     request_id: str | None = None,
 ) -> Call[Job]:
@@ -97,6 +98,8 @@ def train(
             TRAINING_DIVERGED, for its last good checkpoint.
         display_name: your own name for the job.
         validate_only: check everything and return the job without a name; nothing is stored.
+        pause_after_estimate: have it measure what it will take, and then wait (PAUSED, with the reason ESTIMATED) until
+            `jobs.resume`, or `jobs.cancel`.
         priority: "LOW", "NORMAL", or for admins "HIGH": how soon the job is taken.
         request_id: makes the call the same call when repeated within 24 hours; a new one by default.
 
@@ -147,6 +150,7 @@ def train(
         spec=spec,
         display_name=display_name,
         validate_only=validate_only,
+        pause_after_estimate=pause_after_estimate,
         priority=convert.enum_name(job_pb2.JobPriority.DESCRIPTOR, JobPriority(priority)),
         request_id=request_id or new_request_id(),
     )
@@ -160,6 +164,7 @@ def rerun(
     base: str | None = None,
     display_name: str = "",
     validate_only: bool = False,
+    pause_after_estimate: bool = False,
     priority: JobPriority | str = JobPriority.NORMAL,
     request_id: str | None = None,
 ) -> Call[Job]:
@@ -169,7 +174,7 @@ def rerun(
     Args:
         name: the job to repeat.
         base: the base to train on; without it the server's.
-        display_name, validate_only, priority, request_id: as for `train`.
+        display_name, validate_only, pause_after_estimate, priority, request_id: as for `train`.
 
     Raises:
         NotFound: there is no such job, or its data or the base are gone.
@@ -181,6 +186,7 @@ def rerun(
         spec=job_pb2.TrainSpec(base=names.base(base)) if base else None,
         display_name=display_name,
         validate_only=validate_only,
+        pause_after_estimate=pause_after_estimate,
         priority=convert.enum_name(job_pb2.JobPriority.DESCRIPTOR, JobPriority(priority)),
         request_id=request_id or new_request_id(),
         rerun_of=names.job(name),

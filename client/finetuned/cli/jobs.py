@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 
-from finetuned import Client, Job, JobEvent, JobKind, JobState
+from finetuned import Client, Job, JobEvent, JobKind, JobState, JobStateReason
 from finetuned._names import short
 from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.output import cell, err, print_json, print_table
@@ -44,11 +45,11 @@ def watch_job(client: Client, name: str, *, as_json: bool) -> None:
     """Show a job until it is over, then its result; as JSON lines `{"event"}` and a last `{"job"}`."""
     try:
         if as_json:
-            job = client.jobs.wait(name, on_event=_print_event)
+            job = _until_over(client, name, _print_event)
             print_json({"job": job}, line=True)
         else:
             with JobDisplay() as display:
-                job = client.jobs.wait(name, on_event=display.job(short(name)))
+                job = _until_over(client, name, display.job(short(name)))
             show_job(job)
     except KeyboardInterrupt:
         err().print(f"the job goes on; see `finetuned jobs watch {short(name)}`, or `jobs cancel`")
@@ -56,6 +57,17 @@ def watch_job(client: Client, name: str, *, as_json: bool) -> None:
     job.check()
     if not as_json:
         say_next(job)
+
+
+def _until_over(client: Client, name: str, on_event: Callable[[JobEvent], object]) -> Job:
+    """The job when it has ended, or waits to be told to begin."""
+    for event in client.jobs.follow(name):
+        on_event(event)
+        if event.state is not None and event.state.reason is JobStateReason.ESTIMATED:
+            job = client.jobs.get(name)
+            if job.state is JobState.PAUSED and job.state_reason is JobStateReason.ESTIMATED:
+                return job
+    return client.jobs.get(name)
 
 
 def _print_event(event: JobEvent) -> None:

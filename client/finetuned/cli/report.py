@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetuned import Job, JobKind, Metric, QuantizeReport
+from finetuned import Job, JobKind, JobState, Metric, QuantizeReport
 from finetuned._names import short
 from finetuned.cli.cost import expected, taken
 from finetuned.cli.data_report import show_data_report
@@ -94,8 +94,11 @@ def show_quantize_report(report: QuantizeReport) -> None:
 
 
 def say_next(job: Job) -> None:
-    """What to type when a job has succeeded."""
-    if job.kind is JobKind.TRAIN and job.train_result is not None:
+    """What to type when a job has succeeded, or waits to begin."""
+    if job.state is JobState.PAUSED:
+        name = short(job.name)
+        err().print(f"[dim]Next: finetuned jobs resume {name}, or finetuned jobs cancel {name}[/dim]")
+    elif job.kind is JobKind.TRAIN and job.train_result is not None:
         err().print(f"[dim]Next: finetuned chat --adapter {short(job.train_result.version)}[/dim]")
     elif job.quantize_result is not None:
         err().print(f"[dim]Next: finetuned serve --base {short(job.quantize_result.base)}[/dim]")

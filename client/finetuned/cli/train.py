@@ -157,6 +157,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check; show the data and estimate.")
     ] = False,
+    pause_after_estimate: Annotated[
+        bool,
+        typer.Option(
+            "--pause-after-estimate", help="Measure what it will take, then wait for `jobs resume`."
+        ),
+    ] = False,
     priority: Priority = "NORMAL",
     detach: Detach = False,
     as_json: AsJson = False,
@@ -230,6 +236,7 @@ def train(
             continue_from=continue_from,
             display_name=display_name,
             validate_only=dry_run,
+            pause_after_estimate=pause_after_estimate,
             priority=priority,
         )
         follow(client, job, as_json=as_json, detach=detach)

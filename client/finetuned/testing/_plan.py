@@ -13,17 +13,23 @@ from finetuned.testing._store import Happening, RunningJob, Store
 from finetuned.testing._work import quantize, train
 from finetuned.v1 import job_pb2
 
+_BEFORE_STEPS = 3
+"""What happens to a TrainJob before its steps: queued, started, its baseline measured."""
 FINAL = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
 
 
-def begin(store: Store, job: job_pb2.Job) -> RunningJob:
-    """A queued job with all that is to come."""
+def begin(store: Store, job: job_pb2.Job, *, pause_after_estimate: bool = False) -> RunningJob:
+    """A queued job with all that is to come, or that comes once it is resumed."""
     job.create_time.CopyFrom(store.now())
     job.attempt = 1
     work = list(train(store, job) if job.WhichOneof("spec") == "train" else quantize(store))
     if store.job_errors:
         work[-1] = _fail(store.job_errors.pop(0))
     running = RunningJob(job, [], [_enter(job_pb2.JOB_STATE_QUEUED), _start(store), *work, _end(store)])
+    if pause_after_estimate:
+        running.paused, running.to_come = running.to_come[_BEFORE_STEPS:], running.to_come[:_BEFORE_STEPS]
+        for state in (job_pb2.JOB_STATE_PAUSING, job_pb2.JOB_STATE_PAUSED):
+            running.to_come.append(_move(state, job_pb2.JOB_STATE_REASON_ESTIMATED))
     step(store, running)
     return running
 
@@ -66,13 +72,15 @@ def resume(store: Store, running: RunningJob) -> None:
     step(store, running)
 
 
-def _move(state: job_pb2.JobState) -> Happening:
-    """Another state, for the user's sake; RUNNING needs no reason."""
+def _move(
+    state: job_pb2.JobState, reason: job_pb2.JobStateReason = job_pb2.JOB_STATE_REASON_USER
+) -> Happening:
+    """Another state, for the user's sake where nothing else is said; RUNNING needs no reason."""
 
     def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         job.state = state
         running = state == job_pb2.JOB_STATE_RUNNING
-        job.state_reason = job_pb2.JOB_STATE_REASON_UNSPECIFIED if running else job_pb2.JOB_STATE_REASON_USER
+        job.state_reason = job_pb2.JOB_STATE_REASON_UNSPECIFIED if running else reason
         _tell_state(job, event)
 
     return happen

@@ -139,13 +139,16 @@ class FakeTuning(TuningServiceServicer):
         if job.WhichOneof("spec") == "train":
             estimated(job)
         if request.validate_only:
+            if answer is pb.TrainJobResponse and request.pause_after_estimate:
+                raise InvalidField.one("pause_after_estimate", "is set beside validate_only; leave one out")
             job.state = job_pb2.JOB_STATE_VALIDATING
             return answer(job=job)
 
         def make() -> Any:
             self._store.jobs_made += 1
             job.name = f"{request.parent}/jobs/job-{self._store.jobs_made}"
-            self._store.jobs[job.name] = begin(self._store, job)
+            pauses = answer is pb.TrainJobResponse and request.pause_after_estimate
+            self._store.jobs[job.name] = begin(self._store, job, pause_after_estimate=pauses)
             kept = answer()
             kept.job.CopyFrom(job)
             return kept

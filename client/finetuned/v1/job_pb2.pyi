@@ -34,6 +34,7 @@ class JobStateReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_REASON_SHUTDOWN: _ClassVar[JobStateReason]
     JOB_STATE_REASON_MEMORY: _ClassVar[JobStateReason]
     JOB_STATE_REASON_PREEMPTED: _ClassVar[JobStateReason]
+    JOB_STATE_REASON_ESTIMATED: _ClassVar[JobStateReason]
 
 class JobPriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -110,6 +111,7 @@ JOB_STATE_REASON_DISK_FULL: JobStateReason
 JOB_STATE_REASON_SHUTDOWN: JobStateReason
 JOB_STATE_REASON_MEMORY: JobStateReason
 JOB_STATE_REASON_PREEMPTED: JobStateReason
+JOB_STATE_REASON_ESTIMATED: JobStateReason
 JOB_PRIORITY_UNSPECIFIED: JobPriority
 JOB_PRIORITY_LOW: JobPriority
 JOB_PRIORITY_NORMAL: JobPriority

@@ -18,7 +18,7 @@ JOB_KIND_TRAIN: JobKind
 JOB_KIND_QUANTIZE: JobKind
 
 class TrainJobRequest(_message.Message):
-    __slots__ = ("parent", "spec", "display_name", "validate_only", "request_id", "rerun_of", "priority")
+    __slots__ = ("parent", "spec", "display_name", "validate_only", "request_id", "rerun_of", "priority", "pause_after_estimate")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class TrainJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RERUN_OF_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_AFTER_ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     parent: str
     spec: _job_pb2.TrainSpec
     display_name: str
@@ -33,7 +34,8 @@ class TrainJobRequest(_message.Message):
     request_id: str
     rerun_of: str
     priority: _job_pb2.JobPriority
-    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.TrainSpec, _Mapping]] = ..., display_name: _Optional[str] = ..., validate_only: bool = ..., request_id: _Optional[str] = ..., rerun_of: _Optional[str] = ..., priority: _Optional[_Union[_job_pb2.JobPriority, str]] = ...) -> None: ...
+    pause_after_estimate: bool
+    def __init__(self, parent: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.TrainSpec, _Mapping]] = ..., display_name: _Optional[str] = ..., validate_only: bool = ..., request_id: _Optional[str] = ..., rerun_of: _Optional[str] = ..., priority: _Optional[_Union[_job_pb2.JobPriority, str]] = ..., pause_after_estimate: bool = ...) -> None: ...
 
 class TrainJobResponse(_message.Message):
     __slots__ = ("job",)

@@ -36,6 +36,8 @@ class JobStateReason(StrEnum):
     USER = "USER"
     WORKER_LOST = "WORKER_LOST"
     DISK_FULL = "DISK_FULL"
+    ESTIMATED = "ESTIMATED"
+    """It has measured what it will take, and waits for `jobs.resume` to begin."""
     SHUTDOWN = "SHUTDOWN"
     MEMORY = "MEMORY"
     PREEMPTED = "PREEMPTED"

@@ -12,6 +12,7 @@ from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.jobs.continuing import directory_of
+from finetuned_service.jobs.events import EstimateBasis
 from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
 from finetuned_service.jobs.task import LAST_GOOD, TASK_FILE, TENSORBOARD, QuantizeTask, TaskLimits, TrainTask
 from finetuned_service.jobs.values import Job
@@ -48,13 +49,18 @@ class Assignments:
         held_out = self._dataset(spec.eval_dataset) if spec.eval_dataset else None
         base = BaseName.parse(spec.base, "base")
         base_digest = self.bases.get(base).digest
+        # With fewer rows at once it is another job to measure.
+        measured = (
+            bool(job.estimate) and job.estimate.basis is EstimateBasis.MEASURED and not job.micro_batch_rows
+        )
         start = directory_of(job, spec, self.registry, directory.parent)
         return TrainTask(
             job_name=job.name,
             attempt=job.attempt,
             spec=spec,
             micro_batch_rows=job.micro_batch_rows,
-            probe_steps=self.probe_steps,
+            probe_steps=0 if measured else self.probe_steps,
+            pause_after_estimate=job.pause_after_estimate and not measured,
             base_directory=str(self.bases.path(base)),
             base_digest=base_digest,
             train_path=str(rows.path),

@@ -136,12 +136,12 @@ class JobRunner:
         """How the job is to be left; every fault but a lost lease is an ending too."""
         try:
             shortage = self._room.shortage()
-            return self._pause(keeper, shortage) if shortage else self._run(job, keeper)
+            return self._pause_for_disk(keeper, shortage) if shortage else self._run(job, keeper)
         except LeaseLost:
             raise
         except OSError as error:
             if says_full_disk(error):
-                return self._pause(keeper, DISK_FULL)
+                return self._pause_for_disk(keeper, DISK_FULL)
             return after_error(error, job.name)
         except Exception as error:  # noqa: BLE001 - whatever it was, the job must not stay RUNNING
             return after_error(error, job.name)
@@ -204,13 +204,22 @@ class JobRunner:
     def _pause_without_room(self, keeper: LeaseKeeper) -> None:
         shortage = "" if keeper.pausing else self._room.shortage()
         if shortage:
-            self._pause(keeper, shortage)
+            self._pause_for_disk(keeper, shortage)
 
-    def _pause(self, keeper: LeaseKeeper, why: str) -> Ending:
-        """Have the job wait for room on the disk; the ending is for a job whose process is not running."""
-        notice = Notice(severity="WARNING", text=why)
-        self._insist(keeper, lambda: self._queue.pause(keeper.lease, StateReason.DISK_FULL, [notice]))
-        return Ending(JobState.QUEUED, StateReason.DISK_FULL)
+    def _pause_as_told(self, keeper: LeaseKeeper, word: Suspended) -> Ending:
+        if word.reason == "DISK_FULL":
+            return self._pause_for_disk(keeper, word.text)
+        return self._pause(keeper, Notice(text=word.text), StateReason.ESTIMATED)
+
+    def _pause_for_disk(self, keeper: LeaseKeeper, why: str) -> Ending:
+        return self._pause(keeper, Notice(severity="WARNING", text=why), StateReason.DISK_FULL)
+
+    def _pause(self, keeper: LeaseKeeper, notice: Notice, reason: StateReason) -> Ending:
+        """Have the job wait, for room on the disk or to be told to begin; the ending is for a job whose process is
+        not running.
+        """
+        self._insist(keeper, lambda: self._queue.pause(keeper.lease, reason, [notice]))
+        return Ending(JobState.QUEUED, reason)
 
     def _stop_if_asked(self, process: JobProcess, keeper: LeaseKeeper, kill_at: float) -> float:
         """Ask the process to stop if there is a reason, and kill it when its time is over (`kill_at`)."""
@@ -253,7 +262,7 @@ class JobRunner:
                 case Failed():
                     return over_memory(job, word) or Ending(JobState.FAILED)
                 case Suspended():
-                    return self._pause(keeper, word.text)
+                    return self._pause_as_told(keeper, word)
                 case _:
                     continue
         if job.state is JobState.PAUSING:

@@ -42,6 +42,8 @@ class StateReason(StrEnum):
     USER = "USER"
     WORKER_LOST = "WORKER_LOST"
     DISK_FULL = "DISK_FULL"
+    ESTIMATED = "ESTIMATED"
+    """It has measured what it will take, and waits to be told to begin."""
     SHUTDOWN = "SHUTDOWN"
     MEMORY = "MEMORY"
     PREEMPTED = "PREEMPTED"

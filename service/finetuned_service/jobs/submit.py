@@ -69,6 +69,7 @@ class Submission:
         *,
         validate_only: bool,
         priority: Priority = Priority.NORMAL,
+        pause_after_estimate: bool = False,
     ) -> Job:
         """`train` with the spec of a job's record, on `base`; "" is this server's.
 
@@ -93,6 +94,7 @@ class Submission:
             validate_only=validate_only,
             record=record,
             priority=priority,
+            pause_after_estimate=pause_after_estimate,
         )
 
     def train(
@@ -105,6 +107,7 @@ class Submission:
         validate_only: bool,
         record: Job | None = None,
         priority: Priority = Priority.NORMAL,
+        pause_after_estimate: bool = False,
     ) -> Job:
         """Check a TrainJob and queue it, or only say what it would be; `record` is the job that it repeats.
 
@@ -114,6 +117,11 @@ class Submission:
             AdapterIncompatible: that version is of another base.
             QuotaExceeded: a limit of the tenant is reached.
         """
+        if pause_after_estimate and validate_only:
+            raise InvalidField.one(
+                "pause_after_estimate",
+                "is set beside validate_only, which starts nothing that could measure; leave one of them out",
+            )
         made = None if validate_only else self.store.made_by(request)
         if made is not None:
             return made
@@ -159,6 +167,7 @@ class Submission:
                 "estimate": _estimate(resolved, report),
                 "defaulted_from_base": () if spec.continue_from else defaulted_from_base(spec),
                 "rerun_of": record.name if record else "",
+                "pause_after_estimate": pause_after_estimate,
             }
         )
         if validate_only:

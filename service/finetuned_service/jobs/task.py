@@ -67,6 +67,8 @@ class TrainTask(Value):
     for rounding, so that a checkpoint may be resumed with another number."""
     probe_steps: int = 0
     """Typical steps that are measured and undone before the first one, besides the largest; 0 measures none."""
+    pause_after_estimate: bool = False
+    """Measure, and end before the first step; `Suspended` says so."""
     base_directory: str
     base_digest: str
     train_path: str
@@ -153,10 +155,10 @@ class Failed(Value):
 
 
 class Suspended(Value):
-    """The process cannot go on now, through no fault of the job's; what it has kept is whole."""
+    """The process does not go on now, through no fault of the job's; what it has kept is whole."""
 
     kind: Literal["suspended"] = "suspended"
-    reason: Literal["DISK_FULL"]
+    reason: Literal["DISK_FULL", "ESTIMATED"]
     text: str
 
 

@@ -103,6 +103,8 @@ class Job(Value):
     """The last time that the held-out loss turned; None while it falls."""
     usage: Usage | None = None
     """Of all attempts that have ended."""
+    pause_after_estimate: bool = False
+    """It measures what it will take, and then waits to be told to begin."""
 
     @property
     def name(self) -> str:

@@ -59,6 +59,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
                 request_key(tenant, request),
                 validate_only=request.validate_only,
                 priority=priority,
+                pause_after_estimate=request.pause_after_estimate,
             )
         else:
             job = await asyncio.to_thread(
@@ -69,6 +70,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
                 request_key(tenant, request),
                 validate_only=request.validate_only,
                 priority=priority,
+                pause_after_estimate=request.pause_after_estimate,
             )
         return pb.TrainJobResponse(job=job_to_proto(job))
 

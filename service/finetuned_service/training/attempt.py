@@ -14,7 +14,7 @@ from finetuned_service.errors import TrainingDiverged
 from finetuned_service.jobs.events import Environment, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import Optimization
-from finetuned_service.jobs.task import TrainTask
+from finetuned_service.jobs.task import Suspended, TrainTask
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import read_adapter
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
@@ -76,8 +76,12 @@ class Attempt(Generic[R]):
             read_adapter(Path(task.start_directory), self.model)
         checkpoints.refuse_over_budget(self.model)
         state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
-        if task.probe_steps and not state.step:
+        if (task.probe_steps or task.pause_after_estimate) and not state.step:
             self._probe(state, seconds_afterwards)
+            if task.pause_after_estimate:
+                text = "paused before its first step, to show what it will take: ResumeJob lets it begin"
+                self.report(Suspended(reason="ESTIMATED", text=text))
+                return Ended.STOPPED, state
         plan = Plan.of(spec.optimization, spec.evaluation)
         trainer = self._trainer(plan, state, checkpoints, self.report, seconds_afterwards)
         try:

@@ -24,7 +24,7 @@ from finetuned_service.training.trainable import TrainRow
 
 LOOK_STEPS = 1000
 """Of so many steps at most the sizes are looked at; those of later epochs are alike."""
-STEPS_FOR_ONE = 20
+STEPS_FOR_ONE = 10
 """A typical step is measured for every so many of the job: the probe of a short job must not outlast it."""
 MOST_SECONDS = 60.0
 """When so much time is over no further step is begun."""
