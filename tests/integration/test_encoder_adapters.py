@@ -29,6 +29,7 @@ from finetuned_service.training.adapter import adapter_handle
 from finetuned_service.vocabulary import Method, Pooling, Task
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_bottlenecks import add_bottlenecks
 from tiny_encoders import make_encoder_base
 from tiny_models import peft_warnings_allowed
 from transformers import AutoModel
@@ -110,6 +111,36 @@ def save_parameters(
     return adapter_handle(directory, base)
 
 
+def save_bottlenecks(directory: Path, base: Path, *ends: str, seed: int, head: bool = False) -> AdapterHandle:
+    """Random bottlenecks at the modules with these dotted ends."""
+    directory.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    width, tensors = 3, {}
+    modules = [
+        name
+        for name, _ in transformers_model(base).named_modules()
+        if name.endswith(tuple(f".{e}" for e in ends))
+    ]
+    for module in modules:
+        for part, shape in (("down", (width, 32)), ("up", (32, width))):
+            for kind, size in (("weight", shape), ("bias", shape[:1])):
+                tensors[f"base_model.model.{module}.adapter_{part}.{kind}"] = 0.4 * torch.randn(
+                    size, generator=generator
+                )
+    config = {
+        "peft_type": "BOTTLENECK",
+        "target_modules": modules,
+        "width": width,
+        "activation": "GELU",
+        "scaling": 1,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps({**config, "parallel": False}))
+    save_file(tensors, directory / "adapter_model.safetensors")
+    if head:
+        add_head(directory, generator)
+    return adapter_handle(directory, base)
+
+
 def head_alone(directory: Path, base: Path) -> AdapterHandle:
     directory.mkdir()
     (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "HEAD"}))
@@ -131,6 +162,10 @@ def oracle(base: Path, adapter: AdapterHandle | None, token_ids: tuple[int, ...]
             own = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
             found = model.load_state_dict(own, strict=False)
             assert set(found.unexpected_keys) == {"classifier.weight", "classifier.bias"}
+        elif kind == "BOTTLENECK":
+            add_bottlenecks(
+                model, {n.removeprefix("base_model.model."): tensor for n, tensor in tensors.items()}
+            )
         elif kind != "HEAD":
             with peft_warnings_allowed(), warnings.catch_warnings():
                 # It says that it reads the update and leaves out `head`, and so it does.
@@ -186,6 +221,8 @@ def test_every_method_in_one_batch_equals_peft_alone(tmp_path: Path) -> None:
     adapters.append(
         save_parameters(tmp_path / "layers", base, "layer.1.", "position", "LayerNorm.b", seed=11)
     )
+    adapters.append(save_bottlenecks(tmp_path / "houlsby", base, "output.dense", seed=13, head=True))
+    adapters.append(save_bottlenecks(tmp_path / "pfeiffer", base, "layer.0", "layer.1", seed=14))
     # PEFT's own modules to save: a linear module, and one that is none.
     saved = LoraConfig(
         r=2, target_modules=["query"], modules_to_save=["layer.0.output.dense", "embeddings.LayerNorm"]
@@ -195,21 +232,22 @@ def test_every_method_in_one_batch_equals_peft_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "targets"),
+    ("model_type", "targets", "summands"),
     [
-        ("distilbert", ["q_lin", "lin2"]),
-        ("albert", ["query", "ffn"]),
-        ("electra", ["key"]),
-        ("roberta", ["key"]),
+        ("distilbert", ["q_lin", "lin2"], ["out_lin", "lin2", "layer.1"]),
+        ("albert", ["query", "ffn"], ["attention.dense", "ffn_output", "albert_layers.0"]),
+        ("electra", ["key"], ["output.dense"]),
+        ("roberta", ["key"], ["layer.0"]),
     ],
 )
 def test_other_encoders_name_their_modules_otherwise(
-    tmp_path: Path, model_type: str, targets: list[str]
+    tmp_path: Path, model_type: str, targets: list[str], summands: list[str]
 ) -> None:
     base = make_encoder_base(tmp_path / "base", model_type)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets)
     lora = save_peft(tmp_path / "lora", base, config, seed=1, head=True)
-    check_all(base, [None, lora, save_parameters(tmp_path / "full", base, "", seed=2, method=Method.FULL)])
+    full = save_parameters(tmp_path / "full", base, "", seed=2, method=Method.FULL)
+    check_all(base, [None, lora, full, save_bottlenecks(tmp_path / "bottlenecks", base, *summands, seed=3)])
 
 
 def test_what_is_stored_keeps_its_digest_and_opens_in_peft(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
+from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.heads.adapted import AdaptedEncoder
@@ -21,6 +23,7 @@ from finetuned_service.training.heads.evaluate import answered
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.vocabulary import Pooling, Task
 from peft import IA3Config, LoraConfig, get_peft_model
+from tiny_bottlenecks import add_bottlenecks
 from tiny_encoders import make_encoder_base
 from tiny_models import peft_warnings_allowed
 from torch import Tensor, nn
@@ -43,6 +46,8 @@ METHODS: dict[str, tuple[dict[str, Any], Any]] = {
     "lora": ({"lora": LORA}, LoraConfig(**PEFT_LORA)),
     "dora": ({"lora": LORA | {"decomposed": True}}, LoraConfig(**PEFT_LORA, use_dora=True)),
     "ia3": ({"method": "IA3", "ia3": IA3_TARGETS}, IA3Config(**IA3_TARGETS, modules_to_save=["classifier"])),
+    "houlsby": ({"method": "BOTTLENECK"}, None),
+    "pfeiffer": ({"method": "BOTTLENECK", "bottleneck": {"placement": "PFEIFFER", "width": 6}}, None),
     "full": ({"method": "FULL"}, None),
     "layers": ({"method": "LAYERS", "layers": LAYERS}, None),
 }
@@ -92,6 +97,7 @@ def reference(base: Path, head: Head, config: Any, ours: AdaptedEncoder) -> Any:
     if config is None:
         for name, parameter in plain.eval().named_parameters():
             parameter.requires_grad_(name.removeprefix("bert.") in begun)
+        add_bottlenecks(plain, begun, "bert.")
         nn.init.zeros_(plain.classifier.weight)
         return plain
     with peft_warnings_allowed():
@@ -147,6 +153,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("lora", "tags"),
         ("dora", "several labels"),
         ("ia3", "a number"),
+        ("houlsby", "one label"),
+        ("houlsby", "tags"),
+        ("pfeiffer", "a number"),
         ("full", "several labels"),
         ("full", "tags"),
         ("layers", "one label"),
@@ -169,7 +178,7 @@ def test_the_loss_curve_and_the_outputs_are_those_of_the_reference(
     # In two parts: accumulation equals the whole batch.
     parts = [rows[:1], rows[1:]]
     # Whole parameters move more at one rate.
-    rate = RATE if config else RATE / 10
+    rate = RATE / 10 if method in {"full", "layers"} else RATE
     found = curve(
         [parameter for _, parameter in ours.named_parameters()],
         lambda: torch.stack([ours.loss_of(part, scale) for part in parts]).sum(),
@@ -220,3 +229,41 @@ def test_the_gradient_of_whole_parameters_is_that_of_transformers(base: Path, me
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def bottlenecks(base: Path, **settings: Any) -> Any:
+    wanted = {"dataset": "", "adapter": "", "task": TEXT, "method": "BOTTLENECK", "bottleneck": settings}
+    return resolve_train(TrainSpec.model_validate(wanted), base=BaseFacts.of_directory(base), train_rows=10)
+
+
+def test_bottlenecks_stand_at_what_is_added_to_the_stream_or_at_layers(base: Path) -> None:
+    layer = "encoder.layer.0"
+    houlsby = bottlenecks(base).bottleneck.target_modules
+    assert houlsby[:2] == (f"{layer}.attention.output.dense", f"{layer}.output.dense")
+    assert len(houlsby) == 4
+    pfeiffer = bottlenecks(base, placement="PFEIFFER").bottleneck.target_modules
+    assert pfeiffer == (layer, "encoder.layer.1")
+    assert bottlenecks(base, placement="PARALLEL", target_modules=["layer.1"]).bottleneck.target_modules == (
+        "encoder.layer.1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"placement": "PARALLEL"}, "is PARALLEL, and this base has no module for it.*HOULSBY or PFEIFFER"),
+        (
+            {"placement": "PARALLEL", "target_modules": ["output.dense"]},
+            r"PARALLEL cannot read the input.*name layers \(layer.0\)",
+        ),
+        (
+            {"target_modules": ["mlp"]},
+            r"allowed are the base's layers \(layer.0\) and their parts: attention.output.dense, output.dense",
+        ),
+    ],
+)
+def test_bottlenecks_where_none_can_stand_are_refused(
+    base: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidField, match=message):
+        bottlenecks(base, **settings)

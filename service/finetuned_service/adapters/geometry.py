@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuned_service.bases.family import (
+    added_modules,
     family_of,
     untrained_methods,
     weights_transposed,
@@ -25,6 +26,8 @@ IN_BLOCK = re.compile(r".+\.\d+\..+")
 _LINEAR_WEIGHT = re.compile(rf"(?P<module>{IN_BLOCK.pattern})\.weight")
 
 _SUBLAYER = re.compile(r"(?P<sublayer>(?P<layer>.+?\.\d+)\.[^.]+)\..+")
+_INNERMOST = re.compile(r"(?P<layer>.+\.\d+)\..+")
+"""Of numbers within numbers the last: ALBERT's layers are in groups."""
 _EMBEDDING = re.compile(r"(?:.+\.)?(?:embed_tokens|wte)\.weight")
 HEAD = "lm_head"
 """The module that makes logits, in the classes of decoders that transformers has."""
@@ -47,7 +50,9 @@ class BaseGeometry:
     width: int = 0
     """Length of the vectors that it makes of an input, which a head is over; 0 if it takes no heads."""
     sublayers: Mapping[str, int] = field(default_factory=dict[str, int])
-    """A decoder's layers ("model.layers.0") and their attention and feed-forward → the width of what they return."""
+    """Where bottlenecks stand → the width of what is returned there: layers ("model.layers.0"), and a decoder's attention
+    and feed-forward, or a text encoder's last products of these.
+    """
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """All weights and biases by their names in its file → shape; a tied head's weight, too."""
     tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -93,7 +98,8 @@ class BaseGeometry:
             return _of_vision(base_directory / WEIGHTS_FILE, width, untrained_methods(config))
         parameters = _parameters(base_directory / WEIGHTS_FILE, linear)
         if family is Family.ENCODER:
-            return cls("", "", linear, width, parameters=parameters, layers=layers)
+            sublayers = dict.fromkeys(_summands(linear, added_modules(config)), width)
+            return cls("", "", linear, width, sublayers, parameters, layers=layers)
         tied: dict[str, tuple[str, ...]] = {}
         embedding = next((name for name in parameters if _EMBEDDING.fullmatch(name)), None)
         if f"{HEAD}.weight" not in parameters and embedding is not None:
@@ -129,6 +135,12 @@ def sublayers_of(linear_modules: Iterable[str]) -> list[str]:
     """The numbered layers that linear modules are in, and the two parts of each that they are in, sorted."""
     found = [_SUBLAYER.match(module) for module in linear_modules]
     return sorted({name for match in found if match for name in (match["layer"], match["sublayer"])})
+
+
+def _summands(linear_modules: Iterable[str], ends: Iterable[str]) -> list[str]:
+    """The linear modules with one of these dotted ends, and the numbered layers that they are in, sorted."""
+    found = [name for name in linear_modules if any(name.endswith(f".{end}") for end in ends)]
+    return sorted({*found, *(layer["layer"] for name in found if (layer := _INNERMOST.match(name)))})
 
 
 def layers_of(modules: Iterable[str]) -> tuple[str, ...]:

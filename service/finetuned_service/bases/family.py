@@ -23,6 +23,8 @@ class EncoderClass:
     """It can be built with a layer over the first token that only its own heads use; ours is built without."""
     positions_after_padding: bool = False
     """Positions count from the padding token's id + 1 on, as in fairseq."""
+    added: tuple[str, ...] = ("attention.output.dense", "output.dense")
+    """A text encoder's linear modules whose outputs are added to the residual stream, by dotted ends of their names."""
     untrained: Mapping[Method, str] = field(default_factory=dict[Method, str])
     """Methods that others of its family train with, and why it does not."""
 
@@ -35,12 +37,14 @@ _GAINS = (
 )
 
 ENCODER_CLASSES: Mapping[str, EncoderClass] = {
-    "albert": EncoderClass("AlbertModel", Family.ENCODER, has_pooling_layer=True),
+    "albert": EncoderClass(
+        "AlbertModel", Family.ENCODER, has_pooling_layer=True, added=("attention.dense", "ffn_output")
+    ),
     "bert": EncoderClass("BertModel", Family.ENCODER, has_pooling_layer=True),
     "camembert": EncoderClass(
         "CamembertModel", Family.ENCODER, has_pooling_layer=True, positions_after_padding=True
     ),
-    "distilbert": EncoderClass("DistilBertModel", Family.ENCODER),
+    "distilbert": EncoderClass("DistilBertModel", Family.ENCODER, added=("attention.out_lin", "ffn.lin2")),
     "electra": EncoderClass("ElectraModel", Family.ENCODER),
     "roberta": EncoderClass(
         "RobertaModel", Family.ENCODER, has_pooling_layer=True, positions_after_padding=True
@@ -83,6 +87,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family of the model that a config.json describes."""
     found = ENCODER_CLASSES.get(str(config.get("model_type")))
     return Family.DECODER if found is None else found.family
+
+
+def added_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dotted ends of a text encoder's linear modules whose outputs are added to the residual stream."""
+    return ENCODER_CLASSES[config["model_type"]].added
 
 
 def untrained_methods(config: Mapping[str, Any]) -> Mapping[Method, str]:

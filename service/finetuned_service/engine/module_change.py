@@ -124,7 +124,7 @@ def install_module_sites(
             parent, _, last = name.rpartition(".")
             site = ModuleSite(model.get_submodule(name), name, current, packed=packed)
             setattr(model.get_submodule(parent), last, site)
-    for name in geometry.sublayers:
+    for name in geometry.sublayers.keys() - geometry.linear_shapes.keys():
         _change_output(model.get_submodule(name), name, current)
 
 

@@ -13,11 +13,17 @@ from typing import final
 from torch import Tensor, nn
 
 from finetuned_service.adapters.geometry import HEAD
-from finetuned_service.adapters.site_ops import ScaleInput, ScaleOutput
+from finetuned_service.adapters.site_ops import MapOutput, ScaleInput, ScaleOutput
 from finetuned_service.engine.adapter_weights import ScaleProduct
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.lora_kernel import LoraKernel, LoraRows, build_kernels
-from finetuned_service.engine.module_change import RowChange, RowOps, substituted, with_parameters
+from finetuned_service.engine.module_change import (
+    RowChange,
+    RowOps,
+    bottleneck,
+    substituted,
+    with_parameters,
+)
 from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.engine.sites import SiteTable
 
@@ -67,6 +73,8 @@ class LinearKernel:
                         _scale_product(outputs[0, rows], gain, base)
                     case ScaleOutput(gain):
                         outputs[0, rows].mul_(gain)
+                    case MapOutput():
+                        outputs[0, rows] += bottleneck(op, outputs[0, rows])
                     case _:
                         pass
         return outputs

@@ -65,8 +65,8 @@ class BottleneckLayout:
 
     def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
         hidden = base.sublayers.get(module)
-        if hidden is None:
-            return None
+        if hidden is None or (self.parallel and module in base.linear_shapes):
+            return None  # beside one product stands nothing: it reads what lies between two
         return {
             DOWN: (self.width, hidden),
             DOWN_BIAS: (self.width,),

@@ -67,6 +67,7 @@ SETTINGS_OF: Mapping[Method, str] = {
 }
 """Which part of a TrainSpec holds a method's settings."""
 
+_OF_TEXT_ENCODERS = (Method.LORA, Method.IA3, Method.BOTTLENECK, Method.LAYERS, Method.FULL)
 METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
     Task.TEXT_GENERATION: (
         Method.LORA,
@@ -77,9 +78,9 @@ METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
         Method.LAYERS,
         Method.FULL,
     ),
-    Task.TEXT_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
-    Task.TOKEN_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
-    Task.FEATURE_EXTRACTION: (Method.LORA, Method.IA3, Method.LAYERS, Method.FULL),
+    Task.TEXT_CLASSIFICATION: (Method.HEAD, *_OF_TEXT_ENCODERS),
+    Task.TOKEN_CLASSIFICATION: (Method.HEAD, *_OF_TEXT_ENCODERS),
+    Task.FEATURE_EXTRACTION: _OF_TEXT_ENCODERS,
     Task.IMAGE_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.LAYERS, Method.FULL),
 }
 """How each task can be trained; the first is the usual way."""
@@ -173,7 +174,7 @@ def adapter_elements(spec: TrainSpec, base_directory: Path) -> int:
         case Method.IA3:
             return ia3_elements(spec.ia3, geometry.linear_shapes) + head
         case Method.BOTTLENECK:
-            return bottleneck_elements(spec.bottleneck, width)
+            return bottleneck_elements(spec.bottleneck, width) + head
         case Method.HEAD if spec.task is not Task.TEXT_GENERATION:
             return head
         case Method.HEAD | Method.LAYERS | Method.FULL:

@@ -28,7 +28,7 @@ class BaseFacts:
     pooling: Pooling | None = None
     """A text encoder's own; None for others."""
     sublayers: tuple[str, ...] = ()
-    """A decoder's layers and the two parts of each, by their full names."""
+    """Where bottlenecks can stand, by full names: see `BaseGeometry`."""
     parameters: tuple[str, ...] = ()
     """Full names of its weights and biases."""
     layers: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from finetuned_service.adapters.layouts.bottleneck import BottleneckLayout
@@ -19,7 +20,7 @@ def resolve_bottleneck(settings: BottleneckSettings, base: BaseFacts) -> Bottlen
     asked = settings.target_modules
     targets = [name for name in base.sublayers if any(is_end(end, name) for end in asked)]
     if not asked:
-        targets = [name for name in base.sublayers if _is_usual(settings.placement, name)]
+        targets = [name for name in base.sublayers if _is_usual(settings.placement, name, base)]
     # What matches nothing stays, to be refused.
     strays = [end for end in asked if not any(is_end(end, name) for name in base.sublayers)]
     return settings.model_copy(
@@ -34,11 +35,18 @@ def bottleneck_refusals(settings: BottleneckSettings, base: BaseFacts) -> Iterat
     """What of resolved settings does not fit the base."""
     strays = sorted(set(settings.target_modules) - set(base.sublayers))
     if strays:
-        kinds = sorted({name.rpartition(".")[2] for name in base.sublayers if not _is_layer(name)})
+        kinds = sorted({_part(name) for name in base.sublayers if not _is_layer(name)})
         yield InvalidField.one(
             "spec.bottleneck.target_modules",
-            f"names {quoted(strays)}; allowed are the base's layers (layers.0) and their parts: {', '.join(kinds)} "
-            "(leave it empty for those of the placement)",
+            f"names {quoted(strays)}; allowed are the base's layers ({_example(base)}) and their parts: "
+            f"{', '.join(kinds)} (leave it empty for those of the placement)",
+        )
+    products = [name for name in settings.target_modules if name in base.linear_modules]
+    if products and settings.placement is Placement.PARALLEL:
+        yield InvalidField.one(
+            "spec.bottleneck.target_modules",
+            f"names {quoted(products[:3])}, of which PARALLEL cannot read the input: what goes in is not of the "
+            f"base's width; name layers ({_example(base)}), or choose HOULSBY or PFEIFFER",
         )
     if settings.width is not None and settings.width > base.hidden_size:
         yield InvalidField.one(
@@ -48,7 +56,8 @@ def bottleneck_refusals(settings: BottleneckSettings, base: BaseFacts) -> Iterat
     if not settings.target_modules:
         yield InvalidField.one(
             "spec.bottleneck.placement",
-            f"is {settings.placement}, and this base has no module for it; name some in target_modules",
+            f"is {settings.placement}, and this base has no module for it: what its feed-forward reads and what that "
+            "returns belong to two. Choose HOULSBY or PFEIFFER, or name layers in target_modules",
         )
 
 
@@ -73,11 +82,22 @@ def _is_layer(name: str) -> bool:
     return name.rpartition(".")[2].isdecimal()
 
 
-def _is_usual(placement: Placement, name: str) -> bool:
+def _part(name: str) -> str:
+    """A module's name within its layer."""
+    return re.split(r"\.\d+\.", name)[-1]
+
+
+def _example(base: BaseFacts) -> str:
+    layers = [name for name in base.sublayers if _is_layer(name)]
+    return ".".join(layers[0].split(".")[-2:]) if layers else ""
+
+
+def _is_usual(placement: Placement, name: str, base: BaseFacts) -> bool:
     match placement:
         case Placement.HOULSBY:
             return not _is_layer(name)
         case Placement.PFEIFFER:
             return _is_layer(name)
         case Placement.PARALLEL:
-            return not _is_layer(name) and name.rpartition(".")[2] not in ATTENTIONS
+            parts = not _is_layer(name) and name not in base.linear_modules
+            return parts and name.rpartition(".")[2] not in ATTENTIONS

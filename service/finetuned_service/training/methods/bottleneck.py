@@ -20,7 +20,7 @@ from finetuned_service.training.methods.method import Installed, replace_module
 
 
 class BottleneckModule(nn.Module):
-    """Takes the place of a layer or sublayer, and adds to what it returns.
+    """Takes the place of a layer, a sublayer or its last product, and adds to what it returns.
 
     Args:
         base: of transformers; returns `[1, T, hidden]` or a tuple that begins with it.
