@@ -140,6 +140,7 @@ class Server:
             adapter_room_bytes=min(settings.adapter_host_bytes, settings.adapter_device_bytes),
             registry=registry,
             jobs_directory=settings.data_dir / "jobs",
+            job_memory_bytes=settings.job_memory_bytes if settings.run_jobs else 0,
         )
         imports = AdapterImports(
             registry=registry,

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from finetuned import Client
-from finetuned.errors import InvalidField
+from finetuned.errors import InvalidField, ResourceExhausted
 from finetuned.v1 import (
     adapter_service_pb2,
     common_pb2,
@@ -21,6 +21,7 @@ from finetuned.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceStub
 from server.refusals import refusal_of
+from tiny_server import make_data_directory, running
 
 TENANT = "tenants/default"
 
@@ -147,6 +148,22 @@ def test_validate_only_measures_nothing(client: Client, tmp_rows: Path) -> None:
     assert [violation.field for violation in refused.value.violations] == ["pause_after_estimate"]
     assert "leave one of them out" in refused.value.message
     assert list(client.jobs.list(adapter="unmeasured")) == []
+
+
+def test_a_job_that_cannot_fit_its_memory_is_refused(tmp_path: Path, tmp_rows: Path) -> None:
+    make_data_directory(tmp_path)
+    with (
+        running(tmp_path / "data", job_memory_bytes=2**28) as server,
+        Client(server.endpoint) as client,
+    ):
+        client.datasets.upload(tmp_rows, "rows")
+        for validate_only in (True, False):
+            with pytest.raises(ResourceExhausted) as refused:
+                client.train(dataset="rows", adapter="large", validate_only=validate_only)
+            assert refused.value.metadata["memory_budget_bytes"] == str(2**28)
+            assert int(refused.value.metadata["memory_bytes"]) > 2**28
+            assert "allowed: 268 MB (job_memory_bytes). Lower" in refused.value.message
+        assert list(client.jobs.list()) == []
 
 
 def test_validate_only_returns_the_resolved_job_and_stores_nothing(client: Client, tmp_rows: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from finetuned_service.bases.manifest import describe_base, write_manifest
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.bases.family import width_of
+from finetuned_service.bases.manifest import describe_base, read_config, write_manifest
 from finetuned_service.errors import (
     AlreadyExists,
     FinetunedError,
@@ -15,7 +18,11 @@ from finetuned_service.errors import (
     NotFound,
     QuotaExceeded,
     RequestIdReused,
+    ResourceExhausted,
 )
+from finetuned_service.jobs.estimate import RUNTIME_BYTES
+from finetuned_service.jobs.events import EstimateBasis
+from finetuned_service.jobs.methods import adapter_elements
 from finetuned_service.jobs.specs import (
     DataOptions,
     DpoSettings,
@@ -139,6 +146,43 @@ def test_a_train_job_is_queued_with_everything_written_back(submission, place, r
 def test_the_estimate_follows_from_steps_and_rows(submission):
     job = train(submission, SPEC.model_copy(update={"optimization": Optimization(max_steps=5, batch_rows=4)}))
     assert (job.estimate.steps, job.estimate.tokens) == (5, 5 * 4 * 20)
+    assert (job.estimate.basis, job.estimate.duration_seconds) == (EstimateBasis.ARITHMETIC, None)
+
+
+def test_the_least_memory_is_that_of_runtime_numbers_that_train_and_layers(submission, place):
+    job = train(submission)
+    base = place.bases.path(BaseName("tiny"))
+    layers, width = len(BaseGeometry.of_files(base).layers), width_of(read_config(base))
+    trained = adapter_elements(job.spec, base)
+    longest = min(30, job.spec.data.max_row_tokens)
+    expected = RUNTIME_BYTES + trained * 4 * 4 + layers * width * longest * 2
+    assert job.estimate.memory_bytes == expected
+    assert job.estimate.base_memory_bytes == (base / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("validate_only", [True, False])
+def test_what_cannot_fit_is_refused_and_leaves_nothing(submission, place, validate_only):
+    small = replace(submission, job_memory_bytes=RUNTIME_BYTES)
+    with pytest.raises(ResourceExhausted, match=r"at least 280 MB .*; allowed: 280 MB") as refused:
+        small.train(TENANT, SPEC, "mine", NO_REQUEST, validate_only=validate_only)
+    assert refused.value.metadata["memory_budget_bytes"] == str(RUNTIME_BYTES)
+    assert int(refused.value.metadata["memory_bytes"]) > RUNTIME_BYTES
+    assert place.store.list(TENANT, JobFilter(), PageRequest()).items == ()
+
+
+def test_a_job_like_it_tells_what_a_new_one_will_take(submission, place):
+    done = train(
+        submission, SPEC.model_copy(update={"optimization": Optimization(max_steps=5, batch_rows=4)})
+    )
+    with place.dispatcher("used=900000000,adapter=0.25,finished=0.5"):
+        done = place.reaches(done, JobState.SUCCEEDED)
+    longer = SPEC.model_copy(update={"optimization": Optimization(max_steps=10, batch_rows=4)})
+    estimate = submission.train(TENANT, longer, "", NO_REQUEST, validate_only=True).estimate
+    assert (estimate.basis, estimate.memory_bytes) == (EstimateBasis.EARLIER_JOB, 900_000_000)
+    assert estimate.duration_seconds == pytest.approx(2 * done.usage.duration_seconds)
+    larger = SPEC.model_copy(update={"optimization": Optimization(max_steps=10, batch_rows=8)})
+    estimate = submission.train(TENANT, larger, "", NO_REQUEST, validate_only=True).estimate
+    assert estimate.basis is EstimateBasis.ARITHMETIC, "with other batches it is another job"
 
 
 @pytest.fixture

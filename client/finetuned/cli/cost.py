@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from finetuned.cli.output import duration, size
 from finetuned.values.jobs import Estimate, EstimateBasis, JobUsage
+
+_BASES: Final = {
+    EstimateBasis.ARITHMETIC: "at least, by sizes",
+    EstimateBasis.EARLIER_JOB: "as an earlier job like it took",
+    EstimateBasis.MEASURED: "measured",
+}
 
 
 def expected(estimate: Estimate) -> str:
@@ -13,7 +21,7 @@ def expected(estimate: Estimate) -> str:
         parts.append(duration(estimate.duration_seconds))
     if estimate.memory_bytes:
         parts.append(f"{size(estimate.memory_bytes)} of memory")
-    notes = [estimate.basis.lower()] if estimate.basis is not EstimateBasis.UNKNOWN else []
+    notes = [_BASES[estimate.basis]] if estimate.basis in _BASES else []
     if estimate.memory_budget_bytes:
         notes.append(f"allowed: {size(estimate.memory_budget_bytes)}")
     return ", ".join(parts) + (f" ({'; '.join(notes)})" if notes else "")

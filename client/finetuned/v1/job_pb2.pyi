@@ -88,6 +88,7 @@ class EstimateBasis(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ESTIMATE_BASIS_UNSPECIFIED: _ClassVar[EstimateBasis]
     ESTIMATE_BASIS_ARITHMETIC: _ClassVar[EstimateBasis]
     ESTIMATE_BASIS_MEASURED: _ClassVar[EstimateBasis]
+    ESTIMATE_BASIS_EARLIER_JOB: _ClassVar[EstimateBasis]
 
 class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -141,6 +142,7 @@ LONG_ROWS_DROP: LongRows
 ESTIMATE_BASIS_UNSPECIFIED: EstimateBasis
 ESTIMATE_BASIS_ARITHMETIC: EstimateBasis
 ESTIMATE_BASIS_MEASURED: EstimateBasis
+ESTIMATE_BASIS_EARLIER_JOB: EstimateBasis
 SEVERITY_UNSPECIFIED: Severity
 SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity

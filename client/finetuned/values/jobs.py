@@ -35,9 +35,11 @@ class EstimateBasis(StrEnum):
 
     UNKNOWN = "UNKNOWN"
     ARITHMETIC = "ARITHMETIC"
-    """Sizes of the base, the adapter and the rows."""
+    """Sizes of the base, the adapter and the rows; of a TrainJob `memory_bytes` is the least that it needs."""
     MEASURED = "MEASURED"
     """A few steps of the job, its largest among them, on the machine that runs it."""
+    EARLIER_JOB = "EARLIER_JOB"
+    """What the tenant's newest job like it has taken, its time scaled by tokens."""
 
 
 class Fault(StrEnum):

@@ -33,6 +33,7 @@ class EstimateBasis(StrEnum):
 
     UNSPECIFIED = "UNSPECIFIED"
     ARITHMETIC = "ARITHMETIC"
+    EARLIER_JOB = "EARLIER_JOB"
     MEASURED = "MEASURED"
 
 

@@ -18,7 +18,7 @@ from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound, Unimplemented
 from finetuned_service.jobs.continuing import continued, find_start, refuse_other_labels
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
-from finetuned_service.jobs.events import Estimate
+from finetuned_service.jobs.estimate import estimate_train, is_like
 from finetuned_service.jobs.methods import (
     SETTINGS_OF,
     BaseFacts,
@@ -30,14 +30,17 @@ from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, sp
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import QuantizeSpec, Spec, TrainSpec
 from finetuned_service.jobs.states import JobState, Priority
-from finetuned_service.jobs.store import JobStore
+from finetuned_service.jobs.store import JobFilter, JobStore
 from finetuned_service.jobs.values import Job
 from finetuned_service.names import AdapterSelector, BaseName, ResourceName, check_id
 from finetuned_service.storage.idempotency import RequestKey
+from finetuned_service.storage.pages import PageRequest
 from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.vocabulary import DataReport, Family, WeightFormat
 
 _DESCRIPTION_BYTES = 64 * 1024
+_EARLIER_JOBS = 50
+"""Among so many of the newest one is sought that is like a new job."""
 
 DataReporter = Callable[[TrainSpec, Path, Path | None], DataReport]
 """Reads the rows of a resolved spec (training file, evaluation file) as the job will."""
@@ -58,6 +61,8 @@ class Submission:
     """What one adapter may take in the server's memory."""
     registry: AdapterRegistry
     jobs_directory: Path
+    job_memory_bytes: int = 0
+    """What a job may hold where this server runs it; 0 where others do."""
 
     def rerun(
         self,
@@ -116,6 +121,7 @@ class Submission:
             NotFound: a dataset, base or version to continue from does not exist.
             AdapterIncompatible: that version is of another base.
             QuotaExceeded: a limit of the tenant is reached.
+            ResourceExhausted: it needs more memory than a job may have.
         """
         if pause_after_estimate and validate_only:
             raise InvalidField.one(
@@ -164,7 +170,13 @@ class Submission:
         job = self._job(tenant, resolved, display_name, priority).model_copy(
             update={
                 "data_report": report,
-                "estimate": _estimate(resolved, report),
+                "estimate": estimate_train(
+                    resolved,
+                    self.bases.path(base),
+                    report,
+                    self.job_memory_bytes,
+                    self._earlier(tenant, resolved),
+                ),
                 "defaulted_from_base": () if spec.continue_from else defaulted_from_base(spec),
                 "rerun_of": record.name if record else "",
                 "pause_after_estimate": pause_after_estimate,
@@ -282,8 +294,8 @@ class Submission:
         refuse_format(spec, manifest)
         return base
 
-
-def _estimate(spec: TrainSpec, report: DataReport) -> Estimate:
-    steps = spec.optimization.max_steps or 0
-    tokens = round(steps * spec.optimization.batch_rows * report.train_tokens / max(1, report.train_rows))
-    return Estimate(steps=steps, tokens=tokens)
+    def _earlier(self, tenant: str, spec: TrainSpec) -> Job | None:
+        """The tenant's newest job that tells what one of this spec will take."""
+        succeeded = JobFilter(states=(JobState.SUCCEEDED,), kind="train")
+        newest = self.store.list(tenant, succeeded, PageRequest(size=_EARLIER_JOBS))
+        return next((job for job in newest.items if is_like(job, spec)), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from finetuned_service.bases.manifest import WEIGHTS_FILE
-from finetuned_service.errors import ResourceExhausted
+from finetuned_service.jobs.estimate import refuse_over_budget
 from finetuned_service.jobs.events import Estimate, EstimateBasis, Notice
 from finetuned_service.jobs.memory import MEMORY
 from finetuned_service.jobs.process import ReportFunction
@@ -52,26 +52,6 @@ def tell_estimate(
     report(Estimated(estimate=estimate))
     report(Notice(text=_text(estimate, probed)))
     refuse_over_budget(estimate)
-
-
-def refuse_over_budget(estimate: Estimate) -> None:
-    """Refuse a job that cannot fit.
-
-    Raises:
-        ResourceExhausted: with both figures.
-    """
-    if estimate.memory_bytes <= estimate.memory_budget_bytes:
-        return
-    raise ResourceExhausted(
-        f"the job needs about {estimate.memory_bytes / 1e6:,.0f} MB of memory of its own, measured at its largest "
-        f"step ({estimate.runtime_memory_bytes / 1e6:,.0f} MB of it are interpreter and libraries); allowed: "
-        f"{estimate.memory_budget_bytes / 1e6:,.0f} MB (job_memory_bytes). Lower spec.optimization.micro_batch_rows or "
-        "spec.data.max_row_tokens, turn spec.optimization.activation_checkpointing on, or train fewer parameters",
-        metadata={
-            "memory_bytes": str(estimate.memory_bytes),
-            "memory_budget_bytes": str(estimate.memory_budget_bytes),
-        },
-    )
 
 
 def _text(estimate: Estimate, probed: Probed) -> str:
