@@ -76,7 +76,6 @@ class AdapterOpener:
     def __init__(self, geometry: BaseGeometry) -> None:
         self._geometry = geometry
         self._understand = lru_cache(_KINDS)(self._read)
-        self._digests = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-digest")
 
     @contextmanager
     def open(self, directory: Path, digest: str) -> Generator[OpenAdapter]:
@@ -93,8 +92,11 @@ class AdapterOpener:
         """
         check_entries(directory)
         known = self._understand(read_config(directory), *read_raw_header(directory))
-        with mapped_tensors(directory / WEIGHTS_FILE, known.infos) as tensors:
-            running = self._digests.submit(tensors_digest, tensors, known.described)
+        with (
+            mapped_tensors(directory / WEIGHTS_FILE, known.infos) as tensors,
+            ThreadPoolExecutor(1, "adapter-digest") as beside,  # at the priority of the thread that opens
+        ):
+            running = beside.submit(tensors_digest, tensors, known.described)
             try:
                 by_name = {name: MappedTensor(dtype, shape, data) for name, dtype, shape, data in tensors}
                 yield OpenAdapter(known.layout, known.modules, by_name)

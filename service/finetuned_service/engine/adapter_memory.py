@@ -1,24 +1,15 @@
-"""Where the plain path's adapters are read from and placed (`memory.Memory`), and the thread that loads."""
+"""Where the plain path's adapters are read from and placed (`memory.Memory`)."""
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import structlog
+from collections.abc import Sequence
 
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_weights import AdapterWeights
 from finetuned_service.engine.lora_bank import LoraBanks
-from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.engine.place import AdapterPlace
-from finetuned_service.errors import FinetunedError, Internal
-
-_log = structlog.get_logger()
 
 
 class AdapterMemory:
@@ -90,32 +81,3 @@ class AdapterMemory:
 
     def _needed_bytes(self, weights: AdapterWeights) -> int:
         return self._banks.rows_bytes(weights.lora.ranks) + weights.ops_bytes
-
-
-class LoaderThread:
-    """Loads one adapter after another on a thread of its own (`memory.Loader`)."""
-
-    def __init__(self, deliver: Callable[[Loaded[Any]], None]) -> None:
-        """Args: deliver: called on the loader's thread with the end of each load."""
-        self._deliver = deliver
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
-
-    def begin(self, digest: str, work: Callable[[], Any]) -> None:
-        self._executor.submit(self._run, digest, work)
-
-    def close(self) -> None:
-        """Wait for the load that runs; drop those that have not begun."""
-        self._executor.shutdown(cancel_futures=True)
-
-    def _run(self, digest: str, work: Callable[[], Any]) -> None:
-        began = time.monotonic()
-        weights: Any = None
-        error: FinetunedError | None = None
-        try:
-            weights = work()
-        except FinetunedError as refusal:
-            error = refusal
-        except Exception:  # noqa: BLE001 - whatever a load raises ends that load, not the loader
-            error = Internal.opaque()
-            _log.exception("adapter_load_failed", adapter_digest=digest, **error.metadata)
-        self._deliver(Loaded(digest, time.monotonic() - began, weights=weights, error=error))

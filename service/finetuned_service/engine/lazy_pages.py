@@ -6,11 +6,12 @@ import contextlib
 import ctypes
 import math
 import mmap
-import os
 import threading
 
 import torch
 from torch import Tensor
+
+from finetuned_service.engine.idle_priority import give_way
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -53,18 +54,19 @@ class ReadyBlocks:
 
     def __init__(self) -> None:
         self._ready: Tensor | None = None
+        self._lock = threading.Lock()
 
     def take(self, size_bytes: int) -> Tensor:
-        """`[size_bytes]` of uint8; may hold what nobody wrote. For one thread at a time."""
-        ready, self._ready = self._ready, None
+        """`[size_bytes]` of uint8; may hold what nobody wrote."""
+        with self._lock:
+            ready, self._ready = self._ready, None
         fits = ready is not None and size_bytes <= ready.nbytes <= size_bytes + size_bytes // 8
         block = ready[:size_bytes] if ready is not None and fits else huge_page_bytes(size_bytes)
         threading.Thread(target=self._make_ready, args=(size_bytes,), name="pages", daemon=True).start()
         return block
 
     def _make_ready(self, size_bytes: int) -> None:
-        with contextlib.suppress(OSError):  # where it is not allowed it competes, and nothing else changes
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread
+        give_way()
         block = huge_page_bytes(size_bytes)
         ctypes.memset(block.data_ptr(), 0, size_bytes)  # without the interpreter's lock
         self._ready = block

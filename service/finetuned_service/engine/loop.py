@@ -14,13 +14,13 @@ from typing import Any
 
 import structlog
 
-from finetuned_service.engine.adapter_memory import LoaderThread
 from finetuned_service.engine.arrivals import Arrivals
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.counts import EngineCounts
 from finetuned_service.engine.deadlines import expiry
 from finetuned_service.engine.deltas import Deltas
 from finetuned_service.engine.grammars import Compiled, GrammarThread
+from finetuned_service.engine.loader import LoaderThreads
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.engine.messages import (
     Answer,
@@ -72,7 +72,7 @@ class EngineLoop:
         self._stop_seconds: float | None = None
         self._counts = EngineCounts()
         self.runner = model.open(config)
-        self._loader = LoaderThread(self._inbox.put)
+        self._loader = LoaderThreads(self._inbox.put, gives_way=self.runner.idle_work_proceeds)
         self.residency = ResidencyManager[Any, Any](
             self.runner.memory, self._loader, config.host_budget_bytes
         )

@@ -23,6 +23,7 @@ class PlainRunner:
 
     kv_block_tokens = 1
     shares_prefixes = False
+    idle_work_proceeds = False
 
     def __init__(self, model: EngineModel, config: EngineConfig) -> None:
         """See `EngineModel.open`."""

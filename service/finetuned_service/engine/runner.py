@@ -57,6 +57,11 @@ class Runner(Protocol):
         """Keys and values do not depend on batch-mates or chunks, so that copies are as good as computed ones."""
         ...
 
+    @property
+    def idle_work_proceeds(self) -> bool:
+        """What runs beside it when a core has nothing else to do gets on: its threads sleep while they wait."""
+        ...
+
     def copy_kv(self, copy: PrefixCopy) -> None:
         """Copy keys and values of all layers inside the arena; only if `shares_prefixes`."""
         ...

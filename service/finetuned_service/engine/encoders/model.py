@@ -140,6 +140,7 @@ class EncoderRunner:
 
     kv_block_tokens = 1
     shares_prefixes = False
+    idle_work_proceeds = False
     kv_bytes = 0
 
     def __init__(self, model: EncoderModel, config: EngineConfig) -> None:

@@ -125,6 +125,7 @@ class NativeRunner:
 
     kv_block_tokens = PANEL
     shares_prefixes = True
+    idle_work_proceeds = True
 
     def __init__(self, model: NativeModel, config: EngineConfig) -> None:
         """See `NativeModel.open`.
