@@ -48,3 +48,18 @@ def test_transfer_to_digits_that_the_base_has_never_seen(tmp_path: Path) -> None
     )
     assert baseline["accuracy"] < 0.25
     assert found["accuracy"] > 0.9
+    # With nothing set, in a tenth of the epochs.
+    for method in ("LORA", "LAYERS", "FULL"):
+        task = make_task(
+            tmp_path / method,
+            tmp_path / "digits",
+            train=train,
+            heldout=heldout,
+            task="image-classification",
+            method=method,
+            optimization={},
+        )
+        reports = Reports()
+        assert run(task, reports, threading.Event()) == EXIT_FINISHED
+        [accuracy] = [m.value for m in reports.of(TrainFinished)[0].metrics if m.name == "accuracy"]
+        assert accuracy > 0.93

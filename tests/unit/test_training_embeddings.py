@@ -154,9 +154,9 @@ def train(directory: Path, base: Path, rows: Any, **spec: Any) -> tuple[Any, Any
     return reports.of(TrainFinished)[0], task
 
 
-@pytest.mark.parametrize("method", [Method.LORA, Method.LAYERS, Method.FULL])
+@pytest.mark.parametrize("method", [Method.LORA, Method.BOTTLENECK, Method.FULL])
 def test_texts_that_belong_together_are_found(encoder: Path, tmp_path: Path, method: Method) -> None:
-    finished, task = train(tmp_path, encoder, PAIRS, heldout=PAIRS, method=method)
+    finished, task = train(tmp_path, encoder, PAIRS, heldout=PAIRS, method=method, bottleneck={"width": 16})
     facts = check_adapter(Path(task.output_directory), BaseGeometry.of_directory(encoder), 64)
     assert (facts.method, facts.task, facts.head) == (method, Task.FEATURE_EXTRACTION, None)
     found, plain = figures(finished.metrics), figures(finished.baseline_metrics)

@@ -243,7 +243,7 @@ def test_a_run_on_images_that_was_stopped_goes_on_to_the_same_weights(
     assert stored_digest(whole) == stored_digest(Path(task.output_directory))
 
 
-@pytest.mark.parametrize("method", ["HEAD", "LAYERS", "FULL"])
+@pytest.mark.parametrize("method", ["HEAD", "BOTTLENECK", "LAYERS", "FULL"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     encoder: Path, tmp_path: Path, method: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -55,6 +56,28 @@ def test_a_run_has_at_least_one_step_and_checkpoints_are_not_too_close():
 def test_rows_fit_a_short_context():
     base = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj",))
     assert resolve(base=base).data.max_row_tokens == 256
+
+
+def test_the_learning_rate_is_one_of_method_and_kind_of_base():
+    def rate(task: str, method: str, *, convolves: bool = False) -> float:
+        base = dataclasses.replace(
+            BASE, convolves=convolves, layers=("layers.0",), sublayers=("layers.0.mlp",)
+        )
+        return resolve(base=base, task=task, method=method).optimization.learning_rate or 0.0
+
+    assert [rate("text-generation", method) for method in ("LORA", "LAYERS", "FULL")] == [
+        1.3e-3,
+        1.3e-4,
+        1.3e-4,
+    ]
+    assert [rate("text-classification", method) for method in ("LORA", "LAYERS", "FULL", "BOTTLENECK")] == [
+        1.3e-3,
+        6.5e-4,
+        2.6e-4,
+        6.5e-4,
+    ]
+    images = [rate("image-classification", method, convolves=True) for method in ("LORA", "LAYERS", "FULL")]
+    assert images == [5.2e-4, 6.5e-4, 2.6e-4]
 
 
 def test_the_learning_rate_falls_with_the_width():

@@ -57,6 +57,14 @@ _USUAL: Mapping[Method, _Usual] = {
 }
 _DECODER_HEAD = _Usual(rate_share=0.1)
 
+_USUAL_ENCODING: Mapping[Method, _Usual] = {
+    # Measured: docs/decisions/2026-11-26-usual-rates-of-bases-that-encode.md.
+    Method.LAYERS: _Usual(rate_share=0.5),
+    Method.FULL: _Usual(rate_share=0.2),
+}
+_CONVOLUTIONS = _Usual(rate_share=0.4)
+"""Of low-rank updates."""
+
 
 DPO_RATE = 0.1
 """Of a method's usual learning rate: DPO starts from a model that can answer, and soon leaves it. Recipes with
@@ -113,10 +121,16 @@ def default_learning_rate(hidden_size: int) -> float:
     return float(f"{5e-5 * 10 * (2000 / hidden_size) ** 0.78:.1e}")
 
 
+def _usual(spec: TrainSpec, base: BaseFacts) -> _Usual:
+    if spec.task is Task.TEXT_GENERATION:
+        return _DECODER_HEAD if spec.method is Method.HEAD else _USUAL.get(spec.method, _Usual())
+    if spec.method is Method.LORA and base.convolves:
+        return _CONVOLUTIONS
+    return _USUAL_ENCODING.get(spec.method) or _USUAL.get(spec.method, _Usual())
+
+
 def _optimization(spec: TrainSpec, base: BaseFacts, train_rows: int) -> Optimization:
-    wanted, usual = spec.optimization, _USUAL.get(spec.method, _Usual())
-    if spec.method is Method.HEAD and spec.task is Task.TEXT_GENERATION:
-        usual = _DECODER_HEAD
+    wanted, usual = spec.optimization, _usual(spec, base)
     steps, epochs = wanted.max_steps, wanted.epochs
     if steps is None:
         epochs = usual.epochs if epochs is None else epochs

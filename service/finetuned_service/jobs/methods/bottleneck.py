@@ -54,10 +54,15 @@ def bottleneck_refusals(settings: BottleneckSettings, base: BaseFacts) -> Iterat
             f"is {settings.width}; a bottleneck is no wider than the base: 1 to {base.hidden_size}",
         )
     if not settings.target_modules:
+        because = "name some in target_modules"
+        if settings.placement is Placement.PARALLEL:
+            because = (
+                "what its feed-forward reads and what that returns belong to two. Choose HOULSBY or PFEIFFER, or name "
+                "layers in target_modules"
+            )
         yield InvalidField.one(
             "spec.bottleneck.placement",
-            f"is {settings.placement}, and this base has no module for it: what its feed-forward reads and what that "
-            "returns belong to two. Choose HOULSBY or PFEIFFER, or name layers in target_modules",
+            f"is {settings.placement}, and this base has no module for it: {because}",
         )
 
 
