@@ -194,3 +194,42 @@ def test_what_does_not_fit_is_refused_before_anything_is_stored(encoder: TinySer
         with pytest.raises(errors.InvalidField, match="was trained for feature-extraction: ask it to embed"):
             client.classify("a cat", adapter="pairs")
         assert len(list(client.jobs.list())) == jobs
+
+
+def test_a_method_beside_a_head_goes_on_from_its_version(encoder: TinyServer) -> None:
+    tagged: dict[str, Any] = {
+        "dataset": "tagged",
+        "task": Task.TOKEN_CLASSIFICATION,
+        "continue_from": "tagged@1",
+    }
+    with Client(encoder.endpoint) as client:
+        jobs = len(list(client.jobs.list()))
+        for options, message in (
+            ({"ia3": Ia3(target_modules=("key",))}, r"spec\.ia3\.target_modules: is \('key',\)"),
+            ({"lora": Lora()}, "of method IA3; this job's is LORA"),
+            (
+                {"ia3": Ia3(), "dataset": "moods", "task": Task.TEXT_CLASSIFICATION},
+                "for the task token-class",
+            ),
+            (
+                {
+                    "lora": Lora(),
+                    "dataset": "moods",
+                    "task": Task.TEXT_CLASSIFICATION,
+                    "continue_from": "pairs",
+                },
+                "for the task feature-extraction; this job's is text-classification",
+            ),
+        ):
+            with pytest.raises(errors.InvalidField, match=message):
+                client.train(adapter="mine", **{**tagged, **options})
+        assert len(list(client.jobs.list())) == jobs
+        once = Optimization(max_steps=1, batch_rows=8, learning_rate=1e-9)
+        begun = client.train(adapter="on", ia3=Ia3(), optimization=once, **tagged)
+        first = client.jobs.get(client.adapters.version("tagged@1").lineage.job)
+        assert begun.train is not None
+        assert first.train is not None
+        assert begun.train.ia3 == first.train.ia3
+        done = client.jobs.wait(begun.name, timeout_seconds=600.0).check()
+    for before, after in zip(first.metrics, done.metrics, strict=True):
+        assert after.value == pytest.approx(before.value, rel=1e-4)

@@ -226,6 +226,36 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
         assert len(list(client.jobs.list())) == jobs
 
 
+def test_a_head_goes_on_in_its_own_labels_and_no_others(encoder: TinyServer, tmp_path: Path) -> None:
+    others = [{**row, "label": {"up": "up", "down": "sideways"}[row["label"]]} for row in MOODS]
+    several = [{"text": row["text"], "labels": [row["label"]]} for row in MOODS]
+    continued: dict[str, Any] = {"task": Task.TEXT_CLASSIFICATION, "continue_from": "moods@1"}
+    with Client(encoder.endpoint) as client:
+        client.datasets.upload(write(tmp_path / "others.jsonl", others), "others")
+        client.datasets.upload(write(tmp_path / "several.jsonl", several), "several")
+        jobs = len(list(client.jobs.list()))
+        for options, message in (
+            ({"dataset": "others"}, "has the labels 'sideways', 'up'; .*/moods/versions/1 has 'down', 'up'"),
+            ({"dataset": "several"}, "want a head for MULTI_LABEL; .* has one for SINGLE_LABEL"),
+            ({"head": Head(pooling=Pooling.CLS)}, r"spec\.head\.pooling: is CLS; .* has MEAN"),
+            ({"lora": Lora()}, "of method HEAD; this job's is LORA"),
+            ({"dataset": "tagged", "task": Task.TOKEN_CLASSIFICATION}, "for the task text-classification"),
+        ):
+            with pytest.raises(errors.InvalidField, match=message):
+                client.train(**{"dataset": "moods", "adapter": "mine", **continued, **options})
+        assert len(list(client.jobs.list())) == jobs
+        once = Optimization(max_steps=1, batch_rows=8, learning_rate=1e-9)
+        job = client.jobs.wait(
+            client.train(dataset="moods", adapter="on", optimization=once, **continued).name
+        )
+        first = client.jobs.get(client.adapters.version("moods@1").lineage.job)
+        assert client.adapters.version("on@1").lineage.parent_version.endswith("/moods/versions/1")
+    # The same rows are held out, and so small a step changes nothing.
+    assert [sample.answer for sample in job.check().samples] == [sample.answer for sample in first.samples]
+    for before, after in zip(first.metrics, job.metrics, strict=True):
+        assert after.value == pytest.approx(before.value, rel=1e-4)
+
+
 def test_images_are_classified(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images = [png(random.integers(0, 120, (16, 16)) + (130 if number % 2 else 0)) for number in range(40)]

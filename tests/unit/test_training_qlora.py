@@ -18,7 +18,7 @@ from finetuned_service.names import BaseName
 from finetuned_service.quantization.plan import plan_quantization
 from finetuned_service.quantization.store import store_quantized
 from finetuned_service.text.supervision import EncodedRow
-from finetuned_service.training.adapter import adapter_handle, write_adapter
+from finetuned_service.training.adapter import adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.model import AdaptedModel, load_model
 from finetuned_service.vocabulary import WeightFormat
 from tiny_bases import make_tiny_base
@@ -129,6 +129,13 @@ def test_gradients_are_those_over_dequantized_weights_also_after_evaluating_and_
     assert len(reply.token_ids) == 8
     if model.frozen_head.dtype is torch.float32:
         torch.testing.assert_close(served, oracle_logits(plain, prompt), atol=2e-3, rtol=2e-3)
+    check_gradients(model, expected, tolerance)
+
+    # Continued over the packed base from what was stored: a base in 16 bits has rounded A and B.
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            parameter.zero_()
+    read_adapter(tmp_path / "adapter", model)
     check_gradients(model, expected, tolerance)
 
 

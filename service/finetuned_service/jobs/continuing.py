@@ -5,30 +5,34 @@ What this reads is an adapter's configuration; its tensors are compared with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from finetuned_service.adapters.config_keys import CONFIG_FILE
 from finetuned_service.adapters.files import stored_head
-from finetuned_service.adapters.geometry import linear_shapes
-from finetuned_service.adapters.head import Head
-from finetuned_service.adapters.layouts import Layout, parse_layout
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.adapters.layouts import parse_layout
 from finetuned_service.adapters.layouts.head import HeadLayout
-from finetuned_service.adapters.layouts.ia3 import VECTOR
-from finetuned_service.adapters.layouts.lora import LoraLayout
 from finetuned_service.adapters.registry import AdapterRegistry
-from finetuned_service.adapters.site_ops import ScaleInput
-from finetuned_service.bases.manifest import WEIGHTS_FILE
-from finetuned_service.errors import AdapterIncompatible, InvalidField, NotFound, Unimplemented
-from finetuned_service.jobs.methods import SETTINGS_OF
+from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.errors import AdapterIncompatible, InvalidField, NotFound
+from finetuned_service.jobs.methods import (
+    SETTINGS_OF,
+    BaseFacts,
+    Stored,
+    resolve_method,
+    stored_settings,
+    trains_as_stored,
+)
 from finetuned_service.jobs.specs import Settings, TrainSpec
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.task import LAST_GOOD
 from finetuned_service.jobs.values import Job
 from finetuned_service.names import AdapterSelector, ResourceName
-from finetuned_service.vocabulary import DataReport, Method
+from finetuned_service.vocabulary import DataReport, Method, Task
 
 _FIELD = "spec.continue_from"
 _SHOWN_LABELS = 5
@@ -43,6 +47,7 @@ class Start:
     directory: Path
     base_digest: str
     method: Method
+    task: Task
 
 
 def find_start(
@@ -61,7 +66,7 @@ def find_start(
         raise NotFound.resource(name)
     version = registry.resolve(selector)
     manifest = version.manifest
-    return Start(version.name, version.directory, manifest.base_digest, manifest.method)
+    return Start(version.name, version.directory, manifest.base_digest, manifest.method, manifest.task)
 
 
 def _job(tenant: str, name: ResourceName, store: JobStore, jobs_directory: Path) -> Start:
@@ -75,7 +80,7 @@ def _job(tenant: str, name: ResourceName, store: JobStore, jobs_directory: Path)
             f"names {job.name}, which is {job.state} and has kept no checkpoint; jobs whose loss diverged do. "
             "Name the version that it made, or start from the base",
         )
-    return Start(job.name, directory, job.environment.base_digest, job.spec.method)
+    return Start(job.name, directory, job.environment.base_digest, job.spec.method, job.spec.task)
 
 
 def directory_of(job: Job, spec: TrainSpec, registry: AdapterRegistry, jobs_directory: Path) -> Path | None:
@@ -100,7 +105,6 @@ def continued(spec: TrainSpec, start: Start, base_digest: str, base_directory: P
     Raises:
         AdapterIncompatible: they are of another base.
         InvalidField: they are of another method, task or shape.
-        Unimplemented: a method whose weights cannot be continued yet.
     """
     if start.base_digest != base_digest:
         raise AdapterIncompatible(
@@ -108,28 +112,32 @@ def continued(spec: TrainSpec, start: Start, base_digest: str, base_directory: P
             "Name its base in spec.base, or train on this one without continue_from",
             metadata={"adapter_base_digest": start.base_digest, "server_base_digest": base_digest},
         )
-    if start.method is not spec.method:
+    if _kind(start.method) is not _kind(spec.method):
         raise InvalidField.one(
-            _FIELD, f"names {start.name}, of method {start.method}; this job's is {spec.method}. Use the same"
+            _FIELD,
+            f"names {start.name}, of method {start.method}; this job's is {spec.method}, which trains other "
+            f"parameters. Use METHOD_{start.method}, or train without continue_from",
         )
-    shapes = {Method.LORA: _lora, Method.IA3: _ia3, Method.HEAD: _head}
-    if spec.method not in shapes:
-        raise Unimplemented.feature(f"continue_from for METHOD_{spec.method}", ", ".join(shapes))
-    head = stored_head(start.directory)
-    if (head.task if head else spec.task) is not spec.task:
+    if start.task is not spec.task:
         raise InvalidField.one(
-            _FIELD, f"names {start.name}, for the task {head.task if head else ''}; this job's is {spec.task}"
+            _FIELD, f"names {start.name}, for the task {start.task}; this job's is {spec.task}"
         )
-    modules = linear_shapes(base_directory / WEIGHTS_FILE)
-    found = shapes[spec.method](start, spec, modules)
-    wanted = getattr(spec, SETTINGS_OF[spec.method])
-    _refuse_other_settings(wanted, found, f"spec.{SETTINGS_OF[spec.method]}", start.name)
-    settings = wanted.model_copy(update=found)
-    return spec.model_copy(update={SETTINGS_OF[spec.method]: settings, "continue_from": start.name})
+    layout = parse_layout((start.directory / CONFIG_FILE).read_bytes())
+    facts, geometry = BaseFacts.of_directory(base_directory), BaseGeometry.of_files(base_directory)
+    with_head = _with_pooling(spec, start, layout.head)
+    body = layout.body if isinstance(layout, HeadLayout) else layout
+    made = _with_settings(with_head, start, stored_settings(body, facts, geometry)) if body else with_head
+    if body and not trains_as_stored(body, resolve_method(made, facts), geometry):
+        raise InvalidField.one(
+            f"spec.{SETTINGS_OF[spec.method]}",
+            f"chooses other parameters of the base than {start.name} holds, and continuing keeps them. Leave it out, "
+            "or train without continue_from",
+        )
+    return made.model_copy(update={"continue_from": start.name})
 
 
-def refuse_other_labels(spec: TrainSpec, start: Start, report: DataReport) -> None:
-    """Say that the rows have other labels than the head to continue.
+def refuse_other_head(start: Start, rows: RowKind, report: DataReport) -> None:
+    """Say that the rows have other labels than the head to continue, or want another kind of answer.
 
     Raises:
         InvalidField: naming some of both.
@@ -137,6 +145,13 @@ def refuse_other_labels(spec: TrainSpec, start: Start, report: DataReport) -> No
     head = stored_head(start.directory)
     if head is None:
         return
+    problem = _PROBLEMS.get(rows, Problem.SINGLE_LABEL)
+    if problem is not head.problem:
+        raise InvalidField.one(
+            "spec.dataset",
+            f"holds {rows} rows, which want a head for {problem}; {start.name} has one for {head.problem}. Use rows "
+            "of the same kind, or train without continue_from",
+        )
     known = head.labels
     found = tuple(sorted({count.label for count in (*report.train_labels, *report.eval_labels)}))
     if found != known:
@@ -147,80 +162,50 @@ def refuse_other_labels(spec: TrainSpec, start: Start, report: DataReport) -> No
         )
 
 
-Found = dict[str, Any]
-"""Settings of a method, as the weights have them."""
+_PROBLEMS = {
+    RowKind.MULTI_LABEL_TEXT: Problem.MULTI_LABEL,
+    RowKind.SCORED_TEXT: Problem.REGRESSION,
+}
+"""What a head is for over rows of each kind; the others have one label each."""
 
 
-def _lora(start: Start, spec: TrainSpec, modules: Iterable[str]) -> Found:
-    layout = _layout(start)
-    if not isinstance(layout, LoraLayout):
-        raise InvalidField.one(_FIELD, f"names {start.name}, whose files are not LoRA's; train without it")
-    config = layout.config
-    targets = _short({module for module in modules if config.targets(module)}, modules)
-    return {
-        "rank": config.rank,
-        "alpha": config.alpha,
-        "rank_stabilized": config.rank_stabilized,
-        "decomposed": config.decomposed,
-        "rank_pattern": dict(config.rank_pattern),
-        "alpha_pattern": dict(config.alpha_pattern),
-        "target_modules": targets,
-    }
+def _kind(method: Method) -> Method:
+    """QLORA differs from LORA in how its base is stored, not in what it trains."""
+    return Method.LORA if method is Method.QLORA else method
 
 
-def _ia3(start: Start, spec: TrainSpec, modules: Iterable[str]) -> Found:
-    layout = _layout(start)
-    targeted = {module for module in modules if layout.targets(module)}
-    feedforward = {
-        module
-        for module in targeted
-        if any(isinstance(op, ScaleInput) for op in layout.ops(module, (VECTOR,)))
-    }
-    return {
-        "target_modules": _short(targeted, modules),
-        "feedforward_modules": _short(feedforward, modules),
-    }
+def _with_settings(spec: TrainSpec, start: Start, stored: Stored) -> TrainSpec:
+    part = SETTINGS_OF[spec.method]
+    wanted: Settings = getattr(spec, part)
+    given = [key for key in wanted.model_fields_set if getattr(wanted, key) not in _UNSET]
+    if spec.method is Method.LAYERS and given:
+        # Several choices may come to the same parameters.
+        return spec
+    path = "spec.qlora.lora" if spec.method is Method.QLORA else f"spec.{part}"
+    for key in sorted(stored.settings.keys() & set(given)):
+        if not stored.agrees(key, getattr(wanted, key)):
+            _refuse_other(f"{path}.{key}", getattr(wanted, key), stored.settings[key], start)
+    return spec.model_copy(update={part: wanted.model_copy(update=dict(stored.settings))})
 
 
-def _head(start: Start, spec: TrainSpec, modules: Iterable[str]) -> Found:
-    head = _head_of(start)
-    if head.task is not spec.task:
-        raise InvalidField.one(
-            _FIELD, f"names {start.name}, for the task {head.task}; this job's is {spec.task}"
-        )
-    return {"pooling": head.pooling} if head.pooling else {}
+def _with_pooling(spec: TrainSpec, start: Start, head: Head | None) -> TrainSpec:
+    if head is None or head.pooling is None:
+        return spec
+    given = spec.head.pooling
+    if given not in {None, head.pooling}:
+        _refuse_other("spec.head.pooling", given, head.pooling, start)
+    return spec.model_copy(update={"head": spec.head.model_copy(update={"pooling": head.pooling})})
 
 
-def _head_of(start: Start) -> Head:
-    head = stored_head(start.directory)
-    if head is None:
-        raise InvalidField.one(_FIELD, f"names {start.name}, which has no head; train without it")
-    return head
+_UNSET = (None, (), {}, False)
+"""What the contract cannot tell from what was left out."""
 
 
-def _layout(start: Start) -> Layout:
-    """What it does to the base; a head beside it is not looked at."""
-    layout = parse_layout((start.directory / CONFIG_FILE).read_bytes())
-    return layout.body if isinstance(layout, HeadLayout) and layout.body is not None else layout
-
-
-def _short(chosen: set[str], modules: Iterable[str]) -> tuple[str, ...]:
-    """The last parts of the chosen modules' names where all of such a name are chosen, else full names."""
-    last = {module.rpartition(".")[2] for module in chosen}
-    whole = {module for module in modules if module.rpartition(".")[2] in last} == chosen
-    return tuple(sorted(last if whole else chosen))
-
-
-def _refuse_other_settings(wanted: Settings, found: Found, field: str, name: str) -> None:
-    """What was set, and not to what it would be anyway, must be as the weights are."""
-    for key, value in found.items():
-        given = getattr(wanted, key)
-        given = tuple(sorted(set(given))) if isinstance(given, tuple) else given
-        if key in wanted.model_fields_set and given not in (None, (), {}, False) and given != value:
-            raise InvalidField.one(
-                f"{field}.{key}",
-                f"is {given!r}; {name} has {value!r}, and continuing keeps its shape. Leave it out",
-            )
+def _refuse_other(field: str, given: object, found: object, start: Start) -> NoReturn:
+    shown = [str(v) if isinstance(v, StrEnum) else repr(v) for v in (given, found)]
+    raise InvalidField.one(
+        field, f"is {shown[0]}; {start.name} has {shown[1]}, and continuing keeps its shape. Leave it out"
+    )
 
 
 def _some(labels: tuple[str, ...]) -> str:

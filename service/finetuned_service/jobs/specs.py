@@ -82,9 +82,12 @@ class Placement(StrEnum):
     """One a layer, beside the feed-forward, on what that reads (He et al. 2022)."""
 
 
+MOST_REDUCED = 1024.0
+
+
 class BottleneckSettings(Settings):
     placement: Placement = Placement.HOULSBY
-    reduction_factor: float = Field(default=16.0, ge=1, le=1024)
+    reduction_factor: float = Field(default=16.0, ge=1, le=MOST_REDUCED)
     """Of the base's width; what is left is the bottleneck's."""
     width: int | None = Field(default=None, ge=1)
     """Resolved from the reduction factor."""

@@ -16,7 +16,7 @@ from finetuned_service.bases.family import TASKS, weights_transposed
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound, Unimplemented
-from finetuned_service.jobs.continuing import continued, find_start, refuse_other_labels
+from finetuned_service.jobs.continuing import continued, find_start, refuse_other_head
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
 from finetuned_service.jobs.estimate import estimate_train, is_like
 from finetuned_service.jobs.methods import (
@@ -166,7 +166,7 @@ class Submission:
         self._refuse_larger_than_memory(resolved, base)
         report = self.report(resolved, rows.path, held_out.path if held_out else None)
         if start is not None:
-            refuse_other_labels(resolved, start, report)
+            refuse_other_head(start, rows.row_kind, report)
         job = self._job(tenant, resolved, display_name, priority).model_copy(
             update={
                 "data_report": report,

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from finetuned_service.adapters.files import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
@@ -51,22 +52,23 @@ def read_adapter(directory: Path, model: Parameters) -> None:
     Raises:
         InvalidField: names or shapes differ; nothing is changed.
     """
-    found = load_file(directory / WEIGHTS_FILE)
     wanted = {PREFIX + name: parameter for name, parameter in model.named_parameters()}
-    different = sorted(
-        name
-        for name in found.keys() | wanted.keys()
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
-    )
-    if different:
-        raise InvalidField.one(
-            "spec.continue_from",
-            f"has other tensors than this job trains: {len(different)} differ, the first is {different[0]!r}. "
-            "Use the settings that it was made with",
+    with safe_open(directory / WEIGHTS_FILE, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
+        different = sorted(
+            name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name)
         )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(found[name])
+        if different:
+            raise InvalidField.one(
+                "spec.continue_from",
+                f"has other tensors than this job trains: {len(different)} differ, the first is {different[0]!r}. "
+                "Use the settings that it was made with",
+            )
+        with torch.no_grad():
+            # One at a time: the files of FULL are as large as the base.
+            for name, parameter in wanted.items():
+                parameter.copy_(file.get_tensor(name))
 
 
 def adapter_handle(directory: Path, base_directory: Path) -> AdapterHandle:

@@ -25,6 +25,7 @@ from finetuned_service.jobs.methods.lora import (
     saved_parameters,
 )
 from finetuned_service.jobs.methods.parameters import chosen_parameters, layers_refusals, resolve_layers
+from finetuned_service.jobs.methods.stored import Stored, stored_settings, trains_as_stored
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.vocabulary import Family, Method, Task, WeightFormat
 
@@ -35,6 +36,7 @@ __all__ = [
     "SETTINGS_OF",
     "WHY_NOT",
     "BaseFacts",
+    "Stored",
     "adapter_bytes",
     "adapter_elements",
     "lora_config",
@@ -42,6 +44,8 @@ __all__ = [
     "refuse_format",
     "refuse_method",
     "resolve_method",
+    "stored_settings",
+    "trains_as_stored",
 ]
 
 QUANTIZED = (WeightFormat.INT8, WeightFormat.NF4)

@@ -20,13 +20,13 @@ def resolve_bottleneck(settings: BottleneckSettings, base: BaseFacts) -> Bottlen
     asked = settings.target_modules
     targets = [name for name in base.sublayers if any(is_end(end, name) for end in asked)]
     if not asked:
-        targets = [name for name in base.sublayers if _is_usual(settings.placement, name, base)]
+        targets = [name for name in base.sublayers if is_usual(settings.placement, name, base)]
     # What matches nothing stays, to be refused.
     strays = [end for end in asked if not any(is_end(end, name) for name in base.sublayers)]
     return settings.model_copy(
         update={
             "target_modules": tuple(sorted({*targets, *strays})),
-            "width": settings.width or max(1, round(base.hidden_size / settings.reduction_factor)),
+            "width": settings.width or reduced_width(base.hidden_size, settings.reduction_factor),
         }
     )
 
@@ -97,7 +97,13 @@ def _example(base: BaseFacts) -> str:
     return ".".join(layers[0].split(".")[-2:]) if layers else ""
 
 
-def _is_usual(placement: Placement, name: str, base: BaseFacts) -> bool:
+def reduced_width(hidden_size: int, reduction_factor: float) -> int:
+    """Of the bottleneck, at least 1."""
+    return max(1, round(hidden_size / reduction_factor))
+
+
+def is_usual(placement: Placement, name: str, base: BaseFacts) -> bool:
+    """Whether a layer or sublayer has a bottleneck where no modules are named."""
     match placement:
         case Placement.HOULSBY:
             return not _is_layer(name)

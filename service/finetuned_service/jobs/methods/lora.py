@@ -35,8 +35,8 @@ def resolve_lora(lora: LoraSettings, base: BaseFacts) -> LoraSettings:
         update={
             "alpha": 2.0 * lora.rank if lora.alpha is None else lora.alpha,
             "target_modules": tuple(sorted(set(lora.target_modules))) or base.linear_kinds,
-            "rank_pattern": _longest_first(lora.rank_pattern),
-            "alpha_pattern": _longest_first(lora.alpha_pattern),
+            "rank_pattern": longest_first(lora.rank_pattern),
+            "alpha_pattern": longest_first(lora.alpha_pattern),
             "modules_to_save": tuple(sorted(set(lora.modules_to_save))),
         }
     )
@@ -107,6 +107,6 @@ def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]])
     )
 
 
-def _longest_first(pattern: Mapping[str, T]) -> dict[str, T]:
+def longest_first(pattern: Mapping[str, T]) -> dict[str, T]:
     """The first that fits counts, here and in PEFT; a map on the wire has no order."""
     return {name: pattern[name] for name in sorted(pattern, key=lambda name: (-len(name), name))}

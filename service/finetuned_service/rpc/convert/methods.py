@@ -8,7 +8,6 @@ from typing import Any
 from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import job_pb2 as pb
 
-from finetuned_service.adapters.site_ops import Activation
 from finetuned_service.errors import InvalidField, Unimplemented
 from finetuned_service.jobs.methods import METHODS_OF_TASK, SETTINGS_OF, WHY_NOT
 from finetuned_service.jobs.specs import (
@@ -18,7 +17,6 @@ from finetuned_service.jobs.specs import (
     Ia3Settings,
     LayersSettings,
     LoraSettings,
-    Placement,
     TrainSpec,
 )
 from finetuned_service.rpc.convert.common import checked, enum_name, given, method_to_proto
@@ -109,9 +107,8 @@ def _bottleneck(bottleneck: pb.BottleneckMethod) -> BottleneckSettings:
     return checked(
         "spec.bottleneck",
         BottleneckSettings,
-        placement=Placement(placement or Placement.HOULSBY),
-        activation=Activation(activation or Activation.GELU),
         target_modules=tuple(bottleneck.target_modules),
+        **{key: name for key, name in (("placement", placement), ("activation", activation)) if name},
         **given(bottleneck, reduction_factor="reduction_factor", width="width", scaling="scaling"),
     )
 
