@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from finetuned import Client, RawText
-from finetuned.errors import InvalidData, InvalidField, Unimplemented
+from finetuned import Client, Lora, Qlora, RawText
+from finetuned.errors import InvalidData, InvalidField
 from finetuned_service.text.tokenizer import BaseTokenizer
 from served_jobs import finished, start
 from tiny_gpt2 import load_gpt2_peft, load_plain_gpt2, save_gpt2_adapter, save_tiny_gpt2
@@ -87,6 +87,15 @@ def test_completions_are_trained_on_and_what_needs_a_template_is_not(gpt: Client
         start(gpt, "chats", "mine")
 
 
-def test_it_is_not_quantized_yet(gpt: Client) -> None:
-    with pytest.raises(Unimplemented, match="Quantize of a base of architecture GPT2LMHeadModel"):
-        gpt.quantize("INT8", "small")
+def test_it_is_quantized_and_low_rank_updates_train_over_the_result(gpt: Client, tmp_path: Path) -> None:
+    done = gpt.jobs.wait(gpt.quantize("INT8", "small").name, timeout_seconds=600.0).check()
+    assert done.quantize_result is not None
+    report = done.quantize_result.report
+    assert report.quantized_bytes < report.source_bytes
+    assert report.quantized_perplexity == pytest.approx(report.source_perplexity, rel=0.05)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "say {n}:", "completion": " {n} it is"}}\n' for n in range(20)))
+    gpt.datasets.upload(rows, "over")
+    settings = {"base": done.quantize_result.base, "lora": None, "qlora": Qlora(lora=Lora(rank=4))}
+    finished(gpt, start(gpt, "over", "over", steps=2, **settings)).check()
+    assert gpt.adapters.version("over@1").modules == 8

@@ -4,10 +4,8 @@ in again, with solo PEFT (which refuses to mix them) as the oracle.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,97 +165,6 @@ def test_a_version_tells_its_method_and_an_export_is_imported_as_the_same(
     )
     assert (again.digest, again.method) == (version.digest, version.method)
     assert ask(client, f"{adapter}-again").token_ids == ask(client, adapter).token_ids
-
-
-@pytest.mark.parametrize("adapter", METHODS)
-def test_settings_are_taken_over_from_the_version_that_is_continued(client: Client, adapter: str) -> None:
-    method, _, settings = METHODS[adapter]
-    first = client.jobs.get(client.adapters.version(f"{adapter}@1").lineage.job).train
-    (part,) = settings
-    unset = {part: type(settings[part])()}
-    taken = train(client, adapter, unset, continue_from=adapter, validate_only=True).train
-    assert (taken.method, taken.continue_from) == (method, f"tenants/default/adapters/{adapter}/versions/1")
-    again = train(client, adapter, settings, continue_from=adapter, validate_only=True).train
-    for found in (taken, again):
-        assert client_meaning(getattr(found, part)) == client_meaning(getattr(first, part))
-
-
-def client_meaning(settings: Any) -> Any:
-    """Without what a file cannot tell: by which of several ways to say it layers and ranks were chosen."""
-    match settings:
-        case Layers():
-            return settings.layers, {name.rpartition(".")[2] for name in settings.modules}
-        case Lora():
-            names = {name.rpartition(".")[2] for name in settings.target_modules}
-            return settings.rank, settings.alpha, settings.decomposed, names, settings.modules_to_save
-        case Bottleneck():
-            return replace(settings, reduction_factor=None)
-        case _:
-            return settings
-
-
-OTHERWISE: list[tuple[str, dict[str, Any], str, str]] = [
-    (
-        "ia3",
-        {"ia3": Ia3(target_modules=("k_proj",))},
-        "spec.ia3.target_modules",
-        "has ('down_proj', 'k_proj'",
-    ),
-    (
-        "ia3",
-        {"ia3": Ia3(feedforward_modules=("k_proj",))},
-        "spec.ia3.feedforward_modules",
-        "has ('down_proj',)",
-    ),
-    ("houlsby", {"bottleneck": Bottleneck(width=5)}, "spec.bottleneck.width", "is 5; "),
-    ("houlsby", {"bottleneck": Bottleneck(reduction_factor=2)}, "spec.bottleneck.reduction_factor", "is 2.0"),
-    (
-        "houlsby",
-        {"bottleneck": Bottleneck(placement=BottleneckPlacement.PFEIFFER)},
-        "spec.bottleneck.placement",
-        "is PFEIFFER; tenants/default/adapters/houlsby/versions/1 has HOULSBY",
-    ),
-    ("layers", {"layers": Layers(last=2)}, "spec.layers", "other parameters of the base than"),
-    ("saved", {"lora": Lora(modules_to_save=("norm",))}, "spec.lora.modules_to_save", "has ('lm_head',)"),
-    ("patterns", {"lora": Lora(rank_pattern={"q_proj": 3})}, "spec.lora.rank_pattern", "is {'q_proj': 3}"),
-    ("dora", {"lora": Lora(target_modules=("q_proj", "nope"))}, "spec.lora.target_modules", "'nope'"),
-    (
-        "full",
-        {"lora": Lora()},
-        "spec.continue_from",
-        "of method FULL; this job's is LORA, which trains other",
-    ),
-    ("dora", {"full": Full()}, "spec.continue_from", "Use METHOD_LORA, or train without"),
-    ("head", {"layers": Layers()}, "spec.continue_from", "of method HEAD; this job's is LAYERS"),
-]
-
-
-@pytest.mark.parametrize(("adapter", "settings", "field", "said"), OTHERWISE)
-def test_settings_that_contradict_the_version_to_continue_are_refused(
-    client: Client, adapter: str, settings: dict[str, Any], field: str, said: str
-) -> None:
-    jobs = len(list(client.jobs.list()))
-    with pytest.raises(errors.InvalidField, match=re.escape(said)) as refused:
-        train(client, "refused", settings, continue_from=adapter)
-    assert field in {violation.field for violation in refused.value.violations}
-    assert len(list(client.jobs.list())) == jobs
-
-
-def test_whole_parameters_go_on_from_those_of_the_version(client: Client) -> None:
-    job = client.train(
-        dataset="rows",
-        adapter="full",
-        full=Full(),
-        continue_from="full@1",
-        optimization=Optimization(max_steps=1, batch_rows=4, learning_rate=1e-9),
-        evaluation=EvaluationOptions(evaluations=0, generation_rows=0),
-    )
-    client.jobs.wait(job.name, timeout_seconds=600.0).check()
-    before, after = (client.adapters.version(f"full@{number}") for number in (1, 2))
-    loss = [{metric.name: metric.value for metric in version.metrics}["loss"] for version in (before, after)]
-    assert loss[1] == pytest.approx(loss[0], rel=1e-4)
-    assert (after.lineage.parent_version, after.parameters) == (before.name, before.parameters)
-    client.adapters.delete_version("full@2")
 
 
 def test_the_server_tells_the_methods_and_a_job_its_resolved_settings(client: Client) -> None:

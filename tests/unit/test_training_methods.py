@@ -19,14 +19,12 @@ from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.names import BaseName
-from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.model import load_model
-from finetuned_service.training.packing import pack
 from finetuned_service.vocabulary import WeightFormat
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from reference_loops import our_curve, reference_curve
 from tiny_models import (
-    VOCABULARY,
     load_plain,
     oracle_logits,
     peft_warnings_allowed,
@@ -34,8 +32,6 @@ from tiny_models import (
     save_tiny_base,
 )
 
-STEPS = 4
-RATE = 5e-2
 LORA: dict[str, Any] = {"rank": 4, "alpha": 6.0, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 PEFT_LORA: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": LORA["target_modules"]}
 PATTERNS: dict[str, Any] = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"layers.1.mlp.down_proj": 3.0}}
@@ -71,50 +67,6 @@ def save_base(directory: Path, *, tied: bool = True) -> Path:
 def spec(base: Path, method: dict[str, Any]) -> TrainSpec:
     wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", **method})
     return resolve_method(wanted, BaseFacts.of_directory(base))
-
-
-def rows() -> list[EncodedRow]:
-    generator = torch.Generator().manual_seed(7)
-    made = []
-    for length in (9, 14, 6):
-        token_ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        made.append(EncodedRow(token_ids, [place > 2 for place in range(length)]))
-    return made
-
-
-def reference_loss(model: Any) -> torch.Tensor:
-    """By the definition: every supervised token's -log p, each row alone, through all logits."""
-    losses = []
-    for row in rows():
-        logits = model(input_ids=torch.tensor([row.token_ids])).logits[0]
-        losses += [-logits[p - 1].log_softmax(-1)[row.token_ids[p]] for p in range(3, len(row.token_ids))]
-    return torch.stack(losses).mean()
-
-
-def reference_curve(model: Any, parameters: list[torch.nn.Parameter]) -> list[float]:
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
-    curve = []
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss = reference_loss(model)
-        loss.backward()
-        optimizer.step()
-        curve.append(loss.item())
-    return curve
-
-
-def our_curve(model: Any) -> list[float]:
-    optimizer = torch.optim.AdamW([p for _, p in model.named_parameters()], lr=RATE, weight_decay=0.0)
-    scale = 1.0 / sum(row.supervised_tokens for row in rows())
-    curve = []
-    model.train(mode=True)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss = model.loss(pack(rows()), scale)
-        loss.backward()
-        optimizer.step()
-        curve.append(loss.item())
-    return curve
 
 
 def served_logits(base: Path, adapter: Path, prompt: tuple[int, ...]) -> torch.Tensor:

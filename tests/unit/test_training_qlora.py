@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from finetuned_service.adapters.geometry import IN_BLOCK
+from finetuned_service.bases.convert import import_directory
 from finetuned_service.bases.load import dense_weight, load_base
+from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
@@ -22,18 +25,26 @@ from finetuned_service.training.adapter import adapter_handle, read_adapter, wri
 from finetuned_service.training.model import AdaptedModel, load_model
 from finetuned_service.vocabulary import WeightFormat
 from tiny_bases import make_tiny_base
+from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
 from tiny_models import load_plain, oracle_logits, random_prompt
+from tiny_tokenizers import byte_level, write_tokenizer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 ROWS = [EncodedRow(list(random_prompt(seed, 14)), [place > 3 for place in range(14)]) for seed in (1, 2, 3)]
 SCALE = 1.0 / sum(row.supervised_tokens for row in ROWS)
 RANK, ALPHA = 4, 8.0
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16, None], ids=["fp32", "bf16", "gpt2"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As wide as every kernel needs it: bitsandbytes repacks blocks of 32 by 64."""
     directory = tmp_path_factory.mktemp("bases") / "tiny"
+    if request.param is None:
+        made = directory.with_name("source")
+        save_tiny_gpt2(made, vocab_size=byte_level().get_vocab_size(), n_embd=64, n_head=4)
+        import_directory(write_tokenizer(made, template=None), directory)
+        return directory
     shape = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 128}
     return make_tiny_base(directory, dtype=request.param, **shape)
 
@@ -70,14 +81,24 @@ class PlainLora(nn.Module):
         return self.linear(x) + ALPHA / RANK * (x @ self.a.T) @ self.b.T
 
 
+def some_targets(base: Path) -> list[str]:
+    """Of attention and of the feed-forward; the others stay packed and plain."""
+    if read_config(base)["model_type"] == "gpt2":
+        return ["attn.c_attn", "mlp.c_fc", "h.1.mlp.c_proj"]
+    return ["q_proj", "v_proj", "up_proj", "down_proj"]
+
+
 def reference(source: Path, packed: Path, model: AdaptedModel) -> tuple[Any, dict[str, nn.Parameter]]:
     """Plain transformers in float64 over the dequantized weights, and its own A and B."""
-    plain, stored = load_plain(source, torch.float64), load_base(packed)
+    gpt = read_config(source)["model_type"] == "gpt2"
+    plain = load_plain_gpt2(source).double() if gpt else load_plain(source, torch.float64)
+    stored = load_base(packed)
     parameters = {name: nn.Parameter(p.detach().double()) for name, p in model.named_parameters()}
     for name, module in list(plain.named_modules()):
-        if isinstance(module, nn.Linear) and ".layers." in f".{name}":
+        if isinstance(module, (nn.Linear, Conv1D)) and IN_BLOCK.fullmatch(name):
+            dense = dense_weight(stored.get_submodule(name))
             with torch.no_grad():
-                module.weight.copy_(dense_weight(stored.get_submodule(name)))
+                module.weight.copy_(dense.T if gpt else dense)
             if f"{name}.lora_A.weight" in parameters:
                 pair = (parameters[f"{name}.lora_{side}.weight"] for side in "AB")
                 parent, _, last = name.rpartition(".")
@@ -109,7 +130,7 @@ def check_gradients(model: AdaptedModel, expected: dict[str, torch.Tensor], tole
 def test_gradients_are_those_over_dequantized_weights_also_after_evaluating_and_serving(
     source: Path, packed: Path, tmp_path: Path
 ) -> None:
-    model = adapted(packed, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
+    model = adapted(packed, target_modules=some_targets(packed))
     plain, parameters = reference(source, packed, model)
     expected = expected_gradients(plain, parameters)
     tolerance = 1e-4 if model.frozen_head.dtype is torch.float32 else 0.06
@@ -140,7 +161,7 @@ def test_gradients_are_those_over_dequantized_weights_also_after_evaluating_and_
 
 
 def test_dora_over_a_packed_base_has_the_lengths_of_the_dequantized_rows(packed: Path) -> None:
-    model = adapted(packed, decomposed=True, target_modules=["q_proj"])
+    model = adapted(packed, decomposed=True, target_modules=some_targets(packed)[:1])
     stored = load_base(packed)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_magnitude_vector"):
@@ -153,7 +174,7 @@ def test_dora_over_a_packed_base_has_the_lengths_of_the_dequantized_rows(packed:
 
 def test_nothing_but_the_adapter_is_held_beside_the_packed_weights(packed: Path) -> None:
     """A dense copy of every weight between the two passes would cost what packing has won."""
-    model = adapted(packed, target_modules=["q_proj"])
+    model = adapted(packed, target_modules=some_targets(packed)[:1])
     kept: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -162,7 +183,7 @@ def test_nothing_but_the_adapter_is_held_beside_the_packed_weights(packed: Path)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.loss_of(ROWS[:1], SCALE)
-    weights = {(128, 64), (64, 128), (64, 64)}
+    weights = {(128, 64), (64, 128), (64, 64), (192, 64), (256, 64), (64, 256)}
     assert not [
         tensor.shape for tensor in kept if tuple(tensor.shape) in weights and tensor.is_floating_point()
     ]

@@ -178,7 +178,9 @@ def linear_shapes(weights: Path) -> dict[str, tuple[int, int]]:
     for info in infos:
         found = _LINEAR_WEIGHT.fullmatch(info.name)
         if found is not None and len(info.shape) == 2:
-            out_features, in_features = reversed(info.shape) if transposed else info.shape
+            # Quantized, weights lie as torch has them whatever the source's.
+            turned = transposed and info.dtype != "I8"
+            out_features, in_features = reversed(info.shape) if turned else info.shape
             shapes[found["module"]] = packed.get(found["module"], (out_features, in_features))
     return shapes
 

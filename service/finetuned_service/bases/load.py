@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
@@ -157,6 +158,16 @@ def _replacement(module: nn.Module) -> nn.Module | None:
                 module.in_features,
                 module.out_features,
                 bias=module.bias is not None,  # pyright: ignore[reportUnnecessaryComparison]  # torch's annotation leaves None out
+                dtype=module.weight.dtype,
+                device=module.weight.device,
+            )
+        case Conv1D():
+            # Quantized weights lie as [out, in], here as in bitsandbytes.
+            in_features, out_features = module.weight.shape
+            return Int8Linear(
+                in_features,
+                out_features,
+                bias=True,
                 dtype=module.weight.dtype,
                 device=module.weight.device,
             )

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
-from finetuned_service.bases.family import TASKS, weights_transposed
-from finetuned_service.bases.manifest import read_config
+from finetuned_service.bases.family import TASKS
 from finetuned_service.datasets.store import Dataset, DatasetStore
-from finetuned_service.errors import AlreadyExists, InvalidField, NotFound, Unimplemented
+from finetuned_service.errors import AlreadyExists, InvalidField, NotFound
 from finetuned_service.jobs.continuing import continued, find_start, refuse_other_head
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
 from finetuned_service.jobs.estimate import estimate_train, is_like
@@ -220,10 +219,6 @@ class Submission:
             raise InvalidField.one(
                 "spec.base",
                 f"is {source}, {manifest.weight_format} already; quantize the base that it was made from",
-            )
-        if weights_transposed(read_config(self.bases.path(source))):
-            raise Unimplemented.feature(
-                f"Quantize of a base of architecture {manifest.architecture}", "Llama-like decoders"
             )
         if spec.quantize_embeddings and spec.weight_format is not WeightFormat.INT8:
             raise InvalidField.one("spec.quantize_embeddings", "is for WEIGHT_FORMAT_INT8 only; unset it")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.specs import QuantizeSpec
@@ -23,12 +24,14 @@ class Plan:
     """Linear and embedding modules that stay in the source's format."""
     stored: tuple[str, ...]
     """Those of `quantized` that own their weight; a tied output layer has the embeddings'."""
+    turned: frozenset[str]
+    """Those of `stored` whose weight lies as [in, out] in the source (GPT-2's Conv1D); quantized it lies as [out, in]."""
 
 
 def plan_quantization(directory: Path, spec: QuantizeSpec) -> Plan:
-    """Linear layers of the decoder always; embeddings and the output layer if asked for.
+    """Linear layers of the decoder always; embeddings of tokens and the output layer if asked for.
 
-    The output layer goes with the embeddings, tied to them or not: it is as large, and the last thing
+    Embeddings of positions stay: they are small, and in every token. The output layer goes with the embeddings, tied to them or not: it is as large, and the last thing
     between the model and its answer.
 
     Args:
@@ -46,16 +49,22 @@ def plan_quantization(directory: Path, spec: QuantizeSpec) -> Plan:
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, local_files_only=True))
-    output_layer = model.get_output_embeddings()
+    token_layers = (model.get_input_embeddings(), model.get_output_embeddings())
     quantized: list[str] = []
     kept: list[str] = []
     stored: dict[int, str] = {}
+    turned: set[str] = set()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            is_embedding = isinstance(module, nn.Embedding) or module is output_layer
-            if is_embedding and not spec.quantize_embeddings:
-                kept.append(name)
-            else:
-                quantized.append(name)
-                stored.setdefault(id(module.weight), name)
-    return Plan(tuple(quantized), tuple(kept), tuple(stored.values()))
+        if not isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
+            continue
+        of_tokens = any(module is layer for layer in token_layers)
+        if (of_tokens and not spec.quantize_embeddings) or (
+            isinstance(module, nn.Embedding) and not of_tokens
+        ):
+            kept.append(name)
+            continue
+        quantized.append(name)
+        stored.setdefault(id(module.weight), name)
+        if isinstance(module, Conv1D):
+            turned.add(name)
+    return Plan(tuple(quantized), tuple(kept), tuple(stored.values()), frozenset(turned))

@@ -83,9 +83,10 @@ def _encode_all(
             if key not in encoded_weights:
                 tensors[key] = tensor
                 continue
-            dtype = tensor.dtype
-            for part, encoded in chosen.encode(tensor).items():
-                tensors[f"{encoded_weights[key]}.{part}"] = encoded
+            dtype, module = tensor.dtype, encoded_weights[key]
+            weight = tensor.T.contiguous() if module in plan.turned else tensor
+            for part, encoded in chosen.encode(weight).items():
+                tensors[f"{module}.{part}"] = encoded
             on_module()
         save_file(tensors, target / WEIGHTS_FILE, {"format": "pt"})
     return dtype

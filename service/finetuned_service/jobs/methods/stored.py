@@ -59,7 +59,7 @@ def trains_as_stored(layout: Layout, spec: TrainSpec, geometry: BaseGeometry) ->
     """Whether a resolved spec trains the parameters of the base that the files hold, where they hold such."""
     if not isinstance(layout, ParametersLayout):
         return True
-    if spec.method is Method.LAYERS and max(spec.layers.layers, default=0) >= len(geometry.layers):
+    if spec.method is Method.LAYERS and max(spec.layers.layers, default=-1) >= len(geometry.layers):
         return False
     chosen = set(chosen_parameters(spec, geometry))
     # A head alone leaves the embedding that it shares as it is.
@@ -124,7 +124,9 @@ def _ia3(layout: Ia3Layout, geometry: BaseGeometry) -> Stored:
 def _bottleneck(layout: BottleneckLayout, facts: BaseFacts) -> Stored:
     targets = {module for module in facts.sublayers if layout.targets(module)}
     placements = [p for p in Placement if (p is Placement.PARALLEL) == layout.parallel]
-    usual = [p for p in placements if {name for name in facts.sublayers if is_usual(p, name, facts)} == targets]
+    usual = [
+        p for p in placements if {name for name in facts.sublayers if is_usual(p, name, facts)} == targets
+    ]
     placement = usual[0] if usual else placements[0]
 
     def placed(value: Placement) -> object:

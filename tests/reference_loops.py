@@ -1,0 +1,57 @@
+"""Plain PyTorch beside our training: the rows, the loss by its definition, and the curve of a few AdamW steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from finetuned_service.text.supervision import EncodedRow
+from finetuned_service.training.packing import pack
+from tiny_models import VOCABULARY
+
+STEPS = 4
+RATE = 5e-2
+
+
+def rows() -> list[EncodedRow]:
+    generator = torch.Generator().manual_seed(7)
+    made = []
+    for length in (9, 14, 6):
+        token_ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        made.append(EncodedRow(token_ids, [place > 2 for place in range(length)]))
+    return made
+
+
+def reference_loss(model: Any) -> torch.Tensor:
+    """By the definition: every supervised token's -log p, each row alone, through all logits."""
+    losses = []
+    for row in rows():
+        logits = model(input_ids=torch.tensor([row.token_ids])).logits[0]
+        losses += [-logits[p - 1].log_softmax(-1)[row.token_ids[p]] for p in range(3, len(row.token_ids))]
+    return torch.stack(losses).mean()
+
+
+def reference_curve(model: Any, parameters: list[torch.nn.Parameter]) -> list[float]:
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    curve = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = reference_loss(model)
+        loss.backward()
+        optimizer.step()
+        curve.append(loss.item())
+    return curve
+
+
+def our_curve(model: Any) -> list[float]:
+    optimizer = torch.optim.AdamW([p for _, p in model.named_parameters()], lr=RATE, weight_decay=0.0)
+    scale = 1.0 / sum(row.supervised_tokens for row in rows())
+    curve = []
+    model.train(mode=True)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = model.loss(pack(rows()), scale)
+        loss.backward()
+        optimizer.step()
+        curve.append(loss.item())
+    return curve

@@ -1,0 +1,93 @@
+"""GPT-2 quantized: its weights lie as [in, out] in their file and as [out, in] where they are packed."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetuned_service.adapters.geometry import linear_shapes
+from finetuned_service.bases.convert import import_directory
+from finetuned_service.bases.load import dense_weight, load_base
+from finetuned_service.bases.manifest import read_manifest
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.offline import OfflineEngine
+from finetuned_service.jobs.task import EXIT_FINISHED, QuantizeFinished
+from finetuned_service.quantization.run import run
+from finetuned_service.quantization.text import measured_windows
+from finetuned_service.text.tokenizer import BaseTokenizer
+from tiny_bases import make_quantize_task
+from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
+from tiny_models import oracle_logits, random_prompt
+from tiny_tokenizers import byte_level, write_tokenizer
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source")
+    save_tiny_gpt2(source, vocab_size=byte_level().get_vocab_size(), n_embd=64, n_head=4)
+    write_tokenizer(source, template=None)
+    directory = tmp_path_factory.mktemp("bases") / "gpt"
+    import_directory(source, directory)
+    return directory
+
+
+def dequantized(base: Path, packed: Path) -> Any:
+    """Transformers' own GPT-2, with what the packed weights stand for in the place of its own."""
+    plain, stored = load_plain_gpt2(base), load_base(packed)
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            if type(module).__name__ == "Conv1D":
+                before = module.weight.clone()
+                module.weight.copy_(dense_weight(stored.get_submodule(name)).T)
+                assert 0 < (module.weight - before).norm() / before.norm() < 0.15
+    return plain
+
+
+def perplexity(model: Any, base: Path) -> float:
+    nats, tokens = 0.0, 0
+    windows = measured_windows(BaseTokenizer.load(base), None, read_manifest(base).context_tokens)
+    for window in windows:
+        logits = oracle_logits(model, window)[:-1].double().log_softmax(-1)
+        nats -= float(logits.gather(1, torch.tensor([[token] for token in window[1:]])).sum())
+        tokens += len(window) - 1
+    return math.exp(nats / tokens)
+
+
+@pytest.mark.parametrize("weight_format", ["INT8", "NF4"])
+def test_what_is_measured_and_served_is_what_the_packed_weights_stand_for(
+    base: Path, tmp_path: Path, weight_format: str
+) -> None:
+    task, reports = make_quantize_task(base, tmp_path, weight_format=weight_format), []
+    threads = torch.get_num_threads()
+    assert run(task, reports.append, threading.Event()) == EXIT_FINISHED
+    torch.set_num_threads(threads)
+    (report,) = [found.report for found in reports if isinstance(found, QuantizeFinished)]
+    packed = Path(task.output_directory)
+    assert report.quantized_modules == 8
+    assert report.kept_modules == ("transformer.wte", "transformer.wpe", "lm_head")
+    assert report.quantized_bytes < report.source_bytes
+    assert linear_shapes(packed / WEIGHTS) == linear_shapes(base / WEIGHTS)
+    plain = dequantized(base, packed)
+    assert report.source_perplexity == pytest.approx(perplexity(load_plain_gpt2(base), base), rel=1e-5)
+    assert report.quantized_perplexity == pytest.approx(perplexity(plain, base), rel=1e-4)
+    prompt = random_prompt(3, 20)
+    with OfflineEngine(EngineModel.load(packed), EngineConfig("", kv_capacity_tokens=512)) as engine:
+        torch.testing.assert_close(
+            engine.logits(prompt, None), oracle_logits(plain, prompt), atol=2e-4, rtol=2e-4
+        )
+
+
+def test_embeddings_of_positions_stay_as_they_are(base: Path, tmp_path: Path) -> None:
+    task, reports = make_quantize_task(base, tmp_path, weight_format="INT8", quantize_embeddings=True), []
+    threads = torch.get_num_threads()
+    assert run(task, reports.append, threading.Event()) == EXIT_FINISHED
+    torch.set_num_threads(threads)
+    (report,) = [found.report for found in reports if isinstance(found, QuantizeFinished)]
+    assert (report.quantized_modules, report.kept_modules) == (10, ("transformer.wpe",))

@@ -1,0 +1,165 @@
+"""Methods that change GPT-2 otherwise than by LoRA, beside plain transformers: the loss curve in float32, the logits of
+what is served, and all of them in one batch. Its linear weights are turned in memory, and its file is not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetuned_service.bases.manifest import describe_base, write_manifest
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.messages import Sampling, Submit
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.offline import OfflineEngine
+from finetuned_service.jobs.methods import BaseFacts, resolve_method
+from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.names import BaseName
+from finetuned_service.training.adapter import adapter_handle, write_adapter
+from finetuned_service.training.model import load_model
+from finetuned_service.vocabulary import WeightFormat
+from reference_loops import our_curve, reference_curve
+from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
+from tiny_models import oracle_logits, random_prompt
+from torch import nn
+from torch.nn import functional
+
+CHOSEN: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "head": ({"method": "HEAD"}, ["lm_head."]),
+    "last": ({"method": "LAYERS", "layers": {"last": 1}}, ["transformer.h.1."]),
+    "named": (
+        {"method": "LAYERS", "layers": {"modules": ["ln_f", "h.0.attn.c_attn", "wpe"]}},
+        ["ln_f.", "h.0.attn.c_attn.", "wpe."],
+    ),
+    "embedding": ({"method": "LAYERS", "layers": {"modules": ["wte"]}}, ["wte."]),
+    "full": ({"method": "FULL"}, [""]),
+}
+BOTTLENECKS: dict[str, dict[str, Any]] = {
+    "houlsby": {"method": "BOTTLENECK", "bottleneck": {"width": 5, "scaling": 2.0}},
+    "pfeiffer": {"method": "BOTTLENECK", "bottleneck": {"placement": "PFEIFFER", "width": 4}},
+    "parallel": {"method": "BOTTLENECK", "bottleneck": {"placement": "PARALLEL", "width": 4}},
+}
+MIXED: list[dict[str, Any]] = [
+    {"lora": {"rank": 4}},
+    {"method": "IA3"},
+    *BOTTLENECKS.values(),
+    *(method for method, _ in CHOSEN.values()),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = save_tiny_gpt2(tmp_path_factory.mktemp("base"))
+    manifest = describe_base(
+        directory, name=BaseName.parse("bases/gpt"), weight_format=WeightFormat.FP32, source="random"
+    )
+    write_manifest(directory, manifest)
+    return directory
+
+
+def model_of(base: Path, method: dict[str, Any]) -> Any:
+    wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", **method})
+    return load_model(base, resolve_method(wanted, BaseFacts.of_directory(base)))
+
+
+def served_logits(base: Path, model: Any, directory: Path, prompt: tuple[int, ...]) -> torch.Tensor:
+    write_adapter(directory, model.method, "bases/gpt", torch.float32)
+    with OfflineEngine(EngineModel.load(base), EngineConfig("", kv_capacity_tokens=512)) as engine:
+        return engine.logits(prompt, adapter_handle(directory, base))
+
+
+def plain_for(base: Path, name: str) -> Any:
+    """Transformers' own; a head alone leaves the embedding as it is."""
+    plain = load_plain_gpt2(base)
+    if name == "head":
+        plain.lm_head.weight = nn.Parameter(plain.lm_head.weight.detach().clone())
+    return plain
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_chosen_parameters_train_and_serve_as_in_plain_transformers(
+    base: Path, tmp_path: Path, name: str
+) -> None:
+    method, parts = CHOSEN[name]
+    ours, plain = model_of(base, method), plain_for(base, name)
+    for parameter_name, parameter in plain.named_parameters():
+        parameter.requires_grad_(any(part in parameter_name for part in parts))
+    trained = {n: p for n, p in plain.named_parameters() if p.requires_grad}
+    assert set(dict(ours.named_parameters())) == set(trained)
+    expected = reference_curve(plain, list(trained.values()))
+    assert our_curve(ours) == pytest.approx(expected, rel=5e-5)
+    assert expected[-1] < expected[0]
+    again = plain_for(base, name)
+    conv1d = {f"{n}.weight" for n, m in again.named_modules() if type(m).__name__ == "Conv1D"}
+    found = {n: p.detach() for n, p in ours.named_parameters()}
+    with torch.no_grad():
+        for n, parameter in again.named_parameters():
+            if n in found:
+                parameter.copy_(found[n].T if n in conv1d else found[n])
+    prompt = random_prompt(3, 20)
+    served = served_logits(base, ours, tmp_path, prompt)
+    torch.testing.assert_close(served, oracle_logits(again, prompt), atol=2e-4, rtol=2e-4)
+
+
+def add_bottlenecks(plain: Any, parameters: dict[str, nn.Parameter], settings: Any) -> None:
+    """By the formula, on what each module returns, or beside the feed-forward on what that reads."""
+    for name in settings.target_modules:
+        down, bias, up, up_bias = (
+            parameters[f"{name}.adapter_{part}"]
+            for part in ("down.weight", "down.bias", "up.weight", "up.bias")
+        )
+
+        def added(
+            _: nn.Module, inputs: tuple[Any, ...], output: Any, p: tuple[Any, ...] = (down, bias, up, up_bias)
+        ) -> Any:
+            h = output[0] if isinstance(output, tuple) else output
+            read = inputs[0] if settings.placement == "PARALLEL" else h
+            h = h + settings.scaling * (functional.gelu(read @ p[0].T + p[1]) @ p[2].T + p[3])
+            return (h, *output[1:]) if isinstance(output, tuple) else h
+
+        plain.get_submodule(name).register_forward_hook(added)
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_bottlenecks_train_and_serve_as_hooks_on_plain_transformers(
+    base: Path, tmp_path: Path, name: str
+) -> None:
+    ours = model_of(base, BOTTLENECKS[name])
+    wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", **BOTTLENECKS[name]})
+    settings = resolve_method(wanted, BaseFacts.of_directory(base)).bottleneck
+    plain = load_plain_gpt2(base).requires_grad_(requires_grad=False)
+    parameters = {n: nn.Parameter(p.detach().clone()) for n, p in ours.named_parameters()}
+    assert len(parameters) == 4 * len(settings.target_modules) > 0
+    add_bottlenecks(plain, parameters, settings)
+    expected = reference_curve(plain, list(parameters.values()))
+    assert our_curve(ours) == pytest.approx(expected, rel=5e-5)
+    assert expected[-1] < expected[0]
+    again = load_plain_gpt2(base)
+    add_bottlenecks(again, {n: nn.Parameter(p.detach()) for n, p in ours.named_parameters()}, settings)
+    prompt = random_prompt(3, 20)
+    served = served_logits(base, ours, tmp_path, prompt)
+    torch.testing.assert_close(served, oracle_logits(again, prompt), atol=2e-4, rtol=2e-4)
+
+
+def test_all_methods_run_in_one_batch_as_each_does_alone(base: Path, tmp_path: Path) -> None:
+    requests = [Submit(0, random_prompt(40, 9), None, Sampling(6, ignore_eos=True))]
+    for number, method in enumerate(MIXED, 1):
+        model, directory = model_of(base, method), tmp_path / str(number)
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for _, parameter in model.named_parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        directory.mkdir()
+        write_adapter(directory, model.method, "bases/gpt", torch.float32)
+        handle = adapter_handle(directory, base)
+        requests.append(
+            Submit(number, random_prompt(40 + number % 3, 9), handle, Sampling(6, ignore_eos=True))
+        )
+    config = EngineConfig("", kv_capacity_tokens=1024, max_running_sequences=16, max_prefill_tokens=32)
+    with OfflineEngine(EngineModel.load(base), config) as engine:
+        alone = [engine.generate([request])[0].token_ids for request in requests]
+        together = [completion.token_ids for completion in engine.generate(requests)]
+    assert together == alone
+    assert len({tuple(tokens) for tokens in alone}) > len(MIXED) // 2
