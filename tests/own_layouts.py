@@ -10,18 +10,12 @@ from typing import Any
 import torch
 from finetuned_service.adapters.layouts import PREFIX
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyAdapter, checked_adapter
+from tiny_models import TinyAdapter, checked_adapter, load_plain
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
 
 ACTIVATIONS = {"RELU": functional.relu, "GELU": functional.gelu, "SILU": functional.silu}
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-
-
-def load(base: Path, dtype: torch.dtype) -> Any:
-    """A base of any family as transformers computes it."""
-    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="eager").eval()
 
 
 def save_parameters(
@@ -35,7 +29,7 @@ def save_parameters(
 ) -> TinyAdapter:
     """HEAD, LAYERS or FULL: parameters of the base, off by a tenth of their spread."""
     generator = torch.Generator().manual_seed(seed)
-    own = load(base, torch.bfloat16).state_dict()
+    own = load_plain(base, torch.bfloat16).state_dict()
     tensors = {
         PREFIX + name: own[name]
         + (
@@ -60,7 +54,7 @@ def save_bottleneck(
 ) -> TinyAdapter:
     """A bottleneck at each of these layers or parts of layers."""
     generator = torch.Generator().manual_seed(seed)
-    hidden = load(base, torch.bfloat16).config.hidden_size
+    hidden = load_plain(base, torch.bfloat16).config.hidden_size
     shapes = {"down.weight": (width, hidden), "down.bias": (width,), "up.weight": (hidden, width)}
     shapes["up.bias"] = (hidden,)
     tensors = {
@@ -93,7 +87,7 @@ def oracle(base: Path, adapter: TinyAdapter, dtype: torch.dtype) -> Any:
     config = json.loads((adapter.directory / CONFIG).read_text())
     stored = load_file(adapter.directory / WEIGHTS)
     tensors = {name.removeprefix(PREFIX): tensor.to(dtype) for name, tensor in stored.items()}
-    model = load(base, dtype)
+    model = load_plain(base, dtype)
     if config["peft_type"] == "BOTTLENECK":
         for module in config["target_modules"]:
             _add_bottleneck(model.get_submodule(module), tensors, module, config)

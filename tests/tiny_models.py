@@ -18,7 +18,7 @@ import torch
 from finetuned_service.adapters.files import BaseGeometry, check_adapter
 from finetuned_service.engine.messages import AdapterHandle
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 ALL_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VOCABULARY = 97
@@ -71,7 +71,7 @@ def save_tiny_base(
 
 def load_plain(directory: Path, dtype: torch.dtype | None = None) -> Any:
     """The base as transformers itself loads it: the oracle."""
-    return LlamaForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         directory, dtype=dtype or "auto", attn_implementation="eager"
     ).eval()
 

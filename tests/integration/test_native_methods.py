@@ -260,7 +260,7 @@ def test_what_is_not_finite_as_served_is_refused(base, model, tmp_path, name):
     ],
     ids=["biases", "head norms"],
 )
-def test_biases_and_head_norms_are_changed_too(library, tmp_path, config):
+def test_biases_and_head_norms_of_other_families(library, tmp_path, config):
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     for name, parameter in made.named_parameters():
@@ -271,15 +271,22 @@ def test_biases_and_head_norms_are_changed_too(library, tmp_path, config):
     names = [name for name, _ in made.named_parameters()]
     tied = {EMBEDDING: ["lm_head"]} if config.tie_word_embeddings else {}
     few = [name for name in names if name.endswith(("bias", "q_norm.weight", "k_norm.weight"))]
+    queries = ("q_proj", "k_proj", "down_proj")
     adapters = {
         "full": save_parameters(tmp_path / "full", base, names, method="FULL", seed=1, tied=tied),
         "few": save_parameters(tmp_path / "few", base, few, method="LAYERS", seed=2),
+        "dora": save_tiny_adapter(
+            tmp_path / "dora", base, seed=3, spread=0.1, use_dora=True, target_modules=queries
+        ),
+        "ia3": save_tiny_ia3(tmp_path / "ia3", base, seed=4, target_modules=queries),
     }
     prompt = random_prompt(5, 60)
     model = NativeModel.load(base, library)
-    for adapter in adapters.values():
-        exact = oracle_logits(oracle(base, adapter, torch.float32), prompt)
-        theirs = oracle_logits(oracle(base, adapter, torch.bfloat16), prompt)
+    for name, adapter in adapters.items():
+        exact, theirs = (
+            oracle_logits(oracle_of(base, adapters, name, dtype), prompt)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
         with OfflineEngine(model, CONFIG) as engine:
             ours = engine.logits(prompt, adapter.handle)
         assert (ours - exact).square().mean() < (theirs - exact).square().mean()
