@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from finetuned import (
+    Bottleneck,
+    BottleneckPlacement,
     Client,
     ContrastiveOptions,
     Full,
@@ -62,6 +64,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "tagged": {"task": Task.TOKEN_CLASSIFICATION, "ia3": Ia3()},
     "pairs": {"task": Task.FEATURE_EXTRACTION},
     "moods-full": {"task": Task.TEXT_CLASSIFICATION, "full": Full(), "optimization": SLOWER},
+    "pairs-narrow": {"task": Task.FEATURE_EXTRACTION, "bottleneck": Bottleneck(width=4)},
 }
 """By the adapter's name, which begins with the dataset's."""
 
@@ -123,6 +126,7 @@ def test_all_are_served_together_as_each_alone(encoder: TinyServer) -> None:
         (Method.IA3, Task.TOKEN_CLASSIFICATION, 9),
         (Method.LORA, Task.FEATURE_EXTRACTION, 12),
         (Method.FULL, Task.TEXT_CLASSIFICATION, 21),
+        (Method.BOTTLENECK, Task.FEATURE_EXTRACTION, 4),
     ]
     assert (served.modules, served.label) == (12, "pairs@1")
 
@@ -173,6 +177,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_stored(encoder: TinySer
                 "is set for text-classification, whose head is the one module saved",
             ),
             ({**moods, "layers": Layers(layers=(2,))}, "names 2; the base's layers are 0 to 1"),
+            (
+                {**pairs, "bottleneck": Bottleneck(placement=BottleneckPlacement.PARALLEL)},
+                "is PARALLEL, and this base has no module for it",
+            ),
             ({**pairs, "layers": Layers(modules=("lm_head",))}, "names 'lm_head'; the base's modules with"),
             (
                 {**moods, "lora": Lora(target_modules=("q_proj",))},

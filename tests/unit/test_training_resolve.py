@@ -74,7 +74,7 @@ def test_the_learning_rate_is_one_of_method_and_kind_of_base():
         1.3e-3,
         6.5e-4,
         2.6e-4,
-        6.5e-4,
+        1.3e-3,
     ]
     images = [rate("image-classification", method, convolves=True) for method in ("LORA", "LAYERS", "FULL")]
     assert images == [5.2e-4, 6.5e-4, 2.6e-4]

@@ -16,6 +16,7 @@ from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.engine.messages import Pixels
 from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.continuing import Start, continued
 from finetuned_service.jobs.methods import BaseFacts, refuse_method, resolve_method
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import TrainSpec
@@ -23,7 +24,7 @@ from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import answered
 from finetuned_service.training.heads.examples import Example
-from finetuned_service.vocabulary import Task
+from finetuned_service.vocabulary import Method, Task
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_encoders import make_vision_base
 from tiny_models import peft_warnings_allowed
@@ -191,6 +192,20 @@ def test_what_is_written_opens_in_peft(base: Path, tmp_path: Path) -> None:
         found = reread(pixel_values=images()).pooler_output
         expected = theirs.model(pixel_values=images()).pooler_output
     torch.testing.assert_close(found, expected)
+
+
+def test_what_is_continued_keeps_its_convolutions(base: Path, tmp_path: Path) -> None:
+    ours = AdaptedEncoder.load(
+        base, resolved(base, lora={"rank": 2, "target_modules": ["layer.1.convolution"]}), HEAD
+    )
+    write_adapter(tmp_path, ours.installed, "bases/tiny", torch.float32, task_type=None)
+    start = Start("tenants/t/adapters/a/versions/1", tmp_path, "sha256:0", Method.LORA, TASK)
+    wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", "task": TASK})
+    found = continued(wanted, start, "sha256:0", base).lora
+    assert found.rank == 2
+    assert found.target_modules == tuple(
+        f"encoder.stages.{stage}.layers.0.layer.1.convolution" for stage in (0, 1)
+    )
 
 
 def test_layers_are_the_stages(base: Path) -> None:

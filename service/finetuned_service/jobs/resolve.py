@@ -59,6 +59,7 @@ _DECODER_HEAD = _Usual(rate_share=0.1)
 
 _USUAL_ENCODING: Mapping[Method, _Usual] = {
     # Measured: docs/decisions/2026-11-26-usual-rates-of-bases-that-encode.md.
+    Method.BOTTLENECK: _Usual(rate_share=1.0),
     Method.LAYERS: _Usual(rate_share=0.5),
     Method.FULL: _Usual(rate_share=0.2),
 }

@@ -68,9 +68,9 @@ def trains_as_stored(layout: Layout, spec: TrainSpec, geometry: BaseGeometry) ->
 
 
 def _lora(layout: LoraLayout, geometry: BaseGeometry) -> Stored:
-    config, linear = layout.config, geometry.linear_shapes
+    config, adapted = layout.config, geometry.adapted
     owners = {name.rpartition(".")[0] for name in geometry.parameters}
-    targets = {module for module in linear if config.targets(module) and not config.saves(module)}
+    targets = {module for module in adapted if config.targets(module) and not config.saves(module)}
     saved = {module for module in owners if config.saves(module)}
 
     def each(usual: object) -> Meaning:
@@ -91,13 +91,13 @@ def _lora(layout: LoraLayout, geometry: BaseGeometry) -> Stored:
             "decomposed": config.decomposed,
             "rank_pattern": dict(config.rank_pattern),
             "alpha_pattern": dict(config.alpha_pattern),
-            "target_modules": _short(targets, linear),
+            "target_modules": _short(targets, adapted),
             "modules_to_save": _short(saved, owners),
         },
         {
             "rank_pattern": each(config.rank),
             "alpha_pattern": each(config.alpha),
-            "target_modules": lambda names: _matched(names, linear),
+            "target_modules": lambda names: _matched(names, adapted),
             "modules_to_save": lambda names: _matched(names, owners),
         },
     )
