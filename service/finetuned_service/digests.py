@@ -165,10 +165,15 @@ def mapped_tensors(
     Args:
         path: of the file.
         infos: what `read_safetensors_header` said of it, if that was asked already.
+
+    Raises:
+        InvalidAdapterFiles: it is shorter than `infos` say.
     """
     if infos is None:
         infos = read_safetensors_header(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        if len(mapped) < max((info.end for info in infos), default=0):
+            raise InvalidAdapterFiles(f"{path.name} became shorter while it was read; try again")
         whole = memoryview(mapped)
         views = [(i.name, i.dtype, i.shape, whole[i.start : i.end]) for i in infos]
         try:

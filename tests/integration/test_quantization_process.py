@@ -11,7 +11,7 @@ from finetuned_service.bases.manifest import compute_digest, read_manifest
 from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.process import EXIT_USAGE, environment_for_job_process
 from finetuned_service.jobs.states import Fault
-from finetuned_service.jobs.task import EXIT_FAILED, EXIT_FINISHED, REPORTS, Failed, QuantizeFinished
+from finetuned_service.jobs.task import EXIT_FAILED, EXIT_FINISHED, REPORTS, Failed, QuantizeFinished, Usage
 from tiny_bases import make_quantize_task, make_tiny_base
 
 
@@ -41,7 +41,10 @@ def test_standard_output_is_nothing_but_reports_and_the_base_is_there(base, tmp_
     task = make_quantize_task(base, tmp_path, weight_format="INT8", quantize_embeddings=True)
     code, reports = run_task(task, tmp_path)
     assert code == EXIT_FINISHED
-    assert isinstance(reports[-1], QuantizeFinished)
+    finished, usage = reports[-2:]
+    assert isinstance(finished, QuantizeFinished)
+    assert isinstance(usage, Usage)
+    assert usage.memory_bytes > 0
     assert read_manifest(tmp_path / "output").digest == compute_digest(tmp_path / "output")
 
 

@@ -67,7 +67,7 @@ def test_the_packaged_base_is_the_known_one(smollm2_directory):
 def int8(smollm2_directory, tmp_path_factory) -> tuple[Path, QuantizeReport]:
     directory = tmp_path_factory.mktemp("int8")
     process = Process(smollm2_directory, directory, weight_format="INT8", quantize_embeddings=True)
-    *_, last = process.reports()
+    *_, last, _ = process.reports()
     assert process.wait() == EXIT_FINISHED
     assert isinstance(last, QuantizeFinished)
     return directory / "output", last.report
@@ -113,7 +113,7 @@ def test_nf4_is_smaller_still_and_its_cost_is_told(smollm2_directory, tmp_path):
         max_quality_drop=0.02,
         text_path=tmp_path / "rows.jsonl",
     )
-    *before, last = process.reports()
+    *before, last, _ = process.reports()
     assert process.wait() == EXIT_FINISHED
     assert isinstance(last, QuantizeFinished)
     assert last.report.quantized_bytes == 111_726_673

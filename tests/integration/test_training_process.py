@@ -164,4 +164,7 @@ def test_a_process_says_how_it_runs(tmp_path, base):
     assert notices[0].severity == "INFO"
     assert any(notice.text.startswith("memory after training: ") for notice in notices)
     assert reports.of(Checkpoint)
-    assert json.loads(output.splitlines()[-1])["kind"] == "train_finished"
+    last, used = (json.loads(line) for line in output.splitlines()[-2:])
+    assert last["kind"] == "train_finished"
+    assert used["kind"] == "usage"
+    assert used["memory_bytes"] > 0

@@ -207,3 +207,12 @@ def test_widths_are_numpys() -> None:
         "F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?",
     }  # fmt: skip
     assert {name: np.dtype(code).itemsize for name, code in names.items()} | {"BF16": 2} == DTYPE_BYTES
+
+
+def test_a_file_that_became_shorter_is_not_read_past_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_file({"a": np.zeros(4, np.float32)}, path)
+    infos = read_safetensors_header(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InvalidAdapterFiles, match="became shorter"), mapped_tensors(path, infos):
+        raise AssertionError("it was mapped")

@@ -80,6 +80,26 @@ def test_a_load_that_gets_no_time_is_begun_again_and_told_once() -> None:
     assert ends.empty()
 
 
+def test_patience_begins_with_a_loads_turn() -> None:
+    ends: Ends = queue.SimpleQueue()
+    ran: list[int] = []
+    loader = LoaderThreads(ends.put, gives_way=True, patience_seconds=WAIT_SECONDS)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        may_end.wait(WAIT_SECONDS)
+
+    loader.begin("first", first)
+    for number in range(4):
+        loader.begin(str(number), lambda number=number: ran.append(number))
+    assert begun.wait(WAIT_SECONDS)
+    may_end.set()
+    assert [ends.get(timeout=WAIT_SECONDS).digest for _ in range(5)] == ["first", "0", "1", "2", "3"]
+    loader.close()
+    assert ran == [0, 1, 2, 3]
+
+
 def test_closing_waits_for_the_load_that_runs() -> None:
     ends: Ends = queue.SimpleQueue()
     begun, may_end = threading.Event(), threading.Event()

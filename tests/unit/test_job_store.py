@@ -492,6 +492,14 @@ def test_a_queued_job_is_paused_at_once_and_resumed(store, queue, job):
     assert queue.claim("worker", MINUTE)[0].id == job.id
 
 
+def test_a_job_that_has_shown_what_it_takes_does_not_wait_again(store, queue):
+    shown = store.create(train_job().model_copy(update={"pause_after_estimate": True}), NO_REQUEST)
+    _, lease = queue.claim("worker", MINUTE)
+    queue.pause(lease, StateReason.ESTIMATED, [Notice(text="shown")])
+    assert queue.release(lease, Ending(JobState.PAUSED, StateReason.ESTIMATED)).pause_after_estimate
+    assert not store.resume(TENANT, shown.id).pause_after_estimate
+
+
 def test_a_running_job_is_told_to_pause_and_its_result_may_come_first(store, queue, job, lease):
     assert store.pause(TENANT, job.id).state is JobState.PAUSING
     with pytest.raises(JobStateConflict, match="PAUSING; only a PAUSED job can be resumed: wait"):

@@ -183,6 +183,9 @@ def test_a_job_like_it_tells_what_a_new_one_will_take(submission, place):
     larger = SPEC.model_copy(update={"optimization": Optimization(max_steps=10, batch_rows=8)})
     estimate = submission.train(TENANT, larger, "", NO_REQUEST, validate_only=True).estimate
     assert estimate.basis is EstimateBasis.ARITHMETIC, "with other batches it is another job"
+    longest = SPEC.model_copy(update={"optimization": Optimization(max_steps=16, batch_rows=4)})
+    estimate = submission.train(TENANT, longest, "", NO_REQUEST, validate_only=True).estimate
+    assert estimate.basis is EstimateBasis.ARITHMETIC, "of a trial little was training"
 
 
 @pytest.fixture

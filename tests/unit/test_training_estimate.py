@@ -12,7 +12,8 @@ from finetuned_service.errors import ResourceExhausted
 from finetuned_service.jobs.events import EstimateBasis, Notice, Progress
 from finetuned_service.jobs.memory import MEMORY
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Estimated, Suspended, TrainTask
-from finetuned_service.training import model, probe
+from finetuned_service.training import attempt, model, probe
+from finetuned_service.training.loop import Trainer
 from finetuned_service.training.run import run
 from safetensors.torch import load_file
 from tiny_encoders import make_encoder_base
@@ -205,6 +206,33 @@ def test_a_job_may_wait_when_it_has_measured_itself(tmp_path):
     assert len(reports.of(Estimated)) == 1, "also where nothing else would be measured"
     assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     assert_equal_to_the_bit(task, plain)
+
+
+def test_who_waits_for_an_estimate_that_cannot_be_measured_is_told_why(tmp_path, monkeypatch):
+    task, reports = probed(make_task(tmp_path / "job", make_base(tmp_path / "base"), **SETTINGS)), Reports()
+    waiting = task.model_copy(update={"pause_after_estimate": True})
+    stop = StopAfter(phase="probing")
+    assert run(waiting, stop, stop) == EXIT_STOPPED
+    assert stop.reports.of(Suspended) == [], "it was stopped, and does not wait for anybody"
+    monkeypatch.setattr(attempt, "probe", lambda *_: None)
+    assert run(waiting, reports, threading.Event()) == EXIT_FINISHED
+    assert reports.of(Suspended) == []
+
+
+def test_the_largest_step_is_measured_with_the_moments_of_adamw(tmp_path, monkeypatch):
+    seen: list[set[str]] = []
+    step = Trainer.step
+
+    def looked(trainer):
+        states = trainer.optimizer.state_dict()["state"].values()
+        seen.append({name for state in states for name in state})
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", looked)
+    task = probed(make_task(tmp_path / "job", make_base(tmp_path / "base"), **SETTINGS), steps=1)
+    stop = StopAfter(phase="training")
+    run(task, stop, stop)
+    assert {"exp_avg", "exp_avg_sq"} <= seen[0]
 
 
 def test_a_stop_ends_a_probe_at_once(tmp_path):

@@ -28,6 +28,8 @@ _ANY_RANK = 2**31
 
 _KINDS = 64
 """So many configurations and headers are remembered: what they say, not the numbers. About 200 kB each."""
+_KIND_BYTES = 512 * 1024
+"""A header that is longer is read every time: who pads it must not fill the memory."""
 
 
 class MappedTensor(NamedTuple):
@@ -91,7 +93,9 @@ class AdapterOpener:
             OSError: they cannot be read.
         """
         check_entries(directory)
-        known = self._understand(read_config(directory), *read_raw_header(directory))
+        config, (header, size_bytes) = read_config(directory), read_raw_header(directory)
+        understand = self._understand if len(config) + len(header) <= _KIND_BYTES else self._read
+        known = understand(config, header, size_bytes)
         with (
             mapped_tensors(directory / WEIGHTS_FILE, known.infos) as tensors,
             ThreadPoolExecutor(1, "adapter-digest") as beside,  # at the priority of the thread that opens

@@ -6,11 +6,13 @@ the digest under which they were asked for: an adapter is applied in full and as
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,8 +136,11 @@ def not_finite(digest: str, dtype: torch.dtype) -> InvalidAdapterFiles:
 
 
 def copied(tensor: MappedTensor) -> Tensor:
-    """In memory of its own: the mapping ends."""
-    return torch.frombuffer(bytearray(tensor.data), dtype=_DTYPES[tensor.dtype]).view(tensor.shape)
+    """In memory of its own: the mapping ends. Streams go on meanwhile: the interpreter's lock is not held."""
+    stored = np.frombuffer(tensor.data, dtype=np.uint8)
+    made = torch.empty(tensor.shape, dtype=_DTYPES[tensor.dtype])
+    ctypes.memmove(made.data_ptr(), stored.ctypes.data, stored.nbytes)
+    return made
 
 
 def _unreachable(handle: AdapterHandle) -> Unavailable:

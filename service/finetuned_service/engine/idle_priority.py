@@ -14,3 +14,8 @@ def give_way() -> None:
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def is_giving_way() -> bool:
+    """Whether the calling thread runs so already."""
+    return os.sched_getscheduler(0) == os.SCHED_IDLE

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from finetuned_service.engine.idle_priority import give_way
+from finetuned_service.engine.idle_priority import give_way, is_giving_way
 from finetuned_service.engine.memory import Loaded
 from finetuned_service.errors import FinetunedError, Internal
 
@@ -27,7 +27,6 @@ class _Load:
 
     digest: str
     work: Callable[[], Any]
-    hurries_at_seconds: float
     told: bool = False
 
 
@@ -36,12 +35,13 @@ class LoaderThreads:
 
     A load that gives way runs in time that nobody else wants, so that running streams do not wait for it. If that
     takes too long, other processes want all of it: then it is begun again with a share like everyone's, and the
-    first that ends is told.
+    first that ends is told. Work may therefore run twice at once; a process that gives way as a whole, as a job does,
+    has no share to begin it again with.
 
     Args:
         deliver: called on a thread of the loader with the end of each load.
         gives_way: see `Runner.idle_work_proceeds`.
-        patience_seconds: how long a load may give way.
+        patience_seconds: how long a load may give way, from its turn on.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class LoaderThreads:
             max_workers=1, thread_name_prefix="adapter-loader", initializer=give_way if gives_way else None
         )
         self._second = (
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-hurry") if gives_way else None
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-hurry")
+            if gives_way and not is_giving_way()
+            else None
         )
 
     def begin(self, digest: str, work: Callable[[], Any]) -> None:
-        load = _Load(digest, work, time.monotonic() + self._patience_seconds)
+        load = _Load(digest, work)
         self._first.submit(self._run, load)
         if self._second is not None:
             self._second.submit(self._hurry, load)
@@ -79,9 +81,9 @@ class LoaderThreads:
                 executor.shutdown(cancel_futures=True)
 
     def _hurry(self, load: _Load) -> None:
+        """It is this load's turn: the one before has been told."""
         with self._changed:
-            left_seconds = max(0.0, load.hurries_at_seconds - time.monotonic())
-            if self._changed.wait_for(lambda: load.told or self._closed, left_seconds):
+            if self._changed.wait_for(lambda: load.told or self._closed, self._patience_seconds):
                 return
         self._run(load)
 
@@ -91,16 +93,18 @@ class LoaderThreads:
         began = time.monotonic()
         weights: Any = None
         error: FinetunedError | None = None
+        fault: Exception | None = None
         try:
             weights = load.work()
         except FinetunedError as refusal:
             error = refusal
-        except Exception:  # noqa: BLE001 - whatever a load raises ends that load, not the loader
-            error = Internal.opaque()
-            _log.exception("adapter_load_failed", adapter_digest=load.digest, **error.metadata)
+        except Exception as found:  # noqa: BLE001 - whatever a load raises ends that load, not the loader
+            error, fault = Internal.opaque(), found
         with self._changed:
             if load.told:
                 return
             load.told = True
             self._changed.notify_all()
+        if fault is not None and error is not None:
+            _log.error("adapter_load_failed", adapter_digest=load.digest, exc_info=fault, **error.metadata)
         self._deliver(Loaded(load.digest, time.monotonic() - began, weights=weights, error=error))

@@ -60,7 +60,7 @@ class Assignments:
             spec=spec,
             micro_batch_rows=job.micro_batch_rows,
             probe_steps=0 if measured else self.probe_steps,
-            pause_after_estimate=job.pause_after_estimate and not measured,
+            pause_after_estimate=job.pause_after_estimate,
             base_directory=str(self.bases.path(base)),
             base_digest=base_digest,
             train_path=str(rows.path),

@@ -21,6 +21,8 @@ _STATE_BYTES = 4 * 4
 """Of each number that trains: itself, its gradient and two moments of AdamW, in 32 bits."""
 _ACTIVATION_BYTES = 2
 """Of each number that a layer keeps: 16 bits."""
+_LIKE_TOKENS = 3.0
+"""An earlier job tells of one with at most so many times its tokens, or as few: of a trial's two steps little was training."""
 
 
 def estimate_train(
@@ -55,6 +57,8 @@ def estimate_train(
     refuse_over_budget(estimate)
     if earlier is None or earlier.usage is None or earlier.estimate is None:
         return estimate
+    if not 1 / _LIKE_TOKENS <= tokens / earlier.estimate.tokens <= _LIKE_TOKENS:
+        return estimate
     seconds_per_token = earlier.usage.duration_seconds / earlier.estimate.tokens
     found = {
         "memory_bytes": max(least_bytes, earlier.usage.memory_bytes),
@@ -86,10 +90,16 @@ def refuse_over_budget(estimate: Estimate) -> None:
         return
     measured = estimate.basis is EstimateBasis.MEASURED
     amount, how = ("about", "measured at its largest step") if measured else ("at least", "by its sizes")
+    # By its sizes it has one row at a time already, and keeps no more than it must.
+    remedy = (
+        "Lower spec.optimization.micro_batch_rows or spec.data.max_row_tokens, turn "
+        "spec.optimization.activation_checkpointing on where the base generates text, or train fewer parameters"
+        if measured
+        else "Train fewer parameters, or lower spec.data.max_row_tokens where the base generates text"
+    )
     raise ResourceExhausted(
         f"the job needs {amount} {estimate.memory_bytes / 1e6:,.0f} MB of memory of its own, {how} "
         f"({estimate.runtime_memory_bytes / 1e6:,.0f} MB of it are interpreter and libraries); allowed: "
-        f"{allowed_bytes / 1e6:,.0f} MB (job_memory_bytes). Lower spec.optimization.micro_batch_rows or "
-        "spec.data.max_row_tokens, turn spec.optimization.activation_checkpointing on, or train fewer parameters",
+        f"{allowed_bytes / 1e6:,.0f} MB (job_memory_bytes). {remedy}",
         metadata={"memory_bytes": str(estimate.memory_bytes), "memory_budget_bytes": str(allowed_bytes)},
     )

@@ -252,6 +252,8 @@ class JobStore:
                     + ("" if job.state.final else ": wait until it has stopped"),
                     metadata={"state": job.state},
                 )
+            if job.state_reason is StateReason.ESTIMATED:
+                job = job.model_copy(update={"pause_after_estimate": False})  # it has been shown
             return move_job(connection, job, JobState.QUEUED, StateReason.USER)
 
     def delete(self, tenant: str, job_id: str) -> None:

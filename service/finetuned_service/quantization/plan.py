@@ -31,8 +31,8 @@ class Plan:
 def plan_quantization(directory: Path, spec: QuantizeSpec) -> Plan:
     """Linear layers of the decoder always; embeddings of tokens and the output layer if asked for.
 
-    Embeddings of positions stay: they are small, and in every token. The output layer goes with the embeddings, tied to them or not: it is as large, and the last thing
-    between the model and its answer.
+    Embeddings of positions stay: they are small, and in every token. The output layer goes with the embeddings, tied to
+    them or not: it is as large, and the last thing between the model and its answer.
 
     Args:
         directory: the source base.

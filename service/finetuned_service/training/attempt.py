@@ -77,8 +77,8 @@ class Attempt(Generic[R]):
         checkpoints.refuse_over_budget(self.model)
         state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
         if (task.probe_steps or task.pause_after_estimate) and not state.step:
-            self._probe(state, seconds_afterwards)
-            if task.pause_after_estimate:
+            told = self._probe(state, seconds_afterwards)
+            if told and task.pause_after_estimate:
                 text = "paused before its first step, to show what it will take: ResumeJob lets it begin"
                 self.report(Suspended(reason="ESTIMATED", text=text))
                 return Ended.STOPPED, state
@@ -118,8 +118,9 @@ class Attempt(Generic[R]):
             whole_batches=self.whole_batches,
         )
 
-    def _probe(self, state: RunState, seconds_afterwards: float) -> None:
-        """Tell what the job will take, from a few steps that leave no trace.
+    def _probe(self, state: RunState, seconds_afterwards: float) -> bool:
+        """Tell what the job will take, from a few steps that leave no trace; False if they could not be measured, and
+        the run itself will say why.
 
         Raises:
             ResourceExhausted: more memory than it may have.
@@ -129,8 +130,10 @@ class Attempt(Generic[R]):
         with scratch_checkpoints(Path(self.task.work_directory) / "probe") as checkpoints:
             trainer = self._trainer(without_effect(plan), state, checkpoints, lambda _: None)
             probed = probe(trainer, self.task.probe_steps)
-        if probed is not None:
-            tell_estimate(probed, plan, self.task, seconds_afterwards, self.report)
+        if probed is None:
+            return False
+        tell_estimate(probed, plan, self.task, seconds_afterwards, self.report)
+        return True
 
     def _fewer_at_once(self, optimization: Optimization) -> Optimization:
         most_rows = self.task.micro_batch_rows

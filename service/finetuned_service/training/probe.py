@@ -79,6 +79,7 @@ def probe(trainer: Trainer[Any], typical_steps: int) -> Probed | None:
     chosen = [_largest(sizes), *_typical(sizes, min(typical_steps, total // STEPS_FOR_ONE))]
     found: list[tuple[int, float]] = []
     try:
+        _make_moments(trainer.optimizer)
         for step in chosen:
             if trainer.stop.is_set():
                 return None
@@ -100,6 +101,15 @@ def probe(trainer: Trainer[Any], typical_steps: int) -> Probed | None:
     timed = found[1:] or found
     seconds_per_token = sum(seconds for _, seconds in timed) / sum(taken for taken, _ in timed)
     return Probed(len(found), tokens, tokens * seconds_per_token, evaluation_seconds, checkpoint_seconds)
+
+
+def _make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's two for each parameter: it makes them at its first step, and the largest may come later."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 @dataclass(frozen=True, slots=True)
