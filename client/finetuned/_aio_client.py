@@ -64,6 +64,8 @@ class AsyncJobs:
         async for event in self.follow(name, timeout_seconds=timeout_seconds):
             if on_event is not None:
                 on_event(event)
+            if event.shows_estimate and (job := await self.get(name)).waits_to_begin:
+                return job
         return await self.get(name)
 
 

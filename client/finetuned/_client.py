@@ -60,7 +60,8 @@ class Jobs:
         on_event: Callable[[JobEvent], object] | None = None,
         timeout_seconds: float | None = None,
     ) -> Job:
-        """Wait until a job has reached its final state; `job.check()` raises if it did not succeed.
+        """Wait until a job has reached its final state; `job.check()` raises if it did not succeed. A job that has shown
+        what it will take (`pause_after_estimate`) is returned, too: it waits itself, for `resume`.
 
         Args:
             name: the job.
@@ -74,6 +75,8 @@ class Jobs:
         for event in self.follow(name, timeout_seconds=timeout_seconds):
             if on_event is not None:
                 on_event(event)
+            if event.shows_estimate and (job := self.get(name)).waits_to_begin:
+                return job
         return self.get(name)
 
 

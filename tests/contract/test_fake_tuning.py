@@ -305,13 +305,15 @@ def test_pause_and_resume(client: Any) -> None:
 def test_a_job_shows_what_it_will_take_before_it_begins(client: Any) -> None:
     job = client.train(dataset="rows", adapter="mine", pause_after_estimate=True)
     states = []
-    for event in client.jobs.watch(job.name):
-        if event.state:
-            states.append((event.state.state, event.state.reason))
-        if event.state and event.state.state is JobState.PAUSED:
-            break
+    waiting = client.jobs.wait(
+        job.name,
+        on_event=lambda event: (
+            states.append((event.state.state, event.state.reason)) if event.state else None
+        ),
+    )
+    assert waiting.waits_to_begin
     assert states[-2:] == [("PAUSING", "ESTIMATED"), ("PAUSED", "ESTIMATED")]
-    assert client.jobs.get(job.name).estimate.basis == "MEASURED"
+    assert waiting.estimate.basis == "MEASURED"
     client.jobs.resume(job.name)
     done = client.jobs.wait(job.name).check()
     assert (done.usage.memory_error, done.usage.duration_error) == pytest.approx((0.1, 0.1))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 
-from finetuned import Client, Job, JobEvent, JobKind, JobState, JobStateReason
+from finetuned import Client, Job, JobEvent, JobKind, JobState
 from finetuned._names import short
 from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.output import cell, err, print_json, print_table
@@ -45,11 +44,11 @@ def watch_job(client: Client, name: str, *, as_json: bool) -> None:
     """Show a job until it is over, then its result; as JSON lines `{"event"}` and a last `{"job"}`."""
     try:
         if as_json:
-            job = _until_over(client, name, _print_event)
+            job = client.jobs.wait(name, on_event=_print_event)
             print_json({"job": job}, line=True)
         else:
             with JobDisplay() as display:
-                job = _until_over(client, name, display.job(short(name)))
+                job = client.jobs.wait(name, on_event=display.job(short(name)))
             show_job(job)
     except KeyboardInterrupt:
         err().print(f"the job goes on; see `finetuned jobs watch {short(name)}`, or `jobs cancel`")
@@ -57,17 +56,6 @@ def watch_job(client: Client, name: str, *, as_json: bool) -> None:
     job.check()
     if not as_json:
         say_next(job)
-
-
-def _until_over(client: Client, name: str, on_event: Callable[[JobEvent], object]) -> Job:
-    """The job when it has ended, or waits to be told to begin."""
-    for event in client.jobs.follow(name):
-        on_event(event)
-        if event.state is not None and event.state.reason is JobStateReason.ESTIMATED:
-            job = client.jobs.get(name)
-            if job.state is JobState.PAUSED and job.state_reason is JobStateReason.ESTIMATED:
-                return job
-    return client.jobs.get(name)
 
 
 def _print_event(event: JobEvent) -> None:
@@ -130,7 +118,7 @@ def get(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
 
 @app.command()
 def watch(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
-    """Watch a job until it is over; exits with 6 if it did not succeed."""
+    """Watch a job until it is over, or waits for `jobs resume`; exits with 6 if it did not succeed."""
     with connect(context) as client:
         watch_job(client, name, as_json=as_json)
 
@@ -192,6 +180,12 @@ def rerun(
     ] = None,
     display_name: Annotated[str, typer.Option("--name", help="Your own name for the job.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
+    pause_after_estimate: Annotated[
+        bool,
+        typer.Option(
+            "--pause-after-estimate", help="Measure what it will take, then wait for `jobs resume`."
+        ),
+    ] = False,
     priority: Priority = "NORMAL",
     detach: Detach = False,
     as_json: AsJson = False,
@@ -199,7 +193,12 @@ def rerun(
     """Run a TrainJob again from its own record, for example on another base."""
     with connect(context) as client:
         job = client.jobs.rerun(
-            name, base=base, display_name=display_name, validate_only=dry_run, priority=priority
+            name,
+            base=base,
+            display_name=display_name,
+            validate_only=dry_run,
+            pause_after_estimate=pause_after_estimate,
+            priority=priority,
         )
         follow(client, job, as_json=as_json, detach=detach)
 

@@ -123,6 +123,12 @@ class JobEvent:
         return self.state or self.progress or self.evaluation or self.checkpoint or self.notice
 
     @property
+    def shows_estimate(self) -> bool:
+        """Whether the job has stopped to show what it will take."""
+        told = self.state
+        return told is not None and (told.state, told.reason) == (JobState.PAUSED, JobStateReason.ESTIMATED)
+
+    @property
     def final(self) -> bool:
         """Whether no event of this job follows."""
         return self.state is not None and self.state.state.final

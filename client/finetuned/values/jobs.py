@@ -255,6 +255,11 @@ class Job:
             return JobKind.TRAIN
         return JobKind.QUANTIZE if self.quantize is not None else JobKind.UNKNOWN
 
+    @property
+    def waits_to_begin(self) -> bool:
+        """It has shown what it will take (`pause_after_estimate`), and waits to be resumed."""
+        return self.state is JobState.PAUSED and self.state_reason is JobStateReason.ESTIMATED
+
     def check(self) -> Job:
         """This job, unless it ended without a result.
 
