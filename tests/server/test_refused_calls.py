@@ -162,7 +162,7 @@ def test_a_job_that_cannot_fit_its_memory_is_refused(tmp_path: Path, tmp_rows: P
                 client.train(dataset="rows", adapter="large", validate_only=validate_only)
             assert refused.value.metadata["memory_budget_bytes"] == str(2**28)
             assert int(refused.value.metadata["memory_bytes"]) > 2**28
-            assert "allowed: 268 MB (job_memory_bytes). Lower" in refused.value.message
+            assert "allowed: 268 MB (job_memory_bytes). Train fewer" in refused.value.message
         assert list(client.jobs.list()) == []
 
 
