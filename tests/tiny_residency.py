@@ -23,8 +23,9 @@ class FakePlace:
 class FakeMemory:
     """Each adapter takes the bytes that its directory names, on the host and on the device alike."""
 
-    def __init__(self, device_bytes):
+    def __init__(self, device_bytes, *, fills_at_once=False):
         self.device_bytes = device_bytes
+        self.fills_at_once = fills_at_once
         self.places = []
         self.unreadable = {}
 

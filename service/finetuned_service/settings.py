@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     """Private memory of a job process above which it stops itself; default half of the machine's."""
     job_probe_steps: int = Field(default=5, ge=0, le=100)
     """Steps that a TrainJob measures and undoes before its first one, besides the largest, to tell its time and memory;
-    fewer for short jobs. 0 measures nothing."""
+    fewer for short jobs. 0 measures nothing but what waits for its estimate (pause_after_estimate)."""
     job_checkpoint_bytes: int = Field(default=16 * GIB, ge=MIB, le=MAX_LIMIT)
     """Disk space for the checkpoints of one job; it keeps fewer than it was asked to where they need more, and
     does not begin where three have no room: the last one, the best one and the one being written."""

@@ -304,6 +304,7 @@ def test_pause_and_resume(client: Any) -> None:
 
 def test_a_job_shows_what_it_will_take_before_it_begins(client: Any) -> None:
     job = client.train(dataset="rows", adapter="mine", pause_after_estimate=True)
+    assert (job.estimate.basis, job.estimate.duration_seconds) == ("ARITHMETIC", None)
     states = []
     waiting = client.jobs.wait(
         job.name,

@@ -19,8 +19,8 @@ READY, LOADING, NO_MEMORY = Readiness.READY, Readiness.LOADING, Readiness.NO_MEM
 
 
 class World:
-    def __init__(self, host=100, device=30):
-        self.memory, self.loader = FakeMemory(device), ManualLoader()
+    def __init__(self, host=100, device=30, **memory):
+        self.memory, self.loader = FakeMemory(device, **memory), ManualLoader()
         self.manager = ResidencyManager(self.memory, self.loader, host)
 
     def hold(self, handle):
@@ -51,6 +51,21 @@ A, B, C, D = (handle(digest) for digest in "abcd")
 @pytest.fixture
 def world():
     return World()
+
+
+def test_what_is_read_in_the_serving_layout_is_ready_without_a_second_load():
+    world = World(fills_at_once=True)
+    assert world.ask(A) is LOADING
+    world.loader.run(world.manager)
+    assert world.ask(A) is READY
+    assert world.loader.waiting == []
+    assert (world.manager.loads, world.tiers()) == (1, {"a": DEVICE})
+    world.manager.release(A)
+    assert world.manager.set_residency(B, DEVICE, pinned=True) is LOADING
+    world.loader.run(world.manager)
+    assert world.manager.set_residency(B, DEVICE, pinned=True) is READY
+    assert world.manager.set_residency(A, STORED, pinned=False) is READY
+    assert world.tiers() == {"b": DEVICE}
 
 
 def test_a_cold_adapter_is_read_then_filled_then_ready(world):

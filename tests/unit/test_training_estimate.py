@@ -14,6 +14,7 @@ from finetuned_service.jobs.memory import MEMORY
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Estimated, Suspended, TrainTask
 from finetuned_service.training import attempt, model, probe
 from finetuned_service.training.loop import Trainer
+from finetuned_service.training.order import RowOrder
 from finetuned_service.training.run import run
 from safetensors.torch import load_file
 from tiny_encoders import make_encoder_base
@@ -53,7 +54,8 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _every_second_step(monkeypatch):
-    """A probe of a short job takes typical steps as well."""
+    """A probe of a short job takes typical steps as well, and the largest one once."""
+    monkeypatch.setattr(probe, "LARGEST_SECONDS", 0.0)
     monkeypatch.setattr(probe, "STEPS_FOR_ONE", 2)
 
 
@@ -161,6 +163,25 @@ def test_the_largest_step_is_among_those_measured(tmp_path, monkeypatch):
     probed_tokens, longest = packed[:3], max(packed)
     assert probed_tokens[0] == longest
     assert max(probed_tokens[1:]) < longest / 2, "typical ones are not"
+
+
+def test_the_largest_step_is_looked_for_in_a_whole_epoch_and_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "LOOK_STEPS", 1)
+    monkeypatch.setattr(probe, "LARGEST_SECONDS", 3600.0)
+    taken: list[int] = []
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda trainer: taken.append(trainer.state.step) or step(trainer))
+    rows = [*counting_rows(0, 17), {"prompt": "say much", "completion": "one " * 60}]
+    one_each = {**SETTINGS["optimization"], "max_steps": 18, "batch_rows": 1, "micro_batch_rows": 1}
+    settings = {**SETTINGS, "data": {"holdout_fraction": 0}, "optimization": one_each}
+    task = probed(make_task(tmp_path / "job", make_base(tmp_path / "base"), train=rows, **settings), steps=2)
+    stop = StopAfter(phase="training")
+    assert run(task, stop, stop) == EXIT_STOPPED
+    order = RowOrder(len(rows), 1, one_each.get("seed", 0))
+    longest = next(number for number in range(18) if order.rows_of_step(number) == [17])
+    repeats = 1 + 18 // probe.STEPS_FOR_ONE
+    assert taken[:repeats] == [longest] * repeats
+    assert longest not in taken[repeats : repeats + 2]
 
 
 def test_a_short_job_measures_its_largest_step_alone(tmp_path, monkeypatch):

@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Iterator
 
 from finetuned.errors import QualityGateFailed
+from finetuned.testing._costs import TOKENS_IN_STEP, measured, steps_of
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import Happening, Store
 from finetuned.testing._versions import add_version, set_alias
 from finetuned.v1 import adapter_service_pb2, base_service_pb2, common_pb2, job_pb2
 
-STEPS = 4
-TOKENS_IN_STEP = 100
 SAVED = {common_pb2.WEIGHT_FORMAT_INT8: 2, common_pb2.WEIGHT_FORMAT_NF4: 4}
 """By how much a format divides the bytes of the fake base."""
 RISE_OF_PERPLEXITY = {common_pb2.WEIGHT_FORMAT_INT8: 0.01, common_pb2.WEIGHT_FORMAT_NF4: 0.05}
@@ -34,11 +33,6 @@ def quantize(store: Store) -> Iterator[Happening]:
     yield lambda job, event: _store_base(store, job, event)
 
 
-def steps_of(job: job_pb2.Job) -> int:
-    """How many a TrainJob has."""
-    return job.train.optimization.max_steps or STEPS
-
-
 def usual_metric(objective: common_pb2.Objective) -> str:
     """What a version is judged by."""
     return "reward_accuracy" if objective == common_pb2.OBJECTIVE_DPO else "exact_match"
@@ -57,6 +51,7 @@ def _baseline(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
     job.baseline_metrics.extend(figures(0, usual_metric(job.train.objective)))
     event.evaluation.subject = "baseline"
     event.evaluation.metrics.extend(job.baseline_metrics)
+    measured(job)
 
 
 def _measure(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:

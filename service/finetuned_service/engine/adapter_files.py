@@ -53,7 +53,7 @@ class AdapterReader:
         self._weight_of = weight_of
 
     def size_bytes(self, handle: AdapterHandle) -> int:
-        """At most so many bytes will the adapter have when read; looks only at the file's size.
+        """About so many bytes will the adapter have when read; looks only at the file's size.
 
         Raises:
             Unavailable: if the files cannot be reached.

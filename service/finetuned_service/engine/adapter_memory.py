@@ -21,6 +21,8 @@ class AdapterMemory:
         budget_bytes: of everything that is placed.
     """
 
+    fills_at_once = False
+
     def __init__(self, reader: AdapterReader, banks: LoraBanks, budget_bytes: int) -> None:
         self._reader = reader
         self._banks = banks

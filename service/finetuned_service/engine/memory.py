@@ -39,8 +39,15 @@ P = TypeVar("P", bound=Place)
 class Memory(Protocol[W, P]):
     """Where adapters are read from and placed. `read` and `fill` run on the loader, the rest on the engine."""
 
+    @property
+    def fills_at_once(self) -> bool:
+        """What is read lies in the serving layout already: `fill` is for the engine, and takes no time."""
+        ...
+
     def size_bytes(self, handle: AdapterHandle) -> int:
-        """HOST memory it needs at most; FinetunedError if its files cannot be reached."""
+        """HOST memory to reserve while it is read, from the size of its files; what it takes is counted once it is
+        there. FinetunedError if they cannot be reached.
+        """
         ...
 
     def read(self, handle: AdapterHandle) -> W:

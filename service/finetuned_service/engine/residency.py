@@ -182,10 +182,13 @@ class ResidencyManager(Generic[W, P]):
             entry.host_bytes = loaded.weights.size_bytes
             entry.modules = loaded.weights.modules
         else:
-            self.fill_seconds.observe(loaded.seconds)
-            entry.filled = True
-            self.loads += 1
+            self._filled(entry, loaded.seconds)
         self._settle(entry)
+
+    def _filled(self, entry: _Entry[W, P], seconds: float) -> None:
+        self.fill_seconds.observe(seconds)
+        entry.filled = True
+        self.loads += 1
 
     def snapshot(self) -> tuple[AdapterResidency, ...]:
         """All adapters that are in memory."""
@@ -250,6 +253,10 @@ class ResidencyManager(Generic[W, P]):
             self._leave_device(victim)
             self._drop_if_idle(victim)
         place = entry.place = self._memory.place(weights)
+        if self._memory.fills_at_once:
+            self._memory.fill(place, weights)
+            self._filled(entry, 0.0)
+            return Readiness.READY
         entry.loading = True
 
         def fill() -> None:

@@ -120,7 +120,9 @@ def continued(spec: TrainSpec, start: Start, base_digest: str, base_directory: P
         )
     if start.task is not spec.task:
         raise InvalidField.one(
-            _FIELD, f"names {start.name}, for the task {start.task}; this job's is {spec.task}"
+            _FIELD,
+            f"names {start.name}, for the task {start.task}; this job's is {spec.task}. Set spec.task to {start.task}, "
+            "or train without continue_from",
         )
     layout = parse_layout((start.directory / CONFIG_FILE).read_bytes())
     facts, geometry = BaseFacts.of_directory(base_directory), BaseGeometry.of_files(base_directory)
@@ -128,10 +130,14 @@ def continued(spec: TrainSpec, start: Start, base_digest: str, base_directory: P
     body = layout.body if isinstance(layout, HeadLayout) else layout
     made = _with_settings(with_head, start, stored_settings(body, facts, geometry)) if body else with_head
     if body and not trains_as_stored(body, resolve_method(made, facts), geometry):
+        choosable = spec.method is not Method.FULL and not (
+            spec.method is Method.HEAD and spec.task is Task.TEXT_GENERATION
+        )
         raise InvalidField.one(
             f"spec.{SETTINGS_OF[spec.method]}",
-            f"chooses other parameters of the base than {start.name} holds, and continuing keeps them. Leave it out, "
-            "or train without continue_from",
+            f"chooses other parameters of the base than {start.name} holds, and continuing keeps them. "
+            + ("Leave it out, or train" if choosable else "Train")
+            + " without continue_from",
         )
     return made.model_copy(update={"continue_from": start.name})
 

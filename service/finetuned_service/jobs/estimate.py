@@ -12,7 +12,7 @@ from finetuned_service.jobs.events import Estimate, EstimateBasis
 from finetuned_service.jobs.methods import adapter_elements
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.values import Job, TrainResult
-from finetuned_service.vocabulary import DataReport, Task
+from finetuned_service.vocabulary import DataReport, Method, Task
 
 RUNTIME_BYTES = 280_000_000
 """Python with torch and transformers on two threads, before any weight is read: measured were 326 MB, and no job has
@@ -41,10 +41,10 @@ def estimate_train(
     tokens = round(steps * spec.optimization.batch_rows * report.train_tokens / max(1, report.train_rows))
     least_bytes = RUNTIME_BYTES + _STATE_BYTES * adapter_elements(spec, base_directory)
     if spec.task is Task.TEXT_GENERATION:
-        # With activations checkpointed, each layer keeps its input alone, of one row at least.
+        # With activations checkpointed, each layer from the first that trains keeps its input alone, of one row at least.
         geometry, width = BaseGeometry.of_files(base_directory), width_of(read_config(base_directory))
         longest = min(report.longest_row_tokens, spec.data.max_row_tokens or report.longest_row_tokens)
-        least_bytes += _ACTIVATION_BYTES * longest * width * len(geometry.layers)
+        least_bytes += _ACTIVATION_BYTES * longest * width * _kept_layers(spec, len(geometry.layers))
     estimate = Estimate(
         steps=steps,
         tokens=tokens,
@@ -66,6 +66,17 @@ def estimate_train(
         "basis": EstimateBasis.EARLIER_JOB,
     }
     return estimate.model_copy(update=found)
+
+
+def _kept_layers(spec: TrainSpec, layers: int) -> int:
+    """Layers of a decoder that keep something for the gradient, at least."""
+    if spec.method is Method.HEAD:
+        return 0
+    if spec.method is Method.LAYERS:
+        return 0 if spec.layers.modules else layers - min(spec.layers.layers, default=layers)
+    chosen = (*spec.lora.target_modules, *spec.ia3.target_modules, *spec.bottleneck.target_modules)
+    by_number = any(part.isdigit() for name in chosen for part in name.split("."))
+    return 0 if by_number else layers  # which is the first of them is not worth looking for
 
 
 def is_like(job: Job, spec: TrainSpec) -> bool:

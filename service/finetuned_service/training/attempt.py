@@ -21,7 +21,7 @@ from finetuned_service.training.checkpoint import CheckpointStore, RunState
 from finetuned_service.training.estimate import tell_estimate
 from finetuned_service.training.loop import Ended, HeldOut, Trainer
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
-from finetuned_service.training.probe import probe, scratch_checkpoints, without_effect
+from finetuned_service.training.probe import Probed, probe, scratch_checkpoints, without_effect
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.stages import begin
 from finetuned_service.training.trainable import R, Trainable
@@ -54,11 +54,12 @@ class Attempt(Generic[R]):
         """Where the result lies until it is published."""
         return Path(self.task.work_directory) / "adapter"
 
-    def run(self, *, seconds_afterwards: float = 0.0) -> tuple[Ended, RunState]:
+    def run(self, *, seconds_afterwards: float | None = None) -> tuple[Ended, RunState]:
         """Train to the end or until told to stop; at the end the best adapter lies in its directory.
 
         Args:
-            seconds_afterwards: what the job will do after the last step, for the expected time.
+            seconds_afterwards: what the job will do after the last step, for the expected time; None is as much as an
+                evaluation between steps.
 
         Raises:
             TrainingDiverged: naming what was kept.
@@ -77,13 +78,15 @@ class Attempt(Generic[R]):
         checkpoints.refuse_over_budget(self.model)
         state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
         if (task.probe_steps or task.pause_after_estimate) and not state.step:
-            told = self._probe(state, seconds_afterwards)
-            if told and task.pause_after_estimate:
+            probed = self._probe(state, seconds_afterwards)
+            if probed and task.pause_after_estimate:
                 text = "paused before its first step, to show what it will take: ResumeJob lets it begin"
                 self.report(Suspended(reason="ESTIMATED", text=text))
                 return Ended.STOPPED, state
+            if probed and seconds_afterwards is None:
+                seconds_afterwards = probed.evaluation_seconds
         plan = Plan.of(spec.optimization, spec.evaluation)
-        trainer = self._trainer(plan, state, checkpoints, self.report, seconds_afterwards)
+        trainer = self._trainer(plan, state, checkpoints, self.report, seconds_afterwards or 0.0)
         try:
             ended = trainer.run()
         except TrainingDiverged as error:
@@ -118,8 +121,8 @@ class Attempt(Generic[R]):
             whole_batches=self.whole_batches,
         )
 
-    def _probe(self, state: RunState, seconds_afterwards: float) -> bool:
-        """Tell what the job will take, from a few steps that leave no trace; False if they could not be measured, and
+    def _probe(self, state: RunState, seconds_afterwards: float | None) -> Probed | None:
+        """Tell what the job will take, from a few steps that leave no trace; None if they could not be measured, and
         the run itself will say why.
 
         Raises:
@@ -130,10 +133,10 @@ class Attempt(Generic[R]):
         with scratch_checkpoints(Path(self.task.work_directory) / "probe") as checkpoints:
             trainer = self._trainer(without_effect(plan), state, checkpoints, lambda _: None)
             probed = probe(trainer, self.task.probe_steps)
-        if probed is None:
-            return False
-        tell_estimate(probed, plan, self.task, seconds_afterwards, self.report)
-        return True
+        if probed is not None:
+            afterwards = probed.evaluation_seconds if seconds_afterwards is None else seconds_afterwards
+            tell_estimate(probed, plan, self.task, afterwards, self.report)
+        return probed
 
     def _fewer_at_once(self, optimization: Optimization) -> Optimization:
         most_rows = self.task.micro_batch_rows

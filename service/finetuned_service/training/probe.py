@@ -6,6 +6,7 @@ what even that could change (the sign of a zero, torch's generator) is put back 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Generator, Sequence
@@ -17,17 +18,21 @@ from typing import Any
 import torch
 
 from finetuned_service.errors import TrainingDiverged
+from finetuned_service.jobs.memory import WATCH_INTERVAL_SECONDS
 from finetuned_service.training.checkpoint import CheckpointStore
-from finetuned_service.training.loop import EVALUATION_ROWS, Trainer
+from finetuned_service.training.loop import EVALUATION_ROWS, Step, Trainer
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.trainable import TrainRow
 
 LOOK_STEPS = 1000
-"""Of so many steps at most the sizes are looked at; those of later epochs are alike."""
+"""Of so many steps the sizes are looked at, or of an epoch's where they are more: there every row is met."""
 STEPS_FOR_ONE = 10
 """A typical step is measured for every so many of the job: the probe of a short job must not outlast it."""
 MOST_SECONDS = 60.0
-"""When so much time is over no further step is begun."""
+"""When typical steps have taken so long no further one is begun."""
+LARGEST_SECONDS = 4 * WATCH_INTERVAL_SECONDS
+"""So long is the largest step repeated: whoever watches the memory must see it."""
+_MOST_REPEATS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +77,29 @@ def probe(trainer: Trainer[Any], typical_steps: int) -> Probed | None:
         None if the process was asked to stop, or a step's loss is not finite: the run itself says at which.
     """
     total = trainer.plan.total_steps
-    sizes = [_size(trainer.parts_of_step(step)) for step in range(min(total, LOOK_STEPS))]
+    looked = min(total, max(LOOK_STEPS, math.ceil(len(trainer.train_rows) / trainer.settings.batch_rows)))
+    sizes = [_size(trainer.parts_of_step(step)) for step in range(looked)]
     tokens = round(sum(size.tokens for size in sizes) / len(sizes) * total)
-    started, begun, generator = time.perf_counter(), trainer.state, torch.get_rng_state()
+    begun, generator = trainer.state, torch.get_rng_state()
     trainer.checkpoints.save(begun, trainer.model, trainer.optimizer)
-    chosen = [_largest(sizes), *_typical(sizes, min(typical_steps, total // STEPS_FOR_ONE))]
-    found: list[tuple[int, float]] = []
+    few = total // STEPS_FOR_ONE
+
+    def measured(steps: Sequence[int], most_seconds: float) -> list[Step]:
+        """The first of the steps, and others until so much time is over."""
+        begun_seconds, taken = time.perf_counter(), list[Step]()
+        for step in steps:
+            if trainer.stop.is_set() or (taken and time.perf_counter() - begun_seconds > most_seconds):
+                break
+            trainer.state = begun.model_copy(update={"step": step})
+            taken.append(trainer.step())
+        return taken
+
     try:
         _make_moments(trainer.optimizer)
-        for step in chosen:
-            if trainer.stop.is_set():
-                return None
-            trainer.state = begun.model_copy(update={"step": step})
-            taken = trainer.step()
-            found.append((taken.tokens, taken.seconds))
-            if time.perf_counter() - started > MOST_SECONDS:
-                break
+        heavy = measured([_largest(sizes)] * (1 + min(few, _MOST_REPEATS)), LARGEST_SECONDS)
+        typical = measured(_typical(sizes, min(typical_steps, few)), MOST_SECONDS)
+        if trainer.stop.is_set():
+            return None
         evaluation_seconds = _evaluation_seconds(trainer)
         checkpoint_seconds = _checkpoint_seconds(trainer)
     except TrainingDiverged:
@@ -97,10 +109,12 @@ def probe(trainer: Trainer[Any], typical_steps: int) -> Probed | None:
         trainer.optimizer.zero_grad()
         trainer.checkpoints.restore_parameters(begun.step, trainer.model)
         torch.set_rng_state(generator)
-    # The first step warms up: kernels are chosen, memory is new.
-    timed = found[1:] or found
-    seconds_per_token = sum(seconds for _, seconds in timed) / sum(taken for taken, _ in timed)
-    return Probed(len(found), tokens, tokens * seconds_per_token, evaluation_seconds, checkpoint_seconds)
+    # The first step of all warms up: kernels are chosen, memory is new.
+    timed = typical or heavy[1:] or heavy
+    seconds_per_token = sum(step.seconds for step in timed) / sum(step.tokens for step in timed)
+    return Probed(
+        len(heavy) + len(typical), tokens, tokens * seconds_per_token, evaluation_seconds, checkpoint_seconds
+    )
 
 
 def _make_moments(optimizer: torch.optim.Optimizer) -> None:

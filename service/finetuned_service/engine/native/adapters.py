@@ -25,7 +25,8 @@ class Placed:
     @property
     def order(self) -> tuple[bool, int]:
         """Rows are sorted by it, so that those of one adapter are neighbours, as are those with the base's weights."""
-        return self.adapter.change is not None, self.position
+        change = self.adapter.change
+        return change is not None and change.multiplies_apart, self.position
 
     @property
     def size_bytes(self) -> int:
@@ -39,6 +40,8 @@ class Placed:
 @final
 class NativeAdapters:
     """`memory.Memory` of the native path: a budget of bytes."""
+
+    fills_at_once = True
 
     def __init__(self, reader: AdapterReader, packer: AdapterPacker, budget_bytes: int) -> None:
         self._reader = reader

@@ -60,6 +60,8 @@ class PackedChange:
 
     struct: ChangeStruct
     kept: tuple[Tensor, ...]
+    multiplies_apart: bool
+    """It has weights or inputs of its own: its rows cannot share a product with those of the base."""
 
     @property
     def pointer(self) -> Any:
@@ -82,6 +84,7 @@ class ChangeBuilder:
         self._struct = ChangeStruct(layers=self._layers)
         self._kept: list[Tensor] = []
         self._room = torch.empty(0, dtype=torch.bfloat16)
+        self._apart = False
 
     def reserve(self, changes: Iterable[Ops]) -> None:
         """Make room for the weights among `changes`, in one block on huge pages as the base's are."""
@@ -96,6 +99,7 @@ class ChangeBuilder:
         for op in ops:
             match op:
                 case ScaleInput(gain):
+                    self._apart = True
                     self._site(module).input_gain = self._vector(copied(gain))
                 case ScaleOutput(gain):
                     self._site(module).output_gain = self._vector(copied(gain))
@@ -121,7 +125,7 @@ class ChangeBuilder:
         """Raises: InvalidAdapterFiles, if it is not finite as it is served."""
         if not all(bool(torch.isfinite(tensor).all()) for tensor in self._kept):
             raise not_finite(digest, torch.bfloat16)
-        return PackedChange(self._struct, tuple(self._kept))
+        return PackedChange(self._struct, tuple(self._kept), self._apart)
 
     def _scale_rows(self, module: str, magnitude: Tensor, update: AddLowRank[Tensor]) -> None:
         """See `adapter_weights.load_op`; the bias is not scaled."""
@@ -135,6 +139,7 @@ class ChangeBuilder:
     def _substitute(self, modules: Iterable[str], parameter: str, value: Tensor) -> None:
         """The same parameter at every module that shares it."""
         address = self._packed(value) if value.ndim > 1 else self._vector(value)
+        self._apart = self._apart or value.ndim > 1
         for module in modules:
             if (base := self._weights.linears.get(module)) is not None:
                 own = self._struct.head if module == HEAD else self._site(module).own

@@ -99,6 +99,10 @@ WHY_NOT: Mapping[tuple[Task, Method], str] = {
         Method.IA3,
     ): "IA3 scales keys, values and feed-forwards, which a vision model has not",
     (Task.FEATURE_EXTRACTION, Method.HEAD): "vectors are what the base itself makes, under no head",
+    **{
+        (task, Method.QLORA): "Quantize makes INT8 and NF4 bases of causal language models alone"
+        for task in (Task.FEATURE_EXTRACTION, *CLASSIFICATION_TASKS)
+    },
 }
 """Why a task is not trained with a method of the others."""
 

@@ -5,6 +5,8 @@ Such training is short; a killed process begins its evaluations anew and its tra
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended
 from finetuned_service.training.stages import finish, tell_prepared
+from finetuned_service.training.trainable import TrainRow
 from finetuned_service.vocabulary import Method, Task
 
 
@@ -141,7 +144,7 @@ def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadRes
 
 def _train(job: _Job) -> tuple[Ended, int]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
-    model = _model(job)
+    model, seconds_afterwards = _model(job)
     images = job.task.spec.task is Task.IMAGE_CLASSIFICATION
     task_type = None if images else ENCODER_TASK_TYPE
     attempt = Attempt(
@@ -157,18 +160,27 @@ def _train(job: _Job) -> tuple[Ended, int]:
         report=job.report,
         stop=job.stop,
     )
-    ended, state = attempt.run()
+    ended, state = attempt.run(seconds_afterwards=seconds_afterwards)
     return ended, state.best.step if state.best else state.step
 
 
-def _model(job: _Job) -> HeadModel | AdaptedEncoder:
+def _model(job: _Job) -> tuple[HeadModel | AdaptedEncoder, float | None]:
+    """What trains, and how long the held-out rows will take afterwards; see `Attempt.run`."""
     spec, data = job.task.spec, job.data
     if spec.method is not Method.HEAD:
-        return AdaptedEncoder.load(job.base, spec, data.head, data.weights)
+        return AdaptedEncoder.load(job.base, spec, data.head, data.weights), None
     job.report(Progress(phase="encoding"))
+    started = time.perf_counter()
     examples = [*data.train, *data.heldout]
     found = features_of(EncoderModel.load(job.base), examples, data.head)
-    return HeadModel(data.head, {number: rows.clone() for number, rows in found}, data.weights)
+    model = HeadModel(data.head, {number: rows.clone() for number, rows in found}, data.weights)
+    # A head trains on what its base has made of the rows, and is measured on the held-out ones themselves.
+    share = _tokens(data.heldout) / _tokens(examples)
+    return model, share * (time.perf_counter() - started)
+
+
+def _tokens(rows: Sequence[TrainRow]) -> int:
+    return sum(len(row.token_ids) for row in rows)
 
 
 def _samples(
