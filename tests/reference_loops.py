@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.messages import Sampling, Submit
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.text.supervision import EncodedRow
+from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.packing import pack
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, random_prompt
 
 STEPS = 4
 RATE = 5e-2
@@ -55,3 +62,28 @@ def our_curve(model: Any) -> list[float]:
         optimizer.step()
         curve.append(loss.item())
     return curve
+
+
+def replies_alone_and_together(
+    base: Path, root: Path, models: Sequence[Any]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens that the plain base and an adapter of each model, moved a little, reply with: one after another, and in
+    one batch.
+    """
+    requests = [Submit(0, random_prompt(40, 9), None, Sampling(6, ignore_eos=True))]
+    for number, model in enumerate(models, 1):
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for _, parameter in model.named_parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        directory = root / str(number)
+        directory.mkdir()
+        write_adapter(directory, model.method, "bases/tiny", torch.float32)
+        handle = adapter_handle(directory, base)
+        requests.append(
+            Submit(number, random_prompt(40 + number % 3, 9), handle, Sampling(6, ignore_eos=True))
+        )
+    config = EngineConfig("", kv_capacity_tokens=1024, max_running_sequences=16, max_prefill_tokens=32)
+    with OfflineEngine(EngineModel.load(base), config) as engine:
+        alone = [engine.generate([request])[0].token_ids for request in requests]
+        return alone, [completion.token_ids for completion in engine.generate(requests)]

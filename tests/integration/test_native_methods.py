@@ -106,11 +106,6 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(base, library):
-    return NativeModel.load(base, library)
-
-
-@pytest.fixture(scope="module")
 def adapters(base, tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
     return {name: make(root / name, base) for name, make in (PEFT | OWN).items()}

@@ -45,11 +45,6 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(base, library):
-    return NativeModel.load(base, library)
-
-
-@pytest.fixture(scope="module")
 def adapters(base, tmp_path_factory):
     """Ranks of all kinds: odd, over a group of 16, different at each site, at few sites. None: plain base."""
     root = tmp_path_factory.mktemp("adapters")

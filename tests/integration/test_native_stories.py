@@ -12,7 +12,6 @@ from engine_stories import stories, tell
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.native.library import PANEL
-from finetuned_service.engine.native.model import NativeModel
 from finetuned_service.engine.offline import OfflineEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,11 +51,6 @@ COLD = EngineConfig(
 def base(tmp_path_factory):
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6, "num_key_value_heads": 2}
     return save_tiny_base(tmp_path_factory.mktemp("base"), dtype=torch.bfloat16, head_dim=16, **sizes)
-
-
-@pytest.fixture(scope="module")
-def model(base, library):
-    return NativeModel.load(base, library)
 
 
 @pytest.fixture(scope="module")

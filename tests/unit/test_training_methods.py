@@ -13,7 +13,6 @@ from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.manifest import describe_base, write_manifest
 from finetuned_service.engine.config import EngineConfig
-from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
@@ -23,7 +22,7 @@ from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.model import load_model
 from finetuned_service.vocabulary import WeightFormat
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from reference_loops import our_curve, reference_curve
+from reference_loops import our_curve, reference_curve, replies_alone_and_together
 from tiny_models import (
     load_plain,
     oracle_logits,
@@ -250,22 +249,8 @@ MIXED: list[dict[str, Any]] = [
 
 
 def test_all_methods_run_in_one_batch_as_each_does_alone(base: Path, tmp_path: Path) -> None:
-    requests = [Submit(0, random_prompt(40, 9), None, Sampling(6, ignore_eos=True))]
-    for number, method in enumerate(MIXED, 1):
-        model, directory = load_model(base, spec(base, method)), tmp_path / str(number)
-        generator = torch.Generator().manual_seed(number)
-        with torch.no_grad():
-            for _, parameter in model.named_parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        directory.mkdir()
-        write_adapter(directory, model.method, "bases/tiny", torch.float32)
-        handle = adapter_handle(directory, base)
-        requests.append(
-            Submit(number, random_prompt(40 + number % 3, 9), handle, Sampling(6, ignore_eos=True))
-        )
-    config = EngineConfig("", kv_capacity_tokens=1024, max_running_sequences=16, max_prefill_tokens=32)
-    with OfflineEngine(EngineModel.load(base), config) as engine:
-        alone = [engine.generate([request])[0].token_ids for request in requests]
-        together = [completion.token_ids for completion in engine.generate(requests)]
+    alone, together = replies_alone_and_together(
+        base, tmp_path, [load_model(base, spec(base, method)) for method in MIXED]
+    )
     assert together == alone
     assert len({tuple(tokens) for tokens in alone}) > len(MIXED) // 2
