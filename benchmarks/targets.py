@@ -68,6 +68,7 @@ TARGETS = {
     "sft_supervised_tokens_vs_trl": Target(2.0),
     "sft_short_supervised_tokens_vs_trl": Target(2.0),
     "sft_peak_memory_vs_trl": _at_most(0.6),
+    "qlora_base_bytes_vs_bf16": _at_most(0.5),
     "ready_after_start_seconds": Target(15.0, at_least=False, of_value=True),
 }
 

@@ -64,7 +64,12 @@ def save_tiny_base(
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**settings)).to(dtype)
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(".bias"):  # transformers begins with zeros
+                    parameter.normal_(0.0, 0.1)
+        model.to(dtype)
     model.save_pretrained(directory)
     return directory
 

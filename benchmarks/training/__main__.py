@@ -11,7 +11,7 @@ from benchmarks.bench import DATA
 from benchmarks.measure import measure, options
 from benchmarks.ours import ours
 from benchmarks.peers.start import installed
-from benchmarks.training.groups import GROUPS, TrainingBench
+from benchmarks.training.groups import GROUPS, WITHOUT_TRL, TrainingBench
 from benchmarks.training.rows import RowFactory
 
 ROWS = Path("build/bench/rows")
@@ -27,7 +27,7 @@ def main() -> int:
     chosen = options(parser, list(GROUPS), runs=3, results=RESULTS, quick_results=QUICK_RESULTS)
     # So that learners, which are stopped when it is not their turn, are killed with us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if not installed("trl"):
+    if not WITHOUT_TRL.issuperset(chosen.only) and not installed("trl"):
         print("trl is not built: benchmarks/peers/build trl", file=sys.stderr)
         return 1
     base: Path | None = chosen.base

@@ -13,7 +13,9 @@ from benchmarks.peers.process import Peer
 from benchmarks.training import learners
 from benchmarks.training.learners import BATCH_ROWS, train
 from benchmarks.training.memory import peak
+from benchmarks.training.packed import packed_base
 from benchmarks.training.rows import RowFactory, Rows
+from benchmarks.training.weights import WeightBytes
 
 MB = 1e6
 FULL_TOKENS = 512
@@ -76,7 +78,27 @@ def memory(bench: TrainingBench) -> Iterator[Figure]:
     )
 
 
-GROUPS: dict[str, Group] = {group.__name__: group for group in (uneven, short, memory)}
+def qlora(bench: TrainingBench) -> Iterator[Figure]:
+    """What the base's weights take in a process that has trained over them: packed in 4 bits, and as they are."""
+    rows = bench.rows.short(BATCH_ROWS)
+    bases = {"nf4": packed_base(bench.base), "bf16": bench.base}
+    found: dict[str, list[WeightBytes]] = {name: [] for name in bases}
+    for _ in range(bench.runs):
+        for name, base in bases.items():
+            with learners.ours(base) as learner:
+                train(learner, rows)
+                found[name].append(learners.weight_bytes(learner))
+    told = ", ".join(
+        f"{name} {weights[-1].mapped_bytes / MB:.1f} MB mapped and {weights[-1].private_bytes / MB:.1f} private"
+        for name, weights in found.items()
+    )
+    packed, whole = ([weights.total_bytes / MB for weights in found[name]] for name in bases)
+    yield compared("qlora_base_bytes_vs_bf16", "MB", packed, "bf16", whole, note=f"after an epoch: {told}")
+
+
+GROUPS: dict[str, Group] = {group.__name__: group for group in (uneven, short, memory, qlora)}
+WITHOUT_TRL = frozenset({"qlora"})
+"""Groups that compare ours with ours."""
 
 
 def _speed(bench: TrainingBench, figure: str, rows: Rows) -> Figure:

@@ -14,6 +14,7 @@ from benchmarks.machine import cores
 from benchmarks.peers.process import Peer, PeerFailed, running
 from benchmarks.peers.start import HOME, LOGS
 from benchmarks.training.rows import Rows
+from benchmarks.training.weights import WeightBytes
 
 BATCH_ROWS = 8
 LEARNING_RATE = 1e-3
@@ -54,6 +55,16 @@ def train(learner: Peer, rows: Rows) -> Trained:
     if answer["tokens"] != rows.tokens:
         raise PeerFailed(f"{learner.name} trained on {answer['tokens']} tokens instead of {rows.tokens}")
     return Trained(float(answer["seconds"]), int(answer["steps"]))
+
+
+def weight_bytes(learner: Peer) -> WeightBytes:
+    """What the base's weights take in the process of one of ours, now.
+
+    Raises:
+        PeerFailed: it ended.
+    """
+    answer = learner.ask({"weights": True})
+    return WeightBytes(int(answer["mapped_bytes"]), int(answer["private_bytes"]))
 
 
 def _settings(base: Path) -> Mapping[str, object]:

@@ -1,7 +1,8 @@
 """Ours: `Trainer`, the loop of a TrainJob, in the environment of a job process.
 
-Settings: `base`, `threads`, `batch_rows`, `learning_rate`. Command: {"rows": FILE} trains one epoch of it with
+Settings: `base`, `threads`, `batch_rows`, `learning_rate`. Commands: {"rows": FILE} trains one epoch of it with
 fresh moments, and answers {"seconds", "tokens", "steps"}: from the first step's begin to the last one's end.
+{"weights": true} answers {"mapped_bytes", "private_bytes"}: what the base's weights take in this process now.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import math
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from finetuned_service.bases.manifest import WEIGHTS_FILE
 from finetuned_service.jobs.events import Environment, Progress
 from finetuned_service.jobs.specs import EvaluationOptions, LoraSettings, Optimization, TrainSpec
 from finetuned_service.text.supervision import EncodedRow
@@ -24,6 +27,7 @@ from finetuned_service.training.schedule import Plan
 from finetuned_service.vocabulary import Value
 
 from benchmarks.peers.worker import Answer, Command, Settings, answer
+from benchmarks.training.weights import frozen_tensors, weight_bytes
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -38,6 +42,8 @@ def start(settings: Settings) -> Answer:
         parameter.detach().sum()
 
     def train(command: Command) -> dict[str, object]:
+        if "weights" in command:
+            return asdict(weight_bytes(frozen_tensors(model), Path(settings["base"]) / WEIGHTS_FILE))
         rows = [
             EncodedRow(row["input_ids"], [bool(flag) for flag in row["completion_mask"]])
             for row in json.loads(Path(command["rows"]).read_text())

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import torch
 from finetuned import (
     Client,
     Job,
@@ -152,13 +153,13 @@ def test_quantize_makes_a_base_with_a_report(client: Client) -> None:
 
 @pytest.mark.parametrize("weight_format", ["INT8", "NF4"])
 def test_quantized_base_is_served_as_transformers_serves_it(tmp_path: Path, weight_format: str) -> None:
+    """Over weights unpacked by hand; their blocks go on from one row into the next."""
     from finetuned import RawText
-    from finetuned_service.bases.load import load_base
     from finetuned_service.text.tokenizer import BaseTokenizer
+    from packed_oracle import unpacked_model
     from tiny_models import oracle_tokens
 
-    # Widths that both formats pack; the real ones are such multiples too.
-    make_data_directory(tmp_path, hidden_size=64, intermediate_size=128, num_attention_heads=8)
+    source = make_data_directory(tmp_path)
     with running(tmp_path / "data") as server, Client(server.endpoint) as client:
         job = finished(client, client.quantize(weight_format, "packed")).check()
     assert job.quantize_result is not None
@@ -171,7 +172,8 @@ def test_quantized_base_is_served_as_transformers_serves_it(tmp_path: Path, weig
         assert info.resident_base_digest == job.quantize_result.digest
         reply = client.generate(RawText("one two three"), plain_base=True, max_tokens=12, ignore_eos=True)
     prompt = BaseTokenizer.load(directory).encode("one two three", add_special_tokens=True)
-    assert list(reply.token_ids) == oracle_tokens(load_base(directory), prompt, 12)
+    plain = unpacked_model(source, directory, torch.float32)
+    assert list(reply.token_ids) == oracle_tokens(plain, prompt, 12)
 
 
 def test_results_fit_the_place_that_their_jobs_held(server: TinyServer, tmp_rows: Path) -> None:

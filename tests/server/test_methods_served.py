@@ -29,6 +29,7 @@ from finetuned import (
 )
 from finetuned_service.adapters.layouts import PREFIX
 from finetuned_service.text.tokenizer import BaseTokenizer
+from packed_oracle import unpacked_model
 from peft import PeftModel
 from safetensors.torch import load_file
 from served_oracle import PROMPT, ask, check_against_oracle
@@ -246,7 +247,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_stored(
 
 
 def test_low_rank_updates_train_over_a_quantized_base_and_are_served_on_it(tmp_path: Path) -> None:
-    make_data_directory(tmp_path, hidden_size=64, intermediate_size=128, num_attention_heads=8)
+    source = make_data_directory(tmp_path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "say {n}", "completion": "{n} it is"}}\n' for n in range(20)))
     with running(tmp_path / "data") as server, Client(server.endpoint) as client:
@@ -271,3 +272,10 @@ def test_low_rank_updates_train_over_a_quantized_base_and_are_served_on_it(tmp_p
         assert (adapted.served_by.modules, plain.served_by.modules) == (14, 0)
         assert [told.logprob for told in adapted.logprobs] != [told.logprob for told in plain.logprobs]
         assert client.server_info().resident_base_digest == adapted.served_by.base_digest
+        client.adapters.export("mine", tmp_path / "mine")
+    stands_for = unpacked_model(source, tmp_path / "data" / packed, torch.float32)
+    prompt = BaseTokenizer.load(source).encode(PROMPT.text, add_special_tokens=True)
+    check_against_oracle(plain, stands_for, prompt)
+    with peft_warnings_allowed():
+        peft = PeftModel.from_pretrained(stands_for, str(tmp_path / "mine")).eval()
+    check_against_oracle(adapted, peft, prompt)

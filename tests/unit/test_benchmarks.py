@@ -10,11 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 # benchmarks/ is run from the repository's root, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from finetuned_service.training.model import load_model
+from packed_oracle import pack
+from tiny_bases import make_tiny_base
 from tiny_tokenizers import write_tokenizer
+from unit.test_training_model import spec
 
 from benchmarks.figures import compared, quantile, single, take_turns
 from benchmarks.groups import GROUPS
@@ -25,6 +30,7 @@ from benchmarks.targets import TARGETS, verdict
 from benchmarks.training.groups import GROUPS as TRAINING_GROUPS
 from benchmarks.training.memory import peak
 from benchmarks.training.rows import RowFactory
+from benchmarks.training.weights import frozen_tensors, weight_bytes
 
 WORKER = """
 import json, sys
@@ -158,6 +164,28 @@ def test_peak_is_what_is_held_above_the_beginning():
             measured.sample()
         process.stdin.write("\n")
     assert 45e6 < measured.above < 80e6
+
+
+@pytest.mark.parametrize(("weight_format", "embeddings"), [("NF4", False), ("INT8", False), ("INT8", True)])
+def test_weights_are_counted_where_they_lie_and_stored_ones_stay_mapped(
+    tmp_path: Path, weight_format: str, *, embeddings: bool
+):
+    source = make_tiny_base(tmp_path / "tiny", dtype=torch.bfloat16)
+    packed = pack(source, tmp_path / "packed", weight_format, embeddings=embeddings)
+    model = load_model(packed, spec(lora={"rank": 2, "alpha": 2.0, "target_modules": ("q_proj", "up_proj")}))
+    weights = list(frozen_tensors(model))
+    for tensor in weights:
+        tensor.detach().float().sum()  # pages count once they are read
+    file = packed / "model.safetensors"
+    found, size = weight_bytes(weights, file), file.stat().st_size
+    assert 0.9 * size < found.mapped_bytes < size + 4096
+    # Beside the file: frequencies of positions and offsets of scales, and the head of packed embeddings.
+    head_bytes = model.head.nbytes if embeddings else 0
+    assert 0 < found.private_bytes - head_bytes < 500
+    assert found.total_bytes == found.mapped_bytes + found.private_bytes
+    copy = torch.ones(1000)
+    again = weight_bytes([*weights, copy, copy[:], weights[0]], file)
+    assert again.private_bytes - found.private_bytes == copy.nbytes
 
 
 def _stops(process: psutil.Process) -> bool:

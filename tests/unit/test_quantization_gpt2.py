@@ -11,7 +11,6 @@ import pytest
 import torch
 from finetuned_service.adapters.geometry import linear_shapes
 from finetuned_service.bases.convert import import_directory
-from finetuned_service.bases.load import dense_weight, load_base
 from finetuned_service.bases.manifest import read_manifest
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.model import EngineModel
@@ -20,6 +19,7 @@ from finetuned_service.jobs.task import EXIT_FINISHED, QuantizeFinished
 from finetuned_service.quantization.run import run
 from finetuned_service.quantization.text import measured_windows
 from finetuned_service.text.tokenizer import BaseTokenizer
+from packed_oracle import unpacked_model
 from tiny_bases import make_quantize_task
 from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
 from tiny_models import oracle_logits, random_prompt
@@ -31,23 +31,11 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
-    save_tiny_gpt2(source, vocab_size=byte_level().get_vocab_size(), n_embd=64, n_head=4)
+    save_tiny_gpt2(source, vocab_size=byte_level().get_vocab_size(), n_embd=48, n_head=4)
     write_tokenizer(source, template=None)
     directory = tmp_path_factory.mktemp("bases") / "gpt"
     import_directory(source, directory)
     return directory
-
-
-def dequantized(base: Path, packed: Path) -> Any:
-    """Transformers' own GPT-2, with what the packed weights stand for in the place of its own."""
-    plain, stored = load_plain_gpt2(base), load_base(packed)
-    with torch.no_grad():
-        for name, module in plain.named_modules():
-            if type(module).__name__ == "Conv1D":
-                before = module.weight.clone()
-                module.weight.copy_(dense_weight(stored.get_submodule(name)).T)
-                assert 0 < (module.weight - before).norm() / before.norm() < 0.15
-    return plain
 
 
 def perplexity(model: Any, base: Path) -> float:
@@ -74,7 +62,7 @@ def test_what_is_measured_and_served_is_what_the_packed_weights_stand_for(
     assert report.kept_modules == ("transformer.wte", "transformer.wpe", "lm_head")
     assert report.quantized_bytes < report.source_bytes
     assert linear_shapes(packed / WEIGHTS) == linear_shapes(base / WEIGHTS)
-    plain = dequantized(base, packed)
+    plain = unpacked_model(base, packed, torch.float32)
     assert report.source_perplexity == pytest.approx(perplexity(load_plain_gpt2(base), base), rel=1e-5)
     assert report.quantized_perplexity == pytest.approx(perplexity(plain, base), rel=1e-4)
     prompt = random_prompt(3, 20)

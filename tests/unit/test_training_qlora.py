@@ -7,55 +7,64 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned_service.adapters.geometry import IN_BLOCK
 from finetuned_service.bases.convert import import_directory
-from finetuned_service.bases.load import dense_weight, load_base
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
+from finetuned_service.jobs.memory import memory_report
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
-from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
-from finetuned_service.names import BaseName
-from finetuned_service.quantization.plan import plan_quantization
-from finetuned_service.quantization.store import store_quantized
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.adapter import adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.model import AdaptedModel, load_model
-from finetuned_service.vocabulary import WeightFormat
+from packed_oracle import pack, unpacked, unpacked_model
 from tiny_bases import make_tiny_base
-from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
-from tiny_models import load_plain, oracle_logits, random_prompt
+from tiny_gpt2 import save_tiny_gpt2
+from tiny_models import oracle_logits, random_prompt
 from tiny_tokenizers import byte_level, write_tokenizer
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 ROWS = [EncodedRow(list(random_prompt(seed, 14)), [place > 3 for place in range(14)]) for seed in (1, 2, 3)]
 SCALE = 1.0 / sum(row.supervised_tokens for row in ROWS)
 RANK, ALPHA = 4, 8.0
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16, None], ids=["fp32", "bf16", "gpt2"])
+BASES = {
+    # Blocks of 64 weights go on from one row into the next.
+    "narrow": {"dtype": torch.float32},
+    # As wide as every kernel needs it: bitsandbytes repacks blocks of 32 by 64.
+    "wide": {
+        "dtype": torch.float32,
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 128,
+    },
+    "bf16": {"dtype": torch.bfloat16, "head_dim": 16, "attention_bias": True},
+    "gpt2": {"n_embd": 48, "n_head": 4},
+}
+
+
+@pytest.fixture(scope="module", params=BASES)
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As wide as every kernel needs it: bitsandbytes repacks blocks of 32 by 64."""
     directory = tmp_path_factory.mktemp("bases") / "tiny"
-    if request.param is None:
+    if request.param == "gpt2":
         made = directory.with_name("source")
-        save_tiny_gpt2(made, vocab_size=byte_level().get_vocab_size(), n_embd=64, n_head=4)
+        save_tiny_gpt2(made, vocab_size=byte_level().get_vocab_size(), **BASES[request.param])
         import_directory(write_tokenizer(made, template=None), directory)
         return directory
-    shape = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 128}
-    return make_tiny_base(directory, dtype=request.param, **shape)
+    return make_tiny_base(directory, **BASES[request.param])
 
 
-@pytest.fixture(params=["INT8", "NF4"])
+FORMATS = {"INT8": ("INT8", False), "INT8 with embeddings": ("INT8", True), "NF4": ("NF4", False)}
+
+
+@pytest.fixture(params=FORMATS)
 def packed(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Path:
-    directory, weight_format = tmp_path / "packed", WeightFormat(request.param)
-    directory.mkdir()
-    plan = plan_quantization(source, QuantizeSpec(output_base_id="packed", weight_format=weight_format))
-    store_quantized(source, directory, plan, weight_format, BaseName("packed", "acme"), lambda: None)
-    return directory
+    weight_format, embeddings = FORMATS[request.param]
+    return pack(source, tmp_path / "packed", weight_format, embeddings=embeddings)
 
 
 def adapted(packed: Path, **lora: Any) -> AdaptedModel:
@@ -89,20 +98,13 @@ def some_targets(base: Path) -> list[str]:
 
 
 def reference(source: Path, packed: Path, model: AdaptedModel) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Plain transformers in float64 over the dequantized weights, and its own A and B."""
-    gpt = read_config(source)["model_type"] == "gpt2"
-    plain = load_plain_gpt2(source).double() if gpt else load_plain(source, torch.float64)
-    stored = load_base(packed)
+    """Plain transformers in float64 over the weights by hand, and its own A and B."""
+    plain = unpacked_model(source, packed)
     parameters = {name: nn.Parameter(p.detach().double()) for name, p in model.named_parameters()}
     for name, module in list(plain.named_modules()):
-        if isinstance(module, (nn.Linear, Conv1D)) and IN_BLOCK.fullmatch(name):
-            dense = dense_weight(stored.get_submodule(name))
-            with torch.no_grad():
-                module.weight.copy_(dense.T if gpt else dense)
-            if f"{name}.lora_A.weight" in parameters:
-                pair = (parameters[f"{name}.lora_{side}.weight"] for side in "AB")
-                parent, _, last = name.rpartition(".")
-                setattr(plain.get_submodule(parent), last, PlainLora(module, *pair))
+        if f"{name}.lora_A.weight" in parameters:
+            pair = (parameters[f"{name}.lora_{side}.weight"] for side in "AB")
+            plain.set_submodule(name, PlainLora(module, *pair))
     return plain, parameters
 
 
@@ -127,13 +129,25 @@ def check_gradients(model: AdaptedModel, expected: dict[str, torch.Tensor], tole
         assert off < tolerance, f"{name} is off by {off:.1%}"
 
 
+def check_served(packed: Path, adapter: Path, plain: Any, *, exact: bool) -> None:
+    """A reply and logits of the engine, in this process and over the same file."""
+    handle, prompt = adapter_handle(adapter, packed), random_prompt(9, 20)
+    with OfflineEngine(EngineModel.load(packed), EngineConfig("", kv_capacity_tokens=512)) as engine:
+        (reply,) = engine.generate([Submit(1, prompt, handle, Sampling(8, ignore_eos=True))])
+        served = engine.logits(prompt, handle)
+    assert len(reply.token_ids) == 8
+    if exact:
+        torch.testing.assert_close(served, oracle_logits(plain, prompt), atol=2e-3, rtol=2e-3)
+
+
 def test_gradients_are_those_over_dequantized_weights_also_after_evaluating_and_serving(
     source: Path, packed: Path, tmp_path: Path
 ) -> None:
     model = adapted(packed, target_modules=some_targets(packed))
     plain, parameters = reference(source, packed, model)
     expected = expected_gradients(plain, parameters)
-    tolerance = 1e-4 if model.frozen_head.dtype is torch.float32 else 0.06
+    exact = model.frozen_head.dtype is torch.float32
+    tolerance = 1e-4 if exact else 0.06
     check_gradients(model, expected, tolerance)
 
     model.train(mode=False)
@@ -143,13 +157,15 @@ def test_gradients_are_those_over_dequantized_weights_also_after_evaluating_and_
 
     (tmp_path / "adapter").mkdir()
     write_adapter(tmp_path / "adapter", model.method, "bases/packed", model.frozen_head.dtype)
-    handle, prompt = adapter_handle(tmp_path / "adapter", packed), random_prompt(9, 20)
-    with OfflineEngine(EngineModel.load(packed), EngineConfig("", kv_capacity_tokens=512)) as engine:
-        (reply,) = engine.generate([Submit(1, prompt, handle, Sampling(8, ignore_eos=True))])
-        served = engine.logits(prompt, handle)
-    assert len(reply.token_ids) == 8
-    if model.frozen_head.dtype is torch.float32:
-        torch.testing.assert_close(served, oracle_logits(plain, prompt), atol=2e-3, rtol=2e-3)
+    check_served(packed, tmp_path / "adapter", plain, exact=exact)
+    check_gradients(model, expected, tolerance)
+
+    # What bitsandbytes' own module answers by rewriting its weight in place.
+    model.decoder.eval()
+    with torch.inference_mode():
+        for module in model.decoder.modules():
+            if isinstance(module, nn.Linear):
+                module(torch.ones(1, module.in_features, dtype=model.frozen_head.dtype))
     check_gradients(model, expected, tolerance)
 
     # Continued over the packed base from what was stored: a base in 16 bits has rounded A and B.
@@ -158,15 +174,19 @@ def test_gradients_are_those_over_dequantized_weights_also_after_evaluating_and_
             parameter.zero_()
     read_adapter(tmp_path / "adapter", model)
     check_gradients(model, expected, tolerance)
+    (mapping,) = [m for m in memory_report() if m.path == str(packed / "model.safetensors")]
+    assert mapping.rss_bytes > 0
+    assert mapping.copied_bytes == 0
 
 
 def test_dora_over_a_packed_base_has_the_lengths_of_the_dequantized_rows(packed: Path) -> None:
     model = adapted(packed, decomposed=True, target_modules=some_targets(packed)[:1])
-    stored = load_base(packed)
+    weights = unpacked(packed)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_magnitude_vector"):
-            weight = dense_weight(stored.get_submodule(name.removesuffix(".lora_magnitude_vector")))
-            assert torch.allclose(parameter.detach(), weight.float().norm(dim=1))
+            lengths = weights[name.removesuffix(".lora_magnitude_vector")].norm(dim=1)
+            tolerance = 1e-5 if model.frozen_head.dtype is torch.float32 else 1e-2
+            torch.testing.assert_close(parameter.detach().double(), lengths, rtol=tolerance, atol=0)
     model.train(mode=True)
     model.loss_of(ROWS, SCALE).backward()
     assert all(parameter.grad is not None for _, parameter in model.named_parameters())
@@ -183,7 +203,12 @@ def test_nothing_but_the_adapter_is_held_beside_the_packed_weights(packed: Path)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.loss_of(ROWS[:1], SCALE)
-    weights = {(128, 64), (64, 128), (64, 64), (192, 64), (256, 64), (64, 256)}
+    shapes = [weight.shape for weight in unpacked(packed).values()]
+    # Activations of the row look like that: it is filled up to 32 tokens.
+    weights = {shape for out, width in shapes for shape in ((out, width), (width, out)) if 32 not in shape}
+    head = tuple(model.head.shape)  # that of the base itself, or one copy beside a packed one
     assert not [
-        tensor.shape for tensor in kept if tuple(tensor.shape) in weights and tensor.is_floating_point()
+        tensor.shape
+        for tensor in kept
+        if tuple(tensor.shape) in weights - {head, head[::-1]} and tensor.is_floating_point()
     ]

@@ -30,23 +30,16 @@ def load_base(
     *,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
-    repack_nf4: bool = False,
 ) -> Any:
     """The model in `directory`, in eval mode, its tensors mapped from the file where they are not cast.
 
-    Linear modules of an INT8 base are `Int8Linear`, those of an NF4 base bitsandbytes' `Linear4bit`;
-    both are `nn.Linear`.
+    Linear modules of an INT8 base are `Int8Linear`, those of an NF4 base `Nf4Linear`; both are `nn.Linear`. No forward
+    rewrites their weights, in whatever mode.
 
     Args:
         directory: a base in the store: a causal LM with its head, an encoder without one.
         dtype: of everything that is not packed, and of the computation; None is as stored.
         attn_implementation: transformers' name of one; None takes its default.
-        repack_nf4: let bitsandbytes rewrite each 4-bit weight in place at its first eval-mode forward
-            on CPUs with AVX512-BF16. The rewritten ones are private copies, faster for a few rows and
-            slower for many (one layer of SmolLM2-135M, milliseconds of one thread: 1 row 0.08 against
-            0.61, 32 rows 0.8 against 0.7, 512 rows 11 against 1.6), and a training-mode forward through
-            them silently loses most of the gradient; weights that are no multiple of 32 by 64 fail. Only for a
-            model that serves and does nothing else.
     """
     config = read_config(directory)
     encoder = ENCODER_CLASSES.get(config["model_type"])
@@ -62,17 +55,11 @@ def load_base(
         **options,
     )
     quantization = config.get("quantization_config") or {}
-    if quantization.get("quant_method") == "bitsandbytes" and not repack_nf4:
-        _keep_as_stored(model)
+    if quantization.get("quant_method") == "bitsandbytes":
+        from finetuned_service.bases.nf4 import replace_4bit  # noqa: PLC0415 - slow to import, and only NF4 needs it
+
+        replace_4bit(model)
     return model.eval()
-
-
-def _keep_as_stored(model: nn.Module) -> None:
-    from bitsandbytes.nn.modules import Linear4bit  # noqa: PLC0415 - slow to import, and only NF4 needs it
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False  # its only switch for repacking
 
 
 def stored_tensors(model: nn.Module, directory: Path) -> dict[str, Callable[[], Tensor]]:
@@ -80,7 +67,7 @@ def stored_tensors(model: nn.Module, directory: Path) -> dict[str, Callable[[], 
     base is taken over.
 
     Ask before modules are wrapped, since the file's names are those of the bare model; the readers keep
-    working afterwards. With `repack_nf4` the values are no longer the file's.
+    working afterwards.
 
     Args:
         model: from `load_base`, in the dtype it is stored in.
@@ -109,10 +96,9 @@ def dense_weight(linear: nn.Module) -> Tensor:
     if isinstance(linear, Int8Linear):
         return dequantize_rows(linear.weight, linear.weight_scale).to(linear.weight_scale.dtype)
     if hasattr(module.weight, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - slow to import, and only NF4 needs it
+        from finetuned_service.bases.nf4 import dequantize_blocks  # noqa: PLC0415 - slow to import, and only NF4 needs it
 
-        unpacked: Tensor = dequantize_4bit(module.weight, module.weight.quant_state)
-        return unpacked
+        return dequantize_blocks(module.weight, module.weight.quant_state)
     weight: Tensor = module.weight
     return weight
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.site_ops import Activation, AddLowRank, MapOutput, SubstituteParameter
 from finetuned_service.bases.int8 import Int8Embedding
+from finetuned_service.bases.load import dense_weight
 from finetuned_service.engine.adapter_weights import LoadedOp
 from finetuned_service.engine.sites import CurrentStep
 
@@ -38,9 +39,8 @@ def with_parameters(module: nn.Module, rows: Tensor, parameters: Mapping[str, Te
     """What a module makes of `rows` with other parameters, each by its name; its own ones may be packed."""
     if isinstance(module, nn.Linear):
         own_bias: Any = module.bias
-        return functional.linear(
-            rows, parameters.get("weight", module.weight), parameters.get("bias", own_bias)
-        )
+        weight = parameters["weight"] if "weight" in parameters else dense_weight(module)
+        return functional.linear(rows, weight, parameters.get("bias", own_bias))
     if type(module) in {nn.Embedding, Int8Embedding}:
         return functional.embedding(rows, parameters["weight"])
     # torch's annotation has it return anything.

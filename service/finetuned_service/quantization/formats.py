@@ -1,7 +1,7 @@
 """The formats a base can be stored in: what a weight becomes, and what config.json says of it.
 
 Pure functions of one weight: no forward ever runs on what is stored, so nothing can have rewritten it
-(see `repack_nf4` in `bases/load.py`).
+(see `bases/nf4.py`).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ adds in place (measured on SmolLM2-135M: 30% less processor time a step than sep
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from finetuned_service.adapters.layouts.lora import MAGNITUDE, A, B
 from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.bases.family import weights_transposed
 from finetuned_service.bases.load import dense_weight
+from finetuned_service.bases.product import FrozenProduct
 from finetuned_service.jobs.methods import lora_config
 from finetuned_service.jobs.specs import LoraSettings
 from finetuned_service.training.methods.convolution import LoraConvolution
@@ -69,19 +71,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in]; returns [..., out] in the dtype of x. Keeps nothing: its gradient needs the weight alone."""
-        out: Tensor = _PackedLinear.apply(x, self.base)
+        out: Tensor = FrozenProduct.apply(x, partial(dense_weight, self.base), self.base.bias)
         return out
-
-
-class _PackedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, base: nn.Linear) -> Tensor:
-        ctx.base = base
-        return functional.linear(x, dense_weight(base), base.bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] @ dense_weight(ctx.base), None
 
 
 class _LoraLinear(torch.autograd.Function):
