@@ -11,7 +11,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := client service tests examples benchmarks
 
-.PHONY: help install demo serve test lint types proto proto-check unit floor deploy-check bench bench-peers bench-training soak clean
+.PHONY: help install demo serve test lint types proto proto-check unit floor deploy-check bench bench-peers bench-training bench-quality soak clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -114,6 +114,9 @@ bench-peers: install ## Measure everything, beside every peer, each built once i
 bench-training: install compiler ## Measure training beside TRL: speed and memory
 	$(BUILD_PEER) trl
 	$(BIN)/python -m benchmarks.training $(BENCH)
+
+bench-quality: install compiler ## Measure what training makes beside transformers, PEFT and plain PyTorch
+	$(BIN)/python -m benchmarks.quality $(BENCH)
 
 # SOAK_MINUTES=5 for another time, SOAK_BASE=SOURCE for another base (as of `finetuned serve --base-source`).
 soak: install compiler ## Half an hour of everything against a real server: nothing may grow, differ or fail

@@ -8,25 +8,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.figures import Figure
 from benchmarks.machine import busy_cores
 from benchmarks.report import print_table, save
 
 B = TypeVar("B")
+F = TypeVar("F")
 
 QUIET_CORES = 0.1
 
 
 def measure(
     title: str,
-    groups: Mapping[str, Callable[[B], Iterator[Figure]]],
+    groups: Mapping[str, Callable[[B], Iterator[F]]],
     wanted: Iterable[str],
     bench: B,
     missing: list[str],
     output: Path,
+    *,
+    save: Callable[[Path, Sequence[F], float], None] = save,
+    show: Callable[[str, Sequence[F], Sequence[str]], None] = print_table,
 ) -> int:
-    """Print one table and write `output`; 1 if something could not be measured, which `missing` then names."""
-    figures: list[Figure] = []
+    """Print one table and write `output`; 1 if something could not be measured, which `missing` then names.
+
+    `save` and `show` are for results of another kind than `figures.Figure`.
+    """
+    figures: list[F] = []
     for name in wanted:
         busy = busy_cores()
         quiet = (
@@ -40,7 +46,7 @@ def measure(
         except Exception as error:  # noqa: BLE001 - the other groups can be measured all the same
             traceback.print_exc()
             missing.append(f"{name}: {error}")
-    print_table(title, figures, missing)
+    show(title, figures, missing)
     print(f"written: {output}")
     return 1 if missing else 0
 

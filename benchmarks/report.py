@@ -50,13 +50,18 @@ def _spread(median: float, minimum: float | None, maximum: float | None) -> str:
 
 def save(path: Path, figures: Sequence[Figure], busy_cores: float) -> None:
     """Put the figures in the file; those that are there and were not measured now stay."""
+    judged = [(figure, verdict(figure)) for figure in figures]
+    entries = [asdict(figure) | {"target": target, "verdict": word} for figure, (target, word) in judged]
+    save_entries(path, entries, busy_cores)
+
+
+def save_entries(path: Path, found: Sequence[dict[str, Any]], busy_cores: float) -> None:
+    """Put entries in a file by their `figure`, with where and when they were measured; others stay."""
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
     where = {"time": stamp, "machine": machine(), "busy_cores_before": round(busy_cores, 2)}
     entries: dict[str, dict[str, Any]] = {}
     if path.exists():
         entries = {entry["figure"]: entry for entry in json.loads(path.read_text())}
-    for figure in figures:
-        target, word = verdict(figure)
-        entries[figure.figure] = asdict(figure) | {"target": target, "verdict": word} | where
+    entries |= {entry["figure"]: entry | where for entry in found}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")

@@ -1,0 +1,85 @@
+"""Comparisons as a table for people, as Markdown for README.md, and as entries of the file of results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.quality.compare import Comparison
+from benchmarks.report import PLAIN_COLUMNS, save_entries
+
+_COLOURS = {"met": "green", "missed": "red"}
+COLUMNS = (
+    "figure",
+    "metric",
+    "ours",
+    "reference",
+    "ratio",
+    "curve apart",
+    "seconds",
+    "MB",
+    "parameters",
+    "kB",
+)
+Entry = Mapping[str, Any]
+
+
+def save(path: Path, found: Sequence[Comparison], busy_cores: float) -> None:
+    """Put them in the file; those that are there and were not measured now stay."""
+    save_entries(path, [asdict(line) for line in found], busy_cores)
+
+
+def print_table(title: str, found: Sequence[Comparison], missing: Sequence[str]) -> None:
+    """All of them, and what could not be measured."""
+    table = Table(*COLUMNS, "", title=title)
+    for line in found:
+        shown = f"[{_COLOURS[line.verdict]}]{line.verdict}[/]" if line.verdict else ""
+        table.add_row(*cells(asdict(line)), shown)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_COLUMNS)
+    console.print(table)
+    for line in found:
+        if line.note:
+            console.print(f"{line.figure}: beside {line.reference_name}; {line.note}", highlight=False)
+    for text in missing:
+        console.print(f"[red]missing[/] {text}", highlight=False)
+
+
+def markdown(entries: Iterable[Entry]) -> str:
+    """The same as a table of Markdown."""
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *(cells(entry) for entry in entries)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def cells(entry: Entry) -> tuple[str, ...]:
+    """One line; two numbers are ours and the reference's."""
+    ours, reference = entry["ours"], entry["reference"]
+    distance = entry["curve_distance"]
+    return (
+        entry["figure"],
+        entry["metric"],
+        _spread(ours),
+        _spread(reference),
+        f"{entry['ratio']:.3f}",
+        "" if distance is None else f"{distance:.1g} of {entry['first_loss']:.2g}",
+        f"{ours['seconds']:.1f} / {reference['seconds']:.1f}",
+        f"{ours['peak_mb']:,.0f} / {reference['peak_mb']:,.0f}",
+        _one_or_both(ours["parameters"], reference["parameters"]),
+        _one_or_both(round(ours["adapter_bytes"] / 1e3), round(reference["adapter_bytes"] / 1e3)),
+    )
+
+
+def _spread(side: Mapping[str, Any]) -> str:
+    low, high = side["score_minimum"], side["score_maximum"]
+    spread = "" if low == high else f" ({low:.3f} to {high:.3f})"
+    return f"{side['score']:.3f}{spread}"
+
+
+def _one_or_both(ours: int, reference: int) -> str:
+    return f"{ours:,}" if ours == reference else f"{ours:,} / {reference:,}"

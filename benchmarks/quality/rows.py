@@ -1,0 +1,123 @@
+"""Rows of every study, made of what the project has: its example data, and scikit-learn's digits.
+
+Each study has two files, of rows to learn from and of rows to be scored on, which every learner gets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.digits import write_rows
+
+HOME = Path("build/bench/quality/rows")
+EXAMPLES = Path("examples")
+Row = dict[str, Any]
+
+_PLACEHOLDER = re.compile(r"\[([A-Z]+)\]")
+_WORD = re.compile(r"\w+(?:[-.@]\w+)*|[^\w\s]")
+
+
+@dataclass(frozen=True, slots=True)
+class RowFiles:
+    """Where the rows of a study lie."""
+
+    train: Path
+    test: Path
+
+    @property
+    def digest(self) -> str:
+        """Of both files."""
+        return hashlib.sha256(self.train.read_bytes() + b"\n" + self.test.read_bytes()).hexdigest()
+
+    @property
+    def train_rows(self) -> int:
+        return len(read(self.train))
+
+
+def rows_of(study: str, test_rows: int) -> RowFiles:
+    """The files of a study's rows, written now; of those to be scored at most so many."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    files = RowFiles((HOME / f"{study}-train.jsonl").resolve(), (HOME / f"{study}-test.jsonl").resolve())
+    if study == "digits":
+        # Of the digits 5 to 9, which the base has not seen, every fifth.
+        write_rows(files.train, files.test)
+        return files
+    dataset, made = _MADE[study]
+    for path, part in ((files.train, "train"), (files.test, "heldout")):
+        found = made(read(EXAMPLES / dataset / f"{part}.jsonl"))
+        found = found[:test_rows] if part == "heldout" else found
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+    return files
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def intents(rows: Sequence[Row]) -> list[Row]:
+    """Which of nine commands a request is for."""
+    return [{"text": row["prompt"], "label": row["completion"].split()[1]} for row in rows]
+
+
+def commands(rows: Sequence[Row]) -> list[Row]:
+    """A request and the command for it, to be found among all others."""
+    return [{"anchor": row["prompt"], "positive": row["completion"]} for row in rows]
+
+
+def personal_data(rows: Sequence[Row]) -> list[Row]:
+    """Words, and the tags of those that the completion has placeholders for."""
+    return [tagged(row["prompt"], row["completion"]) for row in rows]
+
+
+def answers(rows: Sequence[Row]) -> list[Row]:
+    """As they are: a text, and the same without personal data."""
+    return list(rows)
+
+
+def preferences(rows: Sequence[Row]) -> list[Row]:
+    """The redacted text before the text as it is, where the two differ."""
+    return [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]}
+        for row in rows
+        if row["completion"] != row["prompt"]
+    ]
+
+
+def tagged(text: str, redacted: str) -> Row:
+    """The words of a text with BIO tags, from the same text with placeholders such as `[NAME]`.
+
+    Raises:
+        ValueError: the two are not the same text.
+    """
+    parts = _PLACEHOLDER.split(redacted)
+    # Text and names of placeholders in turn.
+    pattern = "".join("(.+?)" if place % 2 else re.escape(part) for place, part in enumerate(parts))
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        raise ValueError(f"{redacted!r} is not {text!r} with placeholders")
+    spans = [(*match.span(number), label) for number, label in enumerate(parts[1::2], 1)]
+    tokens: list[str] = []
+    tags: list[str] = []
+    begun = None
+    for word in _WORD.finditer(text):
+        span = next((span for span in spans if span[0] <= word.start() and word.end() <= span[1]), None)
+        tokens.append(word.group())
+        tags.append("O" if span is None else f"{'I' if span == begun else 'B'}-{span[2]}")
+        begun = span
+    return {"tokens": tokens, "tags": tags}
+
+
+_MADE: Mapping[str, tuple[str, Callable[[Sequence[Row]], list[Row]]]] = {
+    "intents": ("ops_cli", intents),
+    "commands": ("ops_cli", commands),
+    "personal_data": ("redact", personal_data),
+    "answers": ("redact", answers),
+    "redaction": ("redact", answers),
+    "preferences": ("redact", preferences),
+}

@@ -1,0 +1,178 @@
+"""What is compared: tasks on real rows, the methods that train for them, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetuned.v1 import common_pb2, job_pb2
+from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, BaseFacts
+from finetuned_service.jobs.resolve import resolve_train
+from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.rpc.convert.specs import train_spec_from_proto
+from finetuned_service.vocabulary import Objective, Task
+
+NEVER = 10**6
+"""Steps between checkpoints: none but the last, which is the result."""
+DATASET, ADAPTER = "tenants/quality/datasets/rows", "tenants/quality/adapters/studied"
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "head": {"method": "HEAD"},
+    "lora": {"method": "LORA"},
+    "rslora": {"method": "LORA", "lora": {"rank_stabilized": True}},
+    "dora": {"method": "LORA", "lora": {"decomposed": True}},
+    "ia3": {"method": "IA3"},
+    "houlsby": {"method": "BOTTLENECK"},
+    "pfeiffer": {"method": "BOTTLENECK", "bottleneck": {"placement": "PFEIFFER"}},
+    "layers": {"method": "LAYERS"},
+    "full": {"method": "FULL"},
+}
+_ENCODER = ("head", "lora", "dora", "ia3", "houlsby", "layers", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One task on rows of `rows.py` over a base of `bases.py`."""
+
+    name: str
+    task: Task
+    base: str
+    metric: str
+    """What `scores.py` makes of the predictions for the scored rows."""
+    methods: tuple[str, ...]
+    seeds: int = 3
+    batch_rows: int = 8
+    epochs: float | None = None
+    """None is the method's usual number."""
+    max_steps: int | None = None
+    objective: Objective | None = None
+    test_rows: int = NEVER
+    """How many are scored at most."""
+    optimization: Mapping[str, Any] | None = None
+    """Further settings."""
+    generates: bool = False
+    """Whether answers are written, and not only the rows' own are scored."""
+    tuned: tuple[str, ...] = ()
+    """Methods whose defaults are compared with a tuned reference."""
+
+
+STUDIES: Mapping[str, Study] = {
+    study.name: study
+    for study in (
+        Study(
+            "digits",
+            Task.IMAGE_CLASSIFICATION,
+            "digits",
+            "accuracy",
+            ("head", "lora", "layers", "full"),
+            tuned=("head", "lora"),
+        ),
+        Study(
+            "intents",
+            Task.TEXT_CLASSIFICATION,
+            "minilm",
+            "macro_f1",
+            (*_ENCODER[:2], "rslora", *_ENCODER[2:5], "pfeiffer", *_ENCODER[5:]),
+            tuned=("head", "lora"),
+        ),
+        Study(
+            "personal_data",
+            Task.TOKEN_CLASSIFICATION,
+            "minilm",
+            "entity_f1",
+            _ENCODER,
+            tuned=("head", "lora"),
+        ),
+        Study(
+            "commands",
+            Task.FEATURE_EXTRACTION,
+            "minilm",
+            "mrr_at_10",
+            _ENCODER[1:],
+            batch_rows=32,
+            tuned=("lora",),
+        ),
+        Study(
+            "answers",
+            Task.TEXT_GENERATION,
+            "smollm2_float32",
+            "loss",
+            ("head", "lora", "dora", "ia3", "houlsby", "layers", "full"),
+            seeds=1,
+            max_steps=5,
+            objective=Objective.SFT,
+            test_rows=24,
+        ),
+        Study(
+            "redaction",
+            Task.TEXT_GENERATION,
+            "smollm2",
+            "exact_match",
+            ("lora",),
+            seeds=1,
+            batch_rows=4,
+            epochs=1.0,
+            objective=Objective.SFT,
+            optimization={"learning_rate": 1e-3},
+            generates=True,
+        ),
+        Study(
+            "preferences",
+            Task.TEXT_GENERATION,
+            "smollm2_float32",
+            "reward_accuracy",
+            ("lora",),
+            seeds=1,
+            max_steps=5,
+            objective=Objective.DPO,
+            test_rows=24,
+        ),
+    )
+}
+
+
+def matched_spec(study: Study, method: str, seed: int, base: Path, train_rows: int) -> TrainSpec:
+    """Resolved settings of a run that the reference repeats: all rows train, all labels count alike, the last step
+    is the result.
+    """
+    optimization: dict[str, Any] = {
+        "batch_rows": study.batch_rows,
+        "seed": seed,
+        "epochs": study.epochs,
+        "max_steps": study.max_steps,
+        "checkpoint_interval_steps": NEVER,
+        **(study.optimization or {}),
+    }
+    wanted = TrainSpec.model_validate(
+        {
+            "dataset": DATASET,
+            "adapter": ADAPTER,
+            "base": f"bases/{study.base}",
+            "task": study.task,
+            "objective": study.objective,
+            "classification": {"class_weights": "NONE"} if study.task in CLASSIFICATION_TASKS else {},
+            "optimization": optimization,
+            "data": {"holdout_fraction": 0.0},
+            "evaluation": {"evaluations": 0, "generation_rows": 0},
+            **METHODS[method],
+        }
+    )
+    return resolve_train(wanted, base=BaseFacts.of_directory(base), train_rows=train_rows)
+
+
+def default_spec(study: Study, method: str, seed: int, base: Path, train_rows: int) -> TrainSpec:
+    """What a call becomes that says what the rows are for, and the method, and nothing else."""
+    task = common_pb2.Task.Value(f"TASK_{study.task.name}")
+    said = job_pb2.TrainSpec(dataset=DATASET, adapter=ADAPTER, task=task)
+    said.optimization.seed = seed
+    getattr(said, method).SetInParent()
+    wanted = train_spec_from_proto(said)
+    # As submission does: where rows decide it, and the share that is held out of them.
+    kept = train_rows - round(wanted.data.holdout_fraction * train_rows)
+    return resolve_train(
+        wanted.model_copy(update={"base": f"bases/{study.base}", "objective": study.objective}),
+        base=BaseFacts.of_directory(base),
+        train_rows=kept,
+    )
