@@ -24,6 +24,7 @@ from finetuned_service.training.embeddings.pairs import PairExample
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Method, Pooling, Task
 from scipy.stats import spearmanr
+from tiny_bottlenecks import add_bottlenecks
 from tiny_encoders import make_encoder_base
 from training_tasks import Reports, SetAfter, make_task
 from transformers import AutoModel
@@ -82,36 +83,65 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula() -> None:
     )
 
 
-def test_a_model_s_gradient_is_that_of_a_plain_loop_in_float64(encoder: Path) -> None:
-    rows = [
-        PairExample((2, 7, 9, 3), (2, 5, 3), ((2, 11, 12, 3),)),
-        PairExample((2, 8, 3), (2, *range(5, 15), 3)),
-        PairExample((2, 10, 3), (2, 5, 3)),  # the positive of the first: no negative of it
-    ]
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": LORA},
+    "layers": {
+        "method": "LAYERS",
+        "layers": {"last": 1, "modules": ["embeddings.LayerNorm", "layer.0.attention.self.value"]},
+    },
+    "full": {"method": "FULL"},
+    "houlsby": {"method": "BOTTLENECK", "bottleneck": {"width": 6}},
+    "pfeiffer": {"method": "BOTTLENECK", "bottleneck": {"width": 6, "placement": "PFEIFFER"}},
+}
+ROWS = [
+    PairExample((2, 7, 9, 3), (2, 5, 3), ((2, 11, 12, 3),)),
+    PairExample((2, 8, 3), (2, *range(5, 15), 3)),
+    PairExample((2, 10, 3), (2, 5, 3)),  # the positive of the first: no negative of it
+]
+SCORED = [
+    PairExample(row.anchor, row.positive, (), score)
+    for row, score in zip(ROWS, (0.9, -0.2, 0.4), strict=True)
+]
+
+
+def plainly(
+    encoder: Path, ours: EmbeddingModel
+) -> tuple[Any, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """transformers' model in float64, what our method puts in the place of its parameters, and what trains."""
+    plain: Any = AutoModel.from_pretrained(encoder, attn_implementation="eager", add_pooling_layer=False)
+    begun = dict(ours.named_parameters())
+    bottlenecks: dict[str, Any] = add_bottlenecks(plain, begun)
+    plain = plain.double().eval()
+    if bottlenecks:
+        return plain, {}, bottlenecks
+    leaves = {name: parameter.detach().double().requires_grad_() for name, parameter in begun.items()}
+    merged = {name: leaf for name, leaf in leaves.items() if ".lora_" not in name}
+    for name, weight in plain.named_parameters():
+        module, scaling = name.removesuffix(".weight"), 2.0
+        if f"{module}.lora_A.weight" in leaves:
+            update = leaves[f"{module}.lora_B.weight"] @ leaves[f"{module}.lora_A.weight"]
+            merged[name] = weight.detach() + scaling * update
+    return plain, merged, leaves
+
+
+@pytest.mark.parametrize("rows", [ROWS, SCORED], ids=["pairs", "scored"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_s_gradient_is_that_of_a_plain_loop_in_float64(
+    encoder: Path, method: str, rows: list[PairExample]
+) -> None:
     wanted = TrainSpec.model_validate(
-        {"dataset": "", "adapter": "", "task": "feature-extraction", "lora": LORA}
+        {"dataset": "", "adapter": "", "task": "feature-extraction", **METHODS[method]}
     )
     spec = resolve_method(wanted, BaseFacts.of_directory(encoder))
     ours = EmbeddingModel.load(encoder, spec, Pooling.MEAN)
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
-            if "lora_B" in name:
+            # They begin at zero, where what is under them has no gradient.
+            if "lora_B" in name or "adapter_up" in name:
                 parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(len(name)))
     loss = ours.loss_of(rows, 1 / len(rows))
     loss.backward()
-
-    plain: Any = AutoModel.from_pretrained(encoder, attn_implementation="eager", add_pooling_layer=False)
-    plain = plain.double().eval()
-    leaves: dict[str, torch.Tensor] = {
-        name: parameter.detach().double().requires_grad_() for name, parameter in ours.named_parameters()
-    }
-    scaling = 2.0
-    merged = dict(plain.named_parameters())
-    for name, weight in plain.named_parameters():
-        module = name.removesuffix(".weight")
-        if f"{module}.lora_A.weight" in leaves:
-            update = leaves[f"{module}.lora_B.weight"] @ leaves[f"{module}.lora_A.weight"]
-            merged[name] = weight.detach() + scaling * update
+    plain, merged, leaves = plainly(encoder, ours)
 
     def vector(tokens: tuple[int, ...]) -> torch.Tensor:
         inputs = {"input_ids": torch.tensor([tokens])}
@@ -120,10 +150,16 @@ def test_a_model_s_gradient_is_that_of_a_plain_loop_in_float64(encoder: Path) ->
 
     anchors = torch.stack([vector(row.anchor) for row in rows])
     texts = [row.positive for row in rows] + [negative for row in rows for negative in row.negatives]
-    same = torch.tensor([[text == row.positive for text in texts] for row in rows])
-    expected = by_hand(anchors, torch.stack([vector(text) for text in texts]), same) / len(rows)
+    candidates = torch.stack([vector(text) for text in texts])
+    if rows is SCORED:
+        cosines = (anchors * candidates).sum(1) / (anchors.norm(dim=1) * candidates.norm(dim=1))
+        expected = ((cosines - torch.tensor([row.score for row in rows])) ** 2).mean()
+    else:
+        same = torch.tensor([[text == row.positive for text in texts] for row in rows])
+        expected = by_hand(anchors, candidates, same) / len(rows)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert dict(ours.named_parameters()).keys() == leaves.keys()
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad.double(), leaves[name].grad, rtol=2e-3, atol=2e-5)
