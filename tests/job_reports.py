@@ -16,7 +16,7 @@ from finetuned import (
     Severity,
 )
 from finetuned.testing import FakeServer
-from finetuned.values.common import LabelCount, Task
+from finetuned.values.common import ConfusionMatrix, LabelCount, Task
 from finetuned.values.events import Checkpoint, EvaluationFinished, Progress
 from finetuned.values.jobs import DataReport, EvaluationSample
 
@@ -34,7 +34,7 @@ def finished_job(server: FakeServer, rows: str) -> tuple[Job, list[JobEvent]]:
 
 
 def classified(job: Job) -> Job:
-    """The same as a classifier that took one cat for a dog, with hostile texts."""
+    """The same as a classifier that took one cat of 41 for a dog, with hostile texts and labels."""
     assert job.train is not None
     pairs = [("cat", "cat"), ("cat", "dog"), ("dog", "dog"), ("dog", "dog")]
     samples = tuple(
@@ -65,6 +65,8 @@ def classified(job: Job) -> Job:
         ),
         checkpoints=(Checkpoint(4, 0.5, best=True), Checkpoint(8, 0.7, best=False)),
         samples=samples,
+        baseline_confusion=ConfusionMatrix(("cat", HOSTILE), (41, 0, 70, 0), 0),
+        confusion=ConfusionMatrix(("cat", HOSTILE), (40, 1, 0, 70), 0),
         state=JobState.SUCCEEDED,
         state_reason=JobStateReason.UNKNOWN,
     )

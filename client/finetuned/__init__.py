@@ -22,6 +22,7 @@ from finetuned.values.adapters import (
 )
 from finetuned.values.bases import Base
 from finetuned.values.common import (
+    ConfusionMatrix,
     LabelCount,
     LengthSummary,
     Method,
@@ -60,6 +61,7 @@ from finetuned.values.jobs import (
     Estimate,
     EstimateBasis,
     EvaluationSample,
+    ExportedLogs,
     Fault,
     Job,
     JobError,
@@ -130,6 +132,7 @@ __all__ = [
     "Classification",
     "ClassificationOptions",
     "Client",
+    "ConfusionMatrix",
     "ContrastiveOptions",
     "DataOptions",
     "DataReport",
@@ -149,6 +152,7 @@ __all__ = [
     "EvaluationOptions",
     "EvaluationSample",
     "ExportedAdapter",
+    "ExportedLogs",
     "Fault",
     "FinetunedError",
     "FinishReason",

@@ -12,12 +12,12 @@ from finetuned._aio import AsyncTransport
 from finetuned._aio_verbs import gathered, paged, replied, reply_streamed, sent, streamed, verb
 from finetuned._calls import adapters, bases, datasets, encoding, serving, tenants, tuning
 from finetuned._calls import aliases as alias_calls
-from finetuned._export import ExportDirectory
+from finetuned._export import ExportDirectory, LogDirectory
 from finetuned._retry import Deadlines, RetryPolicy
 from finetuned.settings import settings_of
 from finetuned.values.adapters import ExportedAdapter
 from finetuned.values.events import JobEvent
-from finetuned.values.jobs import Job
+from finetuned.values.jobs import ExportedLogs, Job
 from finetuned.values.requests import GenerateRequest
 
 
@@ -52,6 +52,14 @@ class AsyncJobs:
     cancel = verb(tuning.cancel)
     delete = verb(tuning.delete)
     rerun = verb(tuning.rerun)
+
+    async def tensorboard(self, name: str, directory: str | Path) -> ExportedLogs:
+        """As `Jobs.tensorboard`."""
+        names = self.transport.names
+        with LogDirectory(directory, names.job(name)) as target:
+            async for piece in self.transport.stream(tuning.tensorboard(names, name)):
+                target.write(piece)
+            return target.publish()
 
     async def wait(
         self,

@@ -10,14 +10,14 @@ from typing import final
 
 from finetuned._calls import adapters, bases, datasets, encoding, serving, tenants, tuning
 from finetuned._calls import aliases as alias_calls
-from finetuned._export import ExportDirectory
+from finetuned._export import ExportDirectory, LogDirectory
 from finetuned._retry import Deadlines, RetryPolicy
 from finetuned._transport import Transport
 from finetuned._verbs import gathered, paged, replied, reply_streamed, sent, streamed, verb
 from finetuned.settings import settings_of
 from finetuned.values.adapters import ExportedAdapter
 from finetuned.values.events import JobEvent
-from finetuned.values.jobs import Job
+from finetuned.values.jobs import ExportedLogs, Job
 from finetuned.values.requests import GenerateRequest
 
 
@@ -52,6 +52,25 @@ class Jobs:
     cancel = verb(tuning.cancel)
     delete = verb(tuning.delete)
     rerun = verb(tuning.rerun)
+
+    def tensorboard(self, name: str, directory: str | Path) -> ExportedLogs:
+        """Write a job's figures to a directory of its own under `directory`, for `tensorboard --logdir`: loss, learning
+        rate and speed at each step, held-out figures. Again, it brings what was written since.
+
+        Args:
+            name: a TrainJob; it may still run.
+            directory: of jobs in one, TensorBoard shows the curves beside each other.
+
+        Raises:
+            NotFound: there is no job of this name.
+            JobStateConflict: it has written none, for it has not begun to train.
+            InvalidField: it is a Quantize run.
+        """
+        names = self.transport.names
+        with LogDirectory(directory, names.job(name)) as target:
+            for piece in self.transport.stream(tuning.tensorboard(names, name)):
+                target.write(piece)
+            return target.publish()
 
     def wait(
         self,

@@ -25,6 +25,7 @@ from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
+from finetuned_service.jobs.event_files import EventFiles
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
 from finetuned_service.metrics import JobMetrics, ServerMetrics, SweepMetrics, new_registry, watch_replica
@@ -158,7 +159,9 @@ class Server:
         )
         traffic = Traffic(settings.limits_of)
         servicers = Servicers(
-            tuning=TuningServicer(self._jobs, submission, self._stop),
+            tuning=TuningServicer(
+                self._jobs, submission, EventFiles(self._jobs, settings.data_dir / "jobs"), self._stop
+            ),
             serving=ServingServicer(serving, encoding, limits),
             datasets=DatasetServicer(datasets),
             adapters=AdapterServicer(registry, serving, imports),

@@ -93,6 +93,16 @@ class Metric(Value):
     higher_is_better: bool
 
 
+class ConfusionMatrix(Value):
+    """How often each label was given to what has which: a row for what is right, a column for what was given."""
+
+    labels: tuple[str, ...]
+    counts: tuple[int, ...]
+    """Row after row."""
+    other_labels: int = 0
+    """How many more labels the last row and the last column stand for; 0 where each has its own."""
+
+
 class LabelCount(Value):
     """How often a label is given: rows, or tokens for tags."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from both_clients import RETRIES, open_client, write_rows
 from finetuned import (
@@ -14,6 +15,7 @@ from finetuned import (
     Deadlines,
     Dpo,
     EvaluationOptions,
+    Head,
     Ia3,
     JobEvent,
     JobKind,
@@ -25,12 +27,14 @@ from finetuned import (
     Objective,
     Optimization,
     PromoteIf,
+    Qlora,
     RetryPolicy,
     Task,
     WeightFormat,
 )
 from finetuned.errors import (
     AdapterIncompatible,
+    AlreadyExists,
     DeadlineExceeded,
     Internal,
     InvalidData,
@@ -40,12 +44,15 @@ from finetuned.errors import (
     NotFound,
     OutOfRange,
     RequestIdReused,
+    RerunRefused,
     ResourceInUse,
     Unavailable,
     Unimplemented,
     Violation,
 )
 from finetuned.testing import FakeServer
+from finetuned.v1 import tuning_service_pb2
+from finetuned.v1.tuning_service_pb2_grpc import TuningServiceStub
 
 EVENTS = 10
 """Of a TrainJob of the fake server: queued, running, baseline, 4 steps, checkpoint, adapter, succeeded."""
@@ -315,6 +322,10 @@ def test_a_job_shows_what_it_will_take_before_it_begins(client: Any) -> None:
     assert waiting.waits_to_begin
     assert states[-2:] == [("PAUSING", "ESTIMATED"), ("PAUSED", "ESTIMATED")]
     assert waiting.estimate.basis == "MEASURED"
+    # Its process has ended, and took what it took; how far off the estimate was is known at the end.
+    assert waiting.usage.memory_bytes > 0
+    assert waiting.usage.duration_seconds > 0
+    assert (waiting.usage.memory_error, waiting.usage.duration_error) == (None, None)
     client.jobs.resume(job.name)
     done = client.jobs.wait(job.name).check()
     assert (done.usage.memory_error, done.usage.duration_error) == pytest.approx((0.1, 0.1))
@@ -384,9 +395,20 @@ def test_quantize(client: Any) -> None:
     done = client.jobs.wait(job.name).check()
     assert done.quantize.weight_format is WeightFormat.NF4
     assert done.quantize.max_quality_drop == 0.1
-    assert done.quantize_result.base == "bases/small"
+    assert done.quantize_result.base == "tenants/a/bases/small"
     assert done.quantize_result.report.quantized_bytes * 4 == done.quantize_result.report.source_bytes
-    assert client.bases.get("small").weight_format is WeightFormat.NF4
+    assert client.bases.get(done.quantize_result.base).weight_format is WeightFormat.NF4
+    assert (done.estimate.basis, done.usage.memory_error, done.usage.duration_error) == (
+        "ARITHMETIC",
+        0.1,
+        None,
+    )
+    with pytest.raises(AlreadyExists):
+        client.quantize("int8", "small")
+    with pytest.raises(InvalidField, match=r"spec\.base"):
+        client.quantize("int8", "smaller", base=done.quantize_result.base)
+    with pytest.raises(InvalidField, match=r"spec\.quantize_embeddings"):
+        client.quantize("nf4", "smaller", quantize_embeddings=True)
 
 
 def test_quantize_behind_its_gate_fails_with_the_report(client: Any) -> None:
@@ -395,7 +417,7 @@ def test_quantize_behind_its_gate_fails_with_the_report(client: Any) -> None:
     assert job.quantize_result.base == ""
     assert job.quantize_result.report.quantized_perplexity > 10
     with pytest.raises(NotFound):
-        client.bases.get("small")
+        client.bases.get("tenants/a/bases/small")
 
 
 def test_quantize_to_what_is_not_there(client: Any, fake_server: FakeServer) -> None:
@@ -452,7 +474,7 @@ def test_the_objective_follows_from_the_rows(client: Any, tmp_path: Path) -> Non
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     client.datasets.upload(path, "pairs")
     job = client.jobs.wait(client.train(dataset="pairs", adapter="mine").name)
-    assert (job.train.objective, job.train.dpo) == (Objective.DPO, Dpo(beta=0.1))
+    assert (job.train.objective, job.train.dpo) == (Objective.DPO, Dpo(beta=0.1, label_smoothing=0.0))
     assert [metric.name for metric in job.metrics] == ["reward_accuracy", "loss"]
     asked = client.train(
         dataset="pairs", adapter="mine", objective=Objective.DPO, dpo=Dpo(beta=0.3, label_smoothing=0.1)
@@ -462,3 +484,99 @@ def test_the_objective_follows_from_the_rows(client: Any, tmp_path: Path) -> Non
     for settings in ({"objective": Objective.DPO}, {"dpo": Dpo(beta=0.2)}):
         with pytest.raises(InvalidField):
             client.train(dataset="rows", adapter="mine", **settings)
+
+
+def test_what_was_left_out_is_written_back(client: Any) -> None:
+    spec = client.train(dataset="rows", adapter="mine", promote_if=PromoteIf(alias="prod")).train
+    assert (spec.task, spec.objective, spec.base) == (Task.TEXT_GENERATION, Objective.SFT, "bases/fake")
+    assert (spec.lora.rank, spec.lora.alpha) == (16, 32.0)
+    assert (spec.optimization.batch_rows, spec.optimization.micro_batch_rows) == (8, 8)
+    assert (spec.data.holdout_fraction, spec.evaluation.generation_rows) == (0.1, 100)
+    assert spec.promote_if.metric == "exact_match"
+
+
+def test_a_quantized_base_is_trained_with_qlora_and_no_other(client: Any) -> None:
+    small = client.jobs.wait(client.quantize("nf4", "small").name).quantize_result.base
+    with pytest.raises(InvalidField, match=r"spec\.qlora"):
+        client.train(dataset="rows", adapter="mine", qlora=Qlora())
+    with pytest.raises(InvalidField, match=r"spec\.base"):
+        client.train(dataset="rows", adapter="mine", base=small)
+    job = client.train(dataset="rows", adapter="mine", base=small, qlora=Qlora(lora=Lora(rank=4)))
+    assert client.jobs.wait(job.name).check().train.qlora.lora.alpha == 8.0
+    version = client.adapters.version("mine@1")
+    assert (version.method, version.rank, version.base_digest) == (
+        Method.QLORA,
+        4,
+        client.bases.get(small).digest,
+    )
+
+
+def test_each_task_has_its_methods_rows_and_figures(client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(f'{{"text": "{n}", "label": "{"ab"[n % 2]}"}}\n' for n in range(10)))
+    client.datasets.upload(path, "labelled")
+    with pytest.raises(InvalidField, match="holds LABELLED_TEXT rows"):
+        client.train(dataset="labelled", adapter="mine")
+    with pytest.raises(Unimplemented, match="METHOD_HEAD for TASK_FEATURE_EXTRACTION"):
+        client.train(dataset="rows", adapter="mine", task=Task.FEATURE_EXTRACTION, head=Head())
+    job = client.train(dataset="labelled", adapter="mine", task=Task.TEXT_CLASSIFICATION)
+    assert job.train.head is not None
+    assert (job.data_report.train_rows, job.data_report.eval_rows) == (9, 1)
+    done = client.jobs.wait(job.name).check()
+    assert [metric.name for metric in done.metrics] == ["macro_f1", "loss"]
+    assert (done.confusion.labels, done.confusion.rows) == (("a", "b"), ((2, 3), (3, 2)))
+    assert done.baseline_confusion.rows == ((0, 5), (5, 0))
+    told = [event.evaluation.confusion for event in client.jobs.events(job.name) if event.evaluation]
+    assert told == [done.baseline_confusion, done.confusion]
+    assert client.adapters.version("mine@1").task is Task.TEXT_CLASSIFICATION
+    with pytest.raises(InvalidField, match=r"spec\.continue_from"):
+        client.train(dataset="rows", adapter="mine", continue_from="mine@1")
+
+
+def test_a_job_runs_again_on_the_data_it_had(client: Any, tmp_path: Path) -> None:
+    job = client.jobs.wait(client.train(dataset="rows", adapter="mine").name)
+    again = client.jobs.rerun(job.name)
+    assert (again.rerun_of, again.train.optimization) == (job.name, job.train.optimization)
+    client.jobs.cancel(again.name)
+    client.datasets.delete("rows")
+    client.datasets.upload(write_rows(tmp_path / "rows.jsonl", count=5), "rows")
+    with pytest.raises(RerunRefused) as refused:
+        client.jobs.rerun(job.name)
+    assert refused.value.metadata["recorded_digest"] == job.environment.dataset_digest
+
+
+def test_a_page_token_is_good_for_its_own_list(client: Any, fake_server: FakeServer) -> None:
+    for _ in range(3):
+        client.train(dataset="rows", adapter="mine")
+    assert len(list(client.jobs.list(page_size=1))) == 3
+    [first, second, _] = [request for [request] in fake_server.requests("ListJobs")]
+    assert (first.page_token, bool(second.page_token)) == ("", True)
+    with grpc.insecure_channel(fake_server.endpoint) as channel, pytest.raises(grpc.RpcError) as refused:
+        TuningServiceStub(channel).ListJobs(
+            tuning_service_pb2.ListJobsRequest(
+                parent="tenants/a", page_token=second.page_token, kind=tuning_service_pb2.JOB_KIND_QUANTIZE
+            )
+        )
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_figures_for_tensorboard(client: Any, fake_server: FakeServer, tmp_path: Path) -> None:
+    job = client.train(dataset="rows", adapter="mine")
+    with pytest.raises(JobStateConflict):
+        client.jobs.tensorboard(job.name, tmp_path / "logs")
+    client.jobs.wait(job.name)
+    logs = client.jobs.tensorboard(job.name, tmp_path / "logs")
+    directory = tmp_path / "logs" / job.name.rpartition("/")[2]
+    assert (logs.directory, logs.files) == (str(directory), ("events.out.tfevents.1",))
+    written = (directory / logs.files[0]).read_bytes()
+    assert len(written.splitlines()) == 4
+    # Again: the files take the place of their older selves, and what breaks changes nothing.
+    fake_server.fail("ExportTensorBoard", after_messages=1)
+    with pytest.raises(Unavailable):
+        client.jobs.tensorboard(job.name, tmp_path / "logs")
+    assert client.jobs.tensorboard(job.name, tmp_path / "logs") == logs
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == [directory.name]
+    assert (directory / logs.files[0]).read_bytes() == written
+    run = client.quantize("int8", "small")
+    with pytest.raises(InvalidField, match="Quantize run"):
+        client.jobs.tensorboard(run.name, tmp_path / "logs")

@@ -38,7 +38,7 @@ def test_a_browser_shows_curves_tables_and_text_that_does_not_run(tmp_path: Path
         chromium(tmp_path, page, f"--screenshot={shot}", "--window-size=1000,1600")
     assert "taken</title>" not in dom
     assert dom.count("<svg") == 2
-    assert all(f'id="{table}"' in dom for table in ("metrics", "confusion", "samples", "data", "labels"))
+    assert all(f'id="{table}"' in dom for table in ("metrics", "confusion-1", "samples", "data", "labels"))
     image = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
     colors = {color for _, color in image.getcolors(2**24) or []}
     # The line of the training loss, the one of the held-out loss, and the ground of a warning.

@@ -123,6 +123,7 @@ def named(tenant: str, thing: str, job: str) -> dict[str, tuple[str, Message]]:
         "ListJobs": (parent, tuning.ListJobsRequest(parent=parent)),
         "WatchJob": (run, tuning.WatchJobRequest(name=run)),
         "ListJobEvents": (run, tuning.ListJobEventsRequest(parent=run)),
+        "ExportTensorBoard": (run, tuning.ExportTensorBoardRequest(name=run)),
         "PauseJob": (run, tuning.PauseJobRequest(name=run)),
         "ResumeJob": (run, tuning.ResumeJobRequest(name=run)),
         "CancelJob": (run, tuning.CancelJobRequest(name=run)),

@@ -28,6 +28,7 @@ from finetuned import (
     TextPair,
     errors,
 )
+from safetensors.torch import load_file, save_file
 from tiny_encoders import make_encoder_base, make_resnet_base, png
 from tiny_server import TINY, TinyServer, running
 
@@ -163,6 +164,52 @@ def test_an_export_is_imported_and_answers_alike(encoder: TinyServer, tmp_path: 
         after = client.classify("the cat sat good", adapter="copy")
     assert version.digest == before.served_by.adapter_digest
     assert after[0] == before[0]
+
+
+def test_an_imported_head_answers_and_goes_on_whatever_the_order_of_its_labels(
+    encoder: TinyServer, tmp_path: Path
+) -> None:
+    with Client(encoder.endpoint) as client:
+        client.adapters.export("moods@1", tmp_path / "files")
+        config, weights = (
+            tmp_path / "files" / f"adapter_{name}" for name in ("config.json", "model.safetensors")
+        )
+        described = json.loads(config.read_text())
+        described["head"]["labels"].reverse()
+        config.write_text(json.dumps(described))
+        save_file({name: rows.flip(0).contiguous() for name, rows in load_file(weights).items()}, weights)
+        turned = client.adapters.import_directory(tmp_path / "files", "turned")
+        # Sorted again, they are the same weights.
+        assert turned.digest == client.adapters.version("moods@1").digest
+        before, after = (
+            client.classify("the cat sat good", adapter=name) for name in ("moods@1", "turned@1")
+        )
+        assert after[0] == before[0]
+        going_on = client.train(
+            dataset="moods",
+            adapter="turned",
+            task=Task.TEXT_CLASSIFICATION,
+            continue_from="turned@1",
+            validate_only=True,
+        )
+    assert going_on.train is not None
+    assert going_on.train.continue_from.endswith("/turned/versions/1")
+
+
+def test_the_confusion_matrices_count_all_that_was_held_out(encoder: TinyServer) -> None:
+    with Client(encoder.endpoint) as client:
+        for name in ("moods", "tagged"):
+            job = client.jobs.get(client.adapters.version(f"{name}@1").lineage.job)
+            assert job.data_report is not None
+            held_out = {count.label: count.count for count in job.data_report.eval_labels}
+            for matrix in (job.confusion, job.baseline_confusion):
+                assert matrix is not None
+                assert dict(zip(matrix.labels, map(sum, matrix.rows), strict=True)) == held_out
+            evaluations = {
+                e.evaluation.subject: e.evaluation for e in client.jobs.events(job.name) if e.evaluation
+            }
+            assert evaluations["adapter"].confusion == job.confusion
+            assert evaluations["baseline"].confusion == job.baseline_confusion
 
 
 def test_a_version_is_promoted_by_a_figure_of_its_task(encoder: TinyServer) -> None:

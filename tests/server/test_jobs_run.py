@@ -17,10 +17,11 @@ from finetuned import (
 )
 from finetuned.errors import JobStateConflict
 from served_jobs import eventually, finished, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_server import TinyServer, make_data_directory, running
 
 
-def test_train_serve_repeat(client: Client, tmp_rows: Path) -> None:
+def test_train_serve_repeat(client: Client, tmp_rows: Path, tmp_path: Path) -> None:
     client.datasets.upload(tmp_rows, "repeat")
     job = finished(client, start(client, "repeat", "repeat")).check()
     assert job.train_result is not None
@@ -49,11 +50,32 @@ def test_train_serve_repeat(client: Client, tmp_rows: Path) -> None:
     with pytest.raises(JobStateConflict) as caught:
         client.jobs.cancel(job.name)
     assert caught.value.metadata["state"] == "SUCCEEDED"
+    _check_tensorboard(client, job, tmp_path)
 
     again = finished(client, start(client, "repeat", "repeat")).check()
     assert again.train_result is not None
     assert again.train_result.digest == job.train_result.digest
     assert again.train_result.version.endswith("/versions/2")
+
+
+def _check_tensorboard(client: Client, job: Job, directory: Path) -> None:
+    """What a remote user downloads is what TensorBoard itself reads as the job's figures."""
+    logs = client.jobs.tensorboard(job.name, directory / "logs")
+    assert logs.directory == str(directory / "logs" / job.name.rpartition("/")[2])
+    read = EventAccumulator(logs.directory).Reload()
+    scalars = {
+        tag: {event.step: event.value for event in read.Scalars(tag)} for tag in read.Tags()["scalars"]
+    }
+    assert set(scalars["train/loss"]) == {1, 2, 3, 4, 5, 6}
+    told = [e.progress for e in client.jobs.events(job.name) if e.progress and e.progress.phase == "training"]
+    for progress in told:
+        if progress.step:
+            assert scalars["train/loss"][progress.step] == pytest.approx(progress.loss)
+            assert scalars["train/learning_rate"][progress.step] == pytest.approx(progress.learning_rate)
+    assert scalars["heldout/loss"].keys() <= set(range(1, 7))
+    for group, metrics in (("baseline", job.baseline_metrics), ("result", job.metrics)):
+        for metric in metrics:
+            assert list(scalars[f"{group}/{metric.name}"].values()) == [pytest.approx(metric.value)]
 
 
 def test_alias_moves_only_for_a_better_score(client: Client, tmp_rows: Path) -> None:

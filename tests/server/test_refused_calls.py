@@ -198,6 +198,39 @@ def test_page_tokens_and_sizes_are_checked(channel: grpc.Channel) -> None:
     assert refusal_of(lambda: stub.ListJobs(bad_token)).fields == ("page_token",)
 
 
+def test_a_page_token_of_another_list_is_refused(
+    client: Client, channel: grpc.Channel, tmp_rows: Path
+) -> None:
+    for name in ("page-a", "page-b"):
+        client.datasets.upload(tmp_rows, name)
+    datasets = DatasetServiceStub(channel)
+    first = datasets.ListDatasets(dataset_service_pb2.ListDatasetsRequest(parent=TENANT, page_size=1))
+    token = first.next_page_token
+    assert token
+    going_on = dataset_service_pb2.ListDatasetsRequest(parent=TENANT, page_size=5, page_token=token)
+    assert datasets.ListDatasets(going_on).datasets
+    elsewhere = [
+        lambda: datasets.ListDatasets(
+            dataset_service_pb2.ListDatasetsRequest(
+                parent=TENANT, page_token=token, row_kind=dataset_service_pb2.ROW_KIND_TEXT
+            )
+        ),
+        lambda: datasets.ListDatasets(
+            dataset_service_pb2.ListDatasetsRequest(parent="tenants/other", page_token=token)
+        ),
+        lambda: AdapterServiceStub(channel).ListAdapters(
+            adapter_service_pb2.ListAdaptersRequest(parent=TENANT, page_token=token)
+        ),
+        lambda: TuningServiceStub(channel).ListJobs(
+            tuning_service_pb2.ListJobsRequest(parent=TENANT, page_token=token)
+        ),
+    ]
+    for call in elsewhere:
+        found = refusal_of(call)
+        assert (found.code, found.fields) == ("INVALID_ARGUMENT", ("page_token",))
+        assert "Leave it empty to begin with the first page" in found.message
+
+
 @pytest.mark.parametrize(
     "method", ["ServingService/ServeAdapter", "TuningService/GetJob", "DatasetService/UploadDataset"]
 )

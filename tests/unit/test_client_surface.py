@@ -40,6 +40,7 @@ PUBLIC = [
     "Classification",
     "ClassificationOptions",
     "Client",
+    "ConfusionMatrix",
     "ContrastiveOptions",
     "DataOptions",
     "DataReport",
@@ -59,6 +60,7 @@ PUBLIC = [
     "EvaluationOptions",
     "EvaluationSample",
     "ExportedAdapter",
+    "ExportedLogs",
     "Fault",
     "FinetunedError",
     "FinishReason",
@@ -137,7 +139,7 @@ VERBS = {
         "wait_until_ready within"
     ),
     "datasets": "delete get import_uri list upload",
-    "jobs": "cancel delete events follow get list pause rerun resume wait watch",
+    "jobs": "cancel delete events follow get list pause rerun resume tensorboard wait watch",
     "adapters": (
         "alias aliases delete delete_alias delete_version export get import_directory list load "
         "resident rollback set_alias unload version versions"

@@ -20,7 +20,7 @@ from finetuned_service.jobs.states import Fault, JobState
 from finetuned_service.jobs.task import REPORTS, Estimated, Failed, Prepared, QuantizeFinished, TrainFinished
 from finetuned_service.jobs.usage import estimate_errors
 from finetuned_service.jobs.values import EvaluationSample, Job, QuantizeReport, TrainResult
-from finetuned_service.vocabulary import Metric
+from finetuned_service.vocabulary import ConfusionMatrix, Metric
 from tiny_jobs import train_job
 
 METRICS = (Metric(name="loss", value=1.5, higher_is_better=False),)
@@ -58,6 +58,7 @@ def changed(before: Job, after: Job) -> dict[str, object]:
 
 
 SAMPLES = (EvaluationSample(prompt="a", expected="b"),)
+CONFUSION = ConfusionMatrix(labels=("a", "b"), counts=(3, 1, 0, 2))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,10 @@ SAMPLES = (EvaluationSample(prompt="a", expected="b"),)
         (Progress(phase="training", step=3), {"progress": Progress(phase="training", step=3)}),
         (Checkpoint(step=5), {"checkpoints": (Checkpoint(step=5),)}),
         (EvaluationFinished(subject="baseline", metrics=METRICS), {"baseline_metrics": METRICS}),
+        (
+            EvaluationFinished(subject="baseline", metrics=METRICS, confusion=CONFUSION),
+            {"baseline_metrics": METRICS, "baseline_confusion": CONFUSION},
+        ),
         (EvaluationFinished(subject="incumbent", metrics=METRICS), {"incumbent_metrics": METRICS}),
         (EvaluationFinished(subject="adapter", metrics=METRICS), {}),
         (Notice(text="hello"), {}),
@@ -75,6 +80,7 @@ SAMPLES = (EvaluationSample(prompt="a", expected="b"),)
         (QUANTIZED, {}),
         (Prepared(environment=ENVIRONMENT), {"environment": ENVIRONMENT}),
         (TrainFinished(metrics=METRICS, samples=SAMPLES), {"metrics": METRICS, "samples": SAMPLES}),
+        (TrainFinished(metrics=METRICS, confusion=CONFUSION), {"metrics": METRICS, "confusion": CONFUSION}),
         (Failed(error={"reason": "X"}, fault=Fault.USER), {"error": {"reason": "X"}, "fault": Fault.USER}),
     ],
 )

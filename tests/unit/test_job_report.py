@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from both_clients import write_rows
-from finetuned import Job
+from finetuned import ConfusionMatrix, Job
 from finetuned.cli.app import app
+from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.job_report import html_report
-from finetuned.cli.job_report.confusion import confusion_of
+from finetuned.cli.job_report.confusion import confusion_tables
 from finetuned.cli.job_report.curves import Curves
 from finetuned.testing import FakeServer
 from job_reports import HOSTILE, classified, events, finished_job
@@ -62,11 +65,36 @@ def test_a_step_that_ran_twice_counts_as_it_ran_last_and_the_last_evaluation_is_
     assert list(loss.lines) == ["training", "held-out"]
 
 
-def test_the_confusion_matrix_counts_what_was_answered(job: Job) -> None:
-    assert confusion_of(job) is None
-    found = confusion_of(classified(job))
-    assert found is not None
-    assert (found.labels, found.counts) == (("cat", "dog"), ((1, 1), (0, 2)))
+def test_the_confusion_matrices_are_those_of_all_held_out_rows(job: Job) -> None:
+    assert list(confusion_tables(job)) == []
+    after, before = confusion_tables(classified(job))
+    assert (after.subject, after.counts, after.total) == ("this version", ((40, 1), (0, 70)), 111)
+    assert (after.recall, after.precision) == (("98%", "100%"), ("100%", "99%"))
+    # Nothing was given the second label.
+    assert (before.subject, before.precision) == ("plain base", ("37%", ""))
+    page = html_report(classified(job), events())
+    assert "Of all 111 rows held out" in page
+    assert 'id="confusion-1"' in page
+    assert 'id="confusion-2"' in page
+
+
+def test_labels_that_share_a_row_are_told_as_so_many_others(job: Job) -> None:
+    matrix = ConfusionMatrix(("a", "b"), (5, 0, 1, 0, 4, 0, 0, 2, 3), other_labels=9)
+    (table,) = confusion_tables(replace(job, confusion=matrix))
+    assert (table.labels, table.counts[2]) == (("a", "b", "9 others"), (0, 2, 3))
+
+
+def test_without_its_libraries_the_command_says_what_to_install(
+    server: FakeServer, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNED_ENDPOINT", server.endpoint)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    result = CliRunner().invoke(app, ["jobs", "report", job.name])
+    assert (result.exit_code, result.stdout) == (ExitCode.OTHER, "")
+    assert "needs jinja2 and matplotlib" in result.stderr
+    assert "pip install 'finetuned-service[report]'" in result.stderr
+    assert list(tmp_path.glob("*.html")) == []
 
 
 def test_nothing_of_a_row_is_markup_and_nothing_is_fetched(job: Job) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def token(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode()
+def token(key: str, mark: str = "") -> str:
+    return base64.urlsafe_b64encode(f"{mark}.{key}".encode()).decode()
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, DEFAULT_PAGE_SIZE), (1, 1), (MAX_PAGE_SIZE, MAX_PAGE_SIZE)])
@@ -29,7 +29,19 @@ def test_a_size_out_of_range_names_the_limits(size):
 
 @pytest.mark.parametrize(
     "garbage",
-    ["!!!!", "a", "abc", "é", " ", token("UPPER"), token("a b"), token("\0"), token("\n"), token("é")],
+    [
+        "!!!!",
+        "a",
+        "YWJj",
+        "é",
+        " ",
+        token("UPPER"),
+        token("a b"),
+        token("\0"),
+        token("\n"),
+        token("é"),
+        token(""),
+    ],
 )
 def test_tokens_that_were_never_handed_out_are_refused(garbage):
     with pytest.raises(InvalidField) as refusal:
@@ -43,11 +55,21 @@ def test_any_token_is_parsed_or_refused(text):
         request = PageRequest.parse(1, text)
     except InvalidField:
         return
-    assert text == token(request.after)
+    assert text == (token(request.after) if request.after else "")
+
+
+def test_a_token_is_of_no_use_to_another_list():
+    ours, other = (PageRequest.parse(1, "", listed) for listed in (b"jobs of acme", b"jobs of other"))
+    handed_out = page_of([("a", 1), ("b", 2)], ours).next_token
+    assert PageRequest.parse(1, handed_out, b"jobs of acme") == PageRequest(1, "a", ours.mark)
+    assert ours.mark != other.mark
+    for listed in (b"jobs of other", b""):
+        with pytest.raises(InvalidField, match="good for the call, the parent and the filters"):
+            PageRequest.parse(1, handed_out, listed)
 
 
 @pytest.mark.parametrize("key", ["x", "1x", "9" * 19, "tenants/acme"])
-def test_a_token_of_another_list_is_no_number(key):
+def test_a_key_that_is_no_number_is_refused_where_numbers_are_listed(key):
     request = PageRequest.parse(1, token(key))
     with pytest.raises(InvalidField):
         request.after_number(default=0)
@@ -65,7 +87,7 @@ def test_following_the_tokens_gives_every_item_once(numbers, size):
     request = PageRequest.parse(size, "")
     while True:
         rest = [(i, i) for i in ids if i > request.after]
-        page = page_of(rest[: size + 1], size)
+        page = page_of(rest[: size + 1], request)
         seen += page.items
         if not page.next_token:
             break

@@ -13,16 +13,23 @@ import pytest
 import torch
 from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_out_config, stored_digest
 from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.adapters.label_order import has_sorted_labels, sort_labels
+from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidAdapterFiles, InvalidData, InvalidField
-from finetuned_service.jobs.events import Notice
+from finetuned_service.jobs.continuing import Start, refuse_other_head
+from finetuned_service.jobs.events import EvaluationFinished, Notice
 from finetuned_service.jobs.specs import ClassificationOptions
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
+from finetuned_service.training.adapter import adapter_handle
+from finetuned_service.training.heads.evaluate import answered
+from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.model import summed_loss
 from finetuned_service.training.heads.weights import label_weights
 from finetuned_service.training.run import run
-from finetuned_service.vocabulary import Method, Task
+from finetuned_service.vocabulary import DataReport, LabelCount, Method, Task
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_encoders import make_encoder_base, make_resnet_base, png, word_pieces
 from training_tasks import Reports, SetAfter, make_task
@@ -96,6 +103,8 @@ def test_a_classifier_learns_what_scikit_learn_learns_from_the_same_features(
     ours = np.array(["down", "up"])[(features @ weight.T + bias).argmax(1)]
     assert (ours == labels).mean() >= by_sklearn - 0.03
     assert figures(finished.metrics)["accuracy"] == pytest.approx((ours == labels).mean())
+    assert finished.confusion.labels == ("down", "up")
+    assert finished.confusion.counts == tuple(confusion_matrix(labels, ours, labels=["down", "up"]).ravel())
     baseline = figures(finished.baseline_metrics)
     assert baseline["loss"] == pytest.approx(np.log(2), abs=0.1)
     assert {"accuracy", "macro_f1", "loss"} == set(baseline)
@@ -116,6 +125,7 @@ def test_several_labels_and_numbers(encoder: Path, tmp_path: Path) -> None:
     assert check(directory, encoder).head.labels == ("cat", "down", "other", "up")
     found, baseline = figures(finished.metrics), figures(finished.baseline_metrics)
     assert found["micro_f1"] > baseline["micro_f1"]
+    assert finished.confusion is None
     assert found["loss"] < baseline["loss"]
     numbers = [{"text": row["text"], "score": 3.0 if row["label"] == "up" else -1.5} for row in MOODS]
     finished, directory, _ = train(tmp_path / "numbers", encoder, numbers, task="text-classification")
@@ -205,11 +215,20 @@ def test_tags_of_tokens(encoder: Path, tmp_path: Path) -> None:
         for place in ("tree", "house")
     ]
     rows = [{"tokens": words, "tags": [tag.get(word, "O") for word in words]} for words in sentences]
-    finished, directory, _ = train(tmp_path, encoder, rows, task="token-classification")
+    finished, directory, reports = train(tmp_path, encoder, rows, task="token-classification")
     head = check(directory, encoder).head
     assert (head.labels, head.pooling) == (("B-ANIMAL", "B-PLACE", "O"), None)
     assert figures(finished.metrics)["entity_f1"] > 0.6
     assert figures(finished.baseline_metrics)["entity_f1"] == 0.0
+    told = {event.subject: event.confusion for event in reports.of(EvaluationFinished) if event.confusion}
+    assert told["adapter"] == finished.confusion
+    held_out = {count.label: count.count for count in reports.of(Prepared)[0].data_report.eval_labels}
+    for matrix in told.values():
+        assert matrix.labels == head.labels
+        counts = np.array(matrix.counts).reshape(3, 3)
+        # A word has one tag, however many pieces it has.
+        assert dict(zip(head.labels, counts.sum(1).tolist(), strict=True)) == held_out
+    assert set(np.flatnonzero(np.array(told["baseline"].counts).reshape(3, 3).sum(0))) == {2}
 
 
 def image_rows(kinds: tuple[str, ...] = ("dark", "light")) -> list[dict[str, str]]:
@@ -226,6 +245,7 @@ def test_images(vision: Path, tmp_path: Path) -> None:
     finished, directory, _ = train(tmp_path, vision, image_rows(), task="image-classification")
     assert check(directory, vision).head.labels == ("dark", "light")
     assert figures(finished.metrics)["accuracy"] == 1.0
+    assert finished.confusion.counts == (2, 0, 0, 2)
 
 
 @pytest.mark.parametrize("method", ["LORA", "FULL"])
@@ -308,6 +328,59 @@ def test_a_head_is_stored_spelled_out_and_keeps_its_digest(encoder: Path, tmp_pa
     assert check(directory, encoder).digest == stored_digest(directory) == digest
     other = written(tmp_path / "other", described(labels=["b", "a"]), weight=WEIGHT, bias=BIAS)
     assert check(other, encoder).digest != digest
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_head_says_of_each_label_what_it_said_before_its_labels_were_sorted(
+    encoder: Path, tmp_path: Path, dtype: torch.dtype, tolerance: float
+) -> None:
+    labels, tokens = ("zebra", "ant", "cat"), (2, 7, 9, 3)
+    generator = torch.Generator().manual_seed(5)
+    weight, bias = (
+        torch.randn(3, 32, generator=generator).to(dtype),
+        torch.randn(3, generator=generator).to(dtype),
+    )
+    directory = written(tmp_path / "head", described(labels=list(labels)), weight=weight, bias=bias)
+    model: Any = AutoModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        first = model(input_ids=torch.tensor([tokens])).last_hidden_state[0, 0]
+        said = dict(zip(labels, (first @ weight.float().T + bias.float()).tolist(), strict=True))
+    facts = check(directory, encoder)
+    assert not has_sorted_labels(facts)
+    sort_labels(directory, facts)
+    facts = check(directory, encoder)
+    assert has_sorted_labels(facts)
+    assert facts.head.labels == ("ant", "cat", "zebra")
+    (found,) = answered(
+        encoder, adapter_handle(directory, encoder), [Example(0, tokens, (0.0,))], facts.head, 1
+    )
+    np.testing.assert_allclose(
+        found[0], [said[label] for label in facts.head.labels], rtol=tolerance, atol=tolerance
+    )
+    tensors = load_file(directory / "adapter_model.safetensors")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        assert torch.equal(tensors[f"base_model.model.classifier.{name}"], tensor[[1, 2, 0]])
+
+
+def test_a_head_that_was_stored_unsorted_says_how_to_go_on_from_it(encoder: Path, tmp_path: Path) -> None:
+    directory = written(tmp_path / "head", described(labels=["b", "a"]), weight=WEIGHT, bias=BIAS)
+    start = Start(
+        "tenants/t/adapters/old/versions/1", directory, "sha256:0", Method.HEAD, Task.TEXT_CLASSIFICATION
+    )
+    counted = tuple(LabelCount(label=label, count=1) for label in ("a", "b"))
+    report = DataReport(
+        train_rows=2,
+        eval_rows=0,
+        train_tokens=2,
+        supervised_tokens=2,
+        mean_row_tokens=1.0,
+        longest_row_tokens=1,
+        train_labels=counted,
+    )
+    with pytest.raises(
+        InvalidField, match=r"in another order .* Export it and import it again, which sorts them"
+    ):
+        refuse_other_head(start, RowKind.LABELLED_TEXT, report)
 
 
 @pytest.mark.parametrize(

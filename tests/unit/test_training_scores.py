@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from finetuned_service.text.entities import Span, spans_of
+from finetuned_service.training.heads.confusion import MOST_ROWS, confusion_matrix
 from finetuned_service.training.heads.scores import accuracy, entity_f1, f1_scores, pearson, spearman
 from scipy import stats
 from sklearn import metrics
@@ -22,6 +23,31 @@ def test_accuracy_and_f1_of_one_label() -> None:
         for average in ("macro", "micro")
     }
     assert (macro, micro) == pytest.approx((by_sklearn["macro"], by_sklearn["micro"]))
+
+
+def test_a_confusion_matrix_counts_every_row() -> None:
+    expected, found = RANDOM.integers(0, 5, 200), RANDOM.integers(0, 6, 200)
+    names = [f"label {number}" for number in range(6)]  # the last is right nowhere
+    matrix = confusion_matrix(expected, found, names)
+    assert (matrix.labels, matrix.other_labels) == (tuple(names), 0)
+    by_sklearn = metrics.confusion_matrix(expected, found, labels=range(6))
+    assert matrix.counts == tuple(by_sklearn.ravel())
+
+
+def test_of_many_labels_the_rare_ones_share_a_row_and_nothing_is_lost() -> None:
+    labels = MOST_ROWS + 30
+    expected = np.concatenate([np.arange(labels), np.repeat(np.arange(20, labels - 11), 3)])
+    found = RANDOM.integers(0, labels, len(expected))
+    names = [f"label {number:03}" for number in range(labels)]
+    matrix = confusion_matrix(expected, found, names)
+    kept = list(range(20, labels - 11))
+    assert matrix.labels == tuple(names[place] for place in kept)
+    assert matrix.other_labels == labels - len(kept)
+    merged = [
+        [kept.index(place) if place in kept else len(kept) for place in side] for side in (expected, found)
+    ]
+    assert matrix.counts == tuple(metrics.confusion_matrix(*merged, labels=range(MOST_ROWS)).ravel())
+    assert sum(matrix.counts) == len(expected)
 
 
 def test_f1_of_several_labels() -> None:

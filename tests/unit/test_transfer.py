@@ -11,13 +11,12 @@ from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.transfer import (
     ACCEPTED_FILES,
-    EXPORT_CHUNK_BYTES,
     AdapterImports,
-    FileChunk,
     export_chunks,
 )
 from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload, NotFound
 from finetuned_service.names import AdapterSelector
+from finetuned_service.storage.chunks import CHUNK_BYTES, FileChunk
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
@@ -177,10 +176,10 @@ def test_what_is_exported_names_every_module_in_full(imports, files):
 
 def test_large_files_go_out_in_pieces(imports, files):
     version = send(imports, files)
-    size = EXPORT_CHUNK_BYTES + 10
+    size = CHUNK_BYTES + 10
     (version.directory / "adapter_model.safetensors").write_bytes(bytes(size))
     chunks = [c for c in export_chunks(version) if c.file_name == "adapter_model.safetensors"]
-    assert [(c.offset, len(c.data)) for c in chunks] == [(0, EXPORT_CHUNK_BYTES), (EXPORT_CHUNK_BYTES, 10)]
+    assert [(c.offset, len(c.data)) for c in chunks] == [(0, CHUNK_BYTES), (CHUNK_BYTES, 10)]
 
 
 def test_an_export_that_has_begun_outlives_the_deletion(imports, files, registry):

@@ -60,8 +60,7 @@ def rollback(names: Names, name: str, *, etag: str = "") -> Call[Alias]:
     """Point an alias at the version that it pointed to before.
 
     Raises:
-        NotFound: there is no such alias.
-        FailedPrecondition: it has not moved yet.
+        NotFound: there is no such alias, or it has not moved yet.
         EtagMismatch: the alias moved since the etag was read.
     """
     return _move(names.alias(name), "previous", etag)
@@ -80,7 +79,7 @@ def delete_alias(names: Names, name: str) -> Call[None]:
 
     Raises:
         NotFound: there is no such alias.
-        FailedPrecondition: "default" stays as long as its adapter.
+        ResourceInUse: "default" stays as long as its adapter.
     """
     request = pb.DeleteAliasRequest(name=names.alias(name))
     method = Method(_SERVICE, "DeleteAlias", pb.DeleteAliasResponse)

@@ -345,6 +345,16 @@ def _watch(job: str, after_event: int, timeout_seconds: float | None) -> StreamC
     )
 
 
+def tensorboard(names: Names, name: str) -> StreamCall[pb.ExportTensorBoardResponse]:
+    """The pieces of a job's event files; `_export.py` writes them."""
+
+    def piece(answer: pb.ExportTensorBoardResponse) -> pb.ExportTensorBoardResponse:
+        return answer
+
+    method = Method(_SERVICE, "ExportTensorBoard", pb.ExportTensorBoardResponse)
+    return StreamCall(method, pb.ExportTensorBoardRequest(name=names.job(name)), piece, Kind.TRANSFER)
+
+
 def cancel(names: Names, name: str) -> Call[Job]:
     """Stop a job; it is CANCELLING until its worker has stopped.
 

@@ -1,4 +1,4 @@
-"""`finetuned jobs`: list, get, watch, events, report, rerun, pause, resume, cancel, delete; and how commands that start jobs follow them."""
+"""`finetuned jobs`: list, get, watch, events, report, tensorboard, rerun, pause, resume, cancel, delete; and how commands that start jobs follow them."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def report(
 ) -> None:
     """Write the report of a job: one HTML page with curves, figures, answers, data, cost and lineage."""
     if any(importlib.util.find_spec(needed) is None for needed in ("jinja2", "matplotlib")):
-        err().print(NO_REPORT, markup=False)
+        err().print(NO_REPORT, markup=False, soft_wrap=True)
         raise typer.Exit(ExitCode.OTHER)
     from finetuned.cli.job_report import html_report  # noqa: PLC0415 - an extra that other commands do without
 
@@ -168,6 +168,23 @@ def report(
     path = output or Path(f"{short(job.name).rpartition('/')[2]}.html")
     path.write_text(page, encoding="utf-8")
     print(path)
+
+
+@app.command()
+def tensorboard(
+    context: typer.Context,
+    name: Name,
+    *,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Where the job gets a directory; several jobs may be in one."),
+    ] = Path("tensorboard"),
+) -> None:
+    """Download the figures of a TrainJob for TensorBoard; again, to see what has come since."""
+    with connect(context) as client:
+        logs = client.jobs.tensorboard(name, output)
+    print(logs.directory)
+    err().print(f"Next: tensorboard --logdir {output}", style="dim", markup=False)
 
 
 @app.command()

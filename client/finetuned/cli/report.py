@@ -99,6 +99,9 @@ def say_next(job: Job) -> None:
         name = short(job.name)
         err().print(f"[dim]Next: finetuned jobs resume {name}, or finetuned jobs cancel {name}[/dim]")
     elif job.kind is JobKind.TRAIN and job.train_result is not None:
-        err().print(f"[dim]Next: finetuned chat --adapter {short(job.train_result.version)}[/dim]")
+        err().print(
+            f"[dim]Next: finetuned chat --adapter {short(job.train_result.version)}, or "
+            f"finetuned jobs report {short(job.name)}[/dim]"
+        )
     elif job.quantize_result is not None:
         err().print(f"[dim]Next: finetuned serve --base {short(job.quantize_result.base)}[/dim]")

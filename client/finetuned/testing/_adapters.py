@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import final
 
@@ -11,13 +12,21 @@ import grpc
 
 from finetuned.errors import (
     AdapterIncompatible,
-    FailedPrecondition,
     InvalidAdapterFiles,
     InvalidField,
+    InvalidUpload,
     ResourceInUse,
 )
 from finetuned.testing._store import Store, check_name, lookup, page
-from finetuned.testing._versions import adapter_of, add_version, check_served, describe, resolve, set_alias
+from finetuned.testing._versions import (
+    adapter_of,
+    add_version,
+    check_etag,
+    check_served,
+    describe,
+    resolve,
+    set_alias,
+)
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import common_pb2
 from finetuned.v1.adapter_service_pb2_grpc import AdapterServiceServicer
@@ -51,7 +60,7 @@ class FakeAdapters(AdapterServiceServicer):
                 for name, state in sorted(self._store.adapters.items())
                 if name.startswith(request.parent + "/")
             ]
-            items, token = page(found, request.page_size, request.page_token)
+            items, token = page(found, request)
             return pb.ListAdaptersResponse(adapters=items, next_page_token=token)
 
     def DeleteAdapter(
@@ -81,7 +90,7 @@ class FakeAdapters(AdapterServiceServicer):
                 if request.method in {common_pb2.METHOD_UNSPECIFIED, version.method}
                 and (version.compatible or not request.compatible_only)
             ]
-            items, token = page(found, request.page_size, request.page_token)
+            items, token = page(found, request)
             return pb.ListAdapterVersionsResponse(versions=items, next_page_token=token)
 
     def DeleteAdapterVersion(
@@ -103,10 +112,12 @@ class FakeAdapters(AdapterServiceServicer):
     ) -> pb.ImportAdapterResponse:
         first = next(request_iterator, pb.ImportAdapterRequest())
         if first.WhichOneof("step") != "start":
-            raise InvalidAdapterFiles("the first message is not `start`")
+            raise InvalidUpload("the first message is not `start`")
         start = first.start
         check_name(start.adapter, _ADAPTER, "start.adapter")
-        if start.WhichOneof("base") is None:
+        if start.WhichOneof("base") is None or not (
+            start.expected_base_digest or start.accept_unverified_base
+        ):
             raise InvalidField.one("start.base", "is not set")
         with self._store.lock:
             held = self._store.bases[self._store.resident].digest
@@ -134,7 +145,8 @@ class FakeAdapters(AdapterServiceServicer):
     ) -> Iterator[pb.ExportAdapterResponse]:
         with self._store.lock:
             state, number = resolve(self._store, request.name)
-            name, files = state.versions[number].name, dict(state.files[number])
+            version = state.versions[number]
+            name, files = version.name, {**state.files[number], "manifest.json": _manifest(version)}
         for file_name, data in sorted(files.items()):
             for offset in range(0, len(data), _CHUNK_BYTES):
                 piece = data[offset : offset + _CHUNK_BYTES]
@@ -182,7 +194,7 @@ class FakeAdapters(AdapterServiceServicer):
                 for _, version in sorted(state.versions.items())
                 if version.residency[0].residency != common_pb2.RESIDENCY_STORED
             ]
-            items, token = page(found, request.page_size, request.page_token)
+            items, token = page(found, request)
             return pb.ListResidentVersionsResponse(versions=items, next_page_token=token)
 
     def GetAlias(self, request: pb.GetAliasRequest, context: grpc.ServicerContext) -> pb.GetAliasResponse:
@@ -199,7 +211,7 @@ class FakeAdapters(AdapterServiceServicer):
         with self._store.lock:
             aliases = lookup(self._store.adapters, request.parent).aliases
             found = [alias for _, alias in sorted(aliases.items())]
-            items, token = page(found, request.page_size, request.page_token)
+            items, token = page(found, request)
             return pb.ListAliasesResponse(aliases=items, next_page_token=token)
 
     def SetAlias(self, request: pb.SetAliasRequest, context: grpc.ServicerContext) -> pb.SetAliasResponse:
@@ -214,11 +226,15 @@ class FakeAdapters(AdapterServiceServicer):
     ) -> pb.DeleteAliasResponse:
         check_name(request.name, _ALIAS)
         last = request.name.rpartition("/")[2]
-        if last == "default":
-            raise FailedPrecondition("the alias 'default' stays as long as its adapter")
+        adapter = adapter_of(request.name)
         with self._store.lock:
-            aliases = lookup(self._store.adapters, adapter_of(request.name)).aliases
-            lookup({alias.name: alias for alias in aliases.values()}, request.name)
+            aliases = lookup(self._store.adapters, adapter).aliases
+            found = lookup({alias.name: alias for alias in aliases.values()}, request.name)
+            check_etag(found, request.etag)
+            if last == "default":
+                raise ResourceInUse(
+                    "the alias 'default' stays as long as its adapter", metadata={"used_by": adapter}
+                )
             del aliases[last]
             return pb.DeleteAliasResponse()
 
@@ -227,21 +243,32 @@ class FakeAdapters(AdapterServiceServicer):
         return state.versions[number]
 
 
+def _manifest(version: pb.AdapterVersion) -> bytes:
+    facts = {"name": version.name, "digest": version.digest, "base_digest": version.base_digest}
+    return json.dumps(facts, indent=1).encode()
+
+
 def _receive(messages: Iterator[pb.ImportAdapterRequest]) -> dict[str, bytes]:
     files: dict[str, bytearray] = {}
     for message in messages:
-        if message.WhichOneof("step") == "finish":
-            break
+        step = message.WhichOneof("step")
+        if step == "finish":
+            return _whole(files)
+        if step != "chunk":
+            raise InvalidUpload(f"got {step or 'an empty message'}; allowed: chunk, finish")
         chunk = message.chunk
         if chunk.file_name not in _FILES:
-            raise InvalidAdapterFiles(f"{chunk.file_name!r} is not one of {sorted(_FILES)}")
+            raise InvalidUpload(f"{chunk.file_name!r} is not one of {sorted(_FILES)}")
         data = files.setdefault(chunk.file_name, bytearray())
         if chunk.offset != len(data):
-            raise InvalidAdapterFiles(
-                f"a chunk of {chunk.file_name} starts at {chunk.offset}, not {len(data)}"
-            )
+            raise InvalidUpload(f"a chunk of {chunk.file_name} starts at {chunk.offset}, not {len(data)}")
         data += chunk.data
+    raise InvalidUpload("the stream ended without finish; nothing is stored")
+
+
+def _whole(files: dict[str, bytearray]) -> dict[str, bytes]:
     missing = _REQUIRED - set(files)
     if missing:
         raise InvalidAdapterFiles(f"{', '.join(sorted(missing))} did not come")
-    return {name: bytes(data) for name, data in files.items()}
+    # What a manifest says is of another server's version.
+    return {name: bytes(data) for name, data in files.items() if name in _REQUIRED}

@@ -9,6 +9,7 @@ from typing import final
 import grpc
 
 from finetuned.errors import ResourceInUse
+from finetuned.testing._plan import FINAL
 from finetuned.testing._store import Store, check_name, lookup, page
 from finetuned.v1 import base_service_pb2 as pb
 from finetuned.v1.base_service_pb2_grpc import BaseServiceServicer
@@ -29,8 +30,13 @@ class FakeBases(BaseServiceServicer):
     def ListBases(self, request: pb.ListBasesRequest, context: grpc.ServicerContext) -> pb.ListBasesResponse:
         check_name(request.parent, "tenants/{}", "parent")
         with self._store.lock:
-            found = [base for _, base in sorted(self._store.bases.items())]
-            items, token = page(found, request.page_size, request.page_token)
+            # What all tenants share, and the tenant's own.
+            found = [
+                base
+                for name, base in sorted(self._store.bases.items())
+                if name.startswith(("bases/", request.parent + "/"))
+            ]
+            items, token = page(found, request)
             return pb.ListBasesResponse(bases=items, next_page_token=token)
 
     def DeleteBase(
@@ -38,9 +44,17 @@ class FakeBases(BaseServiceServicer):
     ) -> pb.DeleteBaseResponse:
         check_name(request.name, _NAME)
         with self._store.lock:
-            if lookup(self._store.bases, request.name).resident:
+            users = ["this server"] if lookup(self._store.bases, request.name).resident else []
+            users += [
+                name
+                for name, running in self._store.jobs.items()
+                if request.name in {running.job.train.base, running.job.quantize.base}
+                and running.job.state not in FINAL
+            ]
+            if users:
                 raise ResourceInUse(
-                    f"{request.name!r} is the resident base", metadata={"used_by": "the server"}
+                    f"{request.name!r} is used by {', '.join(users)}",
+                    metadata={"resource": request.name, "used_by": ", ".join(users)},
                 )
             del self._store.bases[request.name]
             return pb.DeleteBaseResponse()

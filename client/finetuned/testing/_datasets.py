@@ -146,7 +146,7 @@ class FakeDatasets(DatasetServiceServicer):
                 for name, dataset in sorted(self._store.datasets.items())
                 if name.startswith(request.parent + "/") and request.row_kind in {0, dataset.row_kind}
             ]
-            items, token = page(found, request.page_size, request.page_token)
+            items, token = page(found, request)
             answer = pb.ListDatasetsResponse(datasets=items, next_page_token=token)
             for dataset in answer.datasets:
                 dataset.ClearField("report")

@@ -1,7 +1,6 @@
 """What happens to a job of the fake server, event by event.
 
-The figures are invented but hang together: the loss falls with the steps, the plain base scores 0
-and version n of an adapter scores n / (n + 1), so that a later version beats an earlier one.
+What it tells on its way is invented, but hangs together: the loss falls with the steps.
 """
 
 from __future__ import annotations
@@ -78,6 +77,8 @@ def _move(
     """Another state, for the user's sake where nothing else is said; RUNNING needs no reason."""
 
     def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        if state == job_pb2.JOB_STATE_PAUSED and job.state == job_pb2.JOB_STATE_PAUSING:
+            used(job)  # its process has ended
         job.state = state
         running = state == job_pb2.JOB_STATE_RUNNING
         job.state_reason = job_pb2.JOB_STATE_REASON_UNSPECIFIED if running else reason
@@ -98,9 +99,26 @@ def _start(store: Store) -> Happening:
     def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         job.start_time.CopyFrom(store.now())
         job.state = job_pb2.JOB_STATE_RUNNING
+        _record_environment(store, job)
         _tell_state(job, event)
 
     return happen
+
+
+def _record_environment(store: Store, job: job_pb2.Job) -> None:
+    digests = {
+        name: store.datasets[name].digest if name in store.datasets else ""
+        for name in (job.train.dataset, job.train.eval_dataset)
+    }
+    job.environment.CopyFrom(
+        job_pb2.Environment(
+            base_digest=store.bases[job.train.base or job.quantize.base].digest,
+            dataset_digest=digests[job.train.dataset],
+            eval_dataset_digest=digests[job.train.eval_dataset],
+            service_version="fake",
+            threads=1,
+        )
+    )
 
 
 def _end(store: Store) -> Happening:

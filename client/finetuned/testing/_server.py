@@ -40,7 +40,9 @@ class FakeServer:
 
     Everything is kept in memory and is the same in every run: clocks tick by themselves, jobs go on
     when they are looked at (each GetJob and each watched event is one step), and replies repeat the
-    prompt. It needs neither torch nor the service.
+    prompt. Its base generates, encodes and sees, so that every task trains; what a service refuses for its
+    methods, rows, formats and names is refused, numbers other than LORA's rank are not looked at. It needs neither
+    torch nor the service.
 
     Args:
         endpoint: where to listen; a free port of the loopback by default.
@@ -111,7 +113,7 @@ class FakeServer:
         """Go on as a server that was started again with another base; what was made for other bases stays and
         is INCOMPATIBLE. The name is the full one, `bases/fake` is the first.
         """
-        check_name(name, "bases/{}")
+        check_name(name, "(?:tenants/{}/)?bases/{}")
         with self._store.lock:
             known = self._store.bases.get(name)
             digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias, TypeVar, final
+from typing import Any, TypeAlias, TypeVar, final
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -95,6 +96,9 @@ class Store:
         self.resident = name
         for base in self.bases.values():
             base.resident = False
+        if name in self.bases:
+            self.bases[name].resident = True
+            return
         self.bases[name] = base_service_pb2.Base(
             name=name,
             digest=digest,
@@ -155,12 +159,18 @@ def lookup(items: dict[str, Item], name: str) -> Item:
     return found
 
 
-def page(items: Sequence[Item], page_size: int, page_token: str) -> tuple[Sequence[Item], str]:
-    """A page of `items` and the token of the next one; a token is the number of items before it."""
-    if not 0 <= page_size <= 1000:
-        raise InvalidField.one("page_size", f"is {page_size}; allowed: 0 to 1000")
-    if page_token and not page_token.isdecimal():
-        raise InvalidField.one("page_token", f"is {page_token!r}; expected one from an earlier list")
-    start = int(page_token or 0)
-    end = start + (page_size or 50)
-    return items[start:end], str(end) if end < len(items) else ""
+def page(items: Sequence[Item], request: Any) -> tuple[Sequence[Item], str]:
+    """A page of `items` and the token of the next one: the number of items before it, and what list it is of."""
+    if not 0 <= request.page_size <= 1000:
+        raise InvalidField.one("page_size", f"is {request.page_size}; allowed: 0 to 1000")
+    listed = type(request)()
+    listed.CopyFrom(request)
+    for name in ("page_size", "page_token"):
+        listed.ClearField(name)
+    body = request.DESCRIPTOR.full_name.encode() + listed.SerializeToString(deterministic=True)
+    mark = hashlib.sha256(body).hexdigest()[:16]
+    found, _, start = request.page_token.partition(".")
+    if request.page_token and (found != mark or not start.isdecimal()):
+        raise InvalidField.one("page_token", "is not a next_page_token of this list; leave it empty")
+    end = int(start or 0) + (request.page_size or 50)
+    return items[int(start or 0) : end], f"{mark}.{end}" if end < len(items) else ""

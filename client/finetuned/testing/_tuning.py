@@ -9,24 +9,28 @@ that watches or polls sees it run and finish, in the same steps every time. Only
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import grpc
 
 from finetuned.errors import (
     AdapterIncompatible,
+    AlreadyExists,
     InvalidField,
     JobStateConflict,
     OutOfRange,
+    RerunRefused,
     ResourceInUse,
-    Unimplemented,
 )
 from finetuned.testing._costs import estimated
+from finetuned.testing._figures import describe_data
 from finetuned.testing._plan import FINAL, begin, cancel, pause, resume, step
-from finetuned.testing._store import METHODS, RunningJob, Store, check_name, lookup, page
+from finetuned.testing._specs import named_base, unimplemented
+from finetuned.testing._specs import resolve as resolve_spec
+from finetuned.testing._store import Answer, RunningJob, Store, check_name, lookup, page
 from finetuned.testing._versions import resolve
-from finetuned.v1 import common_pb2, dataset_service_pb2, job_pb2
+from finetuned.v1 import common_pb2, job_pb2
 from finetuned.v1 import tuning_service_pb2 as pb
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceServicer
 
@@ -42,118 +46,130 @@ class FakeTuning(TuningServiceServicer):
         self._store = store
 
     def TrainJob(self, request: pb.TrainJobRequest, context: grpc.ServicerContext) -> pb.TrainJobResponse:
-        check_name(request.parent, "tenants/{}", "parent")
+        (tenant,) = check_name(request.parent, "tenants/{}", "parent")
         if request.rerun_of:
-            return self._rerun(request)
-        spec = request.spec
-        check_name(spec.adapter, "tenants/{}/adapters/{}", "spec.adapter")
-        method = spec.WhichOneof("method")
-        generates = spec.task in {common_pb2.TASK_UNSPECIFIED, common_pb2.TASK_TEXT_GENERATION}
-        allowed = (
-            METHODS if generates or spec.task == common_pb2.TASK_FEATURE_EXTRACTION else ("head", *METHODS)
-        )
-        if spec.task == common_pb2.TASK_IMAGE_CLASSIFICATION:
-            allowed = ("head", "lora", "layers", "full")
-        if method not in {None, *allowed}:
-            available = ", ".join(f"METHOD_{name.upper()}" for name in allowed)
-            raise _unimplemented(f"METHOD_{str(method).upper()}", available)
-        if spec.lora.HasField("rank") and not 1 <= spec.lora.rank <= 256:
-            raise InvalidField.one("spec.lora.rank", f"is {spec.lora.rank}; allowed: 1 to 256")
-        with self._store.lock:
-            for name in filter(None, (spec.dataset, spec.eval_dataset)):
-                lookup(self._store.datasets, name)
-            if not spec.dataset:
-                raise InvalidField.one("spec.dataset", "is empty; expected a dataset's name")
-            base = lookup(self._store.bases, spec.base or self._store.resident)
-            job = job_pb2.Job(display_name=request.display_name, train=spec)
-            self._resolve_objective(job.train)
-            if spec.continue_from:
-                job.train.continue_from = self._start(spec.continue_from, base.digest)
+            return self._rerun(request, tenant)
+
+        def make() -> pb.TrainJobResponse:
+            job = job_pb2.Job(display_name=request.display_name, train=request.spec)
+            resolve_spec(self._store, tenant, job.train)
+            if job.train.continue_from:
+                self._continue(job.train)
             return self._accept(request, job, pb.TrainJobResponse)
 
-    def _resolve_objective(self, spec: job_pb2.TrainSpec) -> None:
-        """The objective that the rows are for, as the service writes it back."""
-        preferences = self._store.datasets[spec.dataset].row_kind == dataset_service_pb2.ROW_KIND_PREFERENCE
-        generates = spec.task in {common_pb2.TASK_UNSPECIFIED, common_pb2.TASK_TEXT_GENERATION}
-        usual = common_pb2.OBJECTIVE_SFT if generates else common_pb2.OBJECTIVE_CLASSIFICATION
-        if spec.task == common_pb2.TASK_FEATURE_EXTRACTION:
-            usual = common_pb2.OBJECTIVE_CONTRASTIVE
-        fitting = common_pb2.OBJECTIVE_DPO if preferences and generates else usual
-        spec.objective = spec.objective or fitting
-        if spec.objective == common_pb2.OBJECTIVE_DPO and not preferences:
-            raise InvalidField.one(
-                "spec.dataset",
-                f"{spec.dataset} holds no preferences; OBJECTIVE_DPO trains on PREFERENCE rows",
-            )
-        if spec.objective == common_pb2.OBJECTIVE_DPO:
-            spec.dpo.beta = spec.dpo.beta or 0.1
-        elif spec.HasField("dpo"):
-            raise InvalidField.one("spec.dpo", "is set, and the objective does not read it; leave it out")
+        return self._once(request, make)
 
-    def _start(self, name: str, base_digest: str) -> str:
-        """The full name of the version, or of the job, to continue from."""
+    def _continue(self, spec: job_pb2.TrainSpec) -> None:
+        """Write back the full name of the version, or of the job, to continue from."""
+        name = spec.continue_from
         if "/jobs/" in name:
-            return lookup(self._store.jobs, name).job.name
+            spec.continue_from = lookup(self._store.jobs, name).job.name
+            return
         state, number = resolve(self._store, name, "spec.continue_from")
-        version = state.versions[number]
+        version, base_digest = state.versions[number], self._store.bases[spec.base].digest
         if version.base_digest != base_digest:
             raise AdapterIncompatible(
                 f"{version.name!r} was made for another base",
                 metadata={"adapter_base_digest": version.base_digest, "server_base_digest": base_digest},
             )
-        return version.name
+        made, wanted = (
+            common_pb2.Method.Name(version.method),
+            f"METHOD_{str(spec.WhichOneof('method')).upper()}",
+        )
+        if made.replace("QLORA", "LORA") != wanted.replace("QLORA", "LORA"):
+            raise InvalidField.one(
+                "spec.continue_from", f"names {version.name}, of {made}; this job's is {wanted}"
+            )
+        if version.task != spec.task:
+            task = common_pb2.Task.Name(version.task)
+            raise InvalidField.one(
+                "spec.continue_from", f"names {version.name}, for {task}; set spec.task to it"
+            )
+        spec.continue_from = version.name
 
-    def _rerun(self, request: pb.TrainJobRequest) -> pb.TrainJobResponse:
+    def _rerun(self, request: pb.TrainJobRequest, tenant: str) -> pb.TrainJobResponse:
         given = [field.name for field, _ in request.spec.ListFields() if field.name != "base"]
         if given:
             raise InvalidField.one(f"spec.{given[0]}", "is set beside rerun_of; leave it out")
-        check_name(request.rerun_of, "tenants/{}/jobs/{}", "rerun_of")
-        with self._store.lock:
+        check_name(request.rerun_of, f"tenants/{tenant}/jobs/{{}}", "rerun_of")
+
+        def make() -> pb.TrainJobResponse:
             record = lookup(self._store.jobs, request.rerun_of).job
             if record.WhichOneof("spec") != "train":
                 raise InvalidField.one("rerun_of", f"is {record.name!r}, a Quantize run")
-            lookup(self._store.datasets, record.train.dataset)
-            base = lookup(self._store.bases, request.spec.base or self._store.resident)
+            self._refuse_changed(record)
             job = job_pb2.Job(
                 display_name=request.display_name or record.display_name,
                 train=record.train,
                 rerun_of=record.name,
             )
-            job.train.base = base.name
+            job.train.base = request.spec.base
+            resolve_spec(self._store, tenant, job.train)
             return self._accept(request, job, pb.TrainJobResponse)
 
+        return self._once(request, make)
+
+    def _refuse_changed(self, record: job_pb2.Job) -> None:
+        recorded = {
+            record.train.dataset: record.environment.dataset_digest,
+            record.train.eval_dataset: record.environment.eval_dataset_digest,
+        }
+        for name, digest in recorded.items():
+            if digest and (found := lookup(self._store.datasets, name).digest) != digest:
+                raise RerunRefused(
+                    f"{name} has the digest {found}; {record.name} was trained on {digest}",
+                    metadata={"dataset": name, "recorded_digest": digest, "found_digest": found},
+                )
+
     def Quantize(self, request: pb.QuantizeRequest, context: grpc.ServicerContext) -> pb.QuantizeResponse:
-        check_name(request.parent, "tenants/{}", "parent")
+        (tenant,) = check_name(request.parent, "tenants/{}", "parent")
         spec = request.spec
-        check_name(spec.output_base_id, "{}", "spec.output_base_id")
         if spec.weight_format not in _FORMATS:
             name = common_pb2.WeightFormat.Name(spec.weight_format)
-            raise _unimplemented(name, "WEIGHT_FORMAT_INT8, WEIGHT_FORMAT_NF4")
-        with self._store.lock:
-            lookup(self._store.bases, spec.base or self._store.resident)
+            raise unimplemented(name, ("WEIGHT_FORMAT_INT8", "WEIGHT_FORMAT_NF4"))
+        check_name(spec.output_base_id, "{}", "spec.output_base_id")
+
+        def make() -> pb.QuantizeResponse:
+            base = named_base(self._store, tenant, spec.base)
+            if base.weight_format in _FORMATS:
+                raise InvalidField.one("spec.base", f"is {base.name}, which is quantized already")
+            if spec.quantize_embeddings and spec.weight_format != common_pb2.WEIGHT_FORMAT_INT8:
+                raise InvalidField.one("spec.quantize_embeddings", "is for WEIGHT_FORMAT_INT8 only; unset it")
+            if spec.dataset:
+                lookup(self._store.datasets, spec.dataset)
+            output = f"{request.parent}/bases/{spec.output_base_id}"
+            if output in self._store.bases:
+                raise AlreadyExists(f"{output} exists; choose another id", metadata={"resource": output})
             job = job_pb2.Job(display_name=request.display_name, quantize=spec)
+            job.quantize.base = base.name
             return self._accept(request, job, pb.QuantizeResponse)
 
+        return self._once(request, make)
+
+    def _once(self, request: Any, make: Callable[[], Answer]) -> Answer:
+        """What the request has made before, whatever has changed since; else what it makes now."""
+        with self._store.lock:
+            if request.validate_only:
+                return make()
+            return self._store.once(request.parent, request.request_id, request, make)
+
     def _accept(self, request: Any, job: job_pb2.Job, answer: type[Any]) -> Any:
+        pauses = answer is pb.TrainJobResponse and request.pause_after_estimate
         job.priority = request.priority or job_pb2.JOB_PRIORITY_NORMAL
         if job.WhichOneof("spec") == "train":
+            describe_data(self._store, job)
             estimated(job)
         if request.validate_only:
-            if answer is pb.TrainJobResponse and request.pause_after_estimate:
+            if pauses:
                 raise InvalidField.one("pause_after_estimate", "is set beside validate_only; leave one out")
-            job.state = job_pb2.JOB_STATE_VALIDATING
+            job.state = job_pb2.JOB_STATE_QUEUED
             return answer(job=job)
-
-        def make() -> Any:
-            self._store.jobs_made += 1
-            job.name = f"{request.parent}/jobs/job-{self._store.jobs_made}"
-            pauses = answer is pb.TrainJobResponse and request.pause_after_estimate
-            self._store.jobs[job.name] = begin(self._store, job, pause_after_estimate=pauses)
-            kept = answer()
-            kept.job.CopyFrom(job)
-            return kept
-
-        return self._store.once(request.parent, request.request_id, request, make)
+        self._store.jobs_made += 1
+        job.name = f"{request.parent}/jobs/job-{self._store.jobs_made}"
+        self._store.jobs[job.name] = begin(self._store, job, pause_after_estimate=pauses)
+        kept = answer()
+        kept.job.CopyFrom(job)
+        return kept
 
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
         with self._store.lock:
@@ -171,7 +187,7 @@ class FakeTuning(TuningServiceServicer):
                 for name, running in reversed(self._store.jobs.items())
                 if name.startswith(request.parent + "/") and _wanted(running.job, request)
             ]
-            items, token = page(found, request.page_size, request.page_token)
+            items, token = page(found, request)
             return pb.ListJobsResponse(jobs=items, next_page_token=token)
 
     def WatchJob(
@@ -205,8 +221,24 @@ class FakeTuning(TuningServiceServicer):
         with self._store.lock:
             running = self._find(request.parent)
             kept = running.events[running.first_kept - 1 :]
-            items, token = page(kept, request.page_size, request.page_token)
+            items, token = page(kept, request)
             return pb.ListJobEventsResponse(events=items, next_page_token=token)
+
+    def ExportTensorBoard(
+        self, request: pb.ExportTensorBoardRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ExportTensorBoardResponse]:
+        with self._store.lock:
+            running = self._find(request.name)
+            if running.job.WhichOneof("spec") != "train":
+                raise InvalidField.one(
+                    "name", f"is {request.name}, a Quantize run; only TrainJobs have figures"
+                )
+            steps = [event.progress for event in running.events if event.HasField("progress")]
+            if not steps:
+                raise _conflict(running, "it has written no figures for TensorBoard yet")
+        # Not TensorBoard's format, which takes a checksum that the standard library does not have.
+        data = "".join(f"{step.step} {step.loss}\n" for step in steps).encode()
+        yield pb.ExportTensorBoardResponse(file_name="events.out.tfevents.1", data=data)
 
     def CancelJob(self, request: pb.CancelJobRequest, context: grpc.ServicerContext) -> pb.CancelJobResponse:
         with self._store.lock:
@@ -268,11 +300,4 @@ def _wanted(job: job_pb2.Job, request: pb.ListJobsRequest) -> bool:
         (not request.states or job.state in request.states)
         and request.kind in {pb.JOB_KIND_UNSPECIFIED, kind}
         and request.adapter in {"", job.train.adapter}
-    )
-
-
-def _unimplemented(feature: str, available: str) -> Unimplemented:
-    return Unimplemented(
-        f"{feature} is in the contract but not in this build; available: {available}",
-        metadata={"feature": feature},
     )

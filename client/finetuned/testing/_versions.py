@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 
-from finetuned.errors import AdapterIncompatible, EtagMismatch, FailedPrecondition, NotFound
+from finetuned.errors import AdapterIncompatible, EtagMismatch, InvalidField, NotFound
 from finetuned.testing._store import REPLICA, AdapterState, Store, check_name, lookup
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import common_pb2
@@ -26,6 +27,7 @@ def add_version(
     rank: int,
     base: str = "",
     method: str = "LORA",
+    task: common_pb2.Task = common_pb2.TASK_TEXT_GENERATION,
 ) -> pb.AdapterVersion:
     """The next version, of a base (the server's if empty); the first one gets the alias "default"."""
     base_digest = store.bases[base or store.resident].digest
@@ -42,10 +44,10 @@ def add_version(
         base_root_digest=base_digest,
         base_verified=True,
         method=f"METHOD_{method}",
-        task=common_pb2.TASK_TEXT_GENERATION,
+        task=task,
         lineage=lineage,
         size_bytes=sum(len(data) for data in files.values()),
-        parameters=64 * rank,
+        parameters=64 * max(rank, 1),
         modules=8,
         rank=rank,
         create_time=store.now(),
@@ -115,23 +117,38 @@ def resolve(store: Store, name: str, field: str = "name") -> tuple[AdapterState,
     return state, int(number)
 
 
+def check_etag(alias: pb.Alias, etag: str) -> None:
+    """Refuse a change of an alias that has moved since the etag was read.
+
+    Raises:
+        EtagMismatch: with the etag it has now.
+    """
+    if etag and etag != alias.etag:
+        raise EtagMismatch(
+            f"{alias.name!r} has changed since it was read", metadata={"current_etag": alias.etag}
+        )
+
+
 def set_alias(store: Store, name: str, target: str, etag: str = "") -> pb.Alias:
     """Move or make an alias.
 
     Raises:
         EtagMismatch: it moved since the etag was read.
-        FailedPrecondition: "previous" of an alias that has not moved.
-        NotFound: there is no such version.
+        NotFound: there is no such version, or "previous" of an alias that has not moved.
+        InvalidField: it is a version of another adapter.
     """
     state = lookup(store.adapters, adapter_of(name))
     last = name.rpartition("/")[2]
     alias = state.aliases.get(last) or pb.Alias(name=name)
-    if etag and etag != alias.etag:
-        raise EtagMismatch(f"{name!r} has changed since it was read", metadata={"current_etag": alias.etag})
+    check_etag(alias, etag)
     if target == "previous":
         if not alias.previous_version:
-            raise FailedPrecondition(f"{name!r} has not moved; there is no previous version")
+            raise NotFound(
+                f"{name!r} has not moved; there is no previous version", metadata={"resource": name}
+            )
         target = alias.previous_version
+    if not re.fullmatch(rf"{re.escape(adapter_of(name))}/versions/[1-9][0-9]*", target):
+        raise InvalidField.one("version", f"is {target!r}; allowed: a version of this adapter, or 'previous'")
     _, number = resolve(store, target, "version")
     moved = pb.Alias(
         name=name,

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 
 from finetuned.errors import QualityGateFailed
-from finetuned.testing._costs import TOKENS_IN_STEP, measured, steps_of
+from finetuned.testing._costs import TOKENS_IN_STEP, estimated, measured, steps_of
+from finetuned.testing._figures import confusion, figures
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import Happening, Store
 from finetuned.testing._versions import add_version, set_alias
@@ -20,7 +21,7 @@ RISE_OF_PERPLEXITY = {common_pb2.WEIGHT_FORMAT_INT8: 0.01, common_pb2.WEIGHT_FOR
 def train(store: Store, job: job_pb2.Job) -> Iterator[Happening]:
     """A TrainJob: baseline, steps, checkpoint, publication with the adapter's evaluation."""
     steps = steps_of(job)
-    yield _baseline
+    yield _baseline(store)
     for number in range(1, steps + 1):
         yield _step(number, steps)
     yield _checkpoint(steps)
@@ -33,28 +34,21 @@ def quantize(store: Store) -> Iterator[Happening]:
     yield lambda job, event: _store_base(store, job, event)
 
 
-def usual_metric(objective: common_pb2.Objective) -> str:
-    """What a version is judged by."""
-    return "reward_accuracy" if objective == common_pb2.OBJECTIVE_DPO else "exact_match"
+def _baseline(store: Store) -> Happening:
+    def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+        job.baseline_metrics.extend(figures(0, job.train))
+        event.evaluation.subject = "baseline"
+        event.evaluation.metrics.extend(job.baseline_metrics)
+        if (matrix := confusion(store, job, 0)) is not None:
+            job.baseline_confusion.CopyFrom(matrix)
+            event.evaluation.confusion.CopyFrom(matrix)
+        measured(job)
 
-
-def figures(version: int, metric: str = "exact_match") -> list[common_pb2.Metric]:
-    """The figures of a version; 0 is the plain base."""
-    score = version / (version + 1)
-    return [
-        common_pb2.Metric(name=metric, value=score, higher_is_better=True),
-        common_pb2.Metric(name="loss", value=2.0 - score, higher_is_better=False),
-    ]
-
-
-def _baseline(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
-    job.baseline_metrics.extend(figures(0, usual_metric(job.train.objective)))
-    event.evaluation.subject = "baseline"
-    event.evaluation.metrics.extend(job.baseline_metrics)
-    measured(job)
+    return happen
 
 
 def _measure(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+    estimated(job)
     job.progress.CopyFrom(job_pb2.Progress(phase="measuring", step=1, total_steps=1))
     event.progress.CopyFrom(job.progress)
 
@@ -93,7 +87,7 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         dataset_digest=dataset.digest if dataset is not None else "",
         parent_version=job.train.continue_from,
     )
-    method = (job.train.WhichOneof("method") or "lora").upper()
+    method = str(job.train.WhichOneof("method")).upper()
     content = {
         "adapter_config.json": f'{{"peft_type": "{method}"}}'.encode(),
         "adapter_model.safetensors": job.name.encode(),
@@ -103,13 +97,17 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         job.train.adapter,
         content,
         lineage,
-        rank=job.train.lora.rank or 16,
+        rank=(job.train.qlora.lora if method == "QLORA" else job.train.lora).rank,
         base=job.train.base,
         method=method,
+        task=job.train.task,
     )
     number = int(version.name.rpartition("/")[2])
-    version.metrics.extend(figures(number, usual_metric(job.train.objective)))
+    version.metrics.extend(figures(number, job.train))
     job.metrics.extend(version.metrics)
+    if (matrix := confusion(store, job, number)) is not None:
+        job.confusion.CopyFrom(matrix)
+        event.evaluation.confusion.CopyFrom(matrix)
     job.samples.add(prompt="ping", expected="pong", answer="pong", correct=True)
     event.evaluation.subject = "adapter"
     event.evaluation.step = job.progress.step
@@ -122,8 +120,11 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
 
 def _promote(store: Store, job: job_pb2.Job, version: adapter_service_pb2.AdapterVersion) -> None:
     condition = job.train.promote_if
-    metric = condition.metric or usual_metric(job.train.objective)
-    ours = next(item for item in version.metrics if item.name == metric)
+    metric = condition.metric
+    ours = next((item for item in version.metrics if item.name == metric), None)
+    if ours is None:
+        job.train_result.promotion = f"not moved: {metric} was not measured"
+        return
     sign = 1 if ours.higher_is_better else -1
     state = store.adapters[job.train.adapter]
     alias = state.aliases.get(condition.alias)
@@ -165,7 +166,7 @@ def _store_base(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None
         return
     base = base_service_pb2.Base()
     base.CopyFrom(source)
-    base.name = f"bases/{spec.output_base_id}"
+    base.name = f"{job.name.partition('/jobs/')[0]}/bases/{spec.output_base_id}"
     base.digest = "sha256:" + hashlib.sha256(base.name.encode()).hexdigest()
     base.weight_format = spec.weight_format
     base.weight_bytes = report.quantized_bytes

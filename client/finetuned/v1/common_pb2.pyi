@@ -127,6 +127,16 @@ class Metric(_message.Message):
     higher_is_better: bool
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., higher_is_better: bool = ...) -> None: ...
 
+class ConfusionMatrix(_message.Message):
+    __slots__ = ("labels", "counts", "other_labels")
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    OTHER_LABELS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    other_labels: int
+    def __init__(self, labels: _Optional[_Iterable[str]] = ..., counts: _Optional[_Iterable[int]] = ..., other_labels: _Optional[int] = ...) -> None: ...
+
 class Error(_message.Message):
     __slots__ = ("code", "reason", "message", "metadata", "violations")
     class MetadataEntry(_message.Message):

@@ -148,7 +148,7 @@ SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity
 
 class Job(_message.Message):
-    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time", "rerun_of", "micro_batch_rows", "priority", "overfitting", "usage")
+    __slots__ = ("name", "display_name", "state", "state_reason", "create_time", "start_time", "end_time", "train", "quantize", "environment", "estimate", "data_report", "progress", "baseline_metrics", "metrics", "incumbent_metrics", "checkpoints", "attempt", "error", "fault", "train_result", "quantize_result", "last_event", "samples", "expire_time", "events_expire_time", "rerun_of", "micro_batch_rows", "priority", "overfitting", "usage", "baseline_confusion", "confusion")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,8 @@ class Job(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     OVERFITTING_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_CONFUSION_FIELD_NUMBER: _ClassVar[int]
+    CONFUSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     state: JobState
@@ -211,7 +213,9 @@ class Job(_message.Message):
     priority: JobPriority
     overfitting: Overfitting
     usage: JobUsage
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ..., micro_batch_rows: _Optional[int] = ..., priority: _Optional[_Union[JobPriority, str]] = ..., overfitting: _Optional[_Union[Overfitting, _Mapping]] = ..., usage: _Optional[_Union[JobUsage, _Mapping]] = ...) -> None: ...
+    baseline_confusion: _common_pb2.ConfusionMatrix
+    confusion: _common_pb2.ConfusionMatrix
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[_Union[JobStateReason, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., train: _Optional[_Union[TrainSpec, _Mapping]] = ..., quantize: _Optional[_Union[QuantizeSpec, _Mapping]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ..., data_report: _Optional[_Union[DataReport, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., baseline_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., incumbent_metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., fault: _Optional[_Union[Fault, str]] = ..., train_result: _Optional[_Union[TrainResult, _Mapping]] = ..., quantize_result: _Optional[_Union[QuantizeResult, _Mapping]] = ..., last_event: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[EvaluationSample, _Mapping]]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., events_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., rerun_of: _Optional[str] = ..., micro_batch_rows: _Optional[int] = ..., priority: _Optional[_Union[JobPriority, str]] = ..., overfitting: _Optional[_Union[Overfitting, _Mapping]] = ..., usage: _Optional[_Union[JobUsage, _Mapping]] = ..., baseline_confusion: _Optional[_Union[_common_pb2.ConfusionMatrix, _Mapping]] = ..., confusion: _Optional[_Union[_common_pb2.ConfusionMatrix, _Mapping]] = ...) -> None: ...
 
 class Overfitting(_message.Message):
     __slots__ = ("best_step", "best_loss", "step", "loss")
@@ -695,14 +699,16 @@ class StateChanged(_message.Message):
     def __init__(self, state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[_Union[JobStateReason, str]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class EvaluationFinished(_message.Message):
-    __slots__ = ("subject", "step", "metrics")
+    __slots__ = ("subject", "step", "metrics", "confusion")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    CONFUSION_FIELD_NUMBER: _ClassVar[int]
     subject: str
     step: int
     metrics: _containers.RepeatedCompositeFieldContainer[_common_pb2.Metric]
-    def __init__(self, subject: _Optional[str] = ..., step: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ...) -> None: ...
+    confusion: _common_pb2.ConfusionMatrix
+    def __init__(self, subject: _Optional[str] = ..., step: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[_common_pb2.Metric, _Mapping]]] = ..., confusion: _Optional[_Union[_common_pb2.ConfusionMatrix, _Mapping]] = ...) -> None: ...
 
 class Notice(_message.Message):
     __slots__ = ("severity", "text")

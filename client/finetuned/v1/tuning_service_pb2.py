@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from finetuned.v1 import job_pb2 as finetuned_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!finetuned/v1/tuning_service.proto\x12\x0c\x66inetuned.v1\x1a\x16\x66inetuned/v1/job.proto\"\xe6\x01\n\x0fTrainJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.finetuned.v1.TrainSpec\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08rerun_of\x18\x06 \x01(\t\x12+\n\x08priority\x18\x07 \x01(\x0e\x32\x19.finetuned.v1.JobPriority\x12\x1c\n\x14pause_after_estimate\x18\x08 \x01(\x08\"2\n\x10TrainJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\"\xb9\x01\n\x0fQuantizeRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.finetuned.v1.QuantizeSpec\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12+\n\x08priority\x18\x06 \x01(\x0e\x32\x19.finetuned.v1.JobPriority\"2\n\x10QuantizeResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\"\xa6\x01\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12&\n\x06states\x18\x04 \x03(\x0e\x32\x16.finetuned.v1.JobState\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.finetuned.v1.JobKind\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\"L\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.finetuned.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_event\x18\x02 \x01(\x03\"`\n\x10WatchJobResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.finetuned.v1.JobEvent\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.finetuned.v1.JobState\"M\n\x14ListJobEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x15ListJobEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuned.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10PauseJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11ResumeJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\" \n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*N\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_KIND_TRAIN\x10\x01\x12\x15\n\x11JOB_KIND_QUANTIZE\x10\x02\x32\x91\x06\n\rTuningService\x12I\n\x08TrainJob\x12\x1d.finetuned.v1.TrainJobRequest\x1a\x1e.finetuned.v1.TrainJobResponse\x12I\n\x08Quantize\x12\x1d.finetuned.v1.QuantizeRequest\x1a\x1e.finetuned.v1.QuantizeResponse\x12\x43\n\x06GetJob\x12\x1b.finetuned.v1.GetJobRequest\x1a\x1c.finetuned.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.finetuned.v1.ListJobsRequest\x1a\x1e.finetuned.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.finetuned.v1.WatchJobRequest\x1a\x1e.finetuned.v1.WatchJobResponse0\x01\x12X\n\rListJobEvents\x12\".finetuned.v1.ListJobEventsRequest\x1a#.finetuned.v1.ListJobEventsResponse\x12I\n\x08PauseJob\x12\x1d.finetuned.v1.PauseJobRequest\x1a\x1e.finetuned.v1.PauseJobResponse\x12L\n\tResumeJob\x12\x1e.finetuned.v1.ResumeJobRequest\x1a\x1f.finetuned.v1.ResumeJobResponse\x12L\n\tCancelJob\x12\x1e.finetuned.v1.CancelJobRequest\x1a\x1f.finetuned.v1.CancelJobResponse\x12L\n\tDeleteJob\x12\x1e.finetuned.v1.DeleteJobRequest\x1a\x1f.finetuned.v1.DeleteJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!finetuned/v1/tuning_service.proto\x12\x0c\x66inetuned.v1\x1a\x16\x66inetuned/v1/job.proto\"\xe6\x01\n\x0fTrainJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.finetuned.v1.TrainSpec\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08rerun_of\x18\x06 \x01(\t\x12+\n\x08priority\x18\x07 \x01(\x0e\x32\x19.finetuned.v1.JobPriority\x12\x1c\n\x14pause_after_estimate\x18\x08 \x01(\x08\"2\n\x10TrainJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\"\xb9\x01\n\x0fQuantizeRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.finetuned.v1.QuantizeSpec\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12+\n\x08priority\x18\x06 \x01(\x0e\x32\x19.finetuned.v1.JobPriority\"2\n\x10QuantizeResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0eGetJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\"\xa6\x01\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12&\n\x06states\x18\x04 \x03(\x0e\x32\x16.finetuned.v1.JobState\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.finetuned.v1.JobKind\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\"L\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.finetuned.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x66ter_event\x18\x02 \x01(\x03\"`\n\x10WatchJobResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.finetuned.v1.JobEvent\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.finetuned.v1.JobState\"M\n\x14ListJobEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x15ListJobEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuned.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x45xportTensorBoardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x19\x45xportTensorBoardResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1f\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10PauseJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11ResumeJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x11\x43\x61ncelJobResponse\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.finetuned.v1.Job\" \n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse*N\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_KIND_TRAIN\x10\x01\x12\x15\n\x11JOB_KIND_QUANTIZE\x10\x02\x32\xf9\x06\n\rTuningService\x12I\n\x08TrainJob\x12\x1d.finetuned.v1.TrainJobRequest\x1a\x1e.finetuned.v1.TrainJobResponse\x12I\n\x08Quantize\x12\x1d.finetuned.v1.QuantizeRequest\x1a\x1e.finetuned.v1.QuantizeResponse\x12\x43\n\x06GetJob\x12\x1b.finetuned.v1.GetJobRequest\x1a\x1c.finetuned.v1.GetJobResponse\x12I\n\x08ListJobs\x12\x1d.finetuned.v1.ListJobsRequest\x1a\x1e.finetuned.v1.ListJobsResponse\x12K\n\x08WatchJob\x12\x1d.finetuned.v1.WatchJobRequest\x1a\x1e.finetuned.v1.WatchJobResponse0\x01\x12X\n\rListJobEvents\x12\".finetuned.v1.ListJobEventsRequest\x1a#.finetuned.v1.ListJobEventsResponse\x12\x66\n\x11\x45xportTensorBoard\x12&.finetuned.v1.ExportTensorBoardRequest\x1a\'.finetuned.v1.ExportTensorBoardResponse0\x01\x12I\n\x08PauseJob\x12\x1d.finetuned.v1.PauseJobRequest\x1a\x1e.finetuned.v1.PauseJobResponse\x12L\n\tResumeJob\x12\x1e.finetuned.v1.ResumeJobRequest\x1a\x1f.finetuned.v1.ResumeJobResponse\x12L\n\tCancelJob\x12\x1e.finetuned.v1.CancelJobRequest\x1a\x1f.finetuned.v1.CancelJobResponse\x12L\n\tDeleteJob\x12\x1e.finetuned.v1.DeleteJobRequest\x1a\x1f.finetuned.v1.DeleteJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuned.v1.tuning_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBKIND']._serialized_start=1563
-  _globals['_JOBKIND']._serialized_end=1641
+  _globals['_JOBKIND']._serialized_start=1683
+  _globals['_JOBKIND']._serialized_end=1761
   _globals['_TRAINJOBREQUEST']._serialized_start=76
   _globals['_TRAINJOBREQUEST']._serialized_end=306
   _globals['_TRAINJOBRESPONSE']._serialized_start=308
@@ -58,22 +58,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTJOBEVENTSREQUEST']._serialized_end=1157
   _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=1159
   _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=1247
-  _globals['_PAUSEJOBREQUEST']._serialized_start=1249
-  _globals['_PAUSEJOBREQUEST']._serialized_end=1280
-  _globals['_PAUSEJOBRESPONSE']._serialized_start=1282
-  _globals['_PAUSEJOBRESPONSE']._serialized_end=1332
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1334
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1366
-  _globals['_RESUMEJOBRESPONSE']._serialized_start=1368
-  _globals['_RESUMEJOBRESPONSE']._serialized_end=1419
-  _globals['_CANCELJOBREQUEST']._serialized_start=1421
-  _globals['_CANCELJOBREQUEST']._serialized_end=1453
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1455
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1506
-  _globals['_DELETEJOBREQUEST']._serialized_start=1508
-  _globals['_DELETEJOBREQUEST']._serialized_end=1540
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1542
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1561
-  _globals['_TUNINGSERVICE']._serialized_start=1644
-  _globals['_TUNINGSERVICE']._serialized_end=2429
+  _globals['_EXPORTTENSORBOARDREQUEST']._serialized_start=1249
+  _globals['_EXPORTTENSORBOARDREQUEST']._serialized_end=1289
+  _globals['_EXPORTTENSORBOARDRESPONSE']._serialized_start=1291
+  _globals['_EXPORTTENSORBOARDRESPONSE']._serialized_end=1367
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1369
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1400
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=1402
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=1452
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1454
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1486
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=1488
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=1539
+  _globals['_CANCELJOBREQUEST']._serialized_start=1541
+  _globals['_CANCELJOBREQUEST']._serialized_end=1573
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1575
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1626
+  _globals['_DELETEJOBREQUEST']._serialized_start=1628
+  _globals['_DELETEJOBREQUEST']._serialized_end=1660
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1662
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1681
+  _globals['_TUNINGSERVICE']._serialized_start=1764
+  _globals['_TUNINGSERVICE']._serialized_end=2653
 # @@protoc_insertion_point(module_scope)

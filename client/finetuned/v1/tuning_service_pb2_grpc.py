@@ -65,6 +65,11 @@ class TuningServiceStub(object):
                 request_serializer=finetuned_dot_v1_dot_tuning__service__pb2.ListJobEventsRequest.SerializeToString,
                 response_deserializer=finetuned_dot_v1_dot_tuning__service__pb2.ListJobEventsResponse.FromString,
                 _registered_method=True)
+        self.ExportTensorBoard = channel.unary_stream(
+                '/finetuned.v1.TuningService/ExportTensorBoard',
+                request_serializer=finetuned_dot_v1_dot_tuning__service__pb2.ExportTensorBoardRequest.SerializeToString,
+                response_deserializer=finetuned_dot_v1_dot_tuning__service__pb2.ExportTensorBoardResponse.FromString,
+                _registered_method=True)
         self.PauseJob = channel.unary_unary(
                 '/finetuned.v1.TuningService/PauseJob',
                 request_serializer=finetuned_dot_v1_dot_tuning__service__pb2.PauseJobRequest.SerializeToString,
@@ -128,6 +133,15 @@ class TuningServiceServicer(object):
 
     def ListJobEvents(self, request, context):
         """ListJobEvents returns the events of a job, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportTensorBoard(self, request, context):
+        """ExportTensorBoard streams the event files of a TrainJob that TensorBoard shows, as far as they are written: while it
+        runs and as long as its record is kept. A job that has written none is FAILED_PRECONDITION, a Quantize run
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +211,11 @@ def add_TuningServiceServicer_to_server(servicer, server):
                     servicer.ListJobEvents,
                     request_deserializer=finetuned_dot_v1_dot_tuning__service__pb2.ListJobEventsRequest.FromString,
                     response_serializer=finetuned_dot_v1_dot_tuning__service__pb2.ListJobEventsResponse.SerializeToString,
+            ),
+            'ExportTensorBoard': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportTensorBoard,
+                    request_deserializer=finetuned_dot_v1_dot_tuning__service__pb2.ExportTensorBoardRequest.FromString,
+                    response_serializer=finetuned_dot_v1_dot_tuning__service__pb2.ExportTensorBoardResponse.SerializeToString,
             ),
             'PauseJob': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseJob,
@@ -382,6 +401,33 @@ class TuningService(object):
             '/finetuned.v1.TuningService/ListJobEvents',
             finetuned_dot_v1_dot_tuning__service__pb2.ListJobEventsRequest.SerializeToString,
             finetuned_dot_v1_dot_tuning__service__pb2.ListJobEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTensorBoard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/finetuned.v1.TuningService/ExportTensorBoard',
+            finetuned_dot_v1_dot_tuning__service__pb2.ExportTensorBoardRequest.SerializeToString,
+            finetuned_dot_v1_dot_tuning__service__pb2.ExportTensorBoardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,11 @@ class TuningServiceStub:
     """WatchJob streams the events of a job from a cursor until its final state."""
     ListJobEvents: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobEventsRequest, _tuning_service_pb2.ListJobEventsResponse]
     """ListJobEvents returns the events of a job, oldest first."""
+    ExportTensorBoard: _grpc.UnaryStreamMultiCallable[_tuning_service_pb2.ExportTensorBoardRequest, _tuning_service_pb2.ExportTensorBoardResponse]
+    """ExportTensorBoard streams the event files of a TrainJob that TensorBoard shows, as far as they are written: while it
+    runs and as long as its record is kept. A job that has written none is FAILED_PRECONDITION, a Quantize run
+    INVALID_ARGUMENT.
+    """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.PauseJobRequest, _tuning_service_pb2.PauseJobResponse]
     """PauseJob has a running job write a checkpoint and stop (PAUSING, then PAUSED); a queued one is
     PAUSED at once. A paused job is left as it is, and then waits for ResumeJob alone. A job that is
@@ -78,6 +83,11 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """WatchJob streams the events of a job from a cursor until its final state."""
     ListJobEvents: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobEventsRequest, _tuning_service_pb2.ListJobEventsResponse]  # type: ignore[assignment]
     """ListJobEvents returns the events of a job, oldest first."""
+    ExportTensorBoard: _aio.UnaryStreamMultiCallable[_tuning_service_pb2.ExportTensorBoardRequest, _tuning_service_pb2.ExportTensorBoardResponse]  # type: ignore[assignment]
+    """ExportTensorBoard streams the event files of a TrainJob that TensorBoard shows, as far as they are written: while it
+    runs and as long as its record is kept. A job that has written none is FAILED_PRECONDITION, a Quantize run
+    INVALID_ARGUMENT.
+    """
     PauseJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.PauseJobRequest, _tuning_service_pb2.PauseJobResponse]  # type: ignore[assignment]
     """PauseJob has a running job write a checkpoint and stop (PAUSING, then PAUSED); a queued one is
     PAUSED at once. A paused job is left as it is, and then waits for ResumeJob alone. A job that is
@@ -144,6 +154,17 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.ListJobEventsResponse, _abc.Awaitable[_tuning_service_pb2.ListJobEventsResponse]]:
         """ListJobEvents returns the events of a job, oldest first."""
+
+    @_abc_1.abstractmethod
+    def ExportTensorBoard(
+        self,
+        request: _tuning_service_pb2.ExportTensorBoardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tuning_service_pb2.ExportTensorBoardResponse], _abc.AsyncIterator[_tuning_service_pb2.ExportTensorBoardResponse]]:
+        """ExportTensorBoard streams the event files of a TrainJob that TensorBoard shows, as far as they are written: while it
+        runs and as long as its record is kept. A job that has written none is FAILED_PRECONDITION, a Quantize run
+        INVALID_ARGUMENT.
+        """
 
     @_abc_1.abstractmethod
     def PauseJob(

@@ -86,6 +86,25 @@ class Metric:
 
 @final
 @dataclass(frozen=True, slots=True)
+class ConfusionMatrix:
+    """How often each label was given to what has which: of rows that have one label, or words that have one tag."""
+
+    labels: tuple[str, ...]
+    """In the order of rows and columns."""
+    counts: tuple[int, ...]
+    """Row after row; `rows` has them apart."""
+    other_labels: int
+    """How many more labels share the last row and the last column; 0 where each has its own."""
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """A row for what is right, a column for what was given."""
+        size = len(self.labels) + bool(self.other_labels)
+        return tuple(self.counts[row * size : (row + 1) * size] for row in range(size))
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class LabelCount:
     """How often a label is given: rows, or tokens for tags."""
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TypeAlias, final
 
-from finetuned.values.common import Metric
+from finetuned.values.common import ConfusionMatrix, Metric
 
 
 class JobState(StrEnum):
@@ -81,6 +81,8 @@ class EvaluationFinished:
     """What was evaluated: "baseline", "incumbent" or "adapter"."""
     step: int
     metrics: tuple[Metric, ...]
+    confusion: ConfusionMatrix | None = None
+    """Over all held-out rows; None between steps, and for tasks that give no single label."""
 
 
 @final

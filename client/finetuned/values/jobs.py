@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import final
 
 from finetuned.errors import JobFailed, Violation
-from finetuned.values.common import LabelCount, LengthSummary, Metric
+from finetuned.values.common import ConfusionMatrix, LabelCount, LengthSummary, Metric
 from finetuned.values.events import Checkpoint, JobState, JobStateReason, Progress
 from finetuned.values.specs import QuantizeSpec, TrainSpec
 
@@ -194,6 +194,17 @@ class EvaluationSample:
 
 @final
 @dataclass(frozen=True, slots=True)
+class ExportedLogs:
+    """A job's figures written to a directory, for TensorBoard."""
+
+    job: str
+    directory: str
+    """One run to TensorBoard."""
+    files: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Overfitting:
     """A held-out loss that rises again, in nats per supervised token."""
 
@@ -248,6 +259,10 @@ class Job:
     """Rows that run at once since the memory had no room for as many as the spec says; 0 where it had."""
     usage: JobUsage | None
     """What it took so far; None before an attempt has ended."""
+    baseline_confusion: ConfusionMatrix | None
+    """Of the plain base, over all held-out rows; None for tasks that give no single label."""
+    confusion: ConfusionMatrix | None
+    """Of the best checkpoint, over the same rows."""
 
     @property
     def kind(self) -> JobKind:

@@ -179,7 +179,7 @@ class AdapterRegistry:
         )
         with self._database.read() as connection:
             found = [load_adapter(connection, tenant, row.id) for row in connection.execute(query).all()]
-        return page_of([(item.adapter, item) for item in found], page.size)
+        return page_of([(item.adapter, item) for item in found], page)
 
     def versions(
         self, selector: AdapterSelector, page: PageRequest, *, method: str = "", base_digest: str = ""
@@ -204,7 +204,7 @@ class AdapterRegistry:
             load_adapter(connection, tenant, adapter)
             rows = connection.execute(query).all()
         found = [parse_version(row, self._directory) for row in rows]
-        return page_of([(str(item.version), item) for item in found], page.size)
+        return page_of([(str(item.version), item) for item in found], page)
 
     def versions_of(self, tenant: str, digests: Collection[str], page: PageRequest) -> Page[AdapterVersion]:
         """The versions of a tenant that have one of the digests, in order of adapter and number."""
@@ -222,14 +222,14 @@ class AdapterRegistry:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         found = [parse_version(row, self._directory) for row in rows]
-        return page_of([(f"{item.adapter}/{item.version}", item) for item in found], page.size)
+        return page_of([(f"{item.adapter}/{item.version}", item) for item in found], page)
 
     def aliases(self, selector: AdapterSelector, page: PageRequest) -> Page[Alias]:
         """In order of name."""
         with self._database.read() as connection:
             adapter = load_adapter(connection, selector.tenant, selector.adapter)
         found = [alias for alias in adapter.aliases if alias.alias > page.after][: page.size + 1]
-        return page_of([(alias.alias, alias) for alias in found], page.size)
+        return page_of([(alias.alias, alias) for alias in found], page)
 
     def alias(self, selector: AdapterSelector) -> Alias:
         with self._database.read() as connection:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finetuned_service.adapters.files import BaseGeometry, check_adapter, spell_out_config
+from finetuned_service.adapters.label_order import has_sorted_labels, sort_labels
 from finetuned_service.adapters.manifest import AdapterManifest, Lineage
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.errors import AdapterIncompatible, InvalidAdapterFiles, InvalidUpload, NotFound
 from finetuned_service.names import AdapterSelector
+from finetuned_service.storage.chunks import FileChunk, chunks_of
 from finetuned_service.storage.files import refusing_full_disk, sweep_leftovers
 from finetuned_service.storage.idempotency import RequestKey
 
@@ -29,7 +31,6 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MANIFEST_FILE = "manifest.json"
 ACCEPTED_FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
-EXPORT_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,9 @@ class AdapterImports:
         # The manifest of an export describes another server's version; what holds here is measured here.
         (staged.directory / MANIFEST_FILE).unlink(missing_ok=True)
         facts = check_adapter(staged.directory, self.geometry, self.max_rank)
+        if not has_sorted_labels(facts):
+            sort_labels(staged.directory, facts)
+            facts = check_adapter(staged.directory, self.geometry, self.max_rank)
         spell_out_config(staged.directory)
 
         def manifest(name: str) -> AdapterManifest:
@@ -149,15 +153,6 @@ class AdapterImports:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FileChunk:
-    """A piece of one file of an adapter."""
-
-    file_name: str
-    offset: int
-    data: bytes
-
-
 def export_chunks(version: AdapterVersion) -> Iterator[FileChunk]:
     """The files of a version, PEFT's two and our manifest, piece by piece.
 
@@ -175,7 +170,4 @@ def export_chunks(version: AdapterVersion) -> Iterator[FileChunk]:
             except FileNotFoundError as error:
                 raise NotFound.resource(version.name) from error
         for name, file in [*files, (MANIFEST_FILE, manifest)]:
-            offset = 0
-            while data := file.read(EXPORT_CHUNK_BYTES):
-                yield FileChunk(name, offset, data)
-                offset += len(data)
+            yield from chunks_of(name, file)

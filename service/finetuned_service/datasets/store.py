@@ -211,7 +211,7 @@ class DatasetStore:
             query = query.where(datasets.c.row_kind == row_kind)
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(datasets.c.id).limit(page.size + 1)).all()
-        return page_of([(row.id, self._dataset(row)) for row in rows], page.size)
+        return page_of([(row.id, self._dataset(row)) for row in rows], page)
 
     def delete(self, tenant: str, dataset_id: str) -> None:
         """Delete a dataset that no unfinished job uses; its rows go when nothing else names them."""

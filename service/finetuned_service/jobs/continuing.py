@@ -160,6 +160,12 @@ def refuse_other_head(start: Start, rows: RowKind, report: DataReport) -> None:
         )
     known = head.labels
     found = tuple(sorted({count.label for count in (*report.train_labels, *report.eval_labels)}))
+    if found != known and found == tuple(sorted(known)):
+        raise InvalidField.one(
+            _FIELD,
+            f"names {start.name}, whose head has the labels of the rows in another order than a TrainJob gives them; "
+            "an older server has imported it so. Export it and import it again, which sorts them",
+        )
     if found != known:
         raise InvalidField.one(
             "spec.dataset",

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from finetuned_service.jobs.states import JobState, StateReason
 from finetuned_service.vocabulary import (
+    ConfusionMatrix,
     Metric,
     Value,
 )
@@ -100,6 +101,8 @@ class EvaluationFinished(Value):
     subject: Literal["baseline", "incumbent", "adapter"]
     step: int = 0
     metrics: tuple[Metric, ...]
+    confusion: ConfusionMatrix | None = None
+    """Of all held-out rows, where they have one label each or one for each word."""
 
 
 class Notice(Value):

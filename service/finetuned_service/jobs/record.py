@@ -62,7 +62,7 @@ def _apply(job: Job, report: JobReport) -> Job:
             ]
             return job.model_copy(update={"checkpoints": _newest_and_best((*kept, report))})
         case EvaluationFinished(subject="baseline" | "incumbent"):
-            return job.model_copy(update={f"{report.subject}_metrics": report.metrics})
+            return _with_evaluation(job, report)
         case Prepared():
             changes = {
                 "environment": report.environment,
@@ -78,12 +78,20 @@ def _apply(job: Job, report: JobReport) -> Job:
                 "baseline_metrics": report.baseline_metrics or job.baseline_metrics,
                 "incumbent_metrics": report.incumbent_metrics or job.incumbent_metrics,
                 "samples": report.samples,
+                "confusion": report.confusion,
             }
             return job.model_copy(update=changes)
         case Failed():
             return job.model_copy(update={"error": report.error, "fault": report.fault})
         case EvaluationFinished() | Notice() | QuantizeFinished() | Suspended():
             return job
+
+
+def _with_evaluation(job: Job, report: EvaluationFinished) -> Job:
+    changes: dict[str, object] = {f"{report.subject}_metrics": report.metrics}
+    if report.subject == "baseline":
+        changes["baseline_confusion"] = report.confusion
+    return job.model_copy(update=changes)
 
 
 def _with_cost(job: Job, report: Estimated | Usage) -> Job:

@@ -151,7 +151,7 @@ class JobStore:
         found = [
             (row.id, self._expiring(Job.model_validate_json(row.document), kept=row.kept)) for row in rows
         ]
-        return page_of(found, page.size)
+        return page_of(found, page)
 
     def _expiring(self, job: Job, *, kept: bool) -> Job:
         ended = job.end_time.timestamp() if job.end_time else None
@@ -200,7 +200,7 @@ class JobStore:
     def event_page(self, tenant: str, job_id: str, page: PageRequest) -> Page[JobEvent]:
         """Events, oldest first."""
         found = self.events(tenant, job_id, page.after_number(default=0), page.size + 1)
-        return page_of([(str(event.number), event) for event in found], page.size)
+        return page_of([(str(event.number), event) for event in found], page)
 
     def cancel(self, tenant: str, job_id: str) -> Job:
         """QUEUED and PAUSED end at once; a running one is told to stop.

@@ -25,7 +25,7 @@ from finetuned_service.jobs.events import (
 from finetuned_service.jobs.specs import QuantizeSpec, TrainSpec
 from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.values import EvaluationSample, QuantizeReport
-from finetuned_service.vocabulary import DataReport, Metric, Value
+from finetuned_service.vocabulary import ConfusionMatrix, DataReport, Metric, Value
 
 TASK_FILE = "task.json"
 """In the job's directory; the one of the last attempt."""
@@ -137,6 +137,8 @@ class TrainFinished(Value):
     incumbent_metrics: tuple[Metric, ...] = ()
     samples: tuple[EvaluationSample, ...] = ()
     stopped_early: bool = False
+    confusion: ConfusionMatrix | None = None
+    """Of the adapter."""
 
 
 class QuantizeFinished(Value):

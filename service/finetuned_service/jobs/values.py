@@ -11,6 +11,7 @@ from finetuned_service.jobs.events import Checkpoint, Environment, Estimate, Ove
 from finetuned_service.jobs.specs import Spec
 from finetuned_service.jobs.states import Fault, JobState, Priority, StateReason
 from finetuned_service.vocabulary import (
+    ConfusionMatrix,
     DataReport,
     Metric,
     Value,
@@ -80,6 +81,9 @@ class Job(Value):
     baseline_metrics: tuple[Metric, ...] = ()
     metrics: tuple[Metric, ...] = ()
     incumbent_metrics: tuple[Metric, ...] = ()
+    baseline_confusion: ConfusionMatrix | None = None
+    confusion: ConfusionMatrix | None = None
+    """As `metrics`: of the best checkpoint."""
     checkpoints: tuple[Checkpoint, ...] = ()
     attempt: int = 1
     priority: Priority = Priority.NORMAL

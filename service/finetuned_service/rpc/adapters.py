@@ -20,9 +20,9 @@ from finetuned_service.errors import FinetunedError, InvalidField, InvalidUpload
 from finetuned_service.names import AdapterSelector, parse_tenant
 from finetuned_service.rpc.convert.adapters import adapter_to_proto, alias_to_proto, version_to_proto
 from finetuned_service.rpc.convert.common import enum_name, method_from_proto
+from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
 from finetuned_service.serving.service import Serving, incompatible_reason
-from finetuned_service.storage.pages import PageRequest
 
 MAX_SOURCE_CHARACTERS = 1000
 
@@ -49,7 +49,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         page = await asyncio.to_thread(
             self._registry.list,
             parse_tenant(request.parent),
-            PageRequest.parse(request.page_size, request.page_token),
+            page_request(request),
         )
         return pb.ListAdaptersResponse(
             adapters=[self._adapter(adapter) for adapter in page.items], next_page_token=page.next_token
@@ -80,7 +80,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         page = await asyncio.to_thread(
             self._registry.versions,
             _adapter_selector(request.parent, "parent"),
-            PageRequest.parse(request.page_size, request.page_token),
+            page_request(request),
             method=method_from_proto(request.method, "method") or "",
             base_digest=self._serving.base.digest if request.compatible_only else "",
         )
@@ -186,7 +186,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.ListResidentVersionsRequest, pb.ListResidentVersionsResponse],
     ) -> pb.ListResidentVersionsResponse:
         tenant = parse_tenant(request.parent)
-        wanted = PageRequest.parse(request.page_size, request.page_token)
+        wanted = page_request(request)
         snapshot = await self._snapshot()
         digests = self._serving.holders.used_by(tenant, snapshot.adapters if snapshot else ())
         page = await asyncio.to_thread(self._registry.versions_of, tenant, digests, wanted)
@@ -209,7 +209,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         page = await asyncio.to_thread(
             self._registry.aliases,
             _adapter_selector(request.parent, "parent"),
-            PageRequest.parse(request.page_size, request.page_token),
+            page_request(request),
         )
         return pb.ListAliasesResponse(
             aliases=[alias_to_proto(alias) for alias in page.items], next_page_token=page.next_token

@@ -13,7 +13,8 @@ from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.names import BaseName, parse_tenant
 from finetuned_service.rpc.convert.bases import base_to_proto
-from finetuned_service.storage.pages import PageRequest, page_of
+from finetuned_service.rpc.page_request import page_request
+from finetuned_service.storage.pages import page_of
 from finetuned_service.tenancy.caller import current_caller
 
 
@@ -36,9 +37,9 @@ class BaseServicer(grpc_pb.BaseServiceServicer):
         request: pb.ListBasesRequest,
         context: aio.ServicerContext[pb.ListBasesRequest, pb.ListBasesResponse],
     ) -> pb.ListBasesResponse:
-        asked = PageRequest.parse(request.page_size, request.page_token)
+        asked = page_request(request)
         found = await asyncio.to_thread(self._catalog.list, parse_tenant(request.parent))
-        page = page_of([(b.name, b) for b in found if b.name > asked.after][: asked.size + 1], asked.size)
+        page = page_of([(b.name, b) for b in found if b.name > asked.after][: asked.size + 1], asked)
         bases = [base_to_proto(base, resident=base.name == self._resident) for base in page.items]
         return pb.ListBasesResponse(bases=bases, next_page_token=page.next_token)
 

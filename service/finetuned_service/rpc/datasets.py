@@ -15,8 +15,8 @@ from finetuned_service.errors import InvalidUpload
 from finetuned_service.names import ResourceName, parse_tenant
 from finetuned_service.rpc.convert.common import time_to_proto
 from finetuned_service.rpc.convert.datasets import dataset_to_proto, format_from_proto, row_kind_from_proto
+from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
-from finetuned_service.storage.pages import PageRequest
 
 MAX_CHUNK_BYTES = 1024 * 1024
 
@@ -122,7 +122,7 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         page = await asyncio.to_thread(
             self._store.list,
             parse_tenant(request.parent),
-            PageRequest.parse(request.page_size, request.page_token),
+            page_request(request),
             row_kind_from_proto(request.row_kind),
         )
         return pb.ListDatasetsResponse(

@@ -11,6 +11,7 @@ from finetuned.v1 import tuning_service_pb2_grpc as grpc_pb
 from grpc import aio
 
 from finetuned_service.errors import InvalidField, Unavailable
+from finetuned_service.jobs.event_files import EventFiles
 from finetuned_service.jobs.states import Priority
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
@@ -22,8 +23,8 @@ from finetuned_service.rpc.convert.specs import (
     quantize_spec_from_proto,
     train_spec_from_proto,
 )
+from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
-from finetuned_service.storage.pages import PageRequest
 from finetuned_service.tenancy.caller import current_caller
 
 WATCH_POLL_SECONDS = 0.2
@@ -34,11 +35,14 @@ MAX_SUBMISSION_BYTES = 256 * 1024
 
 
 class TuningServicer(grpc_pb.TuningServiceServicer):
-    def __init__(self, store: JobStore, submission: Submission, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, store: JobStore, submission: Submission, event_files: EventFiles, stopping: asyncio.Event
+    ) -> None:
         """Watches end when `stopping` is set: they would hold up the server's end for all of its grace."""
         self._stopping = stopping
         self._store = store
         self._submission = submission
+        self._event_files = event_files
 
     async def TrainJob(  # noqa: N802 - the contract's name
         self,
@@ -110,7 +114,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
             self._store.list,
             parse_tenant(request.parent),
             job_filter_from_proto(request),
-            PageRequest.parse(request.page_size, request.page_token),
+            page_request(request),
         )
         return pb.ListJobsResponse(
             jobs=[job_to_proto(job) for job in page.items], next_page_token=page.next_token
@@ -147,11 +151,23 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
             self._store.event_page,
             name.tenant,
             name.id,
-            PageRequest.parse(request.page_size, request.page_token),
+            page_request(request),
         )
         return pb.ListJobEventsResponse(
             events=[event_to_proto(event) for event in page.items], next_page_token=page.next_token
         )
+
+    async def ExportTensorBoard(  # noqa: N802 - the contract's name
+        self,
+        request: pb.ExportTensorBoardRequest,
+        context: aio.ServicerContext[pb.ExportTensorBoardRequest, pb.ExportTensorBoardResponse],
+    ) -> AsyncIterator[pb.ExportTensorBoardResponse]:
+        name = ResourceName.parse(request.name, "jobs")
+        chunks = await asyncio.to_thread(self._event_files.chunks, name.tenant, name.id)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            yield pb.ExportTensorBoardResponse(
+                file_name=chunk.file_name, offset=chunk.offset, data=chunk.data
+            )
 
     async def CancelJob(  # noqa: N802 - the contract's name
         self,

@@ -1,9 +1,10 @@
-"""Pages of List calls: opaque tokens that carry the last key of the page before."""
+"""Pages of List calls: opaque tokens that carry the last key of the page before, and the list that they are of."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,6 +18,11 @@ _KEY = re.compile(r"[a-z0-9/-]{1,200}")
 """Ids, names and numbers: nothing else has ever been put into a token."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
 """Fits the 64 bits of a database's integer."""
+_MARK_CHARACTERS = 16
+_NOT_OURS = (
+    "is not a next_page_token of this list; a token is good for the call, the parent and the filters that it came from. "
+    "Leave it empty to begin with the first page"
+)
 
 Item = TypeVar("Item")
 
@@ -27,39 +33,51 @@ class PageRequest:
 
     size: int = DEFAULT_PAGE_SIZE
     after: str = ""
+    mark: str = ""
+    """In the tokens of this list, and of no other."""
 
     @classmethod
-    def parse(cls, page_size: int, page_token: str) -> PageRequest:
+    def parse(cls, page_size: int, page_token: str, listed: bytes = b"") -> PageRequest:
         """A List call's fields.
 
+        Args:
+            page_size: as asked for.
+            page_token: alike.
+            listed: tells the list from all others: the call, its parent, its filters.
+
         Raises:
-            InvalidField: the size is out of range, or the token was never handed out.
+            InvalidField: the size is out of range, or the token was never handed out for this list.
         """
         if not 0 <= page_size <= MAX_PAGE_SIZE:
             raise InvalidField.one(
                 "page_size",
                 f"is {page_size}; allowed: 0 (meaning {DEFAULT_PAGE_SIZE}) to {MAX_PAGE_SIZE}",
             )
-        return cls(page_size or DEFAULT_PAGE_SIZE, _key(page_token) if page_token else "")
+        mark = hashlib.sha256(listed).hexdigest()[:_MARK_CHARACTERS] if listed else ""
+        return cls(page_size or DEFAULT_PAGE_SIZE, _key(page_token, mark) if page_token else "", mark)
+
+    def token_after(self, key: str) -> str:
+        """The token of the page that begins behind an item."""
+        return base64.urlsafe_b64encode(f"{self.mark}.{key}".encode()).decode()
 
     def after_number(self, default: int) -> int:
         """The key as a number, for lists in numeric order."""
         if not self.after:
             return default
         if not _NUMBER.fullmatch(self.after):
-            raise InvalidField.one("page_token", "is not a next_page_token of this List call; leave it empty")
+            raise InvalidField.one("page_token", _NOT_OURS)
         return int(self.after)
 
 
-def _key(page_token: str) -> str:
+def _key(page_token: str, mark: str) -> str:
     try:
-        key = base64.b64decode(page_token, altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError):
-        key = ""
-    if not _KEY.fullmatch(key):
-        raise InvalidField.one(
-            "page_token", f"is {page_token[:100]!r}, not a next_page_token of this List call; leave it empty"
+        found, _, key = (
+            base64.b64decode(page_token, altchars=b"-_", validate=True).decode("ascii").partition(".")
         )
+    except (binascii.Error, ValueError):
+        found = key = ""
+    if found != mark or not _KEY.fullmatch(key):
+        raise InvalidField.one("page_token", _NOT_OURS)
     return key
 
 
@@ -71,9 +89,9 @@ class Page(Generic[Item]):
     next_token: str = ""
 
 
-def page_of(items: list[tuple[str, Item]], size: int) -> Page[Item]:
-    """The page from `size + 1` fetched (key, item) pairs: the extra one says that there is more."""
-    kept = items[:size]
-    more = len(items) > size
-    token = base64.urlsafe_b64encode(kept[-1][0].encode()).decode() if more and kept else ""
+def page_of(items: list[tuple[str, Item]], asked: PageRequest) -> Page[Item]:
+    """The page from one (key, item) pair more than was asked for: the extra one says that there is more."""
+    kept = items[: asked.size]
+    more = len(items) > asked.size
+    token = asked.token_after(kept[-1][0]) if more and kept else ""
     return Page(tuple(item for _, item in kept), token)

@@ -13,7 +13,7 @@ from finetuned_service.jobs.task import Prepared, TrainFinished, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.checkpoint import RunState
-from finetuned_service.vocabulary import DataReport, Metric
+from finetuned_service.vocabulary import ConfusionMatrix, DataReport, Metric
 
 MAX_SAMPLES = 100
 """Held-out rows that the result shows with their answers."""
@@ -72,8 +72,12 @@ def finish(
     incumbent: Measured | None,
     samples: tuple[EvaluationSample, ...],
     stopped_early: bool,
+    confusion: ConfusionMatrix | None = None,
 ) -> None:
-    """Publish the adapter as the task's output, and tell the end; a subject is None where it was not measured."""
+    """Publish the adapter as the task's output, and tell the end; a subject is None where it was not measured.
+
+    `confusion` is of the adapter.
+    """
     report(Progress(phase="storing"))
     publish_directory(adapter_directory, Path(task.output_directory))
     report(
@@ -83,5 +87,6 @@ def finish(
             incumbent_metrics=incumbent.metrics if incumbent else (),
             samples=samples[:MAX_SAMPLES],
             stopped_early=stopped_early,
+            confusion=confusion,
         )
     )

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from finetuned._names import short
 from finetuned.cli.job_report.charts import line_chart
-from finetuned.cli.job_report.confusion import confusion_of
+from finetuned.cli.job_report.confusion import confusion_tables
 from finetuned.cli.job_report.curves import Curves
 from finetuned.cli.job_report.facts import cost, lineage, metric_table, settings
 from finetuned.values.events import JobEvent, Severity
@@ -45,7 +45,7 @@ def html_report(job: Job, events: Iterable[JobEvent]) -> str:
         # Matplotlib escapes what it writes.
         charts=[(chart.title, Markup(line_chart(chart))) for chart in curves.charts(job)],  # noqa: S704 - see above
         subjects=metric_table(job),
-        confusion=confusion_of(job),
+        confusions=list(confusion_tables(job)),
         samples=job.samples[:MOST_SAMPLES],
         labels=(job.data_report.train_labels[:MOST_LABELS] if job.data_report else ()),
         eval_labels={c.label: c.count for c in job.data_report.eval_labels} if job.data_report else {},

@@ -1,41 +1,59 @@
-"""Which labels were taken for which, counted over the held-out rows that a job's record shows."""
+"""Which labels were taken for which, over all held-out rows, as tables of the page."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from finetuned.values.common import Task
+from finetuned.values.common import ConfusionMatrix
 from finetuned.values.jobs import Job
-
-MOST_LABELS = 30
-"""More would be no table that anybody reads."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Confusion:
+class ConfusionTable:
+    subject: str
+    """Who was measured."""
     labels: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
-    """A row for what is right, a column for what was answered."""
+    """A row for what is right, a column for what was given."""
 
     @property
     def most(self) -> int:
         return max(1, *(count for row in self.counts for count in row))
 
     @property
-    def rows(self) -> int:
+    def total(self) -> int:
         return sum(map(sum, self.counts))
 
+    @property
+    def recall(self) -> tuple[str, ...]:
+        """Of what has a label, the part that was given it."""
+        return _shares(self.counts)
 
-def confusion_of(job: Job) -> Confusion | None:
-    """None for tasks that give no single label, and for more labels than a table can show."""
-    single = job.train is not None and job.train.task in {Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION}
-    if not single or not job.samples or job.data_report is None or not job.data_report.train_labels:
-        return None
-    counted = Counter((sample.expected, sample.answer) for sample in job.samples)
-    labels = tuple(sorted({label for pair in counted for label in pair}))
-    if len(labels) > MOST_LABELS:
-        return None
-    return Confusion(labels, tuple(tuple(counted[right, given] for given in labels) for right in labels))
+    @property
+    def precision(self) -> tuple[str, ...]:
+        """Of what was given a label, the part that has it."""
+        return _shares(tuple(zip(*self.counts, strict=True)))
+
+
+def confusion_tables(job: Job) -> Iterator[ConfusionTable]:
+    """None for tasks that give no single label."""
+    for subject, matrix in (("this version", job.confusion), ("plain base", job.baseline_confusion)):
+        if matrix is not None:
+            yield ConfusionTable(subject, _labels(matrix), matrix.rows)
+
+
+def _labels(matrix: ConfusionMatrix) -> tuple[str, ...]:
+    if not matrix.other_labels:
+        return matrix.labels
+    return (*matrix.labels, f"{matrix.other_labels} others")
+
+
+def _shares(counts: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    totals = [sum(row) for row in counts]
+    return tuple(
+        f"{row[i] / total:.0%}" if total else ""
+        for i, (row, total) in enumerate(zip(counts, totals, strict=True))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetuned.v1 import common_pb2 as common
 from finetuned.v1 import job_pb2 as pb
 
 from finetuned_service.jobs.events import (
@@ -26,7 +27,7 @@ from finetuned_service.rpc.convert.common import (
     wire_error_to_proto,
 )
 from finetuned_service.rpc.convert.methods import method_fields
-from finetuned_service.vocabulary import Objective, Task
+from finetuned_service.vocabulary import ConfusionMatrix, Objective, Task
 
 
 def job_to_proto(job: Job) -> pb.Job:
@@ -43,6 +44,8 @@ def job_to_proto(job: Job) -> pb.Job:
         baseline_metrics=metrics_to_proto(job.baseline_metrics),
         metrics=metrics_to_proto(job.metrics),
         incumbent_metrics=metrics_to_proto(job.incumbent_metrics),
+        baseline_confusion=_confusion(job.baseline_confusion),
+        confusion=_confusion(job.confusion),
         checkpoints=[_checkpoint(checkpoint) for checkpoint in job.checkpoints],
         attempt=job.attempt,
         error=wire_error_to_proto(job.error),
@@ -114,8 +117,12 @@ def event_to_proto(event: JobEvent) -> pb.JobEvent:
         case Progress() as body:
             message.progress.CopyFrom(_progress(body))
         case EvaluationFinished() as body:
-            metrics = metrics_to_proto(body.metrics)
-            evaluation = pb.EvaluationFinished(subject=body.subject, step=body.step, metrics=metrics)
+            evaluation = pb.EvaluationFinished(
+                subject=body.subject,
+                step=body.step,
+                metrics=metrics_to_proto(body.metrics),
+                confusion=_confusion(body.confusion),
+            )
             message.evaluation.CopyFrom(evaluation)
         case Checkpoint() as body:
             message.checkpoint.CopyFrom(_checkpoint(body))
@@ -123,6 +130,10 @@ def event_to_proto(event: JobEvent) -> pb.JobEvent:
             severity = f"SEVERITY_{body.severity}"
             message.notice.CopyFrom(pb.Notice(severity=severity, text=body.text))
     return message
+
+
+def _confusion(matrix: ConfusionMatrix | None) -> common.ConfusionMatrix | None:
+    return None if matrix is None else common.ConfusionMatrix(**matrix.model_dump())
 
 
 def _reason(reason: StateReason) -> str:

@@ -6,6 +6,7 @@ features.py   what the frozen base makes of them, computed once
 model.py      the head over them and its loss
 adapted.py    the head over a base that trains with it
 scores.py     figures of a task, by numpy alone
+confusion.py  which labels were taken for which
 evaluate.py   held-out rows answered by the engine that serves
 run.py        one job from its task to its result
 """

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.training.encoded import encoded
+from finetuned_service.training.heads.confusion import confusion_matrix
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.features import request_of
 from finetuned_service.training.heads.model import summed_loss, targets_of
@@ -28,7 +29,7 @@ from finetuned_service.training.heads.scores import (
     pearson,
     spearman,
 )
-from finetuned_service.vocabulary import Metric, Task
+from finetuned_service.vocabulary import ConfusionMatrix, Metric, Task
 
 Outputs = list[NDArray[np.float32]]
 
@@ -40,6 +41,8 @@ class HeadResult:
     metrics: tuple[Metric, ...]
     answers: tuple[str, ...]
     """For people, one for each row."""
+    confusion: ConfusionMatrix | None = None
+    """Of all rows, or of the tags in them; None where a row has no one label."""
 
 
 def answered(
@@ -75,6 +78,7 @@ def scored(outputs: Outputs, examples: Sequence[Example], head: Head) -> HeadRes
     targets = targets_of(examples, head)
     total = summed_loss(torch.from_numpy(rows).double(), _exact(targets), head.problem)
     loss = Metric(name="loss", value=float(total) / len(targets), higher_is_better=False)
+    confusion = None
     if head.problem is Problem.REGRESSION:
         expected, found = targets.numpy()[:, 0].astype(np.float64), rows[:, 0].astype(np.float64)
         figures = {"spearman": spearman(expected, found), "pearson": pearson(expected, found)}
@@ -85,9 +89,11 @@ def scored(outputs: Outputs, examples: Sequence[Example], head: Head) -> HeadRes
         figures = {"micro_f1": micro, "macro_f1": macro, "exact_match": float((flags == told).all(1).mean())}
         answers = tuple(_names(head, row) for row in told)
     else:
-        figures, answers = _of_labels(rows.argmax(1), targets.numpy(), outputs, examples, head)
+        found = rows.argmax(1)
+        figures, answers = _of_labels(found, targets.numpy(), outputs, examples, head)
+        confusion = confusion_matrix(targets.numpy(), found, head.labels)
     metrics = tuple(Metric(name=name, value=value, higher_is_better=True) for name, value in figures.items())
-    return HeadResult((*metrics, loss), answers)
+    return HeadResult((*metrics, loss), answers, confusion)
 
 
 def expected_answer(example: Example, head: Head) -> str:

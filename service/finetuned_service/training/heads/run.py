@@ -94,6 +94,7 @@ def run_head(
         incumbent=incumbent,
         samples=_samples(job, baseline, adapter),
         stopped_early=ended is Ended.EARLY,
+        confusion=adapter.confusion if adapter else None,
     )
     return EXIT_FINISHED
 
@@ -137,7 +138,12 @@ def _measured(job: _Job, subject: str, directory: Path, step: int) -> HeadResult
 
 
 def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadResult:
-    finished = {"subject": subject, "step": step, "metrics": result.metrics}
+    finished = {
+        "subject": subject,
+        "step": step,
+        "metrics": result.metrics,
+        "confusion": result.confusion,
+    }
     job.report(EvaluationFinished.model_validate(finished))
     return result
 
