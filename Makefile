@@ -11,7 +11,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := client service tests examples benchmarks
 
-.PHONY: help install demo serve test lint types proto proto-check unit floor deploy-check bench bench-peers bench-training bench-quality soak clean
+.PHONY: help install demo serve test lint types proto proto-check unit gpu floor deploy-check bench bench-gpu bench-peers bench-training bench-quality soak clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -70,6 +70,17 @@ chromium:
 
 unit: install compiler chromium $(BIN)/promtool .venv-checkov/installed ## All tests but those that need a GPU
 	$(BIN)/pytest -m "not gpu"
+
+# Engine and trainer beside the same oracles as on the CPU, and what only a GPU has.
+GPU_TESTS := tests/gpu $(wildcard tests/integration/test_engine_*.py) tests/integration/test_gpt2.py \
+  tests/integration/test_encoder_adapters.py tests/integration/test_vision_adapters.py tests/unit/test_engine_encoders.py \
+  $(addprefix tests/unit/test_training_,$(addsuffix .py,methods qlora model encoders embeddings vision heads preferences gpt2 resume)) \
+  $(addprefix tests/server/test_,$(addsuffix .py,methods_served encoder_methods_served encoding_served sampling_served gpt2_served))
+gpu: install compiler ## The tests that need a GPU, and those of engine and trainer on it
+	FINETUNED_TEST_DEVICE=cuda $(BIN)/pytest $(GPU_TESTS)
+
+bench-gpu: install ## Measure a GPU: decoding, prefill and training beside transformers and PEFT
+	$(BIN)/python -m benchmarks.gpu $(BENCH)
 
 # A part of `unit`, alone: seconds for who changes the image or the chart. No container engine, no cluster.
 deploy-check: install $(BIN)/promtool .venv-checkov/installed ## Image and chart: built, linted, rendered, validated

@@ -13,7 +13,6 @@ from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.adapter import adapter_handle, write_adapter
-from finetuned_service.training.packing import pack
 from tiny_models import VOCABULARY, random_prompt
 
 STEPS = 4
@@ -57,7 +56,7 @@ def our_curve(model: Any) -> list[float]:
     model.train(mode=True)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        loss = model.loss(pack(rows()), scale)
+        loss = model.loss_of(rows(), scale)
         loss.backward()
         optimizer.step()
         curve.append(loss.item())
@@ -75,7 +74,8 @@ def replies_alone_and_together(
         generator = torch.Generator().manual_seed(number)
         with torch.no_grad():
             for _, parameter in model.named_parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+                noise = torch.randn(parameter.shape, generator=generator) * 0.05
+                parameter.add_(noise.to(parameter.device))
         directory = root / str(number)
         directory.mkdir()
         write_adapter(directory, model.method, "bases/tiny", torch.float32)

@@ -16,6 +16,7 @@ from typing import Any
 from finetuned_service.app import Server
 from finetuned_service.bases.convert import import_directory
 from finetuned_service.settings import Settings
+from on_device import DEVICE
 from tiny_models import save_tiny_base
 from tiny_tokenizers import byte_level, write_tokenizer
 
@@ -60,6 +61,7 @@ def running(data_directory: Path, **overrides: Any) -> Iterator[TinyServer]:
         **{
             "data_dir": data_directory,
             "base": TINY,
+            "device": DEVICE,
             "listen_address": LOOPBACK,
             "health_address": LOOPBACK,
             "metrics_address": LOOPBACK,

@@ -21,6 +21,7 @@ from finetuned_service.jobs.task import REPORTS, TaskLimits, TrainTask
 from finetuned_service.names import BaseName
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.vocabulary import Value, WeightFormat
+from on_device import DEVICE
 from tiny_models import save_tiny_base
 from tiny_tokenizers import write_tokenizer
 
@@ -97,6 +98,7 @@ def make_task(
         eval_path=eval_path,
         eval_digest="sha256:" + "2" * 64 if eval_path else "",
         incumbent_directory=str(incumbent or ""),
+        device=DEVICE,
         work_directory=str(directory / "work"),
         output_directory=str(directory / "output"),
         limits=TaskLimits(threads=1, memory_budget_bytes=memory_budget_bytes),

@@ -27,7 +27,7 @@ def start(settings: Settings) -> Generate:
         threads=server.threads,
         max_running_sequences=server.max_running_sequences,
         max_queued_sequences=server.max_queued_sequences,
-        max_prefill_tokens=server.max_prefill_tokens,
+        max_prefill_tokens=server.max_prefill_tokens or 0,
         kv_capacity_tokens=server.kv_cache_tokens,
         device_budget_bytes=server.adapter_device_bytes,
         host_budget_bytes=server.adapter_host_bytes,

@@ -25,6 +25,7 @@ from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
+from finetuned_service.jobs.assignment import ResidentBase
 from finetuned_service.jobs.event_files import EventFiles
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
@@ -169,7 +170,14 @@ class Server:
             tenants=TenantServicer(Usage(database, tenant_limits, traffic)),
         )
         self._grpc, self.port = build_server(servicers, metrics, traffic, door, settings.listen_address)
-        self._dispatcher = build_dispatcher(settings, settings.replica, database, registry, job_metrics)
+        self._dispatcher = build_dispatcher(
+            settings,
+            settings.replica,
+            database,
+            registry,
+            job_metrics,
+            self._resident,
+        )
         self._sweeper = Sweeper(
             Collector(database, settings.data_dir, kept),
             settings.sweep_interval_seconds,
@@ -216,12 +224,13 @@ class Server:
             EngineConfig(
                 base_directory=str(directory),
                 threads=settings.threads,
+                device=settings.device,
                 compute=settings.compute,
                 cache_directory=settings.resolved_cache_dir,
                 max_running_sequences=settings.max_running_sequences,
                 max_queued_sequences=settings.max_queued_sequences,
                 max_tenant_queue_share=settings.max_tenant_queue_share,
-                max_prefill_tokens=settings.max_prefill_tokens,
+                max_prefill_tokens=settings.max_prefill_tokens or 0,
                 kv_capacity_tokens=settings.kv_cache_tokens,
                 device_budget_bytes=settings.adapter_device_bytes,
                 host_budget_bytes=settings.adapter_host_bytes,
@@ -289,6 +298,10 @@ class Server:
         await asyncio.to_thread(self._health.stop)
         self._database.close()
         _LOG.info("stopped")
+
+    def _resident(self) -> ResidentBase:
+        ready = self.engine.ready
+        return ResidentBase(ready.base_digest, ready.shared) if ready else ResidentBase()
 
     def _used_adapters(self) -> list[str] | None:
         """Digests of adapters that run or are pinned; None while the engine does not answer."""

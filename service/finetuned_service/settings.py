@@ -130,9 +130,12 @@ class Settings(BaseSettings):
     """Show the gauges for routing by the Gateway API inference extension under vLLM's names too."""
     replica: str = Field(default_factory=socket.gethostname)
     """This replica's name, as served_by and residency tell it."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = "auto"
+    """Where the base is, and its jobs compute: `cpu`, `cuda` or `cuda:N` (the Nth GPU, from 0), or `auto`: the first
+    GPU that torch finds, else the CPU."""
     compute: Literal["auto", "native", "plain"] = "auto"
     """How the engine computes: `native` (compiled for this machine at the first start, which needs a C++
-    compiler), `plain` PyTorch, or `auto`: native where this machine and the base allow it."""
+    compiler), `plain` PyTorch, or `auto`: native where the device is a CPU and this machine and the base allow it."""
     threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
     """Compute threads of the engine."""
     max_running_sequences: int = Field(default=32, ge=1, le=1024)
@@ -142,8 +145,8 @@ class Settings(BaseSettings):
     max_tenant_queue_share: float = Field(default=0.75, ge=0.05, le=1.0)
     """The part of all places, in the batch and waiting, that one tenant may take; the less is free, the smaller,
     so that some are always left for others. 1 lets one tenant take all; the batch alone it may always fill."""
-    max_prefill_tokens: int = Field(default=512, ge=16, le=65_536)
-    """Prompt tokens processed in one step beside the running sequences."""
+    max_prefill_tokens: int | None = Field(default=None, ge=16, le=65_536)
+    """Prompt tokens processed in one step beside the running sequences; default 512 on a CPU, 8,192 on a GPU."""
     kv_cache_tokens: int = Field(default=32_768, ge=256)
     """Size of the KV cache in tokens of all sequences together; pages are touched as they are used."""
     adapter_device_bytes: int = Field(default=GIB, ge=MIB)
@@ -178,6 +181,9 @@ class Settings(BaseSettings):
     """Compute threads of a job process, which runs only when serving leaves the processors idle."""
     job_memory_bytes: int = Field(default_factory=lambda: psutil.virtual_memory().total // 2, ge=256 * MIB)
     """Private memory of a job process above which it stops itself; default half of the machine's."""
+    job_device_bytes: int = Field(default=0, ge=0, le=MAX_LIMIT)
+    """GPU memory of a job process, that of the base included, above which its batch is halved once and then the job
+    fails; 0 leaves it what is free."""
     job_probe_steps: int = Field(default=5, ge=0, le=100)
     """Steps that a TrainJob measures and undoes before its first one, besides the largest, to tell its time and memory;
     fewer for short jobs. 0 measures nothing but what waits for its estimate (pause_after_estimate)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from pydantic import Field
@@ -22,7 +22,7 @@ from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.datasets.limits import data_limits_of
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.errors import StartRefused
-from finetuned_service.jobs.assignment import Assignments
+from finetuned_service.jobs.assignment import Assignments, ResidentBase
 from finetuned_service.jobs.census import take_census
 from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
 from finetuned_service.jobs.observer import JobObserver
@@ -63,9 +63,17 @@ class WorkerSettings(Settings):
 
 
 def build_dispatcher(
-    settings: Settings, owner: str, database: Database, registry: AdapterRegistry, observer: JobObserver
+    settings: Settings,
+    owner: str,
+    database: Database,
+    registry: AdapterRegistry,
+    observer: JobObserver,
+    resident: Callable[[], ResidentBase] = ResidentBase,
 ) -> Dispatcher:
-    """What claims jobs from the store in the name of `owner` and runs them in processes of their own."""
+    """What claims jobs from the store in the name of `owner` and runs them in processes of their own.
+
+    `resident` tells what a server in this process holds on a GPU now.
+    """
     bases = BaseCatalog(settings.data_dir)
     limits = StoredLimits(settings.limits_of, settings.data_dir)
     kept = retention_of(settings)
@@ -98,7 +106,10 @@ def build_dispatcher(
                 threads=settings.job_threads,
                 memory_budget_bytes=settings.job_memory_bytes,
                 checkpoint_bytes=settings.job_checkpoint_bytes,
+                device_budget_bytes=settings.job_device_bytes,
             ),
+            device=settings.device,
+            resident=resident,
             cache_directory=settings.resolved_cache_dir,
             probe_steps=settings.job_probe_steps,
         ),

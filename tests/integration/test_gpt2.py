@@ -135,7 +135,7 @@ def test_loss_and_gradients_equal_pefts(base):
     assert len(dict(ours.named_parameters())) == 2 * 4 * 2
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, twins[f"base_model.model.{name}"].grad, rtol=1e-3, atol=1e-5
+            parameter.grad.cpu(), twins[f"base_model.model.{name}"].grad, rtol=1e-3, atol=1e-5
         )
 
 

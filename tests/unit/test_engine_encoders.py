@@ -67,7 +67,7 @@ def test_packed_inputs_equal_transformers_one_by_one(tmp_path: Path, model_type:
     directory = make_encoder_base(tmp_path / "base", model_type)
     rows = run(directory, texts(None))
     for found, expected in zip(rows, expected_rows(directory), strict=True):
-        np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
+        np.testing.assert_allclose(found, expected.numpy(), atol=5e-5)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])
@@ -88,7 +88,7 @@ def test_pairs_equal_transformers_own(tmp_path: Path, model_type: str) -> None:
         assert text.token_ids == tuple(expected["input_ids"][0].tolist())
         with torch.no_grad():
             wanted = module(**expected).last_hidden_state[0]
-        np.testing.assert_allclose(rows, wanted.numpy(), atol=2e-5)
+        np.testing.assert_allclose(rows, wanted.numpy(), atol=5e-5)
 
 
 @pytest.mark.parametrize("most", [5, 7, 8, 11])
@@ -112,7 +112,7 @@ def test_pooling_is_that_of_sentence_transformers(tmp_path: Path) -> None:
     ):
         found = run(directory, texts(pooling))
         for one, other in zip(found, by_hand, strict=True):
-            np.testing.assert_allclose(one, other[None].numpy(), atol=2e-5)
+            np.testing.assert_allclose(one, other[None].numpy(), atol=5e-5)
 
 
 def test_an_input_longer_than_the_step_is_computed_whole(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_an_input_longer_than_the_step_is_computed_whole(tmp_path: Path) -> None
     inputs = [(2, 5, 3), longest, (2, 6, 3)]
     found = run(directory, texts(None, inputs), max_prefill_tokens=16)
     for one, other in zip(found, expected_rows(directory, inputs), strict=True):
-        np.testing.assert_allclose(one, other.numpy(), atol=2e-5)
+        np.testing.assert_allclose(one, other.numpy(), atol=5e-5)
 
 
 def test_images_of_several_sizes_equal_transformers_with_frozen_statistics(tmp_path: Path) -> None:

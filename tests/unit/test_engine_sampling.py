@@ -67,7 +67,7 @@ def test_all_that_tie_with_the_kth_stay():
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     sampling = Sampling(8, temperature=1.0, seed=3)
-    generator = make_generator(sampling, torch.device("cpu"))
+    generator = make_generator(sampling)
     drawn = torch.tensor([draw_token(logits, sampling, generator) for _ in range(4000)])
     actual = drawn.bincount(minlength=4) / 4000
     torch.testing.assert_close(actual, logits.softmax(-1), atol=0.025, rtol=0.0)
@@ -76,10 +76,10 @@ def test_draws_follow_the_probabilities():
 def test_a_seed_gives_its_tokens_whatever_else_is_drawn():
     sampling = Sampling(8, temperature=1.0, top_p=0.9, seed=11)
     rows = [random_logits(seed) for seed in range(6)]
-    alone = make_generator(sampling, torch.device("cpu"))
+    alone = make_generator(sampling)
     expected = [draw_token(row, sampling, alone) for row in rows]
-    beside = make_generator(sampling, torch.device("cpu"))
-    other = make_generator(Sampling(8, temperature=1.0, seed=12), torch.device("cpu"))
+    beside = make_generator(sampling)
+    other = make_generator(Sampling(8, temperature=1.0, seed=12))
     actual = []
     for row in rows:
         draw_token(row, sampling, other)
@@ -90,7 +90,7 @@ def test_a_seed_gives_its_tokens_whatever_else_is_drawn():
 def test_greedy_takes_the_first_of_equal_maxima():
     logits = torch.tensor([[0.0, 5.0, 5.0], [7.0, 7.0, 7.0], [0.0, 1.0, 2.0]])
     assert greedy_tokens(logits) == [1, 0, 2]
-    assert make_generator(Sampling(8), torch.device("cpu")) is None
+    assert make_generator(Sampling(8)) is None
 
 
 def test_rows_that_are_not_finite_have_no_token():

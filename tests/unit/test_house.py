@@ -41,7 +41,10 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate"}
 HEAVY_ROOMS = {"engine", "training", "quantization"}
-HEAVY_MODULES = {f"bases/{module}.py" for module in ("conv1d", "convert", "int8", "load", "nf4", "product")}
+HEAVY_MODULES = {
+    f"bases/{module}.py"
+    for module in ("conv1d", "convert", "device", "int8", "load", "nf4", "product", "resident")
+}
 
 
 def modules(root: Path) -> Iterator[tuple[str, ast.Module]]:

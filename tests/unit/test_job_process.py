@@ -330,3 +330,25 @@ def test_the_environment_is_the_dispatchers_own_and_what_must_be_set_early():
     assert 0 < int(environment["GOMP_SPINCOUNT"]) <= 1000
     assert environment["FINETUNED_JOB_PARENT_PID"] == str(os.getpid())
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_what_a_gpu_refuses_is_the_users_to_decide_and_may_be_halved():
+    """As torch raises it; the class has no base of its own that this process could name without torch."""
+    done = run_python(
+        """
+        from finetuned_service.jobs.memory import MEMORY
+        from finetuned_service.jobs.process import _failure
+
+        class OutOfMemoryError(RuntimeError):
+            pass
+
+        MEMORY.device_peak = lambda: 70_000_000
+        message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB"
+        print(_failure(OutOfMemoryError(message), "Lower it").model_dump_json())
+        """
+    )
+    failed = REPORTS.validate_json(done.stdout.splitlines()[-1])
+    assert failed.fault is Fault.USER
+    assert failed.error["reason"] == "NO_ROOM"
+    assert "held 70 MB of it: CUDA out of memory. Lower it" in failed.error["message"]
+    assert failed.error["metadata"]["memory_budget_bytes"] == "70000000"

@@ -151,7 +151,9 @@ def test_the_largest_step_is_among_those_measured(tmp_path, monkeypatch):
     packed: list[int] = []
     pack = model.pack
     monkeypatch.setattr(
-        model, "pack", lambda rows: packed.append(sum(len(row.token_ids) for row in rows)) or pack(rows)
+        model,
+        "pack",
+        lambda rows, *device: packed.append(sum(len(row.token_ids) for row in rows)) or pack(rows, *device),
     )
     base = make_base(tmp_path / "base")
     rows = [*counting_rows(0, 60), {"prompt": "say much", "completion": "one " * 60}, *counting_rows(60, 90)]

@@ -129,14 +129,14 @@ def test_bottlenecks_train_and_serve_as_hooks_on_plain_transformers(
     wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", **BOTTLENECKS[name]})
     settings = resolve_method(wanted, BaseFacts.of_directory(base)).bottleneck
     plain = load_plain_gpt2(base).requires_grad_(requires_grad=False)
-    parameters = {n: nn.Parameter(p.detach().clone()) for n, p in ours.named_parameters()}
+    parameters = {n: nn.Parameter(p.detach().cpu().clone()) for n, p in ours.named_parameters()}
     assert len(parameters) == 4 * len(settings.target_modules) > 0
     add_bottlenecks(plain, parameters, settings)
     expected = reference_curve(plain, list(parameters.values()))
     assert our_curve(ours) == pytest.approx(expected, rel=5e-5)
     assert expected[-1] < expected[0]
     again = load_plain_gpt2(base)
-    add_bottlenecks(again, {n: nn.Parameter(p.detach()) for n, p in ours.named_parameters()}, settings)
+    add_bottlenecks(again, {n: nn.Parameter(p.detach().cpu()) for n, p in ours.named_parameters()}, settings)
     prompt = random_prompt(3, 20)
     served = served_logits(base, ours, tmp_path, prompt)
     torch.testing.assert_close(served, oracle_logits(again, prompt), atol=2e-4, rtol=2e-4)

@@ -112,7 +112,9 @@ class PlainBottleneck(torch.nn.Module):
 
     def __init__(self, arrays: dict[str, torch.Tensor], activation: str, scaling: float) -> None:
         super().__init__()
-        self.arrays = torch.nn.ParameterDict({n.replace(".", "_"): p.clone() for n, p in arrays.items()})
+        self.arrays = torch.nn.ParameterDict(
+            {n.replace(".", "_"): p.cpu().clone() for n, p in arrays.items()}
+        )
         self.activation, self.scaling = activation, scaling
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:

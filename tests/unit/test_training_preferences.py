@@ -96,7 +96,7 @@ def test_loss_and_gradients_are_those_of_the_definition(label_smoothing):
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-7)
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, twin_of(peft, name).grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(parameter.grad.cpu(), twin_of(peft, name).grad, rtol=1e-4, atol=1e-6)
 
 
 def test_before_training_no_answer_is_preferred(tmp_path):

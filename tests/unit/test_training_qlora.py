@@ -75,7 +75,8 @@ def adapted(packed: Path, **lora: Any) -> AdaptedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+                parameter.copy_(0.1 * noise)
     return model
 
 
@@ -100,7 +101,7 @@ def some_targets(base: Path) -> list[str]:
 def reference(source: Path, packed: Path, model: AdaptedModel) -> tuple[Any, dict[str, nn.Parameter]]:
     """Plain transformers in float64 over the weights by hand, and its own A and B."""
     plain = unpacked_model(source, packed)
-    parameters = {name: nn.Parameter(p.detach().double()) for name, p in model.named_parameters()}
+    parameters = {name: nn.Parameter(p.detach().double().cpu()) for name, p in model.named_parameters()}
     for name, module in list(plain.named_modules()):
         if f"{name}.lora_A.weight" in parameters:
             pair = (parameters[f"{name}.lora_{side}.weight"] for side in "AB")
@@ -125,7 +126,7 @@ def check_gradients(model: AdaptedModel, expected: dict[str, torch.Tensor], tole
     model.loss_of(ROWS, SCALE).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        off = (parameter.grad.double() - expected[name]).norm() / expected[name].norm()
+        off = (parameter.grad.double().cpu() - expected[name]).norm() / expected[name].norm()
         assert off < tolerance, f"{name} is off by {off:.1%}"
 
 
@@ -186,7 +187,7 @@ def test_dora_over_a_packed_base_has_the_lengths_of_the_dequantized_rows(packed:
         if name.endswith("lora_magnitude_vector"):
             lengths = weights[name.removesuffix(".lora_magnitude_vector")].norm(dim=1)
             tolerance = 1e-5 if model.frozen_head.dtype is torch.float32 else 1e-2
-            torch.testing.assert_close(parameter.detach().double(), lengths, rtol=tolerance, atol=0)
+            torch.testing.assert_close(parameter.detach().double().cpu(), lengths, rtol=tolerance, atol=0)
     model.train(mode=True)
     model.loss_of(ROWS, SCALE).backward()
     assert all(parameter.grad is not None for _, parameter in model.named_parameters())

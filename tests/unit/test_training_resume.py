@@ -51,11 +51,11 @@ def packed(monkeypatch):
 
     seen, pack = Packed(), model.pack
 
-    def count(rows):
+    def count(rows, *device):
         if len(seen) == seen.kill_at:
             raise Killed
         seen.append(tuple(row.token_ids for row in rows))
-        return pack(rows)
+        return pack(rows, *device)
 
     monkeypatch.setattr(model, "pack", count)
     return seen

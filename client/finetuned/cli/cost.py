@@ -21,6 +21,8 @@ def expected(estimate: Estimate) -> str:
         parts.append(duration(estimate.duration_seconds))
     if estimate.memory_bytes:
         parts.append(f"{size(estimate.memory_bytes)} of memory")
+    if estimate.device_memory_bytes:
+        parts.append(f"{size(estimate.device_memory_bytes)} on the GPU")
     notes = [_BASES[estimate.basis]] if estimate.basis in _BASES else []
     if estimate.memory_budget_bytes:
         notes.append(f"allowed: {size(estimate.memory_budget_bytes)}")
@@ -34,6 +36,8 @@ def taken(usage: JobUsage) -> str:
         parts.append(duration(usage.duration_seconds) + _error(usage.duration_error))
     if usage.memory_bytes:
         parts.append(f"{size(usage.memory_bytes)} of memory" + _error(usage.memory_error))
+    if usage.device_memory_bytes:
+        parts.append(f"{size(usage.device_memory_bytes)} on the GPU")
     return ", ".join(parts)
 
 

@@ -511,7 +511,7 @@ class Environment(_message.Message):
     def __init__(self, base_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., eval_dataset_digest: _Optional[str] = ..., service_version: _Optional[str] = ..., torch_version: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., peft_version: _Optional[str] = ...) -> None: ...
 
 class Estimate(_message.Message):
-    __slots__ = ("steps", "tokens", "memory_bytes", "duration", "basis", "runtime_memory_bytes", "base_memory_bytes", "memory_budget_bytes")
+    __slots__ = ("steps", "tokens", "memory_bytes", "duration", "basis", "runtime_memory_bytes", "base_memory_bytes", "memory_budget_bytes", "device_memory_bytes")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -520,6 +520,7 @@ class Estimate(_message.Message):
     RUNTIME_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     BASE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     steps: int
     tokens: int
     memory_bytes: int
@@ -528,19 +529,22 @@ class Estimate(_message.Message):
     runtime_memory_bytes: int
     base_memory_bytes: int
     memory_budget_bytes: int
-    def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., basis: _Optional[_Union[EstimateBasis, str]] = ..., runtime_memory_bytes: _Optional[int] = ..., base_memory_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ...) -> None: ...
+    device_memory_bytes: int
+    def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., basis: _Optional[_Union[EstimateBasis, str]] = ..., runtime_memory_bytes: _Optional[int] = ..., base_memory_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class JobUsage(_message.Message):
-    __slots__ = ("memory_bytes", "duration", "memory_error", "duration_error")
+    __slots__ = ("memory_bytes", "duration", "memory_error", "duration_error", "device_memory_bytes")
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DURATION_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ERROR_FIELD_NUMBER: _ClassVar[int]
     DURATION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     memory_bytes: int
     duration: _duration_pb2.Duration
     memory_error: float
     duration_error: float
-    def __init__(self, memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., memory_error: _Optional[float] = ..., duration_error: _Optional[float] = ...) -> None: ...
+    device_memory_bytes: int
+    def __init__(self, memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., memory_error: _Optional[float] = ..., duration_error: _Optional[float] = ..., device_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class DataReport(_message.Message):
     __slots__ = ("train_rows", "eval_rows", "train_tokens", "supervised_tokens", "mean_row_tokens", "longest_row_tokens", "truncated_rows", "dropped_rows", "duplicate_rows", "leaked_rows", "similar_leaked_rows", "row_tokens", "train_labels", "eval_labels", "imbalance_ratio", "warnings")

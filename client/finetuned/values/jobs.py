@@ -96,6 +96,8 @@ class Estimate:
     """Pages of the base, which its server and all its jobs share; not in `memory_bytes`."""
     memory_budget_bytes: int
     """What `memory_bytes` may be; a job that needs more is refused."""
+    device_memory_bytes: int
+    """Peak of GPU memory, without the base that it shares with its server; 0 on a CPU, and when unknown."""
 
 
 @final
@@ -111,6 +113,8 @@ class JobUsage:
     """Estimated / used - 1, so 0.1 is 10% too much; None unless the job succeeded."""
     duration_error: float | None
     """Alike; None as well where early stopping ended the training."""
+    device_memory_bytes: int
+    """The most GPU memory that one of its attempts took; 0 on a CPU."""
 
 
 @final

@@ -19,9 +19,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
+from finetuned_service.bases.device import CPU
 from finetuned_service.bases.family import ENCODER_CLASSES
 from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear, dequantize_rows
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
+from finetuned_service.bases.resident import put_on
 from finetuned_service.digests import read_safetensors_header
 
 
@@ -30,8 +32,10 @@ def load_base(
     *,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
+    device: torch.device = CPU,
 ) -> Any:
-    """The model in `directory`, in eval mode, its tensors mapped from the file where they are not cast.
+    """The model in `directory`, in eval mode; on a CPU its tensors are mapped from the file where they are not cast,
+    on a GPU they are those that a server beside this process holds, where it has told of them (`resident.py`).
 
     Linear modules of an INT8 base are `Int8Linear`, those of an NF4 base `Nf4Linear`; both are `nn.Linear`. No forward
     rewrites their weights, in whatever mode.
@@ -40,11 +44,18 @@ def load_base(
         directory: a base in the store: a causal LM with its head, an encoder without one.
         dtype: of everything that is not packed, and of the computation; None is as stored.
         attn_implementation: transformers' name of one; None takes its default.
+        device: where it goes.
     """
     config = read_config(directory)
     encoder = ENCODER_CLASSES.get(config["model_type"])
     automatic: Any = AutoModelForCausalLM if encoder is None else AutoModel
-    options = {"add_pooling_layer": False} if encoder is not None and encoder.has_pooling_layer else {}
+    options: dict[str, Any] = (
+        {"add_pooling_layer": False} if encoder is not None and encoder.has_pooling_layer else {}
+    )
+    quantization = config.get("quantization_config") or {}
+    packed = quantization.get("quant_method") == "bitsandbytes"
+    if packed and torch.cuda.is_available():
+        options["device_map"] = {"": "cpu"}  # else transformers puts it on a GPU, whatever is asked for
     model: Any = automatic.from_pretrained(
         directory,
         dtype=dtype or "auto",
@@ -54,11 +65,11 @@ def load_base(
         trust_remote_code=False,
         **options,
     )
-    quantization = config.get("quantization_config") or {}
-    if quantization.get("quant_method") == "bitsandbytes":
+    if packed:
         from finetuned_service.bases.nf4 import replace_4bit  # noqa: PLC0415 - slow to import, and only NF4 needs it
 
         replace_4bit(model)
+    put_on(model, device, directory)
     return model.eval()
 
 

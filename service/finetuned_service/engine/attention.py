@@ -58,6 +58,8 @@ def packed_attention(
     layer: Any = module.layer_idx
     keys, values = packed_rows.arena.write(layer, packed_rows.slots, key[0], value[0])
     queries = query[0]
+    if len(packed_rows.groups) == 1 and packed_rows.groups[0].whole:
+        return _attend_group(packed_rows.groups[0], queries, keys, values, scaling)[None], None
     output = torch.empty(
         queries.shape[1], queries.shape[0], queries.shape[2], dtype=query.dtype, device=query.device
     )
@@ -77,9 +79,9 @@ def _attend_group(
     """
     kv_heads, _, head_dim = keys.shape
     _, count, _, length = group.mask.shape
-    rows = queries.index_select(1, group.rows)
+    rows = queries if group.whole else queries.index_select(1, group.rows)
     attended = functional.scaled_dot_product_attention(
-        rows.view(kv_heads, -1, count, head_dim).transpose(1, 2),
+        rows.reshape(kv_heads, -1, count, head_dim).transpose(1, 2),
         keys.index_select(1, group.slots).view(kv_heads, count, length, head_dim),
         values.index_select(1, group.slots).view(kv_heads, count, length, head_dim),
         attn_mask=group.mask,

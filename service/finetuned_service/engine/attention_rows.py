@@ -64,6 +64,8 @@ class DecodeGroup:
     """`[S * L]` int64: arena indices, each row's own throughout."""
     mask: Tensor
     """`[1, S, 1, L]` additive: where a row has no token."""
+    whole: bool = False
+    """`rows` are all rows of the step, in their order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,7 +29,7 @@ class TokenChoice:
         wanted = Adjustments.wanted(request.sampling)
         self._adjustments = Adjustments(request, end_token_ids, device) if wanted else None
         self._constraint = constraint
-        self._generator = make_generator(request.sampling, device)
+        self._generator = make_generator(request.sampling)
 
     @property
     def complete(self) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import structlog
 
+from finetuned_service.bases.device import resolve_device
 from finetuned_service.bases.family import family_of
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.encoders.model import EncoderModel
@@ -21,21 +22,29 @@ from finetuned_service.vocabulary import Family
 _log = structlog.get_logger()
 
 
-def load_model(directory: Path, *, compute: str = "auto", cache_directory: str = "") -> Model:
-    """The base in `directory`, on the path that `EngineConfig.compute` asks for.
+def load_model(
+    directory: Path, *, device: str = "cpu", compute: str = "auto", cache_directory: str = ""
+) -> Model:
+    """The base in `directory`, on the device and the path that `EngineConfig` asks for.
 
     Raises:
-        StartRefused: if the native path is asked for and cannot be taken; the message says why.
+        StartRefused: if there is no such device, or the native path is asked for and cannot be taken; the message
+            says why.
         Unimplemented: if no path computes it.
     """
+    where = resolve_device(device)
     if family_of(read_config(directory)) is not Family.DECODER:
         if compute == "native":
             raise StartRefused(
                 f"the native path computes decoders; {directory.name} encodes: choose compute 'auto' or 'plain'"
             )
-        return EncoderModel.load(directory)
-    if compute == "plain":
-        return EngineModel.load(directory)
+        return EncoderModel.load(directory, device=where)
+    if compute == "plain" or (compute == "auto" and where.type != "cpu"):
+        return EngineModel.load(directory, device=where)
+    if where.type != "cpu":
+        raise StartRefused(
+            f"the native path computes on the CPU, not on {where}: choose compute 'auto' or 'plain'"
+        )
     try:
         return NativeModel.load(directory, Library(library_path(cache_directory)))
     except (CannotCompile, NotNative, OSError) as error:

@@ -15,6 +15,8 @@ class EngineConfig:
     """config.json and model.safetensors (and base.json) of the one base it holds."""
     threads: int = 1
     """Compute threads."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU where torch finds one."""
     compute: str = "auto"
     """`native`, `plain`, or `auto`: native where this machine and this base allow it."""
     cache_directory: str = ""
@@ -25,8 +27,8 @@ class EngineConfig:
     """Sequences that may wait for a place; kept by the client, which refuses more."""
     max_tenant_queue_share: float = 0.75
     """Of the places in batch and queue, how many one tenant may have while it is alone; see `queue_places.py`."""
-    max_prefill_tokens: int = 512
-    """Prompt tokens computed in one step beside the decoding sequences."""
+    max_prefill_tokens: int = 0
+    """Prompt tokens computed in one step beside the decoding sequences; 0 is what suits the device."""
     kv_capacity_tokens: int = 32_768
     """Tokens of all running sequences together."""
     device_budget_bytes: int = 256 * MIB

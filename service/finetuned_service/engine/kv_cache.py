@@ -28,6 +28,7 @@ class KvArena:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.capacity_tokens, self.dtype = capacity_tokens, dtype
         shape = (kv_heads, capacity_tokens, head_dim)
         self._keys = [lazy_zeros(shape, dtype, device) for _ in range(layers)]
         self._values = [lazy_zeros(shape, dtype, device) for _ in range(layers)]
@@ -35,6 +36,11 @@ class KvArena:
     @property
     def size_bytes(self) -> int:
         return 2 * sum(keys.nbytes for keys in self._keys)
+
+    @property
+    def token_bytes(self) -> int:
+        """Key and value of one token in one layer."""
+        return 2 * self._keys[0][:, :1].nbytes
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store rows `[kv_heads, T, head_dim]` at `slots [T]`; the layer's whole key and value arenas."""

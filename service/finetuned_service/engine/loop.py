@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from finetuned_service.bases.device import usual_prefill_tokens
 from finetuned_service.engine.arrivals import Arrivals
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.counts import EngineCounts
@@ -72,6 +73,7 @@ class EngineLoop:
         self._stop_seconds: float | None = None
         self._counts = EngineCounts()
         self.runner = model.open(config)
+        self.max_prefill_tokens = config.max_prefill_tokens or usual_prefill_tokens(model.device)
         self._loader = LoaderThreads(self._inbox.put, gives_way=self.runner.idle_work_proceeds)
         self.residency = ResidencyManager[Any, Any](
             self.runner.memory, self._loader, config.host_budget_bytes
@@ -79,7 +81,7 @@ class EngineLoop:
         self._residency_calls = ResidencyCalls(self.residency, self._snapshot)
         self.scheduler = Scheduler(
             max_running=config.max_running_sequences,
-            max_prefill_tokens=config.max_prefill_tokens,
+            max_prefill_tokens=self.max_prefill_tokens,
             kv_capacity_tokens=config.kv_capacity_tokens,
             adapters=self.residency,
             kv_block_tokens=self.runner.kv_block_tokens,

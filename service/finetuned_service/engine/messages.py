@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.vocabulary import Pooling
 
 
@@ -162,6 +163,8 @@ class Ready:
     device: str
     path: str = ""
     """How the engine computes, for people."""
+    shared: tuple[SharedTensor, ...] = ()
+    """The base on a GPU, for job processes to open."""
 
 
 @dataclass(frozen=True, slots=True)

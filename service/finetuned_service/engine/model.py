@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,17 @@ from torch import Tensor
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.conv1d import replace_conv1d
+from finetuned_service.bases.device import CPU, device_name
 from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import canonical_config, read_config
+from finetuned_service.bases.resident import share
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.digests import tensors_digest
 from finetuned_service.engine import attention
+from finetuned_service.engine.attention_rows import PackedRows
 from finetuned_service.engine.batch import StepBatch
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.fused_norm import fuse_norms
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.module_change import RowChange, install_module_sites
@@ -27,7 +32,7 @@ from finetuned_service.engine.site_kernel import (
     build_module_changes,
     build_site_kernels,
 )
-from finetuned_service.engine.sites import CurrentStep, install_sites
+from finetuned_service.engine.sites import CurrentStep, SiteKernel, install_sites
 
 _SAFETENSORS_DTYPE: Mapping[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -48,7 +53,10 @@ class EngineModel:
         self.config: Any = module.config
         self.end_token_ids = end_token_ids(module)
         self._stored = stored_tensors(module, directory)
+        self._shared = share(module)
         replace_conv1d(module)
+        if self.device.type == "cuda":
+            fuse_norms(module)  # a launch costs more than what a norm computes
         self.directory = directory
         self._why_plain = why_plain
         self.geometry = BaseGeometry.of_files(directory)
@@ -60,27 +68,34 @@ class EngineModel:
 
     @classmethod
     def load(
-        cls, directory: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", why_plain: str = ""
+        cls,
+        directory: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device = CPU,
+        why_plain: str = "",
     ) -> EngineModel:
         """The base in `directory`, in the dtype it is stored in unless `dtype` says another.
 
-        As stored, the weights stay mapped from model.safetensors: pages shared with every process that
-        maps the same file. Another dtype is a private copy. `why_plain` says why no faster path computes it.
+        As stored, the weights of a base on the CPU stay mapped from model.safetensors: pages shared with every
+        process that maps the same file. Another dtype is a private copy. `why_plain` says why no faster path computes it.
 
         Raises:
             Unimplemented: if its attention has a feature that the engine does not compute.
         """
         attention.register()
-        module: Any = load_base(directory, dtype=dtype, attn_implementation=attention.IMPLEMENTATION)
+        module: Any = load_base(
+            directory, dtype=dtype, attn_implementation=attention.IMPLEMENTATION, device=device
+        )
         attention.refuse_partial_attention(module.config)
-        module.to(device).requires_grad_(requires_grad=False)
+        module.requires_grad_(requires_grad=False)
         return cls(module, directory, why_plain)
 
     @property
     def path(self) -> str:
         """See `runner.Model`."""
         because = f"; not native: {self._why_plain}" if self._why_plain else ""
-        return f"plain PyTorch, {self.dtype} on {self.device.type}{because}"
+        return f"plain PyTorch, {self.dtype} on {device_name(self.device)}{because}"
 
     def open(self, config: EngineConfig) -> Runner:
         """See `runner.Model`."""
@@ -131,14 +146,41 @@ class EngineModel:
         logits: Tensor = output.logits[0]
         return logits
 
+    @property
+    def shared(self) -> tuple[SharedTensor, ...]:
+        """See `runner.Model`."""
+        return self._shared
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor,
+        rows: PackedRows,
+        kernels: Sequence[SiteKernel | None] | None,
+    ) -> Tensor:
+        """See `decode_graphs.Forward`."""
+        self._current.kernels = kernels
+        try:
+            output = self._module(
+                input_ids=token_ids,
+                position_ids=position_ids,
+                use_cache=False,
+                **{attention.ROWS_ARGUMENT: rows},
+            )
+        finally:
+            self._current.kernels = None
+        logits: Tensor = output.logits[0]
+        return logits
+
     def fingerprint(self) -> str:
         """The base's digest from the weights in memory now; reads all of them."""
         return fingerprint(self._stored, self.directory)
 
     def linear_weight(self, module: str) -> Tensor:
-        """The weight `[out, in]` of a linear module of the base, unpacked."""
+        """The weight `[out, in]` of a linear module of the base, unpacked, on the CPU."""
         site: Any = self._module.get_submodule(module)
-        return dense_weight(site.base)
+        return dense_weight(site.base).cpu()
 
     def _set_current(self, rows: AdaptedRows, banks: LoraBanks) -> None:
         if not rows.lora.decoding and not rows.lora.chunks:

@@ -72,7 +72,7 @@ class OfflineEngine:
     """
 
     def __init__(self, model: Model, config: EngineConfig) -> None:
-        self._config = config
+        self._device = model.device
         self._loop = EngineLoop(model, config)
 
     def __enter__(self) -> Self:
@@ -121,12 +121,12 @@ class OfflineEngine:
         return snapshot
 
     def logits(self, token_ids: Sequence[int], adapter: AdapterHandle | None = None) -> Tensor:
-        """Logits `[T, vocabulary]` float32 after each token of one row, computed in prompt chunks.
+        """Logits `[T, vocabulary]` float32, on the CPU, after each token of one row, computed in prompt chunks.
 
         Raises:
             FinetunedError: if the adapter cannot be applied.
         """
-        return torch.cat(list(self._chunk_logits(token_ids, adapter)))
+        return torch.cat(list(self._chunk_logits(token_ids, adapter))).cpu()
 
     def score(
         self,
@@ -150,7 +150,7 @@ class OfflineEngine:
         ]
 
     def _score_row(self, row: Sequence[int], first: int, adapter: AdapterHandle | None) -> Tensor:
-        following = torch.tensor(list(row[first:]))
+        following = torch.tensor(list(row[first:]), device=self._device)
         parts: list[Tensor] = []
         done = 0
         for logits in self._chunk_logits(row, adapter, first - 1):
@@ -158,7 +158,7 @@ class OfflineEngine:
             logprobs = logits[: targets.shape[0]].log_softmax(dim=-1)
             parts.append(logprobs.gather(1, targets[:, None])[:, 0])
             done += logits.shape[0]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
     def _chunk_logits(
         self, token_ids: Sequence[int], adapter: AdapterHandle | None, first_row: int = 0
@@ -174,7 +174,7 @@ class OfflineEngine:
             with self._held(adapter) as place:
                 scheduler.begin_at(sequence, first_row, runner.copy_kv)
                 while sequence.pending_tokens:
-                    rows = min(sequence.pending_tokens, self._config.max_prefill_tokens)
+                    rows = min(sequence.pending_tokens, self._loop.max_prefill_tokens)
                     before = first_row - sequence.computed_tokens
                     if before > 0:
                         rows = min(rows, before)

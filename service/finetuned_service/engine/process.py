@@ -68,14 +68,16 @@ def main(descriptor: int) -> int:
 def _start(config: EngineConfig) -> tuple[EngineLoop, Ready]:
     directory = Path(config.base_directory)
     manifest = read_manifest(directory)
-    model = load_model(directory, compute=config.compute, cache_directory=config.cache_directory)
+    model = load_model(
+        directory, device=config.device, compute=config.compute, cache_directory=config.cache_directory
+    )
     if config.verify_base and (found := model.fingerprint()) != manifest.digest:
         raise Internal(
             f"the weights of {manifest.name} have the digest {found}, its manifest says {manifest.digest}; "
             "restore the base's files, or delete the base and make it again"
         )
     return EngineLoop(model, config), Ready(
-        manifest.digest, model.context_tokens, model.device.type, model.path
+        manifest.digest, model.context_tokens, model.device.type, model.path, model.shared
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.memory import Memory
 from finetuned_service.engine.prefix_cache import PrefixCopy
@@ -110,6 +111,11 @@ class Model(Protocol):
     @property
     def path(self) -> str:
         """How it computes, for people."""
+        ...
+
+    @property
+    def shared(self) -> tuple[SharedTensor, ...]:
+        """Its weights on a GPU, for job processes to open; none on a CPU."""
         ...
 
     def open(self, config: EngineConfig) -> Runner:

@@ -16,24 +16,26 @@ _NUCLEUS_CANDIDATES = 1024
 """top-p first looks here: sorting a whole vocabulary costs milliseconds, and rarely is more needed."""
 
 
-def make_generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
-    """The generator of a request's draws, None for greedy."""
+def make_generator(sampling: Sampling) -> torch.Generator | None:
+    """The generator of a request's draws, None for greedy. On the CPU whatever computes the logits: a seed draws alike."""
     if sampling.temperature == 0.0:
         return None
-    return torch.Generator(device).manual_seed(sampling.seed)
+    return torch.Generator().manual_seed(sampling.seed)
 
 
 def greedy_tokens(logits: Tensor) -> list[int | None]:
     """For each row of `logits [rows, vocabulary]` the first of its highest; None if it is not finite."""
     highest, ids = logits.max(dim=-1)
-    finite: list[bool] = torch.isfinite(highest).tolist()
-    return [token_id if ok else None for token_id, ok in zip(ids.tolist(), finite, strict=True)]
+    # One list: on a GPU each is a wait.
+    told: list[int] = ids.masked_fill(~torch.isfinite(highest), -1).tolist()
+    return [None if token_id < 0 else token_id for token_id in told]
 
 
 def draw_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """A token for one row of `logits [vocabulary]` at a temperature above 0."""
     probabilities, ids = filtered_probabilities(logits, sampling)
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    # What is no distribution is an exception on a CPU; a GPU's assertion would end the process with all its streams.
+    drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)
     return int(ids[drawn])
 
 

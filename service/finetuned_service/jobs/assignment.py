@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.jobs.continuing import directory_of
 from finetuned_service.jobs.events import EstimateBasis
@@ -20,6 +22,14 @@ from finetuned_service.names import AdapterSelector, BaseName, ResourceName
 
 
 @dataclass(frozen=True, slots=True)
+class ResidentBase:
+    """What a server that runs its jobs itself holds on a GPU."""
+
+    digest: str = ""
+    tensors: tuple[SharedTensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Assignments:
     """Makes tasks from jobs."""
 
@@ -27,6 +37,9 @@ class Assignments:
     datasets: DatasetStore
     registry: AdapterRegistry
     limits: TaskLimits
+    device: str = "cpu"
+    resident: Callable[[], ResidentBase] = ResidentBase
+    """Asked for each attempt: an engine that was started again holds its base elsewhere."""
     cache_directory: str = ""
     probe_steps: int = 0
 
@@ -53,6 +66,7 @@ class Assignments:
         measured = (
             bool(job.estimate) and job.estimate.basis is EstimateBasis.MEASURED and not job.micro_batch_rows
         )
+        resident = self.resident()
         start = directory_of(job, spec, self.registry, directory.parent)
         return TrainTask(
             job_name=job.name,
@@ -69,6 +83,8 @@ class Assignments:
             eval_digest=held_out.digest if held_out else "",
             start_directory=str(start or ""),
             incumbent_directory=self._incumbent(job, spec, base_digest, directory / TASK_FILE),
+            device=self.device,
+            resident=resident.tensors if resident.digest == base_digest else (),
             cache_directory=self.cache_directory,
             work_directory=str(directory / "work"),
             output_directory=str(directory / "output"),

@@ -53,6 +53,8 @@ class Estimate(Value):
     base_memory_bytes: int = 0
     """Pages of the base's file, which are shared and not in `memory_bytes`."""
     memory_budget_bytes: int = 0
+    device_memory_bytes: int = 0
+    """Peak of GPU memory; 0 on a CPU, and when unknown."""
 
 
 class Usage(Value):
@@ -61,10 +63,13 @@ class Usage(Value):
     kind: Literal["usage"] = "usage"
     memory_bytes: int = 0
     duration_seconds: float = 0.0
+    device_memory_bytes: int = 0
+    """Of a GPU."""
 
     def with_part(self, part: Usage) -> Usage:
         return Usage(
             memory_bytes=max(self.memory_bytes, part.memory_bytes),
+            device_memory_bytes=max(self.device_memory_bytes, part.device_memory_bytes),
             duration_seconds=self.duration_seconds + part.duration_seconds,
         )
 

@@ -54,6 +54,8 @@ class ProcessMemory:
         self.runtime_bytes = 0
         """When its work began: interpreter and libraries."""
         self.peak_bytes = 0
+        self.device_peak: Callable[[], int] = lambda: 0
+        """The most GPU memory it has held, in bytes; set by who computes on one."""
 
     def begin(self) -> None:
         """Libraries are loaded, and the work begins."""

@@ -78,6 +78,8 @@ def environment_for_job_process(threads: int) -> dict[str, str]:
         "GOMP_SPINCOUNT": _SPINS,
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824"
         ":glibc.malloc.trim_threshold=1073741824:glibc.malloc.top_pad=67108864",
+        # cuBLAS repeats its sums to the last bit only with a workspace of its own; read when it loads.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",
         _PARENT_VARIABLE: str(os.getpid()),
     }
@@ -237,7 +239,7 @@ def _work(
         return work(task, report, stop)
     finally:
         MEMORY.look()
-        report(Usage(memory_bytes=MEMORY.peak_bytes))
+        report(Usage(memory_bytes=MEMORY.peak_bytes, device_memory_bytes=MEMORY.device_peak()))
 
 
 def memory_refusal(found_bytes: int, budget_bytes: int, remedy: str) -> ResourceExhausted:
@@ -249,6 +251,16 @@ def memory_refusal(found_bytes: int, budget_bytes: int, remedy: str) -> Resource
     )
 
 
+def _device_refusal(error: Exception, remedy: str) -> ResourceExhausted:
+    """What a GPU has refused: `memory_budget_bytes` lets the job go on with fewer rows at once."""
+    held_bytes = MEMORY.device_peak()
+    found = str(error).partition(". ")[0]
+    return ResourceExhausted(
+        f"the GPU has no more memory for the job, which held {held_bytes / 1e6:,.0f} MB of it: {found}. {remedy}",
+        metadata={"device_memory_bytes": str(held_bytes), "memory_budget_bytes": str(held_bytes)},
+    )
+
+
 def _failure(error: Exception, memory_remedy: str) -> Failed | Suspended:
     """A refusal as it is; anything else as an opaque fault of ours, its cause in the log. A full disk only
     suspends the job.
@@ -257,6 +269,8 @@ def _failure(error: Exception, memory_remedy: str) -> Failed | Suspended:
         # torch has no class of its own for this on CPU. It happens only where a single tensor is larger
         # than the machine's memory; otherwise the watchdog comes first.
         error = ResourceExhausted(f"a single tensor does not fit into the memory. {memory_remedy}")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's of a GPU; torch is not imported here
+        error = _device_refusal(error, memory_remedy)
     if os.strerror(errno.ENOSPC) in str(error):  # safetensors has a class of its own for what the system says
         _LOG.error("job_disk_full", exc_info=error)
         return Suspended(reason="DISK_FULL", text=DISK_FULL)

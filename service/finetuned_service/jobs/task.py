@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.jobs.events import (
     Checkpoint,
     Environment,
@@ -52,6 +53,8 @@ class TaskLimits(Value):
     """Private memory (not the shared pages of the base) above which it stops itself."""
     checkpoint_bytes: int = 16 * 2**30
     """Disk space of the checkpoints that one job keeps."""
+    device_budget_bytes: int = 0
+    """GPU memory, of the base as well; 0 is what is there."""
     yield_to_serving: bool = True
     """Run under SCHED_IDLE."""
 
@@ -83,6 +86,10 @@ class TrainTask(Value):
     """The adapter that `promote_if` compares with, in PEFT's layout; empty if there is none."""
     work_directory: str
     """Checkpoints; private to the job, kept between attempts."""
+    device: str = "cpu"
+    """As `Settings.device`."""
+    resident: tuple[SharedTensor, ...] = ()
+    """The base as the server beside it holds it on that GPU; empty loads a copy of its own."""
     cache_directory: str = ""
     """Where compiled code is kept; empty is the user's cache directory."""
     output_directory: str

@@ -58,12 +58,12 @@ def packed_attention(
     rows, longest = layout.rows, layout.longest_tokens
     windowed = sliding_window is not None and sliding_window < longest
     if rows * heads * longest * longest * query.element_size() <= MAX_SCORES_BYTES:
-        hidden = _hidden_positions(longest, sliding_window if windowed else None)
+        hidden = _hidden_positions(longest, sliding_window if windowed else None, query.device)
         out: Tensor = _BatchedAttention.apply(
             _padded(query, layout), _padded(key, layout), _padded(value, layout), hidden, scaling
         )
     else:
-        seen = ~_hidden_positions(longest, sliding_window) if windowed else None
+        seen = ~_hidden_positions(longest, sliding_window, query.device) if windowed else None
         out = functional.scaled_dot_product_attention(
             _padded(query, layout),
             _padded(key, layout),
@@ -84,9 +84,10 @@ def _padded(packed: Tensor, layout: RowLayout) -> Tensor:
     return rows.view(layout.rows, layout.longest_tokens, heads, head_dim).transpose(1, 2)
 
 
-def _hidden_positions(longest: int, sliding_window: int | None) -> Tensor:
+def _hidden_positions(longest: int, sliding_window: int | None, device: torch.device) -> Tensor:
     """Which keys (columns) a query (row) must not see: bool [L, L]."""
-    distance = torch.arange(longest)[:, None] - torch.arange(longest)[None, :]
+    places = torch.arange(longest, device=device)
+    distance = places[:, None] - places[None, :]
     hidden = distance < 0
     return hidden if sliding_window is None else hidden | (distance >= sliding_window)
 

@@ -1,7 +1,7 @@
 """Everything that a killed process needs to go on exactly where it was, in directories that appear whole.
 
     checkpoints/step-00000040/state.json         how far the run is, and what it found
-    checkpoints/step-00000040/tensors.safetensors  parameters, moments of AdamW, state of torch's generator
+    checkpoints/step-00000040/tensors.safetensors  parameters, moments of AdamW, states of torch's generators
 
 The order of rows needs no state: it follows from the seed and the step. No pickle is ever read.
 """
@@ -22,6 +22,7 @@ from finetuned_service.jobs.events import Environment, Notice
 from finetuned_service.jobs.process import ReportFunction
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.tenancy.stored import directory_bytes
+from finetuned_service.training.generators import generator_states, restore_generators
 from finetuned_service.training.trainable import Parameters
 from finetuned_service.vocabulary import Value
 
@@ -30,7 +31,6 @@ LEAST_CHECKPOINTS = 3
 
 _DESCRIPTION_BYTES = 64 * 1024
 """Generator, header and state."""
-_GENERATOR = "generator"
 _PARAMETER = "parameter."
 _MOMENT = "optimizer."
 
@@ -114,7 +114,7 @@ class CheckpointStore:
         return None
 
     def restore(self, step: int, model: Parameters, optimizer: torch.optim.Optimizer) -> None:
-        """Put parameters, moments and torch's generator back as they were after `step`."""
+        """Put parameters, moments and torch's generators back as they were after `step`."""
         tensors = load_file(self._path(step) / "tensors.safetensors")
         self._put(tensors, model)
         moments: dict[int, dict[str, Tensor]] = {}
@@ -124,7 +124,7 @@ class CheckpointStore:
                 moments.setdefault(int(index), {})[key] = tensor
         groups: Any = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        torch.set_rng_state(tensors[_GENERATOR])
+        restore_generators(model, tensors)
 
     def restore_parameters(self, step: int, model: Parameters) -> None:
         """Only the parameters, for evaluating and storing a result."""
@@ -201,4 +201,4 @@ def _tensors(model: Parameters, optimizer: torch.optim.Optimizer) -> Iterator[tu
     for index, moments in states.items():
         for key, tensor in moments.items():
             yield f"{_MOMENT}{index}.{key}", tensor
-    yield _GENERATOR, torch.get_rng_state()
+    yield from generator_states(model).items()

@@ -17,14 +17,16 @@ from finetuned_service.errors import from_wire
 _RUNNING = 64
 
 
-def encoded(base_directory: Path, requests: Sequence[Submit], threads: int) -> dict[int, NDArray[np.float32]]:
+def encoded(
+    base_directory: Path, requests: Sequence[Submit], threads: int, device: str = "cpu"
+) -> dict[int, NDArray[np.float32]]:
     """What each request becomes, by its number: `[1, width]` or `[tokens, width]`, or what its adapter's head
     makes of that.
 
     Raises:
         FinetunedError: an adapter cannot be applied.
     """
-    model = load_model(base_directory)
+    model = load_model(base_directory, device=device)
     config = EngineConfig(
         str(base_directory),
         threads=threads,

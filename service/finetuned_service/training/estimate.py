@@ -48,6 +48,7 @@ def tell_estimate(
         runtime_memory_bytes=MEMORY.runtime_bytes,
         base_memory_bytes=(Path(task.base_directory) / WEIGHTS_FILE).stat().st_size,
         memory_budget_bytes=task.limits.memory_budget_bytes,
+        device_memory_bytes=MEMORY.device_peak(),
     )
     report(Estimated(estimate=estimate))
     report(Notice(text=_text(estimate, probed)))
@@ -56,9 +57,11 @@ def tell_estimate(
 
 def _text(estimate: Estimate, probed: Probed) -> str:
     minutes, seconds = divmod(round(estimate.duration_seconds or 0.0), 60)
+    device_bytes = estimate.device_memory_bytes
+    on_gpu = f" and {device_bytes / 1e6:,.0f} MB on the GPU" if device_bytes else ""
     return (
         f"expected: {minutes}:{seconds:02} in all, at most {estimate.memory_bytes / 1e6:,.0f} MB of memory of its own "
-        f"(allowed: {estimate.memory_budget_bytes / 1e6:,.0f} MB); measured in {probed.steps} of its steps, which were "
+        f"(allowed: {estimate.memory_budget_bytes / 1e6:,.0f} MB){on_gpu}; measured in {probed.steps} of its steps, which were "
         "undone"
     )
 

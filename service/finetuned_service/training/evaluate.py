@@ -25,6 +25,7 @@ from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Row
+from finetuned_service.training.cuda import free_unused_device_memory
 from finetuned_service.training.questions import Question, encode_prompt, encode_scored, matches
 from finetuned_service.vocabulary import Metric, Value
 
@@ -125,6 +126,8 @@ class Evaluator:
     asked: Sequence[Question]
     report: ReportFunction
     stop: StopFlag
+    device: str = "cpu"
+    """As `EngineConfig.device`."""
 
     def evaluate_once(
         self, subject: Subject, adapter: AdapterHandle | None, kept: Path, task_digest: str
@@ -155,6 +158,7 @@ class Evaluator:
         prompts = [encode_prompt(self.tokenizer, question, baseline) for question in self.asked]
         answers, log_probabilities = self._measure(subject, adapter, prompts, rows)
         free_unused_memory()
+        free_unused_device_memory()
         return Evaluated(
             subject=subject,
             metrics=self.scoring.metrics(rows, log_probabilities, answers),
@@ -171,7 +175,12 @@ class Evaluator:
         rows: Sequence[EncodedRow],
     ) -> tuple[list[str], list[float | None]]:
         """Answers to the prompts and how likely the rows are, from an engine that lives no longer than this."""
-        model = load_model(self.base_directory, compute=self.compute, cache_directory=self.cache_directory)
+        model = load_model(
+            self.base_directory,
+            device=self.device,
+            compute=self.compute,
+            cache_directory=self.cache_directory,
+        )
         self._tell_left_out(subject, rows, model.context_tokens)
         kv_tokens = max(_KV_TOKENS, model.context_tokens)
         room_bytes = max(_ADAPTER_BYTES, 2 * directory_bytes(Path(adapter.directory)) if adapter else 0)

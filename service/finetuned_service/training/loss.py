@@ -68,8 +68,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Few different sizes, as in packing.py; tokens of padding count nothing.
         padding = -tokens % TOKENS_MULTIPLE
         hidden, targets = functional.pad(hidden, (0, 0, 0, padding)), functional.pad(targets, (0, padding))
-        weights = (torch.arange(tokens + padding) < tokens).to(exact)[:, None] * scale
-        losses = torch.zeros(tokens + padding, dtype=exact)
+        weights = (torch.arange(tokens + padding, device=hidden.device) < tokens).to(exact)[:, None] * scale
+        losses = torch.zeros(tokens + padding, dtype=exact, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         chunk = max(TOKENS_MULTIPLE, MAX_CHUNK_ELEMENTS // head.shape[0] // TOKENS_MULTIPLE * TOKENS_MULTIPLE)
         for start in range(0, tokens, chunk):

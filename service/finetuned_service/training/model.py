@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from finetuned_service.adapters.geometry import NO_GEOMETRY, BaseGeometry
 from finetuned_service.bases.conv1d import replace_conv1d
+from finetuned_service.bases.device import CPU
 from finetuned_service.bases.load import dense_weight, load_base
+from finetuned_service.bases.resident import put_on
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training import attention
@@ -53,7 +55,7 @@ class AdaptedModel:
 
     def loss_of(self, rows: Sequence[EncodedRow], scale: float) -> Tensor:
         """See `Trainable`."""
-        return self.loss(pack(rows), scale)
+        return self.loss(pack(rows, self.frozen_head.device), scale)
 
     def loss(self, rows: PackedRows, scale: float) -> Tensor:
         """`scale` times the summed loss of the supervised tokens, in nats; a scalar."""
@@ -61,7 +63,7 @@ class AdaptedModel:
 
     def log_probabilities(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Of the supervised tokens of each row, summed, in nats: [rows]. Float32, float64 if the base is."""
-        packed = pack(rows)
+        packed = pack(rows, self.frozen_head.device)
         losses = token_losses(self._predicting(packed), self.head, packed.targets, kernels=self.kernels)
         parts = losses.split([row.supervised_tokens for row in rows])
         return -torch.stack([part.sum() for part in parts])
@@ -92,18 +94,21 @@ class AdaptedModel:
             module.train(mode)
 
 
-def load_model(directory: Path, spec: TrainSpec, cache_directory: str | None = None) -> AdaptedModel:
+def load_model(
+    directory: Path, spec: TrainSpec, cache_directory: str | None = None, device: torch.device = CPU
+) -> AdaptedModel:
     """Map a base and put the method of a resolved spec on it.
 
     Args:
         directory: a base's.
         spec: resolved.
-        cache_directory: where compiled passes are kept, as `library_path` takes it; None computes with plain
-            torch everywhere.
+        cache_directory: where compiled passes for the CPU are kept, as `library_path` takes it; None computes with
+            plain torch everywhere.
+        device: where the base is, or goes, and the method with it.
     """
     attention.register()
-    model: Any = load_base(directory, attn_implementation=attention.IMPLEMENTATION)
-    compiled = cache_directory is not None and model.dtype is torch.bfloat16
+    model: Any = load_base(directory, attn_implementation=attention.IMPLEMENTATION, device=device)
+    compiled = cache_directory is not None and model.dtype is torch.bfloat16 and device.type == "cpu"
     kernels = Kernels.load(cache_directory or "") if compiled else None
     return adapt(model, spec, kernels, BaseGeometry.of_files(directory))
 
@@ -113,15 +118,17 @@ def adapt(
 ) -> AdaptedModel:
     """Freeze a transformers causal LM and put a method on it; see `load_model`.
 
-    The model must use `attention.IMPLEMENTATION`. `kernels` are for the layers and the head in bfloat16;
-    `geometry` is of its files, for methods that train parameters of its own.
+    The model must use `attention.IMPLEMENTATION`; the method goes where it is. `kernels` are for the layers and the
+    head in bfloat16; `geometry` is of its files, for methods that train parameters of its own.
     """
     model.requires_grad_(requires_grad=False)
     model.eval()
     replace_conv1d(model)
     replace_norms(model)
     torch.manual_seed(spec.optimization.seed)
+    device = model.device
     method = install(model, spec, geometry)
+    put_on(model, device)
     head = dense_weight(model.get_output_embeddings())
     if kernels is not None:
         fuse(decoder_layers(model.get_decoder()), kernels)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-REPLACED = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm"})
-"""transformers' classes that compute exactly this. Others of a like name do not (Gemma adds 1)."""
+from finetuned_service.engine.fused_norm import RMS_NORMS
 
 
 class FrozenRmsNorm(nn.Module):
@@ -31,13 +30,13 @@ class FrozenRmsNorm(nn.Module):
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """X / rms(x), in the dtype of x; differentiable in x."""
-    out: Tensor = _RmsNorm.apply(x, torch.ones((), dtype=x.dtype), eps)
+    out: Tensor = _RmsNorm.apply(x, torch.ones((), dtype=x.dtype, device=x.device), eps)
     return out
 
 
 def replace_norms(model: nn.Module) -> None:
     """Put FrozenRmsNorm in the place of every norm that computes the same."""
-    found = [(name, module) for name, module in model.named_modules() if type(module).__name__ in REPLACED]
+    found = [(name, module) for name, module in model.named_modules() if type(module).__name__ in RMS_NORMS]
     for name, module in found:
         norm: Any = module
         parent, _, attribute = name.rpartition(".")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from finetuned_service.bases.device import CPU
 from finetuned_service.text.supervision import EncodedRow
 
 PACKED_MULTIPLE = 32
@@ -42,8 +43,8 @@ class RowLayout:
     """int64 [B]."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], tokens: int) -> RowLayout:
-        """The layout of rows of these lengths in a packed sequence of at least as many tokens."""
+    def of(cls, lengths: Sequence[int], tokens: int, device: torch.device = CPU) -> RowLayout:
+        """The layout of rows of these lengths in a packed sequence of at least as many tokens; on the device."""
         longest = _rounded_up(max(lengths), ROW_MULTIPLE)
         lengths_of_rows = torch.tensor(lengths)
         length = lengths_of_rows[:, None]
@@ -53,10 +54,10 @@ class RowLayout:
         return cls(
             rows=len(lengths),
             longest_tokens=longest,
-            to_padded=(starts + places.minimum(length - 1)).flatten(),
-            to_packed=functional.pad(to_packed, (0, tokens - to_packed.numel())),
-            starts=starts.flatten(),
-            lengths=lengths_of_rows,
+            to_padded=(starts + places.minimum(length - 1)).flatten().to(device),
+            to_packed=functional.pad(to_packed, (0, tokens - to_packed.numel())).to(device),
+            starts=starts.flatten().to(device),
+            lengths=lengths_of_rows.to(device),
         )
 
 
@@ -75,8 +76,8 @@ class PackedRows:
     layout: RowLayout
 
 
-def pack(rows: Sequence[EncodedRow]) -> PackedRows:
-    """Rows in one sequence, in the order given; at least one."""
+def pack(rows: Sequence[EncodedRow], device: torch.device = CPU) -> PackedRows:
+    """Rows in one sequence, in the order given; at least one. Made on the CPU, then moved."""
     lengths = [len(row.token_ids) for row in rows]
     tokens = _rounded_up(sum(lengths), PACKED_MULTIPLE)
     token_ids = torch.tensor([token_id for row in rows for token_id in row.token_ids])
@@ -84,12 +85,12 @@ def pack(rows: Sequence[EncodedRow]) -> PackedRows:
     supervised = torch.tensor([flag for row in rows for flag in row.supervised]).nonzero().flatten()
     filling = (0, tokens - sum(lengths))
     return PackedRows(
-        token_ids=functional.pad(token_ids, filling)[None],
-        position_ids=functional.pad(position_ids, filling)[None],
+        token_ids=functional.pad(token_ids, filling)[None].to(device),
+        position_ids=functional.pad(position_ids, filling)[None].to(device),
         # The first token of a row is never supervised, so the place before belongs to the same row.
-        predicting=supervised - 1,
-        targets=token_ids[supervised],
-        layout=RowLayout.of(lengths, tokens),
+        predicting=(supervised - 1).to(device),
+        targets=token_ids[supervised].to(device),
+        layout=RowLayout.of(lengths, tokens, device),
     )
 
 

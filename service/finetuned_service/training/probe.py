@@ -1,7 +1,7 @@
 """What a job will take, measured before its first step: a few of its own steps, undone to the last bit.
 
 Memory comes from the step with the largest part, time from typical ones. A learning rate of zero moves no weight, and
-what even that could change (the sign of a zero, torch's generator) is put back from a checkpoint, which is timed too.
+what even that could change (the sign of a zero, torch's generators) is put back from a checkpoint, which is timed too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from finetuned_service.errors import TrainingDiverged
 from finetuned_service.jobs.memory import WATCH_INTERVAL_SECONDS
 from finetuned_service.training.checkpoint import CheckpointStore
+from finetuned_service.training.generators import generator_states, restore_generators
 from finetuned_service.training.loop import EVALUATION_ROWS, Step, Trainer
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.trainable import TrainRow
@@ -80,7 +81,7 @@ def probe(trainer: Trainer[Any], typical_steps: int) -> Probed | None:
     looked = min(total, max(LOOK_STEPS, math.ceil(len(trainer.train_rows) / trainer.settings.batch_rows)))
     sizes = [_size(trainer.parts_of_step(step)) for step in range(looked)]
     tokens = round(sum(size.tokens for size in sizes) / len(sizes) * total)
-    begun, generator = trainer.state, torch.get_rng_state()
+    begun, generators = trainer.state, generator_states(trainer.model)
     trainer.checkpoints.save(begun, trainer.model, trainer.optimizer)
     few = total // STEPS_FOR_ONE
 
@@ -108,7 +109,7 @@ def probe(trainer: Trainer[Any], typical_steps: int) -> Probed | None:
         trainer.state = begun
         trainer.optimizer.zero_grad()
         trainer.checkpoints.restore_parameters(begun.step, trainer.model)
-        torch.set_rng_state(generator)
+        restore_generators(trainer.model, generators)
     # The first step of all warms up: kernels are chosen, memory is new.
     timed = typical or heavy[1:] or heavy
     seconds_per_token = sum(step.seconds for step in timed) / sum(step.tokens for step in timed)

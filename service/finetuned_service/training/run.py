@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from finetuned_service._version import VERSION
+from finetuned_service.bases.device import instruction_set, resolve_device
 from finetuned_service.bases.family import context_of
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
@@ -29,6 +30,7 @@ from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.checkpoint import RunState
+from finetuned_service.training.cuda import memory_room, prepare_device
 from finetuned_service.training.data import JobData, read_job_data
 from finetuned_service.training.embeddings.run import run_embeddings
 from finetuned_service.training.evaluate import (
@@ -106,6 +108,7 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
 
 def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     torch.set_num_threads(task.limits.threads)
+    prepare_device(task, report)
     transformers_logging.disable_progress_bar()
     if task.spec.task is Task.FEATURE_EXTRACTION:
         report(Progress(phase="preparing"))
@@ -173,7 +176,7 @@ def _environment(task: TrainTask) -> Environment:
         eval_dataset_digest=task.eval_digest,
         service_version=VERSION,
         torch_version=torch.__version__,
-        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        instruction_set=instruction_set(resolve_device(task.device)),
         threads=torch.get_num_threads(),
     )
 
@@ -214,6 +217,7 @@ def _measure(
         tokenizer=job.tokenizer,
         base_directory=base_directory,
         cache_directory=job.task.cache_directory,
+        device=job.task.device,
         compute="auto",
         threads=job.task.limits.threads,
         options=job.spec.evaluation,
@@ -239,7 +243,8 @@ def _scoring(job: _Job, reference: Evaluated | None) -> Scoring:
 
 def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
-    model = load_model(Path(job.task.base_directory), job.spec, job.task.cache_directory)
+    base, device = Path(job.task.base_directory), resolve_device(job.task.device)
+    model = load_model(base, job.spec, job.task.cache_directory, device)
     _choose_checkpointing(job, model)
     learner, train_rows, heldout_rows, measure = _learning(job, model)
     attempt = Attempt(
@@ -279,11 +284,11 @@ def _learning(
 def _choose_checkpointing(job: _Job, model: AdaptedModel) -> None:
     """Keep less of each layer where the settings say so, or where memory is short and they say nothing."""
     wanted = job.spec.optimization.activation_checkpointing
-    budget_bytes = job.task.limits.memory_budget_bytes
+    held_bytes, budget_bytes = memory_room(model.frozen_head.device, job.task.limits)
     longest = max(len(example.encoded.token_ids) for example in job.data.train)
     tokens = max(longest, min(MICRO_BATCH_TOKENS, longest * job.spec.optimization.batch_rows))
     state = sum(3 * parameter.nbytes for _, parameter in model.named_parameters())  # gradient, two moments
-    expected_bytes = private_memory_bytes() + state + model.kept_bytes(tokens)
+    expected_bytes = held_bytes + state + model.kept_bytes(tokens)
     if wanted is None:
         wanted = expected_bytes > SAFE_SHARE * budget_bytes
         if wanted:

@@ -14,9 +14,11 @@ from torch.nn import functional
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts.head import CLASSIFIER
 from finetuned_service.adapters.site_ops import Project
+from finetuned_service.bases.device import CPU, device_name
 from finetuned_service.bases.family import family_of
 from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import read_config
+from finetuned_service.bases.resident import share
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.config import EngineConfig
@@ -60,11 +62,12 @@ class Forward(Protocol):
         ...
 
 
-def load_module(directory: Path) -> Any:
-    """Transformers' model of a base that encodes, frozen, its tensors mapped from model.safetensors."""
+def load_module(directory: Path, device: torch.device = CPU) -> Any:
+    """Transformers' model of a base that encodes, frozen; see `load_base`."""
     attention.register()
     vision = family_of(read_config(directory)) is Family.VISION
-    module: Any = load_base(directory, attn_implementation=None if vision else attention.IMPLEMENTATION)
+    implementation = None if vision else attention.IMPLEMENTATION
+    module: Any = load_base(directory, attn_implementation=implementation, device=device)
     return module.requires_grad_(requires_grad=False)
 
 
@@ -87,6 +90,7 @@ class EncoderModel:
         self.dtype: torch.dtype = module.dtype
         self.forward = forward_of(module)
         self._stored = stored_tensors(module, directory)
+        self.shared = share(module)
         self.directory = directory
         self._module = module
         self.geometry = BaseGeometry.of_files(directory)
@@ -98,14 +102,14 @@ class EncoderModel:
         self._class_name = type(module).__name__
 
     @classmethod
-    def load(cls, directory: Path) -> EncoderModel:
-        """The base in `directory`, its tensors mapped from model.safetensors."""
-        return cls(load_module(directory), directory)
+    def load(cls, directory: Path, *, device: torch.device = CPU) -> EncoderModel:
+        """The base in `directory`; on the CPU its tensors are mapped from model.safetensors."""
+        return cls(load_module(directory, device), directory)
 
     @property
     def path(self) -> str:
         """See `runner.Model`."""
-        return f"{self._class_name}, which encodes, {self.dtype} on {self.device.type}"
+        return f"{self._class_name}, which encodes, {self.dtype} on {device_name(self.device)}"
 
     @property
     def context_tokens(self) -> int:
@@ -129,9 +133,9 @@ class EncoderModel:
         return EncoderRunner(self, config)
 
     def linear_weight(self, module: str) -> Tensor:
-        """The weight `[out, in]` of a linear module of the base, unpacked."""
+        """The weight `[out, in]` of a linear module of the base, unpacked, on the CPU."""
         site: Any = self._module.get_submodule(module)
-        return dense_weight(site.base)
+        return dense_weight(site.base).cpu()
 
 
 @final

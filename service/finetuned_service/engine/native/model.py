@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.load import load_base, stored_tensors
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
 from finetuned_service.engine.config import EngineConfig
@@ -60,6 +61,7 @@ class NativeModel:
         self.weights = weights
         self.sites = sites
         self.device = torch.device("cpu")
+        self.shared: tuple[SharedTensor, ...] = ()
         self.end_token_ids = ends
         self._stored = stored
         self.directory = directory

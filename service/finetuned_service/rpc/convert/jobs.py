@@ -99,6 +99,7 @@ def _usage(job: Job) -> pb.JobUsage | None:
         duration=seconds_to_proto(job.usage.duration_seconds),
         memory_error=errors.memory,
         duration_error=errors.duration,
+        device_memory_bytes=job.usage.device_memory_bytes,
     )
 
 

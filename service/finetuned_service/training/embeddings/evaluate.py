@@ -32,6 +32,7 @@ def measured(
     rows: Sequence[PairExample],
     pooling: Pooling,
     threads: int,
+    device: str = "cpu",
 ) -> PairResult:
     """The figures of the rows, which all have scores, or none has; at least one."""
     texts = dict.fromkeys(tokens for row in rows for tokens in row.all_texts)
@@ -39,7 +40,7 @@ def measured(
         Submit(number, tokens, adapter, Sampling(1), encode=Encode(pooling))
         for number, tokens in enumerate(texts)
     ]
-    found = encoded(base_directory, requests, threads)
+    found = encoded(base_directory, requests, threads, device)
     vectors = {tokens: found[number][0] for number, tokens in enumerate(texts)}
     if rows[0].score is not None:
         return _similarity(rows, vectors)

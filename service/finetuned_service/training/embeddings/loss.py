@@ -20,9 +20,9 @@ def in_batch_loss(anchors: Tensor, candidates: Tensor, same: Tensor, scale: floa
     """
     rows = len(anchors)
     scores = scale * functional.normalize(anchors, dim=1) @ functional.normalize(candidates, dim=1).T
-    own = torch.eye(rows, len(candidates), dtype=torch.bool)
+    own = torch.eye(rows, len(candidates), dtype=torch.bool, device=anchors.device)
     scores = scores.masked_fill(same & ~own, -torch.inf)
-    return functional.cross_entropy(scores, torch.arange(rows), reduction="sum")
+    return functional.cross_entropy(scores, torch.arange(rows, device=anchors.device), reduction="sum")
 
 
 def cosine_loss(first: Tensor, second: Tensor, scores: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.bases.device import CPU
+from finetuned_service.bases.resident import put_on
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.messages import Encode, Sampling, Submit
@@ -25,20 +27,24 @@ class EmbeddingModel:
 
     def __init__(self, module: Any, spec: TrainSpec, pooling: Pooling, geometry: BaseGeometry) -> None:
         """Args:
-        module: as `load_module` gives it; changed in place.
+        module: as `load_module` gives it; changed in place. The method goes where it is.
         spec: resolved.
         pooling: how the vectors of a text's tokens become one.
         geometry: of the base's files.
         """
+        device = module.device
         torch.manual_seed(spec.optimization.seed)
         self.installed = install(module, spec, geometry)
+        put_on(module, device)
         self._forward = forward_of(module)
         self._pooling, self._scale = pooling, spec.contrastive.scale
 
     @classmethod
-    def load(cls, directory: Path, spec: TrainSpec, pooling: Pooling) -> EmbeddingModel:
-        """The method of a resolved spec on the base in `directory`."""
-        return cls(load_module(directory), spec, pooling, BaseGeometry.of_files(directory))
+    def load(
+        cls, directory: Path, spec: TrainSpec, pooling: Pooling, device: torch.device = CPU
+    ) -> EmbeddingModel:
+        """The method of a resolved spec on the base in `directory`, on the device."""
+        return cls(load_module(directory, device), spec, pooling, BaseGeometry.of_files(directory))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""
@@ -50,10 +56,12 @@ class EmbeddingModel:
         candidates = [row.positive for row in rows]
         scores = [row.score for row in rows if row.score is not None]
         if scores:
-            targets = torch.tensor(scores, dtype=anchors.dtype)
+            targets = torch.tensor(scores, dtype=anchors.dtype, device=anchors.device)
             return scale * cosine_loss(anchors, self._vectors(candidates), targets)
         candidates += [negative for row in rows for negative in row.negatives]
-        same = torch.tensor([[text == row.positive for text in candidates] for row in rows])
+        same = torch.tensor(
+            [[text == row.positive for text in candidates] for row in rows], device=anchors.device
+        )
         return scale * in_batch_loss(anchors, self._vectors(candidates), same, self._scale)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from finetuned_service.adapters.files import stored_head
+from finetuned_service.bases.device import resolve_device
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
@@ -88,7 +89,9 @@ def _measured(job: _Job, subject: str, directory: Path | None, step: int = 0) ->
         return None
     job.report(Progress(phase="evaluating" if subject == "adapter" else subject))
     handle = adapter_handle(directory, job.base) if directory else None
-    result = measured(job.base, handle, job.data.heldout, job.data.pooling, job.task.limits.threads)
+    result = measured(
+        job.base, handle, job.data.heldout, job.data.pooling, job.task.limits.threads, job.task.device
+    )
     finished = {"subject": subject, "step": step, "metrics": result.metrics}
     job.report(EvaluationFinished.model_validate(finished))
     return result
@@ -97,7 +100,7 @@ def _measured(job: _Job, subject: str, directory: Path | None, step: int = 0) ->
 def _train(job: _Job) -> tuple[Ended, int]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     spec = job.task.spec
-    model = EmbeddingModel.load(job.base, spec, job.data.pooling)
+    model = EmbeddingModel.load(job.base, spec, job.data.pooling, resolve_device(job.task.device))
     attempt = Attempt(
         task=job.task,
         environment=job.environment,

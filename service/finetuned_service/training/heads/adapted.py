@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head
+from finetuned_service.bases.device import CPU
+from finetuned_service.bases.resident import put_on
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.jobs.specs import TrainSpec
@@ -33,27 +35,35 @@ class AdaptedEncoder:
         weights: Sequence[float] | None = None,
     ) -> None:
         """Args:
-        module: as `load_module` gives it; changed in place.
+        module: as `load_module` gives it; changed in place. The method and the head go where it is.
         spec: resolved.
         head: what the outputs mean.
         geometry: of the base's files.
         weights: how much each output counts in the loss; None for all alike.
         """
+        device = module.device
         torch.manual_seed(spec.optimization.seed)
         method = install(module, spec, geometry)
         self._forward = forward_of(module)
         self._head = head
-        self._weights = None if weights is None else torch.tensor(weights)
+        self._weights = None if weights is None else torch.tensor(weights, device=device)
         self._switched = method.switched
-        self.weight, self.bias = empty_head(head, geometry.width)
+        self.weight, self.bias = empty_head(head, geometry.width, device)
+        put_on(module, device)
         self.installed = beside_head(method, self.weight, self.bias, head)
 
     @classmethod
     def load(
-        cls, directory: Path, spec: TrainSpec, head: Head, weights: Sequence[float] | None = None
+        cls,
+        directory: Path,
+        spec: TrainSpec,
+        head: Head,
+        weights: Sequence[float] | None = None,
+        device: torch.device = CPU,
     ) -> AdaptedEncoder:
-        """The method of a resolved spec on the base in `directory`."""
-        return cls(load_module(directory), spec, head, BaseGeometry.of_files(directory), weights)
+        """The method of a resolved spec on the base in `directory`, on the device."""
+        module = load_module(directory, device)
+        return cls(module, spec, head, BaseGeometry.of_files(directory), weights)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""
@@ -69,7 +79,7 @@ class AdaptedEncoder:
             pooled = pool(exact, wanted.pooling if wanted else None)
             vectors.append(exact[list(row.places)] if row.places else pooled)
         outputs = functional.linear(torch.cat(vectors), self.weight, self.bias)
-        targets = targets_of(rows, self._head)
+        targets = targets_of(rows, self._head, outputs.device)
         return scale * summed_loss(outputs, targets, self._head.problem, self._weights)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train

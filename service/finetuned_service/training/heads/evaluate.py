@@ -46,11 +46,16 @@ class HeadResult:
 
 
 def answered(
-    base_directory: Path, adapter: AdapterHandle, examples: Sequence[Example], head: Head, threads: int
+    base_directory: Path,
+    adapter: AdapterHandle,
+    examples: Sequence[Example],
+    head: Head,
+    threads: int,
+    device: str = "cpu",
 ) -> Outputs:
     """The outputs of the adapter's head for each example: `[1, outputs]`, or a row for each of its places."""
     requests = [replace(request_of(example, head), adapter=adapter) for example in examples]
-    found = encoded(base_directory, requests, threads)
+    found = encoded(base_directory, requests, threads, device)
     return [
         found[example.number][list(example.places)] if example.places else found[example.number]
         for example in examples

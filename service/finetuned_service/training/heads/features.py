@@ -20,12 +20,12 @@ _FORWARD_INPUTS = 64
 
 @torch.inference_mode()
 def features_of(model: EncoderModel, examples: Sequence[Example], head: Head) -> Iterator[tuple[int, Tensor]]:
-    """The number of each example, and `[1, width]` float32; or a row for each of its `places`."""
+    """The number of each example, and `[1, width]` float32 on the CPU; or a row for each of its `places`."""
     ordered = sorted(examples, key=lambda example: len(example.token_ids))
     for part in _parts(ordered):
         rows = model.forward.run([request_of(example, head) for example in part])
         for example, found in zip(part, rows, strict=True):
-            exact = found.float()
+            exact = found.float().cpu()
             if example.places:
                 yield example.number, exact[list(example.places)]
             else:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.adapters.layouts.head import BIAS, CLASSIFIER, HEAD_KEY, HEAD_TYPE, WEIGHT
+from finetuned_service.bases.device import CPU
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.methods import Installed
 
@@ -45,9 +46,10 @@ class HeadModel:
         """Nothing behaves otherwise in training."""
 
 
-def empty_head(head: Head, width: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """`[outputs, width]` and `[outputs]` at zero."""
-    return nn.Parameter(torch.zeros(head.outputs, width)), nn.Parameter(torch.zeros(head.outputs))
+def empty_head(head: Head, width: int, device: torch.device = CPU) -> tuple[nn.Parameter, nn.Parameter]:
+    """`[outputs, width]` and `[outputs]` at zero, on the device."""
+    weight, bias = torch.zeros(head.outputs, width, device=device), torch.zeros(head.outputs, device=device)
+    return nn.Parameter(weight), nn.Parameter(bias)
 
 
 def beside_head(method: Installed, weight: nn.Parameter, bias: nn.Parameter, head: Head) -> Installed:
@@ -57,11 +59,11 @@ def beside_head(method: Installed, weight: nn.Parameter, bias: nn.Parameter, hea
     return Installed({**method.parameters, **classifier}, method.switched, config)
 
 
-def targets_of(rows: Sequence[Example], head: Head) -> Tensor:
+def targets_of(rows: Sequence[Example], head: Head, device: torch.device = CPU) -> Tensor:
     """`[N]` int64 of indices; `[N, labels]` of flags; or `[N, 1]` of numbers."""
     if head.problem is Problem.SINGLE_LABEL:
-        return torch.tensor([int(target) for row in rows for target in row.targets])
-    return torch.tensor([row.targets for row in rows], dtype=torch.float32)
+        return torch.tensor([int(target) for row in rows for target in row.targets], device=device)
+    return torch.tensor([row.targets for row in rows], dtype=torch.float32, device=device)
 
 
 def summed_loss(outputs: Tensor, targets: Tensor, problem: Problem, weights: Tensor | None = None) -> Tensor:

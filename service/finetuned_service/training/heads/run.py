@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from finetuned_service.adapters.files import stored_head
+from finetuned_service.bases.device import resolve_device
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
@@ -133,7 +134,9 @@ def _measured(job: _Job, subject: str, directory: Path, step: int) -> HeadResult
         return None
     job.report(Progress(phase="evaluating" if subject == "adapter" else subject))
     handle = adapter_handle(directory, job.base)
-    outputs = answered(job.base, handle, job.data.heldout, job.data.head, job.task.limits.threads)
+    outputs = answered(
+        job.base, handle, job.data.heldout, job.data.head, job.task.limits.threads, job.task.device
+    )
     return _told(job, subject, scored(outputs, job.data.heldout, job.data.head), step)
 
 
@@ -172,13 +175,13 @@ def _train(job: _Job) -> tuple[Ended, int]:
 
 def _model(job: _Job) -> tuple[HeadModel | AdaptedEncoder, float | None]:
     """What trains, and how long the held-out rows will take afterwards; see `Attempt.run`."""
-    spec, data = job.task.spec, job.data
+    spec, data, device = job.task.spec, job.data, resolve_device(job.task.device)
     if spec.method is not Method.HEAD:
-        return AdaptedEncoder.load(job.base, spec, data.head, data.weights), None
+        return AdaptedEncoder.load(job.base, spec, data.head, data.weights, device), None
     job.report(Progress(phase="encoding"))
     started = time.perf_counter()
     examples = [*data.train, *data.heldout]
-    found = features_of(EncoderModel.load(job.base), examples, data.head)
+    found = features_of(EncoderModel.load(job.base, device=device), examples, data.head)
     model = HeadModel(data.head, {number: rows.clone() for number, rows in found}, data.weights)
     # A head trains on what its base has made of the rows, and is measured on the held-out ones themselves.
     share = _tokens(data.heldout) / _tokens(examples)

@@ -43,6 +43,7 @@ class DoraLinear(nn.Module):
         return out if self.base.bias is None else out + self.base.bias  # pyright: ignore[reportUnnecessaryComparison]
 
     def _lengths(self) -> Tensor:
-        return adapted_row_lengths(
-            dense_weight(self.base), self.lora_a.detach(), self.lora_b.detach(), self.scaling
-        )
+        weight = dense_weight(self.base)
+        # Where the base is on a GPU, the parameters are made before they go there.
+        a, b = self.lora_a.detach().to(weight.device), self.lora_b.detach().to(weight.device)
+        return adapted_row_lengths(weight, a, b, self.scaling)

@@ -57,7 +57,7 @@ class PreferenceModel:
     def rewards_of(self, rows: Sequence[ReferencedPair]) -> Tensor:
         """[P, 2], of the chosen and of the rejected answers."""
         found = log_probabilities_of(self.policy, [row.pair for row in rows])
-        reference = torch.tensor([row.reference for row in rows], dtype=found.dtype)
+        reference = torch.tensor([row.reference for row in rows], dtype=found.dtype, device=found.device)
         return rewards(found, reference, self.settings.beta)
 
     @torch.no_grad()

@@ -80,6 +80,6 @@ def _compute(
             raise Stopped
         report(Progress(phase="reference", step=first, total_steps=len(pairs)))
         part = order[first : first + EVALUATION_ROWS // 2]
-        found[part] = log_probabilities_of(model, [pairs[index] for index in part]).double()
+        found[part] = log_probabilities_of(model, [pairs[index] for index in part]).double().cpu()
     model.train(mode=True)
     return found

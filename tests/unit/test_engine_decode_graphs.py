@@ -1,0 +1,188 @@
+"""What a CUDA graph of a decoding step is captured from, computed without one: equal to the plain path's step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from finetuned_service.engine import lora_kernel
+from finetuned_service.engine.adapter_files import AdapterReader
+from finetuned_service.engine.adapter_memory import AdapterMemory
+from finetuned_service.engine.allocator import Range
+from finetuned_service.engine.batch import build_batch
+from finetuned_service.engine.decode_graphs import (
+    KEYS,
+    DecodeGraphs,
+    Decoding,
+    Shape,
+    plan_ranks,
+    rounded_up,
+)
+from finetuned_service.engine.lora_bank import LoraBanks, Placement
+from finetuned_service.engine.messages import Sampling, Submit
+from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.place import AdapterPlace
+from finetuned_service.engine.scheduler import Chunk
+from finetuned_service.engine.sequence import Sequence as TokenSequence
+from tiny_models import random_prompt, save_tiny_adapter, save_tiny_base
+
+CAPACITY = 1025
+"""One more than sequences use."""
+
+
+class World:
+    """A base with adapters in place, and sequences of which each has its last token to compute."""
+
+    def __init__(self, root: Path) -> None:
+        base = save_tiny_base(root / "base", max_position_embeddings=512)
+        self.model = EngineModel.load(base)
+        self.banks = LoraBanks(self.model.sites, 1 << 20, self.model.dtype, self.model.device)
+        self.arena = self.model.make_arena(CAPACITY)
+        self.memory = AdapterMemory(
+            AdapterReader(self.model.sites, self.model.geometry, self.model.dtype, self.model.linear_weight),
+            self.banks,
+            1 << 20,
+        )
+        shapes = [
+            {"rank": 4},
+            {"rank": 16},
+            {"rank": 1, "target_modules": ("q_proj",)},
+            {"rank": 3, "rank_pattern": {"v_proj": 9}},
+        ]
+        self.places = [
+            self._placed(save_tiny_adapter(root / str(i), base, seed=i, **shape).handle)
+            for i, shape in enumerate(shapes)
+        ]
+        self.graphs = DecodeGraphs(self.banks, self.arena, self.model.decode, self.model.device)
+        self._next_slot = 0
+
+    def _placed(self, handle: object) -> AdapterPlace:
+        weights = self.memory.read(handle)  # type: ignore[arg-type]
+        place = self.memory.place(weights)
+        self.memory.fill(place, weights)
+        return place
+
+    def sequence(self, number: int, tokens: int, place: AdapterPlace | None) -> TokenSequence:
+        """All but its last token are computed."""
+        prompt = random_prompt(number, tokens)
+        made = TokenSequence(Submit(number, prompt, None, Sampling(4)), tokens + 4, 0.0, list(prompt))
+        made.kv = Range(self._next_slot, tokens)
+        self._next_slot += tokens
+        for rows in (tokens - 1,):
+            self.step([Chunk(made, rows)], [place])
+            made.computed_tokens += rows
+        return made
+
+    def step(self, chunks: Sequence[Chunk], places: Sequence[AdapterPlace | None]) -> torch.Tensor:
+        place_of = dict(zip([chunk.sequence.request_id for chunk in chunks], places, strict=True))
+        batch = build_batch(
+            chunks,
+            lambda sequence: place_of[sequence.request_id],
+            self.arena,
+            self.model.dtype,
+            self.model.device,
+        )
+        logits = self.model.forward(batch, self.banks)
+        order = [sequence.request_id for sequence in batch.chosen]
+        kept = [chunk.sequence.request_id for chunk in chunks if chunk.sequence.request_id in order]
+        return logits[[order.index(number) for number in kept]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("graphs"))
+
+
+# Lengths around multiples of what keys are padded to; adapters mixed, repeated, absent; one row; ranks of a pattern.
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(5, None)],
+        [(5, 0)],
+        [(7, 1), (130, None), (33, 1), (2, 2)],
+        [(20, 3), (21, 0), (127, 2), (128, 1), (129, None)],
+    ],
+)
+def test_a_step_of_rounded_up_size_is_the_plain_step(
+    world: World, rows: list[tuple[int, int | None]]
+) -> None:
+    world._next_slot = 0
+    places = [None if adapter is None else world.places[adapter] for _, adapter in rows]
+    sequences = [
+        world.sequence(100 + i, tokens, place)
+        for i, ((tokens, _), place) in enumerate(zip(rows, places, strict=True))
+    ]
+    chunks = [Chunk(sequence, 1) for sequence in sequences]
+    expected = world.step(chunks, places)
+    decoding = Decoding.of(chunks, [None if place is None else place.lora for place in places])
+    shape = world.graphs.shape_of(decoding)
+    assert shape is not None
+    assert shape.rows >= len(rows)
+    assert (shape.ranks == 0) == all(place is None for place in places)
+    logits, greedy = world.graphs.compute(shape, decoding)
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
+    assert greedy == expected.argmax(-1).tolist()
+    # Whatever larger sizes it is rounded up to.
+    larger, _ = world.graphs.compute(Shape(8, 512, 256), decoding)
+    torch.testing.assert_close(larger, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_a_row_that_is_not_finite_is_told_and_reaches_no_other(world: World) -> None:
+    world._next_slot = 0
+    places = [world.places[0], world.places[1]]
+    sequences = [world.sequence(200 + i, 9, place) for i, place in enumerate(places)]
+    chunks = [Chunk(sequence, 1) for sequence in sequences]
+    decoding = Decoding.of(chunks, [place.lora for place in places])
+    shape = world.graphs.shape_of(decoding)
+    assert shape is not None
+    expected, _ = world.graphs.compute(shape, decoding)
+    kept = [bank.clone() for bank in world.banks.b]
+    taken = places[1].lora.ranges
+    try:
+        for kind, rows in taken.items():
+            world.banks.b[kind][:, rows.start : rows.end] = 1e38
+        logits, greedy = world.graphs.compute(shape, decoding)
+    finally:
+        for bank, values in zip(world.banks.b, kept, strict=True):
+            bank.copy_(values)
+    assert greedy[1] is None
+    assert greedy[0] == int(expected[0].argmax())
+    assert torch.equal(logits[0], expected[0])
+
+
+def test_adapters_are_read_once_and_each_row_knows_its_own() -> None:
+    first, second = Placement({0: Range(10, 3)}, 0), Placement({0: Range(40, 2), 1: Range(7, 1)}, 0)
+    plan = plan_ranks([second, None, first, second], 0)
+    assert plan.bank_rows == (40, 41, 10, 11, 12)
+    assert plan.firsts == (0, 0, 2, 0)
+    assert plan.ranks == (2, 0, 3, 2)
+    assert plan_ranks([first, None], 1).bank_rows == ()
+
+
+@pytest.mark.parametrize(("size", "found"), [(1, 128), (128, 128), (129, 512), (KEYS[-1] + 1, None)])
+def test_sizes_are_rounded_up_to_few(size: int, found: int | None) -> None:
+    assert rounded_up(size, KEYS) == found
+
+
+def test_prompts_that_go_with_the_decoding_rows_are_as_each_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: one product for the rows of all adapters, those of the plain base between them left alone."""
+    world._next_slot = 0
+    places = [world.places[1], None, world.places[0], world.places[3], None, world.places[1]]
+    lengths = [1, 1, 17, 5, 9, 33]
+    sequences = []
+    for number, (rows, place) in enumerate(zip(lengths, places, strict=True)):
+        made = world.sequence(300 + number, 40, place)
+        made.computed_tokens = 40 - rows
+        sequences.append(made)
+    chunks = [Chunk(sequence, rows) for sequence, rows in zip(sequences, lengths, strict=True)]
+    expected = world.step(chunks, places)
+    monkeypatch.setitem(lora_kernel.MAX_STACKED_RANKS, "cpu", 1024)
+    world.model._kernels = None
+    torch.testing.assert_close(world.step(chunks, places), expected, atol=2e-5, rtol=2e-5)
+    monkeypatch.setitem(lora_kernel.MAX_STACKED_RANKS, "cpu", 8)  # too many: each by itself again
+    world.model._kernels = None
+    assert torch.equal(world.step(chunks, places), expected)
