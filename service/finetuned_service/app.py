@@ -97,6 +97,7 @@ class Server:
         page = new_registry(version=VERSION, base=base.name, base_digest=base.digest)
         metrics = ServerMetrics(page)
         job_metrics = JobMetrics(page, settings.max_running_jobs if settings.run_jobs else 0)
+        self._job_processes = job_metrics.process_ids
         self._snapshot: Snapshot | None = None
         self._stop = asyncio.Event()
         self._health = HealthServer(settings.health_address)
@@ -325,6 +326,8 @@ class Server:
             try:
                 # Not wait_for: in Python 3.11 it loses a cancellation that comes as the answer does, and `stop`
                 # would wait for this task forever.
+                # Told again and again: the engine may be a new one.
+                self.engine.leave_time(self._settings.job_share if self._job_processes() else 0.0)
                 async with asyncio.timeout(_SILENT_SECONDS):
                     self._snapshot = await self.engine.inspect()
             except (FinetunedError, TimeoutError):

@@ -179,6 +179,9 @@ class Settings(BaseSettings):
     less time of the workers lately; jobs of higher priority do not wait so long."""
     job_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
     """Compute threads of a job process, which runs only when serving leaves the processors idle."""
+    job_share: float = Field(default=0.24, ge=0.0, le=0.5)
+    """The part of its time that the engine leaves to jobs of this server while requests keep it busy, by pauses
+    between steps; besides it they have what serving leaves idle. 0 leaves them only that."""
     job_memory_bytes: int = Field(default_factory=lambda: psutil.virtual_memory().total // 2, ge=256 * MIB)
     """Private memory of a job process above which it stops itself; default half of the machine's."""
     job_device_bytes: int = Field(default=0, ge=0, le=MAX_LIMIT)

@@ -26,6 +26,7 @@ from finetuned_service.engine.messages import (
     Event,
     Failed,
     Inspect,
+    LeaveTime,
     Pixels,
     Ready,
     Residency,
@@ -211,6 +212,11 @@ class EngineClient:
             Unavailable: while there is no engine.
         """
         return await self._call(Inspect(next(self._ids), verify_base=verify_base))
+
+    def leave_time(self, share: float) -> None:
+        """Let the engine pause between steps for jobs, from now until it is told otherwise or started again."""
+        if self._ready is not None:
+            self._send(LeaveTime(share))
 
     async def shutdown(self, grace_seconds: float) -> None:
         """Let running requests finish for `grace_seconds`, fail the rest, end the process."""

@@ -30,6 +30,7 @@ from finetuned_service.engine.messages import (
     Event,
     Failed,
     Inspect,
+    LeaveTime,
     SetResidency,
     Shutdown,
     Snapshot,
@@ -39,6 +40,7 @@ from finetuned_service.engine.messages import (
 from finetuned_service.engine.replies import Replies, encoded, limit_tokens
 from finetuned_service.engine.residency import ResidencyManager
 from finetuned_service.engine.residency_calls import ResidencyCalls
+from finetuned_service.engine.rest import Rest
 from finetuned_service.engine.runner import Model, StepLogits
 from finetuned_service.engine.scheduler import Chunk, Scheduler
 from finetuned_service.engine.sequence import Phase, Sequence
@@ -72,6 +74,7 @@ class EngineLoop:
         self._events: list[Event] = []
         self._stop_seconds: float | None = None
         self._counts = EngineCounts()
+        self.rest = Rest()
         self.runner = model.open(config)
         self.max_prefill_tokens = config.max_prefill_tokens or usual_prefill_tokens(model.device)
         self._loader = LoaderThreads(self._inbox.put, gives_way=self.runner.idle_work_proceeds)
@@ -119,7 +122,9 @@ class EngineLoop:
         chunks = self.scheduler.plan_step()
         if chunks:
             self.scheduler.charge(chunks)
+            began = time.monotonic()
             self._compute(chunks)
+            self.rest.worked(time.monotonic() - began)
         elif not self._events:
             self._wait()
         events, self._events = self._events, []
@@ -152,18 +157,24 @@ class EngineLoop:
                 self._cancel(request_id)
             case SetResidency():
                 self._events += self._residency_calls.take(delivery)
-            case Inspect(call_id=call_id, verify_base=True):
-                threading.Thread(target=self._verify, args=(call_id,), daemon=True).start()
-            case Inspect(call_id=call_id):
-                self._events.append(Answer(call_id, self._snapshot()))
+            case Inspect():
+                self._inspect(delivery)
             case _Verified(call_id=call_id, base_digest=base_digest):
                 self._events.append(Answer(call_id, self._snapshot(base_digest)))
+            case LeaveTime(share=share):
+                self.rest.share = share
             case Shutdown(grace_seconds=grace_seconds):
                 self._stop_seconds = time.monotonic() + grace_seconds
             case Loaded():
                 self._finish_load(delivery)
             case Compiled():
                 self._take_grammar(delivery)
+
+    def _inspect(self, asked: Inspect) -> None:
+        if asked.verify_base:
+            threading.Thread(target=self._verify, args=(asked.call_id,), daemon=True).start()
+        else:
+            self._events.append(Answer(asked.call_id, self._snapshot()))
 
     def _submit(self, submit: Submit) -> None:
         try:

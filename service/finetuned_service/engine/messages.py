@@ -3,7 +3,7 @@
 Both directions travel in batches: one pipe message carries a tuple of commands, or all events of
 one engine step (a message costs more than a token does).
 
-    commands  RPC → engine   Submit, Cancel, SetResidency, Inspect, Shutdown
+    commands  RPC → engine   Submit, Cancel, SetResidency, Inspect, LeaveTime, Shutdown
     events    engine → RPC   Ready or StartFailed, then Started, Tokens, Encoded, Failed, Answer
 """
 
@@ -145,13 +145,20 @@ class Inspect:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveTime:
+    """Pause between steps for `share` of the time, 0 to below 1: jobs of this machine compute then."""
+
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Finish running sequences for at most `grace_seconds`, fail the rest, exit."""
 
     grace_seconds: float
 
 
-Command = Submit | Cancel | SetResidency | Inspect | Shutdown
+Command = Submit | Cancel | SetResidency | Inspect | LeaveTime | Shutdown
 
 
 @dataclass(frozen=True, slots=True)

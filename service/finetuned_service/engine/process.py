@@ -61,6 +61,7 @@ def main(descriptor: int) -> int:
     threading.Thread(target=_read_commands, args=(connection, loop), name="commands", daemon=True).start()
     while not loop.stopped:
         _send(connection, loop.step())
+        loop.rest.take()
     _send(connection, loop.close())
     return 0
 
