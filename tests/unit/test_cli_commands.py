@@ -289,6 +289,19 @@ def test_jobs(run: Run, rows: Path) -> None:
     assert "EvaluationFinished" in run("jobs", "events", "job-1").stdout
 
 
+def test_figures_for_tensorboard(run: Run, rows: Path) -> None:
+    run("train", "-d", "rows", "-a", "a", "--detach")
+    refused = run("jobs", "tensorboard", "job-1", "--output", "logs", expected=ExitCode.REFUSED)
+    assert "no figures for TensorBoard yet" in refused.stderr
+    assert not Path("logs").exists()
+    watched = run("jobs", "watch", "job-1")
+    assert "finetuned jobs report job-1" in watched.stderr
+    done = run("jobs", "tensorboard", "job-1", "--output", "logs")
+    assert Path(done.stdout.strip()) == Path("logs", "job-1").resolve()
+    assert "Next: tensorboard --logdir logs" in done.stderr
+    assert [path.name for path in Path("logs", "job-1").iterdir()] == ["events.out.tfevents.1"]
+
+
 def test_quantize(run: Run) -> None:
     result = run("quantize", "nf4", "small")
     assert "2.0 KiB" in result.stdout
