@@ -12,13 +12,16 @@ from finetuned_service.bases.manifest import compute_digest, read_manifest
 from finetuned_service.datasets.rows import to_json
 from finetuned_service.errors import InvalidField, ResourceExhausted
 from finetuned_service.jobs.events import Notice, Progress
+from finetuned_service.jobs.specs import QuantizeSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, QuantizeFinished
 from finetuned_service.quantization import pace
+from finetuned_service.quantization.plan import plan_quantization
 from finetuned_service.quantization.run import run
 from finetuned_service.text.values import PromptCompletion
-from finetuned_service.vocabulary import Value
+from finetuned_service.vocabulary import Value, WeightFormat
 from tiny_bases import make_quantize_task, make_tiny_base
 from training_tasks import SetAfter
+from transformers import Gemma3TextConfig
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,20 @@ def test_embeddings_in_nf4_are_refused(base, tmp_path):
     task = make_quantize_task(base, tmp_path, weight_format="NF4", quantize_embeddings=True)
     with pytest.raises(InvalidField, match=r"quantize_embeddings: .*INT8 only"):
         run_collecting(task)
+
+
+def test_embeddings_that_compute_more_than_a_look_up_stay_or_are_refused(tmp_path):
+    """Gemma's multiply what they find; a packed one in their place would not."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "head_dim": 8, "vocab_size": 32}
+    Gemma3TextConfig(
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, **sizes
+    ).save_pretrained(tmp_path)
+    spec = QuantizeSpec(output_base_id="small", weight_format=WeightFormat.INT8)
+    plan = plan_quantization(tmp_path, spec)
+    assert plan.kept == ("model.embed_tokens", "lm_head")
+    assert len(plan.quantized) == 7
+    with pytest.raises(InvalidField, match=r"are Gemma3TextScaledWordEmbedding, .*: unset it"):
+        plan_quantization(tmp_path, spec.model_copy(update={"quantize_embeddings": True}))
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(base, tmp_path):

@@ -7,12 +7,14 @@ backward pass (section 4.3 of the paper). Parameters are float32 and products ru
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from finetuned_service.bases.load import dense_weight
+from finetuned_service.bases.product import FrozenProduct
 from finetuned_service.engine.adapter_weights import adapted_row_lengths
 
 
@@ -35,7 +37,7 @@ class DoraLinear(nn.Module):
         """x: [..., in]; returns [..., out] in the dtype of x."""
         x = functional.dropout(x, self.dropout, self.training)
         a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
-        product = functional.linear(x, dense_weight(self.base))
+        product: Tensor = FrozenProduct.apply(x, partial(dense_weight, self.base), None)
         product = product + functional.linear(functional.linear(x, a) * self.scaling, b)
         gain = (self.magnitude / self._lengths()).to(x.dtype)
         out = product * gain
