@@ -48,7 +48,7 @@ def smollm2_float32(directory: Path) -> None:
 
 
 BASES: Mapping[str, Callable[[Path], None]] = {
-    make.__name__: make for make in (digits, minilm, smollm2, smollm2_float32)
+    make.__name__.replace("_", "-"): make for make in (digits, minilm, smollm2, smollm2_float32)
 }
 
 

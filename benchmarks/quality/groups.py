@@ -29,7 +29,7 @@ from benchmarks.quality.studies import METHODS, STUDIES, Study, default_spec, ma
 
 QUICK_STEPS = 3
 QUICK_ROWS = 16
-FLOAT32 = frozenset({"digits", "minilm", "smollm2_float32"})
+FLOAT32 = frozenset({"digits", "minilm", "smollm2-float32"})
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 EPOCHS = (2.0, 4.0)
 INVERSE_REGULARIZATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)

@@ -26,6 +26,7 @@ COLUMNS = (
     "parameters",
     "kB",
 )
+_ALIKE = 0.01
 Entry = Mapping[str, Any]
 
 
@@ -82,4 +83,6 @@ def _spread(side: Mapping[str, Any]) -> str:
 
 
 def _one_or_both(ours: int, reference: int) -> str:
-    return f"{ours:,}" if ours == reference else f"{ours:,} / {reference:,}"
+    """Two only where they differ by more than what files say of themselves."""
+    alike = abs(ours - reference) <= max(1, _ALIKE * reference)
+    return f"{ours:,}" if alike else f"{ours:,} / {reference:,}"

@@ -100,7 +100,7 @@ STUDIES: Mapping[str, Study] = {
         Study(
             "answers",
             Task.TEXT_GENERATION,
-            "smollm2_float32",
+            "smollm2-float32",
             "loss",
             _USUAL,
             seeds=1,
@@ -124,7 +124,7 @@ STUDIES: Mapping[str, Study] = {
         Study(
             "preferences",
             Task.TEXT_GENERATION,
-            "smollm2_float32",
+            "smollm2-float32",
             "reward_accuracy",
             ("lora",),
             seeds=1,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetuned_service.names import BaseName
 from finetuned_service.vocabulary import Task
 from tiny_encoders import make_encoder_base, make_resnet_base
 from training_tasks import make_base
@@ -17,6 +18,7 @@ from training_tasks import make_base
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.quality import report
+from benchmarks.quality.bases import BASES
 from benchmarks.quality.compare import (
     Comparison,
     against_noise,
@@ -182,8 +184,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Path]:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path]) -> None:
     study = STUDIES[name]
+    assert study.base in BASES
     for method in study.methods:
         spec = matched_spec(study, method, 1, bases[study.task], 40)
+        assert str(BaseName.parse(spec.base)) == f"bases/{study.base}"
         assert spec.optimization.learning_rate
         assert (spec.optimization.batch_rows, spec.optimization.seed) == (study.batch_rows, 1)
         order = Order(spec.model_dump(mode="json"), "", "", "", "", 1)
