@@ -130,16 +130,19 @@ class EngineLoop:
         events, self._events = self._events, []
         return events
 
-    def close(self) -> list[Event]:
-        """End what is left, and the loader's thread; the engine cannot be used after it."""
+    def abandon(self) -> list[Event]:
+        """End what is left; its clients need not wait for what `close` waits for."""
         enqueued = [*self.scheduler.running.values(), *self.scheduler.waiting.values()]
         for sequence in [*self._arrivals, *enqueued]:
             self._fail(sequence, Unavailable("the engine stopped; try again", retry_after_seconds=1.0))
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """End the threads, the loader's after its load; the engine cannot be used after it."""
         self._loader.close()
         self._grammars.close()
         self.runner.close()
-        events, self._events = self._events, []
-        return events
 
     def _wait(self) -> None:
         ends = [at for at in (self._stop_seconds, self.scheduler.next_deadline_seconds) if at is not None]

@@ -62,7 +62,8 @@ def main(descriptor: int) -> int:
     while not loop.stopped:
         _send(connection, loop.step())
         loop.rest.take()
-    _send(connection, loop.close())
+    _send(connection, loop.abandon())
+    loop.close()
     return 0
 
 
