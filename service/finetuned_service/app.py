@@ -143,7 +143,10 @@ class Server:
             adapter_room_bytes=min(settings.adapter_host_bytes, settings.adapter_device_bytes),
             registry=registry,
             jobs_directory=settings.data_dir / "jobs",
-            job_memory_bytes=settings.job_memory_bytes if settings.run_jobs else 0,
+            # On a GPU most of what sizes ask for is not of this memory.
+            job_memory_bytes=settings.job_memory_bytes
+            if settings.run_jobs and engine.device != "cuda"
+            else 0,
         )
         imports = AdapterImports(
             registry=registry,
@@ -323,11 +326,12 @@ class Server:
     async def _watch_engine(self) -> None:
         """Keep the last snapshot for metrics, and the health of serving true."""
         while True:
+            # Told again and again: the engine may be a new one. On a GPU a job takes no processor from it.
+            pauses = self._job_processes() and self.engine.device == "cpu"
+            self.engine.leave_time(self._settings.job_share if pauses else 0.0)
             try:
                 # Not wait_for: in Python 3.11 it loses a cancellation that comes as the answer does, and `stop`
                 # would wait for this task forever.
-                # Told again and again: the engine may be a new one.
-                self.engine.leave_time(self._settings.job_share if self._job_processes() else 0.0)
                 async with asyncio.timeout(_SILENT_SECONDS):
                     self._snapshot = await self.engine.inspect()
             except (FinetunedError, TimeoutError):

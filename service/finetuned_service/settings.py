@@ -148,7 +148,8 @@ class Settings(BaseSettings):
     max_prefill_tokens: int | None = Field(default=None, ge=16, le=65_536)
     """Prompt tokens processed in one step beside the running sequences; default 512 on a CPU, 8,192 on a GPU."""
     kv_cache_tokens: int = Field(default=32_768, ge=256)
-    """Size of the KV cache in tokens of all sequences together; pages are touched as they are used."""
+    """Size of the KV cache in tokens of all sequences together; on a CPU pages are touched as they are used, on a GPU all
+    of it is taken at the start."""
     adapter_device_bytes: int = Field(default=GIB, ge=MIB)
     """Memory for adapters in the serving layout; the least recently used are evicted."""
     adapter_host_bytes: int = Field(default=GIB, ge=MIB)
@@ -178,15 +179,16 @@ class Settings(BaseSettings):
     """How long a job runs before it makes room, with a checkpoint, for a waiting job of a tenant that has had
     less time of the workers lately; jobs of higher priority do not wait so long."""
     job_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
-    """Compute threads of a job process, which runs only when serving leaves the processors idle."""
+    """Compute threads of a job process, which runs when serving leaves the processors idle; see job_share."""
     job_share: float = Field(default=0.24, ge=0.0, le=0.5)
     """The part of its time that the engine leaves to jobs of this server while requests keep it busy, by pauses
-    between steps; besides it they have what serving leaves idle. 0 leaves them only that."""
+    between steps of at most 30 ms (on CPUs); besides it they have what serving leaves idle. 0 leaves them only that, and
+    so does a worker apart from the server."""
     job_memory_bytes: int = Field(default_factory=lambda: psutil.virtual_memory().total // 2, ge=256 * MIB)
     """Private memory of a job process above which it stops itself; default half of the machine's."""
     job_device_bytes: int = Field(default=0, ge=0, le=MAX_LIMIT)
-    """GPU memory of a job process, that of the base included, above which its batch is halved once and then the job
-    fails; 0 leaves it what is free."""
+    """GPU memory that a job process may allocate: above it the batch is halved once, then the job fails. A base that it
+    opens from its server is not counted, a copy that it loads is. 0 leaves it what is free."""
     job_probe_steps: int = Field(default=5, ge=0, le=100)
     """Steps that a TrainJob measures and undoes before its first one, besides the largest, to tell its time and memory;
     fewer for short jobs. 0 measures nothing but what waits for its estimate (pause_after_estimate)."""

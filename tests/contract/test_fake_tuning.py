@@ -567,7 +567,7 @@ def test_figures_for_tensorboard(client: Any, fake_server: FakeServer, tmp_path:
     client.jobs.wait(job.name)
     logs = client.jobs.tensorboard(job.name, tmp_path / "logs")
     directory = tmp_path / "logs" / job.name.rpartition("/")[2]
-    assert (logs.directory, logs.files) == (str(directory), ("events.out.tfevents.1",))
+    assert (logs.directory, logs.files) == (str(directory), ("events.out.tfevents.000001",))
     written = (directory / logs.files[0]).read_bytes()
     assert len(written.splitlines()) == 4
     # Again: the files take the place of their older selves, and what breaks changes nothing.

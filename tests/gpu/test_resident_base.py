@@ -47,7 +47,7 @@ def test_another_process_computes_with_the_tensors_that_this_one_holds(tmp_path:
         # Not what the file says: who read it would be found out.
         for parameter in held.parameters():
             parameter.add_(1.0)
-    shared = json.dumps([tensor.model_dump(mode="json") for tensor in share(held)])
+    shared = json.dumps([tensor.model_dump(mode="json") for tensor in share(held.named_parameters())])
     done = subprocess.run(
         [sys.executable, "-c", OPEN, str(base)], input=shared, capture_output=True, text=True, check=False
     )

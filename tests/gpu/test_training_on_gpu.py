@@ -71,5 +71,5 @@ def test_a_budget_of_the_gpu_is_kept_and_the_refusal_lets_the_batch_be_halved(tm
     assert code == EXIT_FAILED
     (failed,) = parse_reports(out).of(Failed)
     assert failed.error["reason"] == "NO_ROOM"
-    assert "memory_budget_bytes" in failed.error["metadata"]
+    assert "device_memory_bytes" in failed.error["metadata"]
     assert "the GPU has no more memory" in failed.error["message"]

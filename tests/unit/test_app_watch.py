@@ -18,7 +18,7 @@ async def test_cancelled_while_the_answer_arrives(turns: int):
         return await answer
 
     server = object.__new__(Server)
-    server.engine = SimpleNamespace(inspect=inspect, leave_time=lambda share: None)
+    server.engine = SimpleNamespace(inspect=inspect, leave_time=lambda share: None, device="cpu")
     server._settings, server._job_processes = Settings(), list
     server._health = SimpleNamespace(set=lambda name, *, serving: None)
     watch = asyncio.create_task(server._watch_engine())
@@ -31,8 +31,10 @@ async def test_cancelled_while_the_answer_arrives(turns: int):
     assert watch.cancelled()
 
 
-@pytest.mark.parametrize(("processes", "share"), [([], 0.0), ([4711], 0.3)])
-async def test_the_engine_leaves_time_while_a_job_runs(processes: list[int], share: float):
+@pytest.mark.parametrize(
+    ("processes", "device", "share"), [([], "cpu", 0.0), ([4711], "cpu", 0.3), ([4711], "cuda", 0.0)]
+)
+async def test_the_engine_leaves_time_while_a_job_runs(processes: list[int], device: str, share: float):
     """Told each time, so that an engine that was started again knows."""
     told: list[float] = []
 
@@ -40,7 +42,7 @@ async def test_the_engine_leaves_time_while_a_job_runs(processes: list[int], sha
         return object()
 
     server = object.__new__(Server)
-    server.engine = SimpleNamespace(inspect=inspect, leave_time=told.append)
+    server.engine = SimpleNamespace(inspect=inspect, leave_time=told.append, device=device)
     server._health = SimpleNamespace(set=lambda name, *, serving: None)
     server._settings, server._job_processes = Settings(job_share=0.3), lambda: processes
     watch = asyncio.create_task(server._watch_engine())

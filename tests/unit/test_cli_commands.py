@@ -299,7 +299,7 @@ def test_figures_for_tensorboard(run: Run, rows: Path) -> None:
     done = run("jobs", "tensorboard", "job-1", "--output", "logs")
     assert Path(done.stdout.strip()) == Path("logs", "job-1").resolve()
     assert "Next: tensorboard --logdir logs" in done.stderr
-    assert [path.name for path in Path("logs", "job-1").iterdir()] == ["events.out.tfevents.1"]
+    assert [path.name for path in Path("logs", "job-1").iterdir()] == ["events.out.tfevents.000001"]
 
 
 def test_quantize(run: Run) -> None:

@@ -9,6 +9,7 @@ from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.loop import EngineLoop
 from finetuned_service.engine.messages import LeaveTime, Sampling, Submit
 from finetuned_service.engine.model import EngineModel
+from finetuned_service.engine.process import run
 from finetuned_service.engine.rest import MOST_SECONDS, Rest
 from tiny_models import save_tiny_base
 
@@ -43,3 +44,30 @@ def test_an_engine_pauses_after_steps_once_it_is_told_to_and_until_it_is_told_ot
             assert (len(found) > before) == (share > 0)
     finally:
         loop.close()
+
+
+def test_the_process_sends_what_a_step_told_before_it_pauses_and_ends_streams_before_its_threads() -> None:
+    done: list[str] = []
+
+    class Loop:
+        steps = 0
+        rest = Rest(lambda _: done.append("pause"))
+
+        @property
+        def stopped(self) -> bool:
+            return self.steps == 2
+
+        def step(self) -> list[str]:
+            self.steps += 1
+            self.rest.worked(0.01)
+            return [f"step {self.steps}"]
+
+        def abandon(self) -> list[str]:
+            return ["abandoned"]
+
+        def close(self) -> None:
+            done.append("closed")
+
+    Loop.rest.share = 0.2
+    run(Loop(), done.extend)
+    assert done == ["step 1", "pause", "step 2", "pause", "abandoned", "closed"]

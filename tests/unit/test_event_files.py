@@ -38,10 +38,19 @@ def test_all_attempts_come_in_order_and_piece_by_piece(place: EventFiles) -> Non
     (directory / "notes").write_bytes(b"of somebody")
     found = [(c.file_name, c.offset, len(c.data)) for c in place.chunks(TENANT, job.id)]
     assert found == [
-        ("events.out.tfevents.1", 0, CHUNK_BYTES),
-        ("events.out.tfevents.1", CHUNK_BYTES, 3),
-        ("events.out.tfevents.2", 0, 5),
+        ("events.out.tfevents.000001", 0, CHUNK_BYTES),
+        ("events.out.tfevents.000001", CHUNK_BYTES, 3),
+        ("events.out.tfevents.000002", 0, 5),
     ]
+
+
+def test_names_are_in_the_order_of_writing_however_many_attempts_there_were(place: EventFiles) -> None:
+    """TensorBoard sorts them as text."""
+    job = place.store.create(train_job(), NO_REQUEST)
+    write(place, job.id, **{f"1700000{number:02}.host": str(number).encode() for number in range(12)})
+    found = list(place.chunks(TENANT, job.id))
+    assert [chunk.data for chunk in found] == [str(number).encode() for number in range(12)]
+    assert sorted(chunk.file_name for chunk in found) == [chunk.file_name for chunk in found]
 
 
 def test_what_has_none_says_why(place: EventFiles) -> None:

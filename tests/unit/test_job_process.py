@@ -350,5 +350,6 @@ def test_what_a_gpu_refuses_is_the_users_to_decide_and_may_be_halved():
     failed = REPORTS.validate_json(done.stdout.splitlines()[-1])
     assert failed.fault is Fault.USER
     assert failed.error["reason"] == "NO_ROOM"
-    assert "held 70 MB of it: CUDA out of memory. Lower it" in failed.error["message"]
-    assert failed.error["metadata"]["memory_budget_bytes"] == "70000000"
+    assert "held 70 MB of it; allowed: what is free" in failed.error["message"]
+    assert failed.error["message"].endswith("job_device_bytes. CUDA out of memory. Lower it")
+    assert failed.error["metadata"] == {"device_memory_bytes": "70000000"}

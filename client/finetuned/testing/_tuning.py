@@ -238,7 +238,7 @@ class FakeTuning(TuningServiceServicer):
                 raise _conflict(running, "it has written no figures for TensorBoard yet")
         # Not TensorBoard's format, which takes a checksum that the standard library does not have.
         data = "".join(f"{step.step} {step.loss}\n" for step in steps).encode()
-        yield pb.ExportTensorBoardResponse(file_name="events.out.tfevents.1", data=data)
+        yield pb.ExportTensorBoardResponse(file_name="events.out.tfevents.000001", data=data)
 
     def CancelJob(self, request: pb.CancelJobRequest, context: grpc.ServicerContext) -> pb.CancelJobResponse:
         with self._store.lock:

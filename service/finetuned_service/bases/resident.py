@@ -2,7 +2,7 @@
 
 CUDA lets a process map memory of another one (CUDA IPC: https://docs.nvidia.com/cuda/cuda-c-programming-guide,
 "Interprocess Communication"); `torch.multiprocessing` passes tensors so. A base is never written and never freed while
-its server lives, and the jobs die with the server.
+its engine lives.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 from finetuned_service.bases.shared_tensor import SharedTensor
 
 
-def share(module: nn.Module) -> tuple[SharedTensor, ...]:
-    """All parameters of a module on a GPU, by their names; it must outlive whoever opens them. Nothing on a CPU, where
-    processes share the pages of the file.
+def share(parameters: Iterable[tuple[str, nn.Parameter]]) -> tuple[SharedTensor, ...]:
+    """Those of a module that this process has loaded to a GPU, by their names; they stay there until it ends. Nothing on a
+    CPU, where processes share the pages of the file.
+
+    Raises:
+        RuntimeError: the platform does not share them, or they are another process's.
     """
     return tuple(
-        _shared(name, parameter.detach())
-        for name, parameter in module.named_parameters()
-        if parameter.device.type == "cuda"
+        _shared(name, parameter.detach()) for name, parameter in parameters if parameter.device.type == "cuda"
     )
 
 

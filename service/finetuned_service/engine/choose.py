@@ -6,7 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from finetuned_service.bases.device import resolve_device
+from finetuned_service.bases.device import CPU, resolve_device
 from finetuned_service.bases.family import family_of
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.encoders.model import EncoderModel
@@ -32,7 +32,8 @@ def load_model(
             says why.
         Unimplemented: if no path computes it.
     """
-    where = resolve_device(device)
+    # Who asks for the native path and for no device asks for the CPU.
+    where = CPU if compute == "native" and device == "auto" else resolve_device(device)
     if family_of(read_config(directory)) is not Family.DECODER:
         if compute == "native":
             raise StartRefused(
@@ -43,7 +44,7 @@ def load_model(
         return EngineModel.load(directory, device=where)
     if where.type != "cpu":
         raise StartRefused(
-            f"the native path computes on the CPU, not on {where}: choose compute 'auto' or 'plain'"
+            f"the native path computes on the CPU, not on {where}: choose device 'cpu', or compute 'auto' or 'plain'"
         )
     try:
         return NativeModel.load(directory, Library(library_path(cache_directory)))

@@ -213,6 +213,11 @@ class EngineClient:
         """
         return await self._call(Inspect(next(self._ids), verify_base=verify_base))
 
+    @property
+    def device(self) -> str:
+        """Of the engine, `cpu` or `cuda`; empty while there is none."""
+        return self._ready.device if self._ready else ""
+
     def leave_time(self, share: float) -> None:
         """Let the engine pause between steps for jobs, from now until it is told otherwise or started again."""
         if self._ready is not None:

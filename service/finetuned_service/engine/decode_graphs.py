@@ -259,12 +259,6 @@ class DecodeGraphs:
         told: list[int] = captured.greedy[:count].tolist()
         return captured.logits[:count], [None if token_id < 0 else token_id for token_id in told]
 
-    def capture(self, shape: Shape) -> None:
-        """Before requests come."""
-        if not self._broken and shape not in self._graphs:
-            self._met[shape] = STEPS_BEFORE_CAPTURE
-            self._capture(shape)
-
     @torch.inference_mode()
     def compute(self, shape: Shape, decoding: Decoding) -> tuple[Tensor, list[int | None]]:
         """As `run`, by the same kernels one by one, on any device."""

@@ -53,7 +53,7 @@ class EngineModel:
         self.config: Any = module.config
         self.end_token_ids = end_token_ids(module)
         self._stored = stored_tensors(module, directory)
-        self._shared = share(module)
+        self._parameters = list(module.named_parameters())
         replace_conv1d(module)
         if self.device.type == "cuda":
             fuse_norms(module)  # a launch costs more than what a norm computes
@@ -146,10 +146,9 @@ class EngineModel:
         logits: Tensor = output.logits[0]
         return logits
 
-    @property
-    def shared(self) -> tuple[SharedTensor, ...]:
+    def share(self) -> tuple[SharedTensor, ...]:
         """See `runner.Model`."""
-        return self._shared
+        return share(self._parameters)
 
     @torch.inference_mode()
     def decode(

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import torch
 import transformers
 
 from finetuned_service.bases.manifest import read_manifest
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.loop import EngineLoop
 from finetuned_service.engine.messages import Event, Ready, StartFailed
+from finetuned_service.engine.runner import Model
 from finetuned_service.engine.wire import encode, receive
 from finetuned_service.errors import FinetunedError, Internal
 from finetuned_service.telemetry import logs
@@ -59,12 +61,17 @@ def main(descriptor: int) -> int:
     _send(connection, [ready])
     _log.info("engine_ready", base_digest=ready.base_digest, threads=config.threads, path=ready.path)
     threading.Thread(target=_read_commands, args=(connection, loop), name="commands", daemon=True).start()
-    while not loop.stopped:
-        _send(connection, loop.step())
-        loop.rest.take()
-    _send(connection, loop.abandon())
-    loop.close()
+    run(loop, lambda events: _send(connection, events))
     return 0
+
+
+def run(loop: EngineLoop, send: Callable[[Sequence[Event]], None]) -> None:
+    """Step until the loop is stopped, pausing where a job is to have its time; then end what is left."""
+    while not loop.stopped:
+        send(loop.step())
+        loop.rest.take()
+    send(loop.abandon())
+    loop.close()
 
 
 def _start(config: EngineConfig) -> tuple[EngineLoop, Ready]:
@@ -79,8 +86,16 @@ def _start(config: EngineConfig) -> tuple[EngineLoop, Ready]:
             "restore the base's files, or delete the base and make it again"
         )
     return EngineLoop(model, config), Ready(
-        manifest.digest, model.context_tokens, model.device.type, model.path, model.shared
+        manifest.digest, model.context_tokens, model.device.type, model.path, _shared(model)
     )
+
+
+def _shared(model: Model) -> tuple[SharedTensor, ...]:
+    try:
+        return model.share()
+    except RuntimeError as error:
+        _log.warning("base_not_shared", reason=str(error), note="jobs on this GPU load copies of their own")
+        return ()
 
 
 def _read_commands(connection: socket.socket, loop: EngineLoop) -> None:

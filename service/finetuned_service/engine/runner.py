@@ -113,9 +113,13 @@ class Model(Protocol):
         """How it computes, for people."""
         ...
 
-    @property
-    def shared(self) -> tuple[SharedTensor, ...]:
-        """Its weights on a GPU, for job processes to open; none on a CPU."""
+    def share(self) -> tuple[SharedTensor, ...]:
+        """Its weights on a GPU, for job processes to open; none on a CPU. Only the process that loaded them may tell
+        of them, once; they then stay until it ends.
+
+        Raises:
+            RuntimeError: the platform shares no memory of a GPU between processes.
+        """
         ...
 
     def open(self, config: EngineConfig) -> Runner:

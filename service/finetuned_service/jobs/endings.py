@@ -25,6 +25,8 @@ from finetuned_service.vocabulary import Objective
 
 MAX_ATTEMPTS = 3
 """A job whose process or worker is lost this often fails."""
+_MEMORY_REFUSED = {"memory_budget_bytes", "device_memory_bytes"}
+"""One of them is in the metadata of what refuses a job more memory: the machine's, a GPU's."""
 _LOG = logger("jobs")
 
 
@@ -63,7 +65,7 @@ def over_memory(job: Job, failed: Failed) -> Ending | None:
     with half the rows at once, whose gradients are added up to that of the whole batch. None where that
     cannot help, or has not helped: the user decides.
     """
-    if "memory_budget_bytes" not in failed.error.get("metadata", {}):
+    if not _MEMORY_REFUSED & failed.error.get("metadata", {}).keys():
         return None
     rows = half_the_rows(job)
     if not rows:

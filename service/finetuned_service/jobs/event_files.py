@@ -12,8 +12,8 @@ from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.task import TENSORBOARD
 from finetuned_service.storage.chunks import FileChunk, chunks_of
 
-FILE_NAME = "events.out.tfevents.{}"
-"""With a number, in the order of writing. The names on the disk tell of the machine that wrote them."""
+FILE_NAME = "events.out.tfevents.{:06}"
+"""With a number, in the order of writing: TensorBoard reads files in the order of their names, and goes to no smaller one. The names on the disk tell of the machine that wrote them."""
 
 
 @dataclass(frozen=True, slots=True)

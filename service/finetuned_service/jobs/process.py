@@ -252,12 +252,13 @@ def memory_refusal(found_bytes: int, budget_bytes: int, remedy: str) -> Resource
 
 
 def _device_refusal(error: Exception, remedy: str) -> ResourceExhausted:
-    """What a GPU has refused: `memory_budget_bytes` lets the job go on with fewer rows at once."""
+    """What a GPU has refused; `device_memory_bytes` lets the job go on with fewer rows at once."""
     held_bytes = MEMORY.device_peak()
     found = str(error).partition(". ")[0]
     return ResourceExhausted(
-        f"the GPU has no more memory for the job, which held {held_bytes / 1e6:,.0f} MB of it: {found}. {remedy}",
-        metadata={"device_memory_bytes": str(held_bytes), "memory_budget_bytes": str(held_bytes)},
+        f"the GPU has no more memory for the job, which held {held_bytes / 1e6:,.0f} MB of it; allowed: what is free, or "
+        f"the server's job_device_bytes. {found}. {remedy}",
+        metadata={"device_memory_bytes": str(held_bytes)},
     )
 
 

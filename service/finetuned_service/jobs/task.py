@@ -54,7 +54,7 @@ class TaskLimits(Value):
     checkpoint_bytes: int = 16 * 2**30
     """Disk space of the checkpoints that one job keeps."""
     device_budget_bytes: int = 0
-    """GPU memory, of the base as well; 0 is what is there."""
+    """GPU memory that the process may allocate; 0 is what is there."""
     yield_to_serving: bool = True
     """Run under SCHED_IDLE."""
 

@@ -19,6 +19,7 @@ from finetuned_service.bases.family import family_of
 from finetuned_service.bases.load import dense_weight, load_base, stored_tensors
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.bases.resident import share
+from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.config import EngineConfig
@@ -90,7 +91,7 @@ class EncoderModel:
         self.dtype: torch.dtype = module.dtype
         self.forward = forward_of(module)
         self._stored = stored_tensors(module, directory)
-        self.shared = share(module)
+        self._parameters = list(module.named_parameters())
         self.directory = directory
         self._module = module
         self.geometry = BaseGeometry.of_files(directory)
@@ -123,6 +124,10 @@ class EncoderModel:
     def size_bytes(self) -> int:
         """All weights as stored."""
         return sum(read().nbytes for read in self._stored.values())
+
+    def share(self) -> tuple[SharedTensor, ...]:
+        """See `runner.Model`."""
+        return share(self._parameters)
 
     def fingerprint(self) -> str:
         """The base's digest from the weights in memory now; reads all of them."""

@@ -61,7 +61,6 @@ class NativeModel:
         self.weights = weights
         self.sites = sites
         self.device = torch.device("cpu")
-        self.shared: tuple[SharedTensor, ...] = ()
         self.end_token_ids = ends
         self._stored = stored
         self.directory = directory
@@ -111,6 +110,10 @@ class NativeModel:
     def open(self, config: EngineConfig) -> NativeRunner:
         """See `runner.Model`."""
         return NativeRunner(self, config)
+
+    def share(self) -> tuple[SharedTensor, ...]:
+        """See `runner.Model`: the file's pages are shared by mapping them."""
+        return ()
 
     def fingerprint(self) -> str:
         """The digest of what serves: packed weights are read back out of their packed form."""
