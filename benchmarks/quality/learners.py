@@ -80,15 +80,12 @@ class Learners:
 @contextmanager
 def learners(*, resume: bool) -> Iterator[Learners]:
     """Start both; kill them at the end."""
-    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(cores())}
+    # A job's own, for both: how OpenMP's threads wait and memory is kept decides many a step's time.
+    environment = {**environment_for_job_process(cores()), "TOKENIZERS_PARALLELISM": "false"}
     module = "benchmarks.quality."
     with (
         running(
-            "ours",
-            [sys.executable, "-m", f"{module}ours_worker"],
-            {},
-            {**environment_for_job_process(cores()), "TOKENIZERS_PARALLELISM": "false"},
-            LOGS / "quality-ours.log",
+            "ours", [sys.executable, "-m", f"{module}ours_worker"], {}, environment, LOGS / "quality-ours.log"
         ) as ours,
         running(
             "reference",
