@@ -67,7 +67,7 @@ def exported(client: Client) -> str:
     return client.adapters.export("brought", Path(tempfile.mkdtemp(dir=".")) / "files").directory
 
 
-def training(**options: Any) -> Callable[[Client], object]:
+def training(**options: Any) -> Callable[[Client], Any]:
     return lambda client: client.train(**{"dataset": "rows", "adapter": "mine", **options})
 
 
@@ -113,13 +113,13 @@ REFUSED: dict[str, Callable[[Client], object]] = {
     "a base that is not there": lambda client: client.bases.delete("absent"),
     "a dataset again": lambda client: client.datasets.upload(write_rows(Path("again.jsonl")), "labelled"),
     "a Quantize run again": lambda client: client.jobs.rerun(client.quantize("int8", "small").name),
-    "a job that waits is not over": lambda client: client.jobs.delete(training()(client).name),  # type: ignore[attr-defined]
+    "a job that waits is not over": lambda client: client.jobs.delete(training()(client).name),
     "rows that a job needs": lambda client: (training()(client), client.datasets.delete("rows")),
     "figures of a Quantize run": lambda client: client.jobs.tensorboard(
         client.quantize("int8", "smaller").name, "none"
     ),
     "figures of a job that waits": lambda client: client.jobs.tensorboard(
-        training()(client).name,  # type: ignore[attr-defined]
+        training()(client).name,
         "none",
     ),
 }

@@ -21,7 +21,7 @@ from finetuned_service.engine.decode_graphs import (
     rounded_up,
 )
 from finetuned_service.engine.lora_bank import LoraBanks, Placement
-from finetuned_service.engine.messages import Sampling, Submit
+from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.engine.scheduler import Chunk
@@ -58,8 +58,8 @@ class World:
         self.graphs = DecodeGraphs(self.banks, self.arena, self.model.decode, self.model.device)
         self._next_slot = 0
 
-    def _placed(self, handle: object) -> AdapterPlace:
-        weights = self.memory.read(handle)  # type: ignore[arg-type]
+    def _placed(self, handle: AdapterHandle) -> AdapterPlace:
+        weights = self.memory.read(handle)
         place = self.memory.place(weights)
         self.memory.fill(place, weights)
         return place

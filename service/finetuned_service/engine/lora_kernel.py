@@ -85,7 +85,8 @@ def build_kernels(banks: LoraBanks, rows: LoraRows) -> list[LoraKernel | None]:
     """The kernels of a step, by site index; None where no adapter of the step acts."""
     kernels: list[LoraKernel | None] = [None] * len(banks.table.names)
     masks: dict[tuple[tuple[int, Range | None], ...], tuple[_Stack, ...]] = {}
-    together = _ranks(rows) <= MAX_STACKED_RANKS.get(banks.device.type, 0)
+    most = MAX_STACKED_RANKS.get(banks.device.type, 0)
+    together = bool(most) and _ranks(rows) <= most
     for k, kind in enumerate(banks.table.kinds):
         stacked = _runs(rows if together else LoraRows(rows.decoding, ()), k)
         if stacked not in masks:

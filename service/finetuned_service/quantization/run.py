@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from finetuned_service._version import VERSION
+from finetuned_service.bases.device import CPU, instruction_set
 from finetuned_service.bases.load import load_base
 from finetuned_service.bases.manifest import BaseManifest, compute_digest, read_manifest
 from finetuned_service.bases.publish import building
@@ -93,7 +94,7 @@ def _environment(source: BaseManifest) -> Environment:
         base_digest=source.digest,
         service_version=VERSION,
         torch_version=version("torch"),
-        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        instruction_set=instruction_set(CPU),
         threads=torch.get_num_threads(),
     )
 
