@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetuned_service.bases.product import FrozenProduct
+
 METHOD = "finetuned-int8"
 """`quant_method` in config.json."""
 LEVELS = 127
@@ -88,11 +90,17 @@ class Int8Linear(nn.Linear):
             outputs: Tensor = torch.ops.aten._weight_int8pack_mm(  # noqa: SLF001 - its only name; guarded above
                 rows.contiguous(), self.weight, self.weight_scale
             )
+        elif torch.is_grad_enabled() and rows.requires_grad:
+            outputs = FrozenProduct.apply(rows, self.unpacked, None)
         else:
             outputs = functional.linear(rows, self.weight.to(rows.dtype)) * self.weight_scale.to(rows.dtype)
         if self.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  # torch's annotation leaves None out
             outputs = outputs + self.bias.to(rows.dtype)
         return outputs.view(*input.shape[:-1], self.out_features)
+
+    def unpacked(self) -> Tensor:
+        """The weight `[out, in]` in the scales' dtype."""
+        return dequantize_rows(self.weight, self.weight_scale).to(self.weight_scale.dtype)
 
     def _fits_packed_kernel(self, rows: Tensor) -> bool:
         return (

@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 
 from finetuned_service.bases.device import CPU
 from finetuned_service.bases.family import ENCODER_CLASSES
-from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear, dequantize_rows
+from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.bases.resident import put_on
 from finetuned_service.digests import read_safetensors_header
@@ -105,7 +105,7 @@ def dense_weight(linear: nn.Module) -> Tensor:
     """The weight `[out, in]` of a linear module of a base, in the dtype it computes in; a packed one is unpacked."""
     module: Any = linear
     if isinstance(linear, Int8Linear):
-        return dequantize_rows(linear.weight, linear.weight_scale).to(linear.weight_scale.dtype)
+        return linear.unpacked()
     if hasattr(module.weight, "quant_state"):
         from finetuned_service.bases.nf4 import dequantize_blocks  # noqa: PLC0415 - slow to import, and only NF4 needs it
 

@@ -9,7 +9,6 @@ adds in place (measured on SmolLM2-135M: 30% less processor time a step than sep
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from finetuned_service.adapters.layouts.lora import MAGNITUDE, A, B
 from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.bases.family import weights_transposed
 from finetuned_service.bases.load import dense_weight
-from finetuned_service.bases.product import FrozenProduct
 from finetuned_service.jobs.methods import lora_config
 from finetuned_service.jobs.specs import LoraSettings
 from finetuned_service.training.methods.convolution import LoraConvolution
@@ -59,19 +57,6 @@ class LoraLinear(nn.Module):
         """x: [..., in]; returns [..., out] in the dtype of x."""
         dropped = functional.dropout(x, self.dropout) if self.dropout and self.training else None
         out: Tensor = _LoraLinear.apply(x, dropped, self.base, self.lora_a, self.lora_b, self.scaling)
-        return out
-
-
-class PackedLinear(nn.Module):
-    """Takes the place of a frozen linear module whose weight is packed, without an update of its own."""
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in]; returns [..., out] in the dtype of x. Keeps nothing: its gradient needs the weight alone."""
-        out: Tensor = FrozenProduct.apply(x, partial(dense_weight, self.base), self.base.bias)
         return out
 
 
@@ -127,8 +112,6 @@ def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Insta
     switched: list[nn.Module] = []
     for name, linear in list(linear_targets(model)):
         if config.saves(name) or not config.targets(name):
-            if not linear.weight.is_floating_point():
-                replace_module(model, name, PackedLinear(linear))
             continue
         kind = DoraLinear if settings.decomposed else LoraLinear
         module = kind(
