@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from finetuned_service.app import Server
 from finetuned_service.bases.convert import import_directory
 from finetuned_service.settings import Settings
+from metrics_page import scrape
 from on_device import DEVICE
 from tiny_models import save_tiny_base
 from tiny_tokenizers import byte_level, write_tokenizer
@@ -52,6 +54,13 @@ class TinyServer:
     @property
     def metrics_url(self) -> str:
         return f"http://127.0.0.1:{self.server.metrics_port}/metrics"
+
+    def until_swept(self) -> None:
+        """Return after the sweep that follows the start: until then it may take what a test has just put there."""
+        end = time.monotonic() + 60
+        while "\nfinetuned_last_sweep_timestamp_seconds 0.0\n" in scrape(self.metrics_url):
+            assert time.monotonic() < end, "the server does not sweep"
+            time.sleep(0.05)
 
 
 @contextmanager

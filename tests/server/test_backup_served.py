@@ -81,6 +81,7 @@ def test_a_backup_taken_at_work_becomes_a_server_that_answers_the_same(
 
 
 def test_a_server_that_runs_is_only_looked_at(busy: TinyServer, capsys: pytest.CaptureFixture[str]) -> None:
+    busy.until_swept()
     data = str(busy.data_directory)
     stray = busy.data_directory / "datasets" / f"{'f' * 64}.jsonl"
     stray.write_text("left by a crash")

@@ -33,6 +33,7 @@ def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
         version_retention_days=30.0,
         upload_retention_days=2.0,
     ) as found:
+        found.until_swept()
         yield found
 
 
