@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from finetuned_service.engine.native.build import PORTABLE, library_path
 from finetuned_service.engine.native.library import Library
@@ -9,10 +11,15 @@ from finetuned_service.engine.native.model import NativeModel
 
 
 @pytest.fixture(scope="session", params=["native", "portable"])
-def library(request, tmp_path_factory):
+def library_file(request, tmp_path_factory) -> Path:
     """For this machine's own instructions, and for any machine's."""
     flags = (PORTABLE,) if request.param == "portable" else ()
-    return Library(library_path(str(tmp_path_factory.mktemp("cache")), extra_flags=flags))
+    return library_path(str(tmp_path_factory.mktemp("cache")), extra_flags=flags)
+
+
+@pytest.fixture(scope="session")
+def library(library_file) -> Library:
+    return Library(library_file)
 
 
 @pytest.fixture(scope="module")

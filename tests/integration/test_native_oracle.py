@@ -66,7 +66,7 @@ def handle_of(adapter):
 
 
 def test_the_library_is_what_it_was_compiled_as(library, request):
-    if request.node.callspec.params["library"] == "portable":
+    if request.node.callspec.params["library_file"] == "portable":
         assert not library.uses_avx512_bf16
 
 

@@ -7,6 +7,7 @@ the digest under which they were asked for: an adapter is applied in full and as
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from finetuned_service.engine.adapter_weights import AdapterWeights, LoadedOp, l
 from finetuned_service.engine.lora_bank import LoraWeights
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.engine.sites import SiteTable
-from finetuned_service.errors import InvalidAdapterFiles, Unavailable
+from finetuned_service.errors import FinetunedError, InvalidAdapterFiles, ResourceExhausted, Unavailable
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -71,12 +72,16 @@ class AdapterReader:
         Raises:
             InvalidAdapterFiles: if its files are not whole, do not fit the base, or are another's.
             Unavailable: if the files cannot be reached.
+            ResourceExhausted: if this process gets no memory for them, or for what is made of them meanwhile.
         """
         try:
             with self._opener.open(Path(handle.directory), handle.digest) as opened:
                 yield opened
-        except OSError as error:
-            raise _unreachable(handle) from error
+        except (OSError, MemoryError, RuntimeError) as error:
+            refusal = _refusal(handle, error)
+            if refusal is None:
+                raise
+            raise refusal from error
 
     @torch.inference_mode()
     def read(self, handle: AdapterHandle) -> AdapterWeights:
@@ -84,7 +89,7 @@ class AdapterReader:
 
         Raises:
             InvalidAdapterFiles: as `open`, or if it is not finite in the base's dtype.
-            Unavailable: if the files cannot be reached.
+            Unavailable, ResourceExhausted: as `open`.
         """
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
         ops: dict[str, tuple[LoadedOp, ...]] = {}
@@ -141,6 +146,30 @@ def copied(tensor: MappedTensor) -> Tensor:
     made = torch.empty(tensor.shape, dtype=_DTYPES[tensor.dtype])
     ctypes.memmove(made.data_ptr(), stored.ctypes.data, stored.nbytes)
     return made
+
+
+_OF_THIS_PROCESS = {errno.EMFILE: "file descriptors (ulimit -n)", errno.ENFILE: "open files (fs.file-max)"}
+"""What it lacks when the system says so, and where more is allowed."""
+_NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread")
+"""How torch and threading say it: neither has a class for it."""
+
+
+def _refusal(handle: AdapterHandle, error: Exception) -> FinetunedError | None:
+    """What an error of the system means for who asked for the adapter; None where it is no error of the system."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code in _OF_THIS_PROCESS:
+        return ResourceExhausted(
+            f"the engine has no {_OF_THIS_PROCESS[code]} left to read adapter {handle.digest}; allow the server more",
+            metadata={"adapter_digest": handle.digest},
+        )
+    if code == errno.ENOMEM or isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY):
+        return ResourceExhausted(
+            f"the engine gets no memory from the system for adapter {handle.digest}: lower adapter_host_bytes, "
+            "adapter_device_bytes or kv_cache_tokens, or allow the server more (ulimit -v, the container's memory, "
+            "vm.max_map_count)",
+            metadata={"adapter_digest": handle.digest},
+        )
+    return _unreachable(handle) if isinstance(error, OSError) else None
 
 
 def _unreachable(handle: AdapterHandle) -> Unavailable:

@@ -62,11 +62,14 @@ class ReadyBlocks:
             ready, self._ready = self._ready, None
         fits = ready is not None and size_bytes <= ready.nbytes <= size_bytes + size_bytes // 8
         block = ready[:size_bytes] if ready is not None and fits else huge_page_bytes(size_bytes)
-        threading.Thread(target=self._make_ready, args=(size_bytes,), name="pages", daemon=True).start()
+        # Where there is no thread or memory for the next one, it is made when it is asked for, and that fails.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._make_ready, args=(size_bytes,), name="pages", daemon=True).start()
         return block
 
     def _make_ready(self, size_bytes: int) -> None:
         give_way()
-        block = huge_page_bytes(size_bytes)
-        ctypes.memset(block.data_ptr(), 0, size_bytes)  # without the interpreter's lock
-        self._ready = block
+        with contextlib.suppress(OSError):
+            block = huge_page_bytes(size_bytes)
+            ctypes.memset(block.data_ptr(), 0, size_bytes)  # without the interpreter's lock
+            self._ready = block

@@ -39,6 +39,7 @@ from finetuned_service.engine.runner import PlaceOf, StepLogits
 from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.engine.sites import SiteTable, find_sites
+from finetuned_service.errors import StartRefused
 
 
 @final
@@ -136,7 +137,7 @@ class NativeRunner:
         """See `NativeModel.open`.
 
         Raises:
-            MemoryError: if there is none for its threads.
+            StartRefused: if the system does not give it its threads.
         """
         geometry = model.weights.geometry
         self._library = model.library
@@ -159,7 +160,10 @@ class NativeRunner:
         )
         self._decoder = model.library.decoder_new(config.threads)
         if not self._decoder:
-            raise MemoryError
+            raise StartRefused(
+                f"the system did not give the engine its {config.threads} threads with their memory: set threads lower, or "
+                "allow the server more processes (ulimit -u, the container's limit of pids) or memory (ulimit -v)"
+            )
 
     @property
     def kv_bytes(self) -> int:

@@ -17,7 +17,7 @@ using namespace finetuned;
 
 extern "C" {
 
-// Threads and working memory; null if there is no memory for them.
+// Threads and working memory; null if the system does not give them.
 void* finetuned_decoder_new(int threads) {
   try {
     return new Decoder(threads);

@@ -52,15 +52,17 @@ class Signal {
 
 class Team {
  public:
+  // Throws std::system_error if the system gives fewer threads; those it gave have ended then.
   explicit Team(int threads) : size_(threads), done_(static_cast<size_t>(threads)) {
-    for (int i = 1; i < threads; ++i) others_.emplace_back([this, i] { serve(i); });
+    try {
+      for (int i = 1; i < threads; ++i) others_.emplace_back([this, i] { serve(i); });
+    } catch (...) {
+      end();  // no destructor will, and a thread that nobody joins ends the process
+      throw;
+    }
   }
 
-  ~Team() {
-    over_ = true;
-    begin_.advance();
-    for (auto& thread : others_) thread.join();
-  }
+  ~Team() { end(); }
 
   int size() const { return size_; }
 
@@ -86,6 +88,12 @@ class Team {
 
  private:
   static constexpr int kSpins = 4000;
+
+  void end() {
+    over_ = true;
+    begin_.advance();
+    for (auto& thread : others_) thread.join();
+  }
 
   void barrier() {
     uint32_t round = passed_.value();
