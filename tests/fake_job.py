@@ -23,6 +23,7 @@ Standard library only, so that it starts at once. Steps:
     failed          report a failure of the user's
     paused          report that the job waits to be told to begin
     suspended       report a full disk
+    no-engine       report that the engine has ended whose base the job computes with
     over-memory     report that the memory budget was reached
     crash           be killed
     exit=N          exit with that code
@@ -136,6 +137,7 @@ class Process:
             "over-memory": lambda _: report("failed", error=OVER_MEMORY, fault="USER"),
             "paused": lambda _: report("suspended", reason="ESTIMATED", text="it waits"),
             "suspended": lambda _: report("suspended", reason="DISK_FULL", text="the disk is full"),
+            "no-engine": lambda _: report("suspended", reason="ENGINE_ENDED", text="the engine has ended"),
             "crash": lambda _: os.kill(os.getpid(), signal.SIGKILL),
             "exit": lambda value: sys.exit(int(value)),
         }

@@ -94,6 +94,7 @@ class Server:
         self._base = base
         self._database = database
         self.engine = engine
+        self._lends = engine.ready is not None and engine.ready.lender is not None
         page = new_registry(version=VERSION, base=base.name, base_digest=base.digest)
         metrics = ServerMetrics(page)
         job_metrics = JobMetrics(page, settings.max_running_jobs if settings.run_jobs else 0)
@@ -304,8 +305,11 @@ class Server:
         _LOG.info("stopped")
 
     def _resident(self) -> ResidentBase:
+        """Called by the dispatcher's threads."""
         ready = self.engine.ready
-        return ResidentBase(ready.base_digest, ready.shared) if ready else ResidentBase()
+        if ready is None:
+            return ResidentBase(returning=self._lends)
+        return ResidentBase(ready.base_digest, ready.shared, ready.lender)
 
     def _used_adapters(self) -> list[str] | None:
         """Digests of adapters that run or are pinned; None while the engine does not answer."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuned import Client, Lora, Optimization
+from finetuned import Client, JobState, JobStateReason, Lora, Optimization
 from finetuned_service.bases.device import resolve_device
+from finetuned_service.bases.lender import Lender
 from finetuned_service.bases.load import load_base
 from finetuned_service.bases.resident import share
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -27,11 +30,13 @@ import json, sys, torch
 from pathlib import Path
 from finetuned_service.bases.device import resolve_device
 from finetuned_service.bases.load import load_base
+from finetuned_service.bases.lender import Lender
 from finetuned_service.bases.resident import RESIDENT
 from finetuned_service.bases.shared_tensor import SharedTensor
 
-base, shared = Path(sys.argv[1]), json.loads(sys.stdin.read())
-RESIDENT.open(base, [SharedTensor.model_validate(tensor) for tensor in shared])
+base, told = Path(sys.argv[1]), json.loads(sys.stdin.read())
+shared = [SharedTensor.model_validate(tensor) for tensor in told["shared"]]
+RESIDENT.open(base, shared, Lender.model_validate(told["lender"]))
 model = load_base(base, device=resolve_device("cuda"))
 print(json.dumps({
     "own": torch.cuda.memory_allocated(),
@@ -47,9 +52,16 @@ def test_another_process_computes_with_the_tensors_that_this_one_holds(tmp_path:
         # Not what the file says: who read it would be found out.
         for parameter in held.parameters():
             parameter.add_(1.0)
-    shared = json.dumps([tensor.model_dump(mode="json") for tensor in share(held.named_parameters())])
+    told = {
+        "shared": [tensor.model_dump(mode="json") for tensor in share(held.named_parameters())],
+        "lender": Lender.this_process().model_dump(mode="json"),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(base)], input=shared, capture_output=True, text=True, check=False
+        [sys.executable, "-c", OPEN, str(base)],
+        input=json.dumps(told),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -103,6 +115,33 @@ def test_a_job_trains_on_the_base_of_its_server_and_its_adapter_is_served(
         model = PeftModel.from_pretrained(load_plain(server.base_directory), str(export)).eval()
     check_against_oracle(ask(client, None), plain, prompt)
     check_against_oracle(ask(client, "counting"), model, prompt)
+
+
+def test_a_job_ends_with_the_engine_that_lent_it_the_base_and_goes_on_with_the_next(
+    server: TinyServer, client: Client
+) -> None:
+    job = client.train(
+        dataset="rows",
+        adapter="endless",
+        lora=Lora(rank=4),
+        optimization=Optimization(max_steps=100_000, batch_rows=4, checkpoint_interval_steps=10),
+    )
+    try:
+        events = client.jobs.watch(job.name)
+        next(event for event in events if event.checkpoint is not None)
+        engine = server.server.engine.process_id
+        assert engine is not None
+        os.kill(engine, signal.SIGKILL)
+        states = (event.state for event in events if event.state is not None)
+        queued = next(states)
+        assert (queued.state, queued.reason) == (JobState.QUEUED, JobStateReason.ENGINE_ENDED)
+        assert (next(states).state, queued.attempt) == (JobState.RUNNING, 2)
+        next(event for event in events if event.checkpoint is not None)
+        notices = [event.notice.text for event in client.jobs.events(job.name) if event.notice is not None]
+        assert any("goes on from the checkpoint after step" in text for text in notices)
+        assert not any("could not be opened" in text for text in notices)
+    finally:
+        client.jobs.cancel(job.name)
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:

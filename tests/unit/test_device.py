@@ -9,6 +9,7 @@ import pytest
 import torch
 from finetuned_service.bases import device as devices
 from finetuned_service.bases.device import CPU, device_name, instruction_set, resolve_device
+from finetuned_service.bases.lender import Lender
 from finetuned_service.bases.resident import RESIDENT, share
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine import choose
@@ -105,7 +106,9 @@ def test_a_job_is_told_of_the_servers_base_where_it_trains_on_that_one(place: Wo
     claimed = place.submit(train_job())
     directory = place.directory / "jobs" / claimed.id
 
-    def tensors_of(digest: str) -> tuple[SharedTensor, ...]:
+    lender = Lender.this_process()
+
+    def told_of(digest: str) -> tuple[tuple[SharedTensor, ...], Lender | None]:
         assignments = place.assignments
         asked = type(assignments)(
             assignments.bases,
@@ -113,13 +116,13 @@ def test_a_job_is_told_of_the_servers_base_where_it_trains_on_that_one(place: Wo
             assignments.registry,
             assignments.limits,
             device="cuda",
-            resident=lambda: ResidentBase(digest, (SHARED,)),
+            resident=lambda: ResidentBase(digest, (SHARED,), lender),
         )
         task = asked.task_for(claimed, directory)
         assert isinstance(task, TrainTask)
         assert task.device == "cuda"
         assert TrainTask.model_validate_json(task.model_dump_json()) == task
-        return task.resident
+        return task.resident, task.lender
 
-    assert tensors_of(place.bases.get(BaseName("tiny")).digest) == (SHARED,)
-    assert tensors_of("sha256:" + "7" * 64) == ()
+    assert told_of(place.bases.get(BaseName("tiny")).digest) == ((SHARED,), lender)
+    assert told_of("sha256:" + "7" * 64) == ((), None)

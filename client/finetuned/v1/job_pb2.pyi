@@ -35,6 +35,7 @@ class JobStateReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_REASON_MEMORY: _ClassVar[JobStateReason]
     JOB_STATE_REASON_PREEMPTED: _ClassVar[JobStateReason]
     JOB_STATE_REASON_ESTIMATED: _ClassVar[JobStateReason]
+    JOB_STATE_REASON_ENGINE_ENDED: _ClassVar[JobStateReason]
 
 class JobPriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -113,6 +114,7 @@ JOB_STATE_REASON_SHUTDOWN: JobStateReason
 JOB_STATE_REASON_MEMORY: JobStateReason
 JOB_STATE_REASON_PREEMPTED: JobStateReason
 JOB_STATE_REASON_ESTIMATED: JobStateReason
+JOB_STATE_REASON_ENGINE_ENDED: JobStateReason
 JOB_PRIORITY_UNSPECIFIED: JobPriority
 JOB_PRIORITY_LOW: JobPriority
 JOB_PRIORITY_NORMAL: JobPriority

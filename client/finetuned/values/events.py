@@ -41,6 +41,8 @@ class JobStateReason(StrEnum):
     SHUTDOWN = "SHUTDOWN"
     MEMORY = "MEMORY"
     PREEMPTED = "PREEMPTED"
+    ENGINE_ENDED = "ENGINE_ENDED"
+    """The server's engine, whose base on a GPU the job computed with; it goes on when there is one again."""
 
 
 class Severity(StrEnum):

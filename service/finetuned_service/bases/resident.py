@@ -2,7 +2,7 @@
 
 CUDA lets a process map memory of another one (CUDA IPC: https://docs.nvidia.com/cuda/cuda-c-programming-guide,
 "Interprocess Communication"); `torch.multiprocessing` passes tensors so. A base is never written and never freed while
-its engine lives.
+its engine lives; once that has ended, nothing computed with it may be kept (`lender.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
+from finetuned_service.bases.lender import BORROWED, Lender
 from finetuned_service.bases.shared_tensor import SharedTensor
 
 
@@ -59,13 +60,21 @@ class Resident:
         self._directory: Path | None = None
         self._tensors: Mapping[str, Tensor] = {}
 
-    def open(self, directory: Path, shared: Iterable[SharedTensor]) -> None:
-        """Map the tensors of the base in `directory`.
+    def open(self, directory: Path, shared: Iterable[SharedTensor], lender: Lender) -> None:
+        """Map the tensors of the base in `directory`, which `lender` holds; from here on `BORROWED` says whether they
+        are still there.
 
         Raises:
-            RuntimeError: the process that holds them is gone, or on another machine or GPU.
+            LenderEnded: the process that holds them is gone.
+            RuntimeError: it is on another machine or GPU, or the platform does not share them; nothing is borrowed.
         """
-        self._tensors = {tensor.name: _opened(tensor) for tensor in shared}
+        BORROWED.depend_on(lender)
+        try:
+            self._tensors = {tensor.name: _opened(tensor) for tensor in shared}
+        except RuntimeError:
+            BORROWED.refuse_lost()
+            BORROWED.give_back()
+            raise
         self._directory = directory.resolve()
 
     def take(self, module: nn.Module, directory: Path) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from finetuned_service.bases.lender import Lender
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.vocabulary import Pooling
 
@@ -172,6 +173,8 @@ class Ready:
     """How the engine computes, for people."""
     shared: tuple[SharedTensor, ...] = ()
     """The base on a GPU, for job processes to open."""
+    lender: Lender | None = None
+    """The engine's process, where `shared` says anything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import structlog
 import torch
 import transformers
 
+from finetuned_service.bases.lender import Lender
 from finetuned_service.bases.manifest import read_manifest
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.choose import load_model
@@ -85,8 +86,14 @@ def _start(config: EngineConfig) -> tuple[EngineLoop, Ready]:
             f"the weights of {manifest.name} have the digest {found}, its manifest says {manifest.digest}; "
             "restore the base's files, or delete the base and make it again"
         )
+    shared = _shared(model)
     return EngineLoop(model, config), Ready(
-        manifest.digest, model.context_tokens, model.device.type, model.path, _shared(model)
+        manifest.digest,
+        model.context_tokens,
+        model.device.type,
+        model.path,
+        shared,
+        Lender.this_process() if shared else None,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
+from finetuned_service.bases.lender import Lender
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.jobs.continuing import directory_of
@@ -27,6 +28,11 @@ class ResidentBase:
 
     digest: str = ""
     tensors: tuple[SharedTensor, ...] = ()
+    lender: Lender | None = None
+    """The process that holds them."""
+    returning: bool = False
+    """That process has ended, and another one is about to hold them: jobs wait for it, as they would else need the
+    memory that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Assignments:
             bool(job.estimate) and job.estimate.basis is EstimateBasis.MEASURED and not job.micro_batch_rows
         )
         resident = self.resident()
+        lent = resident.digest == base_digest
         start = directory_of(job, spec, self.registry, directory.parent)
         return TrainTask(
             job_name=job.name,
@@ -84,7 +91,8 @@ class Assignments:
             start_directory=str(start or ""),
             incumbent_directory=self._incumbent(job, spec, base_digest, directory / TASK_FILE),
             device=self.device,
-            resident=resident.tensors if resident.digest == base_digest else (),
+            resident=resident.tensors if lent else (),
+            lender=resident.lender if lent else None,
             cache_directory=self.cache_directory,
             work_directory=str(directory / "work"),
             output_directory=str(directory / "output"),

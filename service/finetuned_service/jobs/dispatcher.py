@@ -42,6 +42,7 @@ class Dispatcher:
     ) -> None:
         self._settings = settings
         self._queue = queue
+        self._assignments = assignments
         self._stopping = threading.Event()
         self._observer = observer
         self._runner = JobRunner(settings, queue, assignments, publisher, observer, self._stopping)
@@ -92,6 +93,8 @@ class Dispatcher:
             self._sweep_at = time.monotonic() + _SWEEP_SECONDS
 
     def _take_one(self) -> bool:
+        if self._assignments.resident().returning:
+            return False
         claimed = self._queue.claim(self._settings.owner, self._settings.lease_seconds)
         if claimed is None:
             return False

@@ -21,6 +21,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from finetuned_service.bases.lender import BORROWED
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Status
 from finetuned_service.jobs.events import Notice, Usage
 from finetuned_service.jobs.memory import MEMORY, memory_watchdog
@@ -39,6 +40,10 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2  # prctl(2)
 _PARENT_VARIABLE = "FINETUNED_JOB_PARENT_PID"
 _SPINS = "1000"
 """Rounds that a thread of libgomp waits before it sleeps."""
+ENGINE_ENDED = (
+    "the engine that holds the job's base on the GPU has ended, and its memory with it: what was computed since then is "
+    "dropped, and the job goes on from its last checkpoint when there is an engine again"
+)
 _USER_FAULTS = frozenset(
     {
         Status.INVALID_ARGUMENT,
@@ -220,11 +225,16 @@ def run_job(
         report(Usage(memory_bytes=private_bytes))
         report.last(Failed(error=refusal.to_wire(), fault=Fault.USER), EXIT_FAILED)
 
+    def engine_ended() -> None:
+        _LOG.error("job_engine_ended")
+        report(Usage(memory_bytes=MEMORY.peak_bytes, device_memory_bytes=MEMORY.device_peak()))
+        report.last(_suspended_without_engine(), EXIT_FAILED)
+
     try:
         notice = apply_limits(task.limits).notice()
         _LOG.info("job_process_started", job=task.job_name, attempt=task.attempt, limits=notice.text)
         report(notice)
-        with memory_watchdog(task.limits.memory_budget_bytes, over_budget):
+        with memory_watchdog(task.limits.memory_budget_bytes, over_budget), BORROWED.watch(engine_ended):
             return _work(load(), task, report, stop)
     except Exception as error:  # noqa: BLE001 - the last stop: whatever happened becomes a report
         report(_failure(error, memory_remedy))
@@ -234,12 +244,20 @@ def run_job(
 def _work(
     work: Callable[[T, ReportFunction, StopFlag], int], task: T, report: ReportFunction, stop: StopFlag
 ) -> int:
+    def tell(found: Value) -> None:
+        BORROWED.refuse_lost()
+        report(found)
+
     MEMORY.begin()
     try:
-        return work(task, report, stop)
+        return work(task, tell, stop)
     finally:
         MEMORY.look()
         report(Usage(memory_bytes=MEMORY.peak_bytes, device_memory_bytes=MEMORY.device_peak()))
+
+
+def _suspended_without_engine() -> Suspended:
+    return Suspended(reason="ENGINE_ENDED", text=ENGINE_ENDED)
 
 
 def memory_refusal(found_bytes: int, budget_bytes: int, remedy: str) -> ResourceExhausted:
@@ -263,9 +281,12 @@ def _device_refusal(error: Exception, remedy: str) -> ResourceExhausted:
 
 
 def _failure(error: Exception, memory_remedy: str) -> Failed | Suspended:
-    """A refusal as it is; anything else as an opaque fault of ours, its cause in the log. A full disk only
-    suspends the job.
+    """A refusal as it is; anything else as an opaque fault of ours, its cause in the log. A full disk, or the end of
+    the engine whose memory the job computes with, only suspends it.
     """
+    if BORROWED.lost:  # whatever it was, that is why
+        _LOG.error("job_engine_ended", exc_info=error)
+        return _suspended_without_engine()
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         # torch has no class of its own for this on CPU. It happens only where a single tensor is larger
         # than the machine's memory; otherwise the watchdog comes first.

@@ -21,7 +21,9 @@ from finetuned_service.storage.schema import job_events, jobs
 HELD_STATES = (JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING)
 """States in which a worker holds the lease."""
 UNFINISHED_STATES = tuple(state for state in JobState if not state.final)
-_NEXT_ATTEMPT = frozenset({StateReason.WORKER_LOST, StateReason.MEMORY, StateReason.PREEMPTED})
+_NEXT_ATTEMPT = frozenset(
+    {StateReason.WORKER_LOST, StateReason.MEMORY, StateReason.PREEMPTED, StateReason.ENGINE_ENDED}
+)
 """Why a job that is queued again begins another attempt; where it was asked to stop, it goes on with the same."""
 
 _BODY: TypeAdapter[EventBody] = TypeAdapter(EventBody)

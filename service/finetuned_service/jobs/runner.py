@@ -207,6 +207,9 @@ class JobRunner:
             self._pause_for_disk(keeper, shortage)
 
     def _pause_as_told(self, keeper: LeaseKeeper, word: Suspended) -> Ending:
+        if word.reason == "ENGINE_ENDED":
+            told = Notice(severity="WARNING", text=word.text)
+            return Ending(JobState.QUEUED, StateReason.ENGINE_ENDED, bodies=(told,))
         if word.reason == "DISK_FULL":
             return self._pause_for_disk(keeper, word.text)
         return self._pause(keeper, Notice(text=word.text), StateReason.ESTIMATED)

@@ -47,6 +47,8 @@ class StateReason(StrEnum):
     SHUTDOWN = "SHUTDOWN"
     MEMORY = "MEMORY"
     PREEMPTED = "PREEMPTED"
+    ENGINE_ENDED = "ENGINE_ENDED"
+    """The engine whose base on a GPU it computed with; it goes on when there is one again."""
 
 
 class Priority(StrEnum):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from finetuned_service.bases.lender import Lender
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.jobs.events import (
     Checkpoint,
@@ -90,6 +91,8 @@ class TrainTask(Value):
     """As `Settings.device`."""
     resident: tuple[SharedTensor, ...] = ()
     """The base as the server beside it holds it on that GPU; empty loads a copy of its own."""
+    lender: Lender | None = None
+    """The process that holds `resident`; once it has ended, nothing that the job computes is worth anything."""
     cache_directory: str = ""
     """Where compiled code is kept; empty is the user's cache directory."""
     output_directory: str
@@ -167,7 +170,7 @@ class Suspended(Value):
     """The process does not go on now, through no fault of the job's; what it has kept is whole."""
 
     kind: Literal["suspended"] = "suspended"
-    reason: Literal["DISK_FULL", "ESTIMATED"]
+    reason: Literal["DISK_FULL", "ESTIMATED", "ENGINE_ENDED"]
     text: str
 
 

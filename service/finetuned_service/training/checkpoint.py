@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetuned_service.bases.lender import BORROWED
 from finetuned_service.errors import ResourceExhausted
 from finetuned_service.jobs.events import Environment, Notice
 from finetuned_service.jobs.process import ReportFunction
@@ -87,6 +88,9 @@ class CheckpointStore:
     def save(self, state: RunState, model: Parameters, optimizer: torch.optim.Optimizer) -> None:
         """Write the state after `state.step`; checkpoints that are no longer needed go, for want of room before,
         others after.
+
+        Raises:
+            LenderEnded: nobody knows what the step was computed with; nothing is kept of it.
         """
         self._make_room(state, _size_bytes(model))
         temporary = self._directory / f".step-{state.step:08}"
@@ -94,6 +98,7 @@ class CheckpointStore:
         try:
             save_file(dict(_tensors(model, optimizer)), temporary / "tensors.safetensors")
             (temporary / "state.json").write_text(state.model_dump_json())
+            BORROWED.refuse_lost()
             publish_directory(temporary, self._path(state.step))
         except BaseException:
             # On a full disk others need the room at once.

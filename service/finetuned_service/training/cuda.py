@@ -28,6 +28,7 @@ def prepare_device(task: TrainTask, report: ReportFunction) -> torch.device:
 
     Raises:
         StartRefused: there is no such device.
+        LenderEnded: the server's engine has ended meanwhile.
     """
     device = resolve_device(task.device)
     if device.type != "cuda":
@@ -43,9 +44,9 @@ def prepare_device(task: TrainTask, report: ReportFunction) -> torch.device:
         total_bytes = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / total_bytes), device)
     MEMORY.device_peak = lambda: torch.cuda.max_memory_reserved(device)
-    if task.resident:
+    if task.resident and task.lender:
         try:
-            RESIDENT.open(Path(task.base_directory), task.resident)
+            RESIDENT.open(Path(task.base_directory), task.resident, task.lender)
         except RuntimeError as error:
             text = f"the server's base on the GPU could not be opened, so the job loads a copy: {error}"
             report(Notice(severity="WARNING", text=text))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from finetuned_service.bases.lender import BORROWED
 from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import MIB, EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Failed, Sampling, Submit, Tokens
@@ -139,6 +140,7 @@ class Evaluator:
             if found.key == key:
                 return found.evaluated
         evaluated = self.evaluate(subject, adapter)
+        BORROWED.refuse_lost()
         write_atomically(kept, _Kept(key=key, evaluated=evaluated).model_dump_json().encode())
         return evaluated
 

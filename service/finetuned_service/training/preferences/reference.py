@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from finetuned_service.bases.lender import BORROWED
 from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.storage.files import write_atomically
@@ -51,6 +52,7 @@ def with_reference(
     found = _read(kept, task_digest)
     if found is None:
         found = _compute(model, pairs, report, stop)
+        BORROWED.refuse_lost()
         write_atomically(kept, save({_NAME: found}, metadata={_KEY: task_digest}))
     return [
         ReferencedPair(pair, (chosen, rejected))
