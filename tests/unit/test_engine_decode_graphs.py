@@ -12,13 +12,16 @@ from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.allocator import Range
 from finetuned_service.engine.batch import build_batch
-from finetuned_service.engine.decode_graphs import (
+from finetuned_service.engine.decode_graphs import DecodeGraphs
+from finetuned_service.engine.decode_shapes import (
     KEYS,
-    DecodeGraphs,
+    MAX_COVER,
     Decoding,
     Shape,
+    covering,
     plan_ranks,
     rounded_up,
+    usual_shapes,
 )
 from finetuned_service.engine.lora_bank import LoraBanks, Placement
 from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
@@ -164,6 +167,35 @@ def test_adapters_are_read_once_and_each_row_knows_its_own() -> None:
 @pytest.mark.parametrize(("size", "found"), [(1, 128), (128, 128), (129, 512), (KEYS[-1] + 1, None)])
 def test_sizes_are_rounded_up_to_few(size: int, found: int | None) -> None:
     assert rounded_up(size, KEYS) == found
+
+
+def test_what_is_captured_first_is_for_one_stream_for_some_and_for_all() -> None:
+    shapes = usual_shapes(max_rows=32, max_keys=8192, capacity_ranks=400)
+    assert shapes[:3] == [Shape(1, 512, 0), Shape(8, 512, 128), Shape(32, 512, 512)]
+    assert len(set(shapes)) == len(shapes) == 30
+    assert {shape.rows for shape in shapes} == {1, 4, 8, 16, 32}
+    assert {shape.keys for shape in shapes} == {128, 512, 2048}
+    # Of a small engine, and of one without room for adapters.
+    assert usual_shapes(max_rows=1, max_keys=100, capacity_ranks=0) == [Shape(1, 128, 0)]
+
+
+def test_a_step_is_computed_in_the_smallest_shape_that_has_all_of_it() -> None:
+    captured = [Shape(1, 512, 0), Shape(8, 512, 128), Shape(32, 512, 512), Shape(8, 2048, 0)]
+    for wanted, found in [
+        (Shape(1, 128, 0), Shape(1, 512, 0)),
+        (Shape(1, 512, 64), Shape(8, 512, 128)),
+        (Shape(8, 128, 0), Shape(8, 512, 128)),
+        (Shape(8, 2048, 0), Shape(8, 2048, 0)),
+        (Shape(8, 2048, 64), None),
+        (Shape(16, 128, 256), Shape(32, 512, 512)),
+        (Shape(64, 128, 0), None),
+    ]:
+        assert covering(wanted, captured) == found
+    # Not one that takes longer than computing it without a graph.
+    assert covering(Shape(1, 128, 0), [Shape(1, 128 * MAX_COVER, 0)]) is not None
+    assert covering(Shape(1, 128, 0), [Shape(4, 128 * MAX_COVER, 0)]) is None
+    assert covering(Shape(1, 128, 0), [Shape(1, 128, 1024)]) is None
+    assert covering(Shape(1, 128, 256), [Shape(1, 128, 1024)]) == Shape(1, 128, 1024)
 
 
 def test_prompts_that_go_with_the_decoding_rows_are_as_each_alone(

@@ -1,4 +1,4 @@
-"""Steps in which every row decodes, on a GPU: each shape captured once as a CUDA graph, then replayed.
+"""Steps in which every row decodes, on a GPU: each shape captured once as a graph, then replayed.
 
 A step of a small base is some thousand kernels of microseconds each; launching them one by one takes longer than
 computing them. A graph launches all at once (https://docs.nvidia.com/cuda/cuda-c-programming-guide, "CUDA Graphs"),
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import structlog
 import torch
@@ -21,83 +21,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finetuned_service.engine.attention_rows import DecodeGroup, PackedRows
+from finetuned_service.engine.decode_shapes import (
+    KEYS,
+    MAX_GATHERED_BYTES,
+    MAX_GATHERED_RANK_BYTES,
+    RANKS,
+    ROWS,
+    Decoding,
+    Shape,
+    covering,
+    plan_ranks,
+    rounded_up,
+)
+from finetuned_service.engine.graph_recorder import Recorder, Recording
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import LoraBanks, Placement
-from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sites import SiteKernel
 
 _log = structlog.get_logger()
 
-ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-KEYS = (128, 512, 2048, 8192, 32_768, 131_072)
-RANKS = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
-"""Sizes that shapes are rounded up to. Few, because each pair of them that is met costs a capture (about 0.1 s)
-and its memory; a step is then at most four times as large as it had to be, which on a GPU is little at these sizes."""
-MAX_GATHERED_BYTES = 512 * 1024 * 1024
-"""Keys and values of one layer that a step puts side by side; beyond this it is computed without a graph, where each row
-takes no more than it has."""
-STEPS_BEFORE_CAPTURE = 8
-"""So often is a shape computed without a graph first: a capture must not be paid for a shape that comes once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a graph was captured for; all but `rows` may be zero only where nothing of it is there."""
-
-    rows: int
-    keys: int
-    ranks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """The rows of one step: where each one's keys begin, how many it has with its own, its token, its adapter."""
-
-    token_ids: Sequence[int]
-    kv_starts: Sequence[int]
-    live_tokens: Sequence[int]
-    placements: Sequence[Placement | None]
-
-    @classmethod
-    def of(cls, chunks: Sequence[Chunk], placements: Sequence[Placement | None]) -> Decoding:
-        """Of chunks of one row each that choose a token."""
-        sequences = [chunk.sequence for chunk in chunks]
-        return cls(
-            token_ids=[sequence.tokens[sequence.computed_tokens] for sequence in sequences],
-            kv_starts=[sequence.kv.start if sequence.kv else 0 for sequence in sequences],
-            live_tokens=[sequence.computed_tokens + 1 for sequence in sequences],
-            placements=placements,
-        )
-
-
-def rounded_up(size: int, sizes: Sequence[int]) -> int | None:
-    """The smallest of `sizes` that is at least `size`; None if there is none."""
-    return next((allowed for allowed in sizes if allowed >= size), None)
-
-
-@dataclass(frozen=True, slots=True)
-class RankPlan:
-    """Which rows of one kind's bank a step reads, and which of those are each row's own."""
-
-    bank_rows: tuple[int, ...]
-    firsts: tuple[int, ...]
-    ranks: tuple[int, ...]
-
-
-def plan_ranks(placements: Sequence[Placement | None], kind: int) -> RankPlan:
-    """Each adapter's rows once, one after another, in the order in which the step meets them."""
-    place_of: dict[int, int] = {}
-    bank_rows: list[int] = []
-    firsts, ranks = [0] * len(placements), [0] * len(placements)
-    for row, placement in enumerate(placements):
-        taken = None if placement is None else placement.ranges.get(kind)
-        if taken is None:
-            continue
-        if taken.start not in place_of:
-            place_of[taken.start] = len(bank_rows)
-            bank_rows.extend(range(taken.start, taken.end))
-        firsts[row], ranks[row] = place_of[taken.start], taken.length
-    return RankPlan(tuple(bank_rows), tuple(firsts), tuple(ranks))
+MAX_GRAPHS = 96
+"""Each takes some MB of the GPU, for as long as the engine lives."""
+FIRST_SHAPES = 3
+"""Captured before the engine is ready; the others when it has nothing to compute."""
+STEPS_WITHOUT_REST = 512
+"""So many steps of one shape are computed without a graph by an engine that always has something to compute; then the
+capture is put between two of them: it costs what some ten of those steps cost more than a graph."""
 
 
 def _of_all_sites(bank: Tensor, rows: Tensor) -> Tensor:
@@ -197,34 +146,46 @@ class _Inputs:
 @dataclass(frozen=True, slots=True)
 class _Captured:
     inputs: _Inputs
-    graph: Any
-    logits: Tensor
-    """`[B, vocabulary]`; written by every replay."""
-    greedy: Tensor
-    """`[B]`; -1 where a row is not finite."""
+    recording: Recording
 
 
 class DecodeGraphs:
-    """All graphs of one engine; belongs to its thread.
+    """All graphs of one engine; belongs to its thread. Steps are captured when nothing waits for them, never for the
+    first who needs them: until then those are computed in a larger shape, or without a graph.
 
     Args:
         banks: of LoRA weights; other ops have no graphs.
         arena: one token larger than what sequences may use; its last one is for padding.
         forward: the base's.
-        device: a GPU.
+        device: of all of them.
+        recorder: captures.
+        usual: what is captured unasked, in this order.
     """
 
-    def __init__(self, banks: LoraBanks, arena: KvArena, forward: Forward, device: torch.device) -> None:
+    def __init__(
+        self,
+        banks: LoraBanks,
+        arena: KvArena,
+        forward: Forward,
+        device: torch.device,
+        recorder: Recorder | None = None,
+        usual: Sequence[Shape] = (),
+    ) -> None:
         self._banks, self._arena, self._forward, self._device = banks, arena, forward, device
-        self._graphs: dict[Shape, _Captured] = {}
-        self._met: Counter[Shape] = Counter()
-        self._pool: Any = None
-        self._broken = ""
+        self._recorder = recorder
+        self._usual = [shape for shape in usual if self._has_room(shape)]
+        self._captured: dict[Shape, _Captured] = {}
+        self._wanted: Counter[Shape] = Counter()
+        """In how many steps a shape came that has no graph of its own."""
+        self._without: Counter[Shape] = Counter()
+        """How many of those were computed without any."""
+        for shape in self._usual[:FIRST_SHAPES]:
+            self._capture(shape)
 
     @property
     def count(self) -> int:
         """Shapes captured so far."""
-        return len(self._graphs)
+        return len(self._captured)
 
     def shape_of(self, decoding: Decoding) -> Shape | None:
         """Rounded up; None if a size is beyond all graphs."""
@@ -235,63 +196,81 @@ class DecodeGraphs:
         ranks = rounded_up(most, RANKS)
         if rows is None or keys is None or ranks is None:
             return None
-        gathered_bytes = rows * keys * self._arena.token_bytes
-        return Shape(rows, keys, ranks) if gathered_bytes <= MAX_GATHERED_BYTES else None
+        shape = Shape(rows, keys, ranks)
+        return shape if self._has_room(shape) else None
 
-    def ready(self, decoding: Decoding) -> Shape | None:
-        """The shape, once it has come often enough for a graph; None where the step is computed without one."""
-        if self._broken or (shape := self.shape_of(decoding)) is None:
-            return None
-        self._met[shape] += 1
-        return shape if self._met[shape] > STEPS_BEFORE_CAPTURE else None
+    def _has_room(self, shape: Shape) -> bool:
+        rank_bytes = self._banks.rows_bytes(dict.fromkeys(range(len(self._banks.table.kinds)), shape.ranks))
+        kv_bytes = shape.rows * shape.keys * self._arena.token_bytes
+        return kv_bytes <= MAX_GATHERED_BYTES and rank_bytes <= MAX_GATHERED_RANK_BYTES
 
     @torch.inference_mode()
-    def run(self, shape: Shape, decoding: Decoding) -> tuple[Tensor, list[int | None]] | None:
+    def run(self, decoding: Decoding) -> tuple[Tensor, list[int | None]] | None:
         """Logits `[rows, vocabulary]`, valid until the next run, and of each row as `sampling.greedy_tokens`; None where
-        the shape cannot be captured, now and from then on.
+        there is no graph for it yet.
         """
-        captured = self._graphs.get(shape) or self._capture(shape)
+        captured = self._graph_for(decoding)
         if captured is None:
             return None
-        count = len(decoding.token_ids)
         captured.inputs.write(decoding)
-        captured.graph.replay()
-        told: list[int] = captured.greedy[:count].tolist()
-        return captured.logits[:count], [None if token_id < 0 else token_id for token_id in told]
+        captured.recording.replay()
+        return self._told(captured.recording.outputs, decoding)
+
+    def warm(self) -> bool:
+        """Capture one more shape, the one first that came most often; False if there is none to capture. For a moment in
+        which nobody waits: it takes about 0.1 s.
+        """
+        wanted = [shape for shape, _ in self._wanted.most_common()]
+        shape = next((shape for shape in (*wanted, *self._usual) if shape not in self._captured), None)
+        return shape is not None and self._capture(shape) is not None
 
     @torch.inference_mode()
     def compute(self, shape: Shape, decoding: Decoding) -> tuple[Tensor, list[int | None]]:
-        """As `run`, by the same kernels one by one, on any device."""
+        """As `run` in that shape, by the same kernels one by one."""
         inputs = self._inputs(shape)
         inputs.write(decoding)
-        logits, greedy = self._compute(inputs)
+        return self._told(self._compute(inputs), decoding)
+
+    def _graph_for(self, decoding: Decoding) -> _Captured | None:
+        wanted = self.shape_of(decoding)
+        if wanted is None:
+            return None
+        if (own := self._captured.get(wanted)) is not None:
+            return own
+        self._wanted[wanted] += 1
+        if (larger := covering(wanted, self._captured)) is not None:
+            return self._captured[larger]
+        self._without[wanted] += 1
+        return self._capture(wanted) if self._without[wanted] > STEPS_WITHOUT_REST else None
+
+    @staticmethod
+    def _told(outputs: tuple[Tensor, Tensor], decoding: Decoding) -> tuple[Tensor, list[int | None]]:
+        logits, greedy = outputs
         count = len(decoding.token_ids)
-        return logits[:count], [None if token_id < 0 else token_id for token_id in greedy[:count].tolist()]
+        highest: list[int] = greedy[:count].tolist()
+        return logits[:count], [None if token_id < 0 else token_id for token_id in highest]
 
     def _inputs(self, shape: Shape) -> _Inputs:
         return _Inputs(shape, len(self._banks.table.kinds), self._arena.capacity_tokens - 1, self._device)
 
     @torch.inference_mode()
     def _capture(self, shape: Shape) -> _Captured | None:
+        """None where there are no more captures, now and from then on."""
+        if self._recorder is None or len(self._captured) >= MAX_GRAPHS:
+            return None
         inputs = self._inputs(shape)
         inputs.write(Decoding((), (), (), ()))
-        graph = torch.cuda.CUDAGraph()
-        beside = torch.cuda.Stream(self._device)
-        beside.wait_stream(torch.cuda.current_stream(self._device))
         try:
-            with torch.cuda.stream(beside):
-                for _ in range(2):  # libraries choose kernels and take workspaces at their first calls
-                    self._compute(inputs)
-            torch.cuda.current_stream(self._device).wait_stream(beside)
-            # Adapters are loaded by another thread meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                logits, greedy = self._compute(inputs)
+            recording = self._recorder.record(lambda: self._compute(inputs))
         except RuntimeError as error:
-            self._broken = str(error).partition("\n")[0]
-            _log.warning("decode_graphs_off", reason=self._broken, note="it serves, but slower")
+            self._recorder = None
+            reason = str(error).partition("\n")[0]
+            _log.warning(
+                "no_more_decode_graphs", reason=reason, graphs=self.count, note="other steps are slower"
+            )
             return None
-        self._pool = self._pool or graph.pool()
-        captured = self._graphs[shape] = _Captured(inputs, graph, logits, greedy)
+        self._wanted.pop(shape, None)
+        captured = self._captured[shape] = _Captured(inputs, recording)
         return captured
 
     def _compute(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:

@@ -106,13 +106,16 @@ class EngineLoop:
         """A Shutdown has come, and nothing runs any more or its time is over."""
         if self._stop_seconds is None:
             return False
-        busy = self.scheduler.running or self.scheduler.waiting or any(self._arrivals)
-        return not busy or time.monotonic() >= self._stop_seconds
+        return not self._busy or time.monotonic() >= self._stop_seconds
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting or any(self._arrivals))
 
     def step(self) -> list[Event]:
         """Take what was delivered, admit, compute for all that run, tell what happened.
 
-        With nothing to compute or tell it waits for the next delivery.
+        With nothing to compute or tell it makes later steps faster, or waits for the next delivery.
         """
         while not self._inbox.empty():
             self._take(self._inbox.get())
@@ -125,7 +128,7 @@ class EngineLoop:
             began = time.monotonic()
             self._compute(chunks)
             self.rest.worked(time.monotonic() - began)
-        elif not self._events:
+        elif not (self._events or self._warmed()):
             self._wait()
         events, self._events = self._events, []
         return events
@@ -143,6 +146,10 @@ class EngineLoop:
         self._loader.close()
         self._grammars.close()
         self.runner.close()
+
+    def _warmed(self) -> bool:
+        """Whether the moment was used to prepare something; what comes meanwhile waits for that one thing only."""
+        return not self._busy and self._stop_seconds is None and self.runner.warm()
 
     def _wait(self) -> None:
         ends = [at for at in (self._stop_seconds, self.scheduler.next_deadline_seconds) if at is not None]

@@ -9,7 +9,9 @@ from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.batch import build_batch
 from finetuned_service.engine.config import EngineConfig
-from finetuned_service.engine.decode_graphs import DecodeGraphs, Decoding
+from finetuned_service.engine.decode_graphs import DecodeGraphs
+from finetuned_service.engine.decode_shapes import Decoding, usual_shapes
+from finetuned_service.engine.graph_recorder import recorder_of
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.prefix_cache import PrefixCopy
@@ -30,9 +32,18 @@ class PlainRunner:
         """See `EngineModel.open`."""
         self._model = model
         self._banks = LoraBanks(model.sites, config.device_budget_bytes, model.dtype, model.device)
-        on_gpu = model.device.type == "cuda"
-        self._arena = model.make_arena(config.kv_capacity_tokens + on_gpu)
-        self._graphs = DecodeGraphs(self._banks, self._arena, model.decode, model.device) if on_gpu else None
+        recorder = recorder_of(model.device)
+        self._arena = model.make_arena(config.kv_capacity_tokens + (recorder is not None))
+        self._graphs: DecodeGraphs | None = None
+        if recorder is not None:
+            usual = usual_shapes(
+                config.max_running_sequences,
+                min(model.context_tokens, config.kv_capacity_tokens),
+                self._banks.capacity_ranks,
+            )
+            self._graphs = DecodeGraphs(
+                self._banks, self._arena, model.decode, model.device, recorder, usual
+            )
         reader = AdapterReader(model.sites, model.geometry, model.dtype, model.linear_weight)
         self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
 
@@ -52,19 +63,22 @@ class PlainRunner:
 
     @staticmethod
     def _replay(graphs: DecodeGraphs, chunks: Sequence[Chunk], place_of: PlaceOf) -> StepLogits | None:
-        """The step by a graph, where there is or should be one: all rows decode, no adapter does more than LoRA."""
+        """The step by a graph, where there is one: all rows decode, no adapter does more than LoRA."""
         if any(chunk.rows > 1 or not chunk.completes for chunk in chunks):
             return None
         places = [place_of(chunk.sequence) for chunk in chunks]
         if any(place.ops for place in places if place is not None):
             return None
         decoding = Decoding.of(chunks, [None if place is None else place.lora for place in places])
-        shape = graphs.ready(decoding)
-        found = None if shape is None else graphs.run(shape, decoding)
+        found = graphs.run(decoding)
         if found is None:
             return None
         logits, greedy = found
         return StepLogits(logits, tuple(chunk.sequence for chunk in chunks), greedy)
+
+    def warm(self) -> bool:
+        """See `runner.Runner`."""
+        return self._graphs is not None and self._graphs.warm()
 
     def copy_kv(self, copy: PrefixCopy) -> None:
         """Never asked for: bits of rows depend on their batch-mates here."""

@@ -76,6 +76,12 @@ class Runner(Protocol):
         """One forward for all chunks; each sequence holds its KV range and its adapter."""
         ...
 
+    def warm(self) -> bool:
+        """Prepare one thing that makes later steps faster, in a moment in which nothing is to be computed; False if
+        there is nothing left to prepare.
+        """
+        ...
+
     def close(self) -> None:
         """Free what it owns."""
         ...

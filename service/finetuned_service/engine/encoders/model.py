@@ -188,6 +188,10 @@ class EncoderRunner:
         finally:
             current.kernels = current.modules = None
 
+    def warm(self) -> bool:
+        """See `runner.Runner`."""
+        return False
+
     def copy_kv(self, copy: PrefixCopy) -> None:
         """Never asked for: nothing is kept from step to step."""
         raise NotImplementedError(copy)

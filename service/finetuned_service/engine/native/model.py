@@ -175,6 +175,10 @@ class NativeRunner:
             self._library.decoder_free(self._decoder)
             self._decoder = None
 
+    def warm(self) -> bool:
+        """See `runner.Runner`: it is compiled."""
+        return False
+
     def copy_kv(self, copy: PrefixCopy) -> None:
         """See `runner.Runner`; whole blocks."""
         source, target, count = (place // PANEL for place in (copy.source, copy.target, copy.tokens))
