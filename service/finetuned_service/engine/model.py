@@ -33,6 +33,7 @@ from finetuned_service.engine.site_kernel import (
     build_site_kernels,
 )
 from finetuned_service.engine.sites import CurrentStep, SiteKernel, install_sites
+from finetuned_service.text.tokenizer import end_tokens
 
 _SAFETENSORS_DTYPE: Mapping[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -51,7 +52,7 @@ class EngineModel:
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
         self.config: Any = module.config
-        self.end_token_ids = end_token_ids(module)
+        self.end_token_ids = end_token_ids(module, directory)
         self._stored = stored_tensors(module, directory)
         self._parameters = list(module.named_parameters())
         replace_conv1d(module)
@@ -200,11 +201,12 @@ def fingerprint(stored: Mapping[str, Callable[[], Tensor]], directory: Path) -> 
     return tensors_digest(tensors, canonical_config(read_config(directory)))
 
 
-def end_token_ids(module: Any) -> frozenset[int]:
-    """The base's own end-of-sequence tokens: generation_config.json's, else config.json's."""
+def end_token_ids(module: Any, directory: Path) -> frozenset[int]:
+    """The tokens that end a reply: those of generation_config.json, else config.json's, as in transformers; and all others
+    that the base's files name, since training ends answers with any of them.
+    """
     ids = module.generation_config.eos_token_id
     if ids is None:
         ids = module.config.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    named = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return end_tokens(directory).union(named)

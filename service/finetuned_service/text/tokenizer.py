@@ -118,13 +118,7 @@ class BaseTokenizer:
         Raises:
             InvalidField: a file is missing or broken, or no end-of-sequence token is named.
         """
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise InvalidField.one("base", "has no tokenizer.json; convert the base with its tokenizer")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise InvalidField.one("base", f"has a tokenizer.json that cannot be read: {error}") from error
+        tokenizer = _open(directory / "tokenizer.json")
         # A file may carry the truncation of somebody's training run; cutting silently is never wanted.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -133,6 +127,12 @@ class BaseTokenizer:
             name: text for name in _SPECIAL_TOKENS if (text := _token_text(config.get(name))) is not None
         }
         ends = _eos_token_ids(tokenizer, special_tokens.get("eos_token"), directory) if generates else []
+        if generates and not ends:
+            raise InvalidField.one(
+                "base",
+                "names no end-of-sequence token that its tokenizer knows; expected eos_token in "
+                "tokenizer_config.json or eos_token_id in generation_config.json or config.json",
+            )
         source = _template_source(directory, config)
         template = None
         if source is not None:
@@ -207,6 +207,28 @@ class BaseTokenizer:
         return self.encode(self.render(messages, add_generation_prompt=True))
 
 
+def end_tokens(directory: Path) -> frozenset[int]:
+    """All tokens that end a reply of a base; none where it has no tokenizer, or its files name none.
+
+    Raises:
+        InvalidField: a file is broken.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return frozenset()
+    eos_token = _token_text(_read_json(directory / "tokenizer_config.json").get("eos_token"))
+    return frozenset(_eos_token_ids(_open(path), eos_token, directory))
+
+
+def _open(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise InvalidField.one("base", "has no tokenizer.json; convert the base with its tokenizer")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InvalidField.one("base", f"has a tokenizer.json that cannot be read: {error}") from error
+
+
 def _read_json(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
@@ -253,14 +275,7 @@ def _eos_token_ids(tokenizer: Tokenizer, eos_token: str | None, directory: Path)
         found.append(token_id)
     for name in ("generation_config.json", "config.json"):
         found.extend(_integers(_read_json(directory / name).get("eos_token_id")))
-    known = [token_id for token_id in dict.fromkeys(found) if tokenizer.id_to_token(token_id) is not None]
-    if not known:
-        raise InvalidField.one(
-            "base",
-            "names no end-of-sequence token that its tokenizer knows; expected eos_token in "
-            "tokenizer_config.json or eos_token_id in generation_config.json or config.json",
-        )
-    return known
+    return [token_id for token_id in dict.fromkeys(found) if tokenizer.id_to_token(token_id) is not None]
 
 
 def _integers(value: Any) -> Iterable[int]:

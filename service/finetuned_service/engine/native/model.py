@@ -79,7 +79,7 @@ class NativeModel:
         geometry = check_geometry(module)
         stored = stored_tensors(module, directory)
         weights = NativeWeights(library, module, geometry)
-        return cls(library, weights, stored, directory, find_sites(module), end_token_ids(module))
+        return cls(library, weights, stored, directory, find_sites(module), end_token_ids(module, directory))
 
     @property
     def geometry(self) -> BaseGeometry:
