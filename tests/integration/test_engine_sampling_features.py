@@ -159,6 +159,22 @@ def test_a_stop_token_ends_a_constrained_reply(model, tokenizer):
     assert set(tokenizer.decode(reply.token_ids)) == {"a"}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_reply_whose_grammar_leaves_only_a_stop_token_that_is_too_early_ends(model, tokenizer, temperature):
+    (b,) = tokenizer.encode("b")
+    sampling = Sampling(
+        30,
+        temperature=temperature,
+        grammar=regex_grammar("aab", "generate.regex"),
+        stop_token_ids=(b,),
+        min_new_tokens=20,
+        # One character a token.
+        logit_bias=tuple((i, -100.0) for i in range(model.vocabulary_tokens) if i != tokenizer.encode("a")[0]),
+    )
+    (reply,) = generate(model, prompt_of(tokenizer), sampling)
+    assert (reply.finish, tokenizer.decode(reply.token_ids)) == (FinishReason.END, "aa")
+
+
 def test_a_grammar_that_gets_too_complex_fails_its_row_alone(model, tokenizer):
     grammar = regex_grammar(r"([a-z]{1,40}){1,40}", "generate.regex")
     plain = Sampling(8, ignore_eos=True)

@@ -132,6 +132,14 @@ def test_biases_and_penalties_change_what_is_said(client: Client, server: TinySe
     assert plain.token_ids != other.token_ids
 
 
+def test_the_extremes_of_what_is_allowed_are_served(client: Client) -> None:
+    greedy = client.generate(PROMPT, plain_base=True, max_tokens=6, ignore_eos=True)
+    drawn = client.generate(PROMPT, plain_base=True, temperature=1e-40, seed=1, max_tokens=6, ignore_eos=True)
+    assert drawn.token_ids == greedy.token_ids
+    reply = client.generate(PROMPT, repetition_penalty=1e-40, **DRAWN)
+    assert len(reply.token_ids) == 12
+
+
 def test_times_and_tokens_are_told_also_when_a_stop_string_ends_the_reply(client: Client) -> None:
     whole = client.generate(PROMPT, plain_base=True, max_tokens=40, ignore_eos=True)
     stop = whole.text[10:13]

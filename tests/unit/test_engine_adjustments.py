@@ -51,6 +51,14 @@ def test_repetition_penalty_is_that_of_transformers(penalty):
         torch.testing.assert_close(scores, oracle(seen, logits[None].clone())[0], atol=0, rtol=0)
 
 
+def test_the_smallest_repetition_penalty_leaves_a_distribution():
+    sampling = Sampling(20, temperature=1.0, repetition_penalty=1e-45, seed=3)
+    for logits, scores, _ in walk(sampling):
+        assert bool(torch.isfinite(scores).all())
+        choice = TokenChoice(Submit(1, PROMPT, None, sampling), ENDS, CPU)
+        assert choice.choose(logits) in PROMPT
+
+
 @pytest.mark.parametrize(("frequency", "presence"), [(0.7, 0.0), (0.0, 1.5), (-2.0, 2.0), (0.25, -0.5)])
 def test_frequency_and_presence_penalties_are_those_of_openai(frequency, presence):
     sampling = Sampling(20, frequency_penalty=frequency, presence_penalty=presence)

@@ -87,6 +87,16 @@ def test_a_seed_gives_its_tokens_whatever_else_is_drawn():
     assert actual == expected
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-45])
+@pytest.mark.parametrize("others", [{}, {"top_p": 0.9}, {"top_k": 5}])
+def test_the_smallest_temperatures_draw_the_most_likely_token(temperature, others):
+    sampling = Sampling(8, temperature=temperature, **others)
+    for seed in range(5):
+        logits = random_logits(seed)
+        generator = make_generator(sampling)
+        assert draw_token(logits, sampling, generator) == int(logits.argmax())
+
+
 def test_greedy_takes_the_first_of_equal_maxima():
     logits = torch.tensor([[0.0, 5.0, 5.0], [7.0, 7.0, 7.0], [0.0, 1.0, 2.0]])
     assert greedy_tokens(logits) == [1, 0, 2]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from finetuned_service.engine.messages import Sampling, Submit
+from finetuned_service.engine.sampling import LEAST_DIVISOR
 
 
 @final
@@ -80,7 +81,8 @@ class Adjustments:
         sampling = self._sampling
         seen, counts = self._seen[: len(self._place)], self._counts[: len(self._place)]
         found = scores[seen]
-        if (penalty := sampling.repetition_penalty) != 1.0:
+        # Not the tiniest: what is divided by it must stay finite.
+        if (penalty := max(sampling.repetition_penalty, LEAST_DIVISOR)) != 1.0:
             found = torch.where(found < 0, found * penalty, found / penalty)
         scores[seen] = (
             found - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0).float()

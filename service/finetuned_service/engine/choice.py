@@ -37,7 +37,8 @@ class TokenChoice:
         return self._constraint is not None and self._constraint.complete
 
     def choose(self, logits: Tensor) -> int | None:
-        """The next token for finite `logits [vocabulary]`, which stay as they are; None if the reply is over.
+        """The next token for finite `logits [vocabulary]`, which stay as they are; None if the reply is over, also because
+        all that its grammar allows next are stop tokens, and it is too early for those.
 
         Raises:
             FinetunedError: if the grammar cannot be followed.
@@ -51,6 +52,8 @@ class TokenChoice:
             early = self._adjustments is not None and self._adjustments.too_early
             if not self._constraint.apply(scores, may_end=not (early or self._sampling.ignore_eos)):
                 return None
+        if self._adjustments is not None and self._adjustments.too_early and bool(scores.max() == -torch.inf):
+            return None
         if self._generator is not None:
             return draw_token(scores, self._sampling, self._generator)
         return int(scores.argmax())

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from finetuned_service.engine.messages import Sampling, TokenLogprobs
 
+LEAST_DIVISOR = 1e-6
+"""Of logits. A temperature below draws the most likely token all the same, and what logits are divided by must not make
+them infinite."""
 _NUCLEUS_CANDIDATES = 1024
 """top-p first looks here: sorting a whole vocabulary costs milliseconds, and rarely is more needed."""
 
@@ -53,7 +56,7 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, 
         logits: `[vocabulary]`.
         sampling: with a temperature above 0.
     """
-    scores = logits.float() / sampling.temperature
+    scores = logits.float() / max(sampling.temperature, LEAST_DIVISOR)
     if sampling.top_k:
         # All that tie with the k-th stay, as in transformers' TopKLogitsWarper.
         kth = scores.topk(min(sampling.top_k, scores.shape[0])).values[-1]
