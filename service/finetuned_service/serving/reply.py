@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from finetuned_service.engine.messages import FinishReason, Started, Tokens
@@ -71,18 +71,32 @@ class Reply:
             now = time.perf_counter()
             self.cached_tokens += event.cached_tokens
             self.prefill_seconds += event.prefill_seconds
+            text, event = self._pushed(event)
             self._count_tokens(len(event.token_ids), now, now - last)
             last = now
-            piece = self.text.push(event.token_ids)
             rest = self.text.finish() if event.finish is not None else ""
-            if piece.text or rest or event.token_ids:
-                yield Delta(self.input, piece.text + rest, event.token_ids, event.logprobs, self.sample)
+            if text or rest or event.token_ids:
+                yield Delta(self.input, text + rest, event.token_ids, event.logprobs, self.sample)
             if self.text.stopped is not None:
                 self._end(FinishReason.STOP, self.text.stopped, event, now)
                 return
             if event.finish is not None:
                 self._end(event.finish, "", event, now)
                 return
+
+    def _pushed(self, event: Tokens) -> tuple[str, Tokens]:
+        """What an event adds to the text, and the event with the tokens that belong to the reply. Those that were computed
+        until a stop string was found do not: how many they are is a matter of who was faster.
+        """
+        if not self.text.may_stop:
+            return self.text.push(event.token_ids).text, event
+        text = ""
+        for count, token_id in enumerate(event.token_ids, start=1):
+            text += self.text.push((token_id,)).text
+            if self.text.stopped is not None:
+                ids, logprobs = event.token_ids[:count], event.logprobs[:count]
+                return text, replace(event, token_ids=ids, logprobs=logprobs)
+        return text, event
 
     def _start(self, event: Started) -> None:
         self.started = event

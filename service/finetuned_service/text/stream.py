@@ -36,6 +36,8 @@ class TextStream:
     def __init__(self, tokenizer: BaseTokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._detokenizer = detokenizer(tokenizer)
         self._matcher = StopMatcher(stop)
+        self.may_stop = bool(stop)
+        """It has stop strings."""
         self._early_tokens = min_tokens
         """How many ids are still to come before stop strings count."""
         self.stopped: str | None = None
