@@ -196,6 +196,15 @@ def test_a_pinned_host_copy_stays(world):
     assert world.tiers()["a"] is HOST
 
 
+def test_what_is_pinned_below_the_tier_it_is_in_may_fall_as_far(world):
+    world.load(A)
+    assert world.manager.set_residency(A, DEVICE, pinned=True, kept=HOST) is READY
+    assert world.tiers()["a"] is DEVICE
+    for one in (B, C, D):
+        assert world.hold(one) is READY
+    assert world.tiers()["a"] is HOST
+
+
 def test_stored_waits_for_the_last_running_sequence(world):
     assert world.hold(A) is READY
     assert world.manager.set_residency(A, STORED, pinned=False) is READY

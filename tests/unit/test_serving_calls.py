@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -10,7 +11,14 @@ import pytest
 from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.manifest import BaseManifest
-from finetuned_service.engine.messages import Failed, FinishReason, Started, Tokens
+from finetuned_service.engine.messages import (
+    Failed,
+    FinishReason,
+    Residency,
+    Started,
+    TokenLogprobs,
+    Tokens,
+)
 from finetuned_service.engine.stream import EngineStream
 from finetuned_service.errors import (
     AdapterIncompatible,
@@ -19,6 +27,7 @@ from finetuned_service.errors import (
     NotFound,
     PromptTooLong,
     QueueFull,
+    ResourceExhausted,
     Unavailable,
 )
 from finetuned_service.metrics import ServerMetrics, new_registry
@@ -171,6 +180,22 @@ def reply(text: str, modules: int = 0) -> list[object]:
     return [started(modules), said(text), Tokens(0, (), finish=FinishReason.END, prefill_seconds=1.0)]
 
 
+class Residencies:
+    """An engine that refuses to bring weights to the device, and lets go of them when it does."""
+
+    def __init__(self) -> None:
+        self.pinned: dict[str, Residency] = {}
+
+    async def set_residency(self, handle, residency, *, pinned, kept):
+        if residency is Residency.DEVICE:
+            self.pinned.pop(handle.digest, None)
+            raise ResourceExhausted("no room")
+        if pinned:
+            self.pinned[handle.digest] = kept
+        else:
+            self.pinned.pop(handle.digest, None)
+
+
 def call(*texts: str, adapter: str | None = None, **generation) -> ServeCall:
     selector = AdapterSelector("acme", adapter) if adapter else None
     inputs = tuple(Content(text) for text in texts or ("hello",))
@@ -191,6 +216,36 @@ def texts_of(events: list[object], inputs: int) -> list[str]:
 
 def metric(page: CollectorRegistry, name: str, **labels: str) -> float:
     return page.get_sample_value(name, labels) or 0.0
+
+
+# Residency
+
+
+@pytest.mark.parametrize("pin", [False, True])
+async def test_a_load_that_is_refused_leaves_pinned_what_was(serving, add, pin):
+    residencies, version = Residencies(), add("redact")
+    serving = dataclasses.replace(serving, engine=residencies)
+    others = dataclasses.replace(version, tenant="beta")
+    for before, pinned in ((None, {}), (version, {ADAPTER: Residency.HOST}), (others, {ADAPTER: Residency.HOST})):
+        if before is not None:
+            await serving.load(before, Residency.HOST, pin=True)
+        with pytest.raises(ResourceExhausted):
+            await serving.load(version, Residency.DEVICE, pin=pin)
+        assert residencies.pinned == pinned
+        assert serving.holders.pinned(ADAPTER) == pinned.get(ADAPTER, Residency.STORED)
+        if before is not None:
+            await serving.unload(before)
+            assert residencies.pinned == {}
+
+
+async def test_what_is_pinned_stays_so_until_it_is_unloaded(serving, add):
+    residencies, version = Residencies(), add("redact")
+    serving = dataclasses.replace(serving, engine=residencies)
+    await serving.load(version, Residency.HOST, pin=True)
+    await serving.load(version, Residency.HOST, pin=False)
+    assert residencies.pinned == {ADAPTER: Residency.HOST}
+    await serving.unload(version)
+    assert residencies.pinned == {}
 
 
 # One input
@@ -232,6 +287,18 @@ async def test_a_stop_string_ends_the_reply_and_the_sequence(serving, engine):
     assert texts_of(events, 1) == ["one "]
     assert events[-1].outcomes == (Outcome(FinishReason.STOP, "END"),)
     assert engine.cancelled == [0]
+
+
+async def test_tokens_that_came_after_a_stop_string_are_not_of_the_reply(serving, engine):
+    """Of one event, as a reader that is slower than the engine gets them."""
+    logprobs = tuple(TokenLogprobs(-1.0, (), ()) for _ in ids("one END two"))
+    late = Tokens(0, ids("one END two"), logprobs, FinishReason.LENGTH, decode_seconds=1.0)
+    kept = len(ids("one END"))
+    assert kept < len(ids("one END two"))
+    engine.scripts = [[started(), late]]
+    _, delta, done = await collect(serving, call(stop=("END",), logprobs=1))
+    assert (delta.text, delta.token_ids, len(delta.logprobs)) == ("one ", ids("one END"), kept)
+    assert (done.outcomes, done.completion_tokens) == ((Outcome(FinishReason.STOP, "END"),), kept)
 
 
 async def test_what_looked_like_a_stop_string_comes_at_the_end(serving, engine):

@@ -190,14 +190,20 @@ class EngineClient:
         return stream
 
     async def set_residency(
-        self, adapter: AdapterHandle, residency: Residency, *, pinned: bool = False
+        self,
+        adapter: AdapterHandle,
+        residency: Residency,
+        *,
+        pinned: bool = False,
+        kept: Residency | None = None,
     ) -> Snapshot:
-        """Bring an adapter to a tier and answer when it is there; kept over a restart of the engine.
+        """Bring an adapter to a tier and answer when it is there; kept over a restart of the engine. It may be pinned at a
+        lower one (`kept`).
 
         Raises:
             FinetunedError: if the adapter cannot be loaded, or there is no memory or no engine.
         """
-        call = SetResidency(next(self._ids), adapter, residency, pinned)
+        call = SetResidency(next(self._ids), adapter, residency, pinned, kept)
         snapshot = await self._call(call)
         if residency is Residency.STORED:
             self._desired.pop(adapter.digest, None)

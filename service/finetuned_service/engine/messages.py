@@ -135,6 +135,8 @@ class SetResidency:
     adapter: AdapterHandle
     residency: Residency
     pinned: bool = False
+    kept: Residency | None = None
+    """Where it is pinned, if not at `residency`: from there on upwards it may be evicted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,8 +140,10 @@ class ResidencyManager(Generic[W, P]):
         finally:
             self._drop_if_idle(entry)
 
-    def set_residency(self, handle: AdapterHandle, tier: Residency, *, pinned: bool) -> Readiness:
-        """Bring an adapter up or down to `tier`; downwards it waits for its running sequences.
+    def set_residency(
+        self, handle: AdapterHandle, tier: Residency, *, pinned: bool, kept: Residency | None = None
+    ) -> Readiness:
+        """Bring an adapter up or down to `tier`, pinned there or at `kept`; downwards it waits for its running sequences.
 
         Raises:
             FinetunedError: as `advance`; then nothing is pinned.
@@ -149,7 +151,7 @@ class ResidencyManager(Generic[W, P]):
         if tier is Residency.STORED and handle.digest not in self._entries:
             return Readiness.READY
         entry = self._entries.setdefault(handle.digest, _Entry(handle))
-        entry.pinned = tier if pinned else Residency.STORED
+        entry.pinned = (kept or tier) if pinned else Residency.STORED
         entry.falls_to = tier
         try:
             readiness = Readiness.READY if tier is Residency.STORED else self.advance(handle, tier)

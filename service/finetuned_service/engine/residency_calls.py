@@ -28,7 +28,9 @@ class ResidencyCalls:
     def take(self, call: SetResidency) -> list[Answer]:
         """Begin a call, or go on with it; no answer while its adapter is on its way."""
         try:
-            readiness = self._residency.set_residency(call.adapter, call.residency, pinned=call.pinned)
+            readiness = self._residency.set_residency(
+                call.adapter, call.residency, pinned=call.pinned, kept=call.kept
+            )
         except FinetunedError as error:
             return [Answer(call.call_id, None, error.to_wire())]
         match readiness:

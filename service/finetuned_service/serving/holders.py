@@ -12,10 +12,20 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
+
 from finetuned_service.engine.messages import AdapterResidency, Residency
 
 _TIERS = (Residency.STORED, Residency.HOST, Residency.DEVICE)
 """From the lowest up."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """One tenant and the weights of one digest."""
+
+    used: bool
+    """Its calls have brought them into memory."""
+    pinned: Residency | None
 
 
 class Holders:
@@ -40,6 +50,19 @@ class Holders:
     def used(self, digest: str, tenant: str) -> None:
         """Note that a tenant's call brings the weights into memory."""
         self._users.setdefault(digest, set()).add(tenant)
+
+    def held_by(self, digest: str, tenant: str) -> Held:
+        """What is noted of a tenant and the weights."""
+        used = tenant in self._users.get(digest, ())
+        return Held(used, self._pins.get(digest, {}).get(tenant))
+
+    def restore(self, digest: str, tenant: str, before: Held) -> None:
+        """Note what `held_by` told before a call that was refused."""
+        self.leave(digest, tenant)
+        if before.used:
+            self.used(digest, tenant)
+        if before.pinned is not None:
+            self.pin(digest, tenant, before.pinned)
 
     def pin(self, digest: str, tenant: str, tier: Residency) -> None:
         self._pins.setdefault(digest, {})[tenant] = tier

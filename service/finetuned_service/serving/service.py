@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -73,26 +73,38 @@ class Serving:
     """Whose weights are in memory."""
 
     async def load(self, version: AdapterVersion, tier: Residency, *, pin: bool) -> Snapshot:
-        """Bring a version's weights to a tier, and keep them there if asked; answers when they are there.
+        """Bring a version's weights to a tier, and keep them there if asked; answers when they are there. What is pinned
+        stays so until it is unloaded.
 
         Raises:
             AdapterIncompatible: it belongs to another base.
-            FinetunedError: from the engine; then nothing is pinned.
+            FinetunedError: from the engine; then what was pinned before is, and nothing else.
         """
         check_compatible(version, self.base)
         digest, tenant = version.manifest.digest, version.tenant
+        before = self.holders.held_by(digest, tenant)
         # Before the engine is asked: another tenant's call meanwhile must not undo this one.
         self.holders.used(digest, tenant)
         if pin:
             self.holders.pin(digest, tenant, tier)
-        else:
-            self.holders.unpin(digest, tenant)
-        tier, pinned = self.holders.at_least(digest, tier)
         try:
-            return await self.engine.set_residency(handle_of(version), tier, pinned=pinned)
+            return await self._bring(version, tier)
         except FinetunedError:
-            self.holders.leave(digest, tenant)
+            self.holders.restore(digest, tenant, before)
+            await self._keep_pins(version)
             raise
+
+    async def _keep_pins(self, version: AdapterVersion) -> None:
+        """The engine has refused a call and let go of the weights: what others, or earlier calls, pinned is pinned again."""
+        if self.holders.pinned(version.manifest.digest) is not Residency.STORED:
+            with suppress(FinetunedError):  # what the caller is to hear of is the first refusal
+                await self._bring(version, Residency.STORED)
+
+    async def _bring(self, version: AdapterVersion, tier: Residency) -> Snapshot:
+        """To a tier, or where somebody keeps it if that is higher up."""
+        tier, pinned = self.holders.at_least(version.manifest.digest, tier)
+        kept = self.holders.pinned(version.manifest.digest)
+        return await self.engine.set_residency(handle_of(version), tier, pinned=pinned, kept=kept)
 
     async def unload(self, version: AdapterVersion, tier: Residency = Residency.STORED) -> Snapshot:
         """Let a version's weights fall to STORED or HOST, unless another tenant has pinned the same higher up.
@@ -104,8 +116,7 @@ class Serving:
             self.holders.leave(digest, tenant)
         else:
             self.holders.unpin(digest, tenant)
-        tier, pinned = self.holders.at_least(digest, tier)
-        return await self.engine.set_residency(handle_of(version), tier, pinned=pinned)
+        return await self._bring(version, tier)
 
     async def serve(self, call: ServeCall) -> AsyncGenerator[ServeEvent]:
         """ServedBy, then deltas of all inputs as they come, then Done.
