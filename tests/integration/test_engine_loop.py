@@ -262,6 +262,35 @@ def test_a_row_that_breaks_its_step_fails_alone(model, adapters, oracles):
         assert [a.running_sequences for a in snapshot.adapters] == [0, 0]
 
 
+def test_a_gpu_that_is_lost_ends_the_engine(model):
+    """Nothing that it computes afterwards succeeds: the process ends, and another one is started."""
+    with OfflineEngine(model, CONFIG) as engine:
+
+        def lost(*_, **__):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        engine._loop.runner.run = lost
+        with pytest.raises(torch.AcceleratorError):
+            engine.generate([submit(1), submit(2)])
+
+
+def test_a_request_that_cannot_begin_fails_alone(model, oracles, monkeypatch):
+    with OfflineEngine(model, CONFIG) as engine:
+        begin = engine._loop._replies.begin
+
+        def begins(sequence, *matcher):
+            if sequence.request_id == 1:
+                raise RuntimeError("no memory, naming /secret/path")
+            begin(sequence, *matcher)
+
+        monkeypatch.setattr(engine._loop._replies, "begin", begins)
+        bad, good = engine.generate([submit(1), submit(2)])
+        assert isinstance(bad.error, Internal)
+        assert "secret" not in bad.error.message
+        assert good.token_ids == oracle_tokens(oracles[3], PROMPT, 10)
+        assert engine.inspect().waiting_sequences == 0
+
+
 def test_steps_that_all_break_fail_their_sequences_and_the_engine_goes_on(model, oracles):
     with OfflineEngine(model, CONFIG) as engine:
         break_steps(engine, lambda one: one.request_id < 3)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+import torch
 
 from finetuned_service.bases.device import usual_prefill_tokens
 from finetuned_service.engine.arrivals import Arrivals
@@ -193,13 +194,16 @@ class EngineLoop:
             limit = limit_tokens(submit, self._model, self.scheduler.kv.capacity)
             sequence = Sequence(submit, limit, time.monotonic(), list(submit.prompt_token_ids))
             self.scheduler.check_deadline(sequence, sequence.arrived_seconds)
+            if not submit.sampling.grammar:
+                self._replies.begin(sequence)
         except FinetunedError as error:
             if isinstance(error, DeadlineExceeded):
                 self._counts.add("deadlines_estimate")
             self._events.append(Failed(submit.request_id, error.to_wire()))
             return
-        if not submit.sampling.grammar:
-            self._replies.begin(sequence)
+        except Exception as error:  # noqa: BLE001 - who is at fault fails alone, the engine goes on
+            self._events.append(Failed(submit.request_id, self._fault(error).to_wire()))
+            return
         self._enqueue(self._arrivals.add(sequence))
 
     def _cancel(self, request_id: int) -> None:
@@ -248,6 +252,8 @@ class EngineLoop:
         began = time.monotonic()
         try:
             step = self.runner.run(chunks, self._place_of)
+        except torch.AcceleratorError:
+            raise  # a GPU computes nothing more for a process that it has told of an error: another one is started
         except Exception as error:  # noqa: BLE001 - who is at fault fails alone, the engine goes on
             self._counts.add("step_failures")
             fault = self._fault(error)
