@@ -115,8 +115,9 @@ class PrefixCache:
     def _common(self, prompt: Sequence[int], tokens: Sequence[int], limit: int) -> int:
         length = 0
         step = self._block_tokens
-        while length + step <= limit and all(prompt[i] == tokens[i] for i in range(length, length + step)):
-            length += step
+        # Slices, not tokens: a prompt of thousands is compared with every known one while streams wait.
+        while (end := length + step) <= limit and [*prompt[length:end]] == [*tokens[length:end]]:
+            length = end
         return length
 
     def _drop(self, entry: _Entry) -> None:
