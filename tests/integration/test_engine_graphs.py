@@ -98,7 +98,9 @@ def test_three_shapes_are_captured_before_it_is_ready_and_none_while_a_sequence_
         assert recorder.captures == decode_graphs.FIRST_SHAPES == 3
         engine.generate(requests(adapters))
         assert recorder.captures == 3
-        monkeypatch.setattr(recorder, "on_capture", lambda: engine._loop.scheduler.running and pytest.fail("busy"))
+        monkeypatch.setattr(
+            recorder, "on_capture", lambda: engine._loop.scheduler.running and pytest.fail("busy")
+        )
         assert rest(engine, recorder) > 3
         assert rest(engine, recorder) == 0
 

@@ -169,7 +169,9 @@ def test_a_reply_whose_grammar_leaves_only_a_stop_token_that_is_too_early_ends(m
         stop_token_ids=(b,),
         min_new_tokens=20,
         # One character a token.
-        logit_bias=tuple((i, -100.0) for i in range(model.vocabulary_tokens) if i != tokenizer.encode("a")[0]),
+        logit_bias=tuple(
+            (i, -100.0) for i in range(model.vocabulary_tokens) if i != tokenizer.encode("a")[0]
+        ),
     )
     (reply,) = generate(model, prompt_of(tokenizer), sampling)
     assert (reply.finish, tokenizer.decode(reply.token_ids)) == (FinishReason.END, "aa")

@@ -31,12 +31,16 @@ library.decoder_free(decoder)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return save_tiny_base(tmp_path_factory.mktemp("threads"), dtype=torch.bfloat16)
+    return save_tiny_base(tmp_path_factory.mktemp("threads"), dtype=torch.bfloat16, head_dim=16)
 
 
 def test_too_few_threads_are_told_and_those_that_came_have_ended(library_file):
     done = subprocess.run(
-        [sys.executable, "-c", STARVED, str(library_file)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", STARVED, str(library_file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["None", "True 3"]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from finetuned_service.errors import InvalidData
 from finetuned_service.jobs import room, runner
+from finetuned_service.jobs.assignment import ResidentBase
 from finetuned_service.jobs.events import StateChanged
 from finetuned_service.jobs.specs import Optimization
 from finetuned_service.jobs.states import Fault, JobState, Priority, StateReason
@@ -342,6 +343,8 @@ def test_a_disk_without_room_for_the_task_pauses_the_job(place):
     submitted = place.submit(train_job())
 
     class FullDisk:
+        resident = ResidentBase
+
         def task_for(self, job, directory):
             directory.mkdir(parents=True, exist_ok=True)
             with Path("/dev/full").open("wb", buffering=0) as file:

@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyAdapter:
-    return save_tiny_adapter(tmp_path_factory.mktemp("adapter"), base, rank=4)
+    return save_tiny_adapter(tmp_path_factory.mktemp("adapter"), base, seed=1, rank=4)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,11 @@ REFUSALS = [
     (MemoryError(), ResourceExhausted, NO_MEMORY),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ResourceExhausted, NO_MEMORY),
     (RuntimeError("can't start new thread"), ResourceExhausted, NO_MEMORY),
-    (OSError(errno.EMFILE, "Too many open files"), ResourceExhausted, r"no file descriptors \(ulimit -n\) left"),
+    (
+        OSError(errno.EMFILE, "Too many open files"),
+        ResourceExhausted,
+        r"no file descriptors \(ulimit -n\) left",
+    ),
     (OSError(errno.EIO, "Input/output error"), Unavailable, r"cannot be read now; try again"),
 ]
 

@@ -21,19 +21,19 @@ from finetuned_service.bases import resident
 from finetuned_service.bases.lender import BORROWED, Lender, LenderEnded
 from finetuned_service.bases.resident import RESIDENT
 from finetuned_service.jobs.assignment import ResidentBase
-from finetuned_service.jobs.events import Notice, Progress, Usage
+from finetuned_service.jobs.events import Progress, Usage
 from finetuned_service.jobs.process import ENGINE_ENDED
 from finetuned_service.jobs.states import JobState, StateReason
 from finetuned_service.jobs.task import EXIT_FAILED, EXIT_FINISHED, Suspended
 from finetuned_service.training.evaluate import Evaluated, Evaluator
 from finetuned_service.training.preferences import reference
 from finetuned_service.training.run import run
-from unit.test_dispatcher import SUCCEED, reasons
-from unit.test_job_process import job, reports_of, run_python, write_task
-from unit.test_training_resume import SETTINGS, kept
 from tiny_jobs import TENANT, train_job
 from tiny_worker import Workplace, eventually
 from training_tasks import Reports, make_base, make_task
+from unit.test_dispatcher import SUCCEED, reasons
+from unit.test_job_process import job, reports_of, run_python, write_task
+from unit.test_training_resume import SETTINGS, kept
 
 
 class Other:
@@ -46,7 +46,7 @@ class Other:
 
     def end(self) -> None:
         """It is over, and nobody has taken note of it."""
-        self._process.kill()
+        os.kill(self._process.pid, signal.SIGKILL)  # not its own `kill`, which would take note
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
 
     def close(self) -> None:
@@ -170,7 +170,9 @@ def test_a_job_ends_by_itself_when_its_lender_has(tmp_path: Path) -> None:
 def test_what_it_finds_afterwards_is_not_told_whatever_it_is(tmp_path: Path, then: str) -> None:
     unwatched = "lender.WATCH_INTERVAL_SECONDS = 1000.0\n"
     body = LEND + "engine.kill()\nengine.wait()\n" + then
-    program = job(body).replace("def work(", f"from finetuned_service.bases import lender\n{unwatched}\ndef work(")
+    program = job(body).replace(
+        "def work(", f"from finetuned_service.bases import lender\n{unwatched}\ndef work("
+    )
     found = reports_of(done := run_python(program, write_task(tmp_path)))
     assert (done.returncode, found[-1]) == (EXIT_FAILED, Suspended(reason="ENGINE_ENDED", text=ENGINE_ENDED))
     assert [report.step for report in found if isinstance(report, Progress)] == [1]
@@ -183,7 +185,7 @@ def test_what_it_finds_afterwards_is_not_told_whatever_it_is(tmp_path: Path, the
 def test_a_step_after_the_lenders_end_leaves_no_checkpoint_and_the_next_attempt_goes_on_to_the_bit(
     tmp_path: Path, other: Other, monkeypatch: pytest.MonkeyPatch, ends_after_micro_batches: int
 ) -> None:
-    from finetuned_service.training import model  # noqa: PLC0415 - by another name than the fixture's
+    from finetuned_service.training import model
 
     base = make_base(tmp_path / "base")
     whole = make_task(tmp_path / "whole", base, **SETTINGS)

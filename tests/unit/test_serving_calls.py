@@ -226,7 +226,11 @@ async def test_a_load_that_is_refused_leaves_pinned_what_was(serving, add, pin):
     residencies, version = Residencies(), add("redact")
     serving = dataclasses.replace(serving, engine=residencies)
     others = dataclasses.replace(version, tenant="beta")
-    for before, pinned in ((None, {}), (version, {ADAPTER: Residency.HOST}), (others, {ADAPTER: Residency.HOST})):
+    for before, pinned in (
+        (None, {}),
+        (version, {ADAPTER: Residency.HOST}),
+        (others, {ADAPTER: Residency.HOST}),
+    ):
         if before is not None:
             await serving.load(before, Residency.HOST, pin=True)
         with pytest.raises(ResourceExhausted):

@@ -162,7 +162,11 @@ def _refusal(handle: AdapterHandle, error: Exception) -> FinetunedError | None:
             f"the engine has no {_OF_THIS_PROCESS[code]} left to read adapter {handle.digest}; allow the server more",
             metadata={"adapter_digest": handle.digest},
         )
-    if code == errno.ENOMEM or isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY):
+    if (
+        code == errno.ENOMEM
+        or isinstance(error, MemoryError)
+        or any(said in str(error) for said in _NO_MEMORY)
+    ):
         return ResourceExhausted(
             f"the engine gets no memory from the system for adapter {handle.digest}: lower adapter_host_bytes, "
             "adapter_device_bytes or kv_cache_tokens, or allow the server more (ulimit -v, the container's memory, "

@@ -41,9 +41,7 @@ class PlainRunner:
                 min(model.context_tokens, config.kv_capacity_tokens),
                 self._banks.capacity_ranks,
             )
-            self._graphs = DecodeGraphs(
-                self._banks, self._arena, model.decode, model.device, recorder, usual
-            )
+            self._graphs = DecodeGraphs(self._banks, self._arena, model.decode, model.device, recorder, usual)
         reader = AdapterReader(model.sites, model.geometry, model.dtype, model.linear_weight)
         self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
 

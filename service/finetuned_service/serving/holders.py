@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
-
 from finetuned_service.engine.messages import AdapterResidency, Residency
 
 _TIERS = (Residency.STORED, Residency.HOST, Residency.DEVICE)

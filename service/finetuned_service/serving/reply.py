@@ -71,12 +71,12 @@ class Reply:
             now = time.perf_counter()
             self.cached_tokens += event.cached_tokens
             self.prefill_seconds += event.prefill_seconds
-            text, event = self._pushed(event)
-            self._count_tokens(len(event.token_ids), now, now - last)
+            text, told = self._pushed(event)
+            self._count_tokens(len(told.token_ids), now, now - last)
             last = now
             rest = self.text.finish() if event.finish is not None else ""
-            if text or rest or event.token_ids:
-                yield Delta(self.input, text + rest, event.token_ids, event.logprobs, self.sample)
+            if text or rest or told.token_ids:
+                yield Delta(self.input, text + rest, told.token_ids, told.logprobs, self.sample)
             if self.text.stopped is not None:
                 self._end(FinishReason.STOP, self.text.stopped, event, now)
                 return
