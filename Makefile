@@ -126,7 +126,8 @@ bench-training: install compiler ## Measure training beside TRL: speed and memor
 	$(BUILD_PEER) trl
 	$(BIN)/python -m benchmarks.training $(BENCH)
 
-bench-quality: install compiler ## Measure what training makes beside transformers, PEFT and plain PyTorch
+bench-quality: install compiler ## Measure what training makes beside TRL, transformers, PEFT and plain PyTorch
+	$(BUILD_PEER) trl || true
 	$(BIN)/python -m benchmarks.quality $(BENCH)
 
 # SOAK_MINUTES=5 for another time, SOAK_BASE=SOURCE for another base (as of `finetuned serve --base-source`).

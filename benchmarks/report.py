@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,21 +23,36 @@ _COLOURS = {"met": "green", "missed": "red"}
 
 def print_table(title: str, figures: Sequence[Figure], missing: Sequence[str]) -> None:
     """All figures, the target beside each, and what could not be measured."""
-    table = Table("figure", "ours", "unit", "beside", "theirs", "ratio", "target", "", title=title)
+    rows: list[tuple[str, ...]] = []
     for figure in figures:
-        target, word = verdict(figure)
         theirs = "" if figure.peer is None else _spread(figure.peer, figure.peer_minimum, figure.peer_maximum)
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}x"
-        shown = f"[{_COLOURS[word]}]{word}[/]" if word in _COLOURS else word
         ours = _spread(figure.value, figure.minimum, figure.maximum)
-        table.add_row(figure.figure, ours, figure.unit, figure.peer_name, theirs, ratio, target, shown)
+        rows.append(
+            (figure.figure, ours, figure.unit, figure.peer_name, theirs, ratio, *verdict(figure)),
+        )
+    columns = ("figure", "ours", "unit", "beside", "theirs", "ratio", "target", "")
+    print_rows(title, columns, rows, {figure.figure: figure.note for figure in figures}, missing)
+
+
+def print_rows(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    notes: Mapping[str, str],
+    missing: Iterable[str],
+) -> None:
+    """A table whose last column is a verdict; under it what there is to say of some figures, and what is missing."""
+    table = Table(*columns, title=title)
+    for *cells, word in rows:
+        table.add_row(*cells, f"[{_COLOURS[word]}]{word}[/]" if word in _COLOURS else word)
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_COLUMNS)
     console.print(table)
-    for figure in figures:
-        if figure.note:
-            console.print(f"{figure.figure}: {figure.note}", highlight=False)
+    for figure, note in notes.items():
+        if note:
+            console.print(f"{figure}: {note}", highlight=False)
     for line in missing:
         console.print(f"[red]missing[/] {line}", highlight=False)
 

@@ -1,14 +1,19 @@
 """`python -m benchmarks.quality`: what training makes, beside the references. See ../README.md.
 
 studies.py           tasks on real rows, methods, settings
-rows.py, bases.py    what they are made of
+rows.py, reviews.py  rows of every study
+bases.py             bases that they are trained over
+encoded.py           rows of language models as ids, alike for all sides
 order.py             what a learner is asked and answers
 alone.py             a run in a forked process, and its memory
 ours_*.py            ours: a TrainJob as its process runs it, rows answered by the engine that serves
-reference*           the other side; reference/__init__.py says what is in it
-scores.py            one scorer for both
+reference_worker.py  transformers' Trainer, plain PyTorch, scikit-learn
+trl_worker.py        TRL's trainers, in an environment of their own
+reference/           what both are made of
+scores.py            one scorer for all
 compare.py           medians, ratios, curves, verdicts
-learners.py          both as processes that take turns, and the files of their runs
+learners.py          all as processes that take turns, and the files of their runs
+sources.py           which code a run is of
 groups.py            the figures
 report.py            the table
 """

@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from finetuned_service.vocabulary import Task
+from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.vocabulary import Objective, Task
 
 from benchmarks.machine import cores
 from benchmarks.quality.bases import base
@@ -21,18 +22,17 @@ from benchmarks.quality.compare import (
     curve_distance,
     lora_beside_full,
 )
+from benchmarks.quality.encoded import encoded_file
 from benchmarks.quality.learners import Learners
 from benchmarks.quality.order import Order, Outcome
 from benchmarks.quality.rows import RowFiles, read, rows_of
 from benchmarks.quality.scores import score
-from benchmarks.quality.studies import METHODS, STUDIES, Study, default_spec, matched_spec
+from benchmarks.quality.studies import METHODS, STUDIES, Study, default_spec, matched_spec, steps_of
 
 QUICK_STEPS = 3
 QUICK_ROWS = 16
 FLOAT32 = frozenset({"digits", "minilm", "smollm2-float32"})
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-EPOCHS = (2.0, 4.0)
-INVERSE_REGULARIZATIONS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
+PEFT = frozenset({"LORA", "IA3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +55,38 @@ class _Place:
     study: Study
     base: Path
     files: RowFiles
+    encoded: str
+    """See `Order.encoded`."""
     seeds: range
 
     @classmethod
     def of(cls, name: str, bench: QualityBench) -> _Place:
+        return cls._of(STUDIES[name], bench)
+
+    @classmethod
+    def of_defaults(cls, name: str, bench: QualityBench) -> _Place:
         study = STUDIES[name]
+        own = {"base": study.tuned_base or study.base, "train_rows": study.tuned_rows or study.train_rows}
+        return cls._of(replace(study, **own), bench)
+
+    @classmethod
+    def _of(cls, study: Study, bench: QualityBench) -> _Place:
+        generation = study.task is Task.TEXT_GENERATION
         if bench.quick:
             # Fewer rows with labels would not have them all.
-            rows = min(study.test_rows, QUICK_ROWS) if study.task is Task.TEXT_GENERATION else study.test_rows
+            rows = min(study.test_rows, QUICK_ROWS) if generation else study.test_rows
             study = replace(study, max_steps=QUICK_STEPS, epochs=None, test_rows=rows)
-        files = rows_of(name, study.test_rows)
-        return cls(study, base(study.base), files, range(min(study.seeds, bench.runs)))
+        files, directory = rows_of(study.name, study.test_rows, study.train_rows), base(study.base)
+        encoded = str(encoded_file(files, directory)) if generation else ""
+        return cls(study, directory, files, encoded, range(min(study.seeds, bench.runs)))
 
-    def order(self, spec: Any, tuned: dict[str, float] | None = None) -> Order:
+    def repeated(self, spec: TrainSpec) -> Order:
+        """With the steps that the reference repeats."""
+        batches, rates = steps_of(spec, self.files.train_rows)
+        return replace(self.order(spec), batches=batches, learning_rates=rates)
+
+    def order(self, spec: TrainSpec, tuned: dict[str, float] | None = None) -> Order:
+        """`tuned` for the reference."""
         return Order(
             spec=spec.model_dump(mode="json"),
             base=str(self.base),
@@ -75,9 +94,15 @@ class _Place:
             test=str(self.files.test),
             directory="",
             threads=cores(),
+            encoded=self.encoded,
             generates=self.study.generates,
             tuned=tuned or {},
         )
+
+    def reference(self, method: str) -> str:
+        """Who is the reference: TRL's trainers where PEFT has a language model's method."""
+        trl = self.study.task is Task.TEXT_GENERATION and METHODS[method]["method"] in PEFT
+        return "trl" if trl else "reference"
 
     def scored(self, outcome: Outcome) -> tuple[Outcome, float]:
         return outcome, score(self.study.metric, outcome.predictions, read(self.files.test))
@@ -104,7 +129,7 @@ def _repeated(place: _Place, method: str, learners: Learners) -> Comparison:
     for seed in place.seeds:
         spec = matched_spec(study, method, seed, place.base, place.files.train_rows)
         settings = _told(spec)
-        pairs.append(learners.both(place.order(spec), place.files.digest))
+        pairs.append(learners.both(place.repeated(spec), place.files.digest, place.reference(method)))
     ours, reference = zip(*pairs, strict=True)
     found = compared(
         f"{study.name}_{method}_vs_reference",
@@ -129,7 +154,7 @@ def defaults_of(name: str) -> Group:
 
     def group(bench: QualityBench) -> Iterator[Comparison]:
         for method in STUDIES[name].tuned:
-            yield _tuned(_Place.of(name, bench), method, bench)
+            yield _tuned(_Place.of_defaults(name, bench), method, bench)
 
     return group
 
@@ -138,11 +163,11 @@ def _tuned(place: _Place, method: str, bench: QualityBench) -> Comparison:
     study, seeds = place.study, place.seeds
     specs = [default_spec(study, method, seed, place.base, place.files.train_rows) for seed in seeds]
     ours = [bench.learners.one("ours", place.order(spec), place.files.digest) for spec in specs]
-    grid = _grid(method, quick=bench.quick)
+    grid = _grid(study, method, quick=bench.quick)
 
     def run(name: str, seed: int) -> tuple[Outcome, float]:
         order = place.order(specs[seed], grid[name])
-        return place.scored(bench.learners.one("reference", order, place.files.digest))
+        return place.scored(bench.learners.one(place.reference(method), order, place.files.digest))
 
     first = {name: run(name, 0) for name in grid}
     chosen = best({name: scored for name, (_, scored) in first.items()}, study.metric)
@@ -155,7 +180,7 @@ def _tuned(place: _Place, method: str, bench: QualityBench) -> Comparison:
         study.metric,
         len(read(place.files.test)),
         [place.scored(outcome) for outcome in ours],
-        f"{_tuned_name(method)}, {chosen}",
+        f"{_tuned_name(study, method)}, {chosen}",
         reference,
         settings=_told(specs[0]),
         note=f"the reference's grid: {told}",
@@ -163,29 +188,40 @@ def _tuned(place: _Place, method: str, bench: QualityBench) -> Comparison:
     return against_tuned(found)
 
 
-def _grid(method: str, *, quick: bool) -> dict[str, dict[str, float]]:
+def _grid(study: Study, method: str, *, quick: bool) -> dict[str, dict[str, float]]:
+    grid = study.grid
     if method == "head":
-        found = {f"C {c:g}": {"inverse_regularization": c} for c in INVERSE_REGULARIZATIONS}
+        found = {f"C {c:g}": {"inverse_regularization": c} for c in grid.inverse_regularizations}
     else:
         found = {
             f"rate {rate:g}, {epochs:g} epochs": {"learning_rate": rate, "epochs": epochs}
-            for rate, epochs in product(LEARNING_RATES, EPOCHS)
+            for rate, epochs in product(grid.learning_rates, grid.epochs)
         }
-    return dict(list(found.items())[:1]) if quick else found
+    if quick:
+        name, settings = next(iter(found.items()))
+        return {name: settings if method == "head" else {**settings, "max_steps": QUICK_STEPS}}
+    return found
 
 
-def _tuned_name(method: str) -> str:
-    return "scikit-learn's LogisticRegression" if method == "head" else "transformers' Trainer + PEFT"
+def _tuned_name(study: Study, method: str) -> str:
+    if method != "head":
+        return _peft_name(study)
+    return f"scikit-learn's {'Ridge' if study.metric == 'spearman' else 'LogisticRegression'}"
 
 
 def _reference_name(study: Study, method: str) -> str:
-    peft = METHODS[method]["method"] in {"LORA", "IA3"}
-    if not peft:
+    if METHODS[method]["method"] not in PEFT:
         return "plain PyTorch"
-    return "PyTorch + PEFT" if study.base == "digits" else "transformers' Trainer + PEFT"
+    return "PyTorch + PEFT" if study.base == "digits" else _peft_name(study)
 
 
-def _told(spec: Any) -> dict[str, Any]:
+def _peft_name(study: Study) -> str:
+    if study.task is not Task.TEXT_GENERATION:
+        return "transformers' Trainer + PEFT"
+    return f"TRL's {'DPOTrainer' if study.objective is Objective.DPO else 'SFTTrainer'} + PEFT"
+
+
+def _told(spec: TrainSpec) -> dict[str, Any]:
     """What a reader wants to know of resolved settings."""
     options = spec.optimization
     return {"learning_rate": options.learning_rate, "steps": options.max_steps, "rows": options.batch_rows}

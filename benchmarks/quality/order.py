@@ -1,4 +1,4 @@
-"""What a learner is asked, and what it answers; values alone, so that both sides can read it."""
+"""What a learner is asked, and what it answers; values alone, so that every side can read it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ class Order:
     directory: str
     """Where files of the run go; empty at first."""
     threads: int
+    encoded: str = ""
+    """Of a language model: a JSON file of the rows as ids (`encoded.py`)."""
+    batches: list[list[int]] = field(default_factory=list[list[int]])
+    """What the spec comes to: the training rows of every step, by their place in their file."""
+    learning_rates: list[float] = field(default_factory=list[float])
+    """Of every step."""
     initial: str = ""
     """A safetensors file of the parameters with which training begins, by their names in an adapter's file."""
     generates: bool = False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuned_service.adapters.files import stored_head
+from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.datasets.rows import read_rows, rows_of
 from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import EngineConfig
@@ -19,7 +20,7 @@ from finetuned_service.text.values import Preference
 from finetuned_service.training.adapter import adapter_handle
 from finetuned_service.training.embeddings.pairs import read_embedding_data
 from finetuned_service.training.encoded import encoded
-from finetuned_service.training.heads.evaluate import answered
+from finetuned_service.training.heads.evaluate import Outputs, answered
 from finetuned_service.training.heads.examples import read_head_data
 from finetuned_service.training.questions import encode_prompt, questions
 from finetuned_service.vocabulary import Objective, Task
@@ -44,7 +45,18 @@ def predictions_of(order: Order, spec: TrainSpec, adapter: Path) -> dict[str, An
             if head is None:
                 raise ValueError("the adapter has no head")
             heldout = read_head_data(spec, base, Path(order.train), Path(order.test)).heldout
-            outputs = answered(base, handle, heldout, head, order.threads)
+            return _told(head, answered(base, handle, heldout, head, order.threads))
+
+
+def _told(head: Head, outputs: Outputs) -> dict[str, Any]:
+    """Of each row the number, all labels that are likelier than not, or the likeliest, of each of its words."""
+    match head.problem:
+        case Problem.REGRESSION:
+            return {"numbers": [float(rows[0, 0]) for rows in outputs]}
+        case Problem.MULTI_LABEL:
+            named = (zip(head.labels, rows[0] > 0, strict=True) for rows in outputs)
+            return {"labels": [[label for label, on in row if on] for row in named]}
+        case Problem.SINGLE_LABEL:
             return {"labels": [[head.labels[i] for i in rows.argmax(1)] for rows in outputs]}
 
 

@@ -1,4 +1,5 @@
-"""The reference: transformers' Trainer with PEFT where PEFT has the method, else a plain PyTorch loop.
+"""The reference: transformers' Trainer with PEFT where PEFT has the method, else a plain PyTorch loop. Where TRL has
+the task and PEFT the method, `trl_worker.py` is the reference instead.
 
 Settings: none. Command: {"order": ORDER} is answered with an OUTCOME (`order.py`). With `tuned` in the order it
 trains as its users would; else it repeats the run of the order's spec, batch by batch.
@@ -6,15 +7,15 @@ trains as its users would; else it repeats the run of the order's spec, batch by
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from finetuned_service.jobs.specs import TrainSpec
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import BertModel, LlamaForCausalLM, ResNetModel, set_seed
 
@@ -22,13 +23,15 @@ from benchmarks.peers.worker import Answer, Command, Settings, answer
 from benchmarks.quality.alone import Mark, alone
 from benchmarks.quality.order import Order, Outcome
 from benchmarks.quality.reference import rows as made
-from benchmarks.quality.reference.answers import Answering, Preferring
-from benchmarks.quality.reference.labels import Labelling, classes
+from benchmarks.quality.reference.answers import Answering
+from benchmarks.quality.reference.batches import Row
+from benchmarks.quality.reference.labels import Labelling, classes, told_by
+from benchmarks.quality.reference.linear import linear_model
 from benchmarks.quality.reference.loops import Learner, Objective, Run, plain_loop, transformers_loop
 from benchmarks.quality.reference.model import GENERATION, IMAGES, load, put_method
-from benchmarks.quality.reference.rows import Row
 from benchmarks.quality.reference.texts import Pairing
-from benchmarks.quality.reference.tuned import logistic_regression, tuned_loop, with_lora
+from benchmarks.quality.reference.trained import Trained, outcome
+from benchmarks.quality.reference.tuned import tuned_loop, with_lora
 
 PEFT = frozenset({"LORA", "IA3"})
 PRELOADED = (BertModel, LlamaForCausalLM, ResNetModel)
@@ -56,39 +59,33 @@ def start(_settings: Settings) -> Answer:
 
 def _run(order: Order, mark: Mark) -> Outcome:
     torch.set_num_threads(order.threads)
-    spec = TrainSpec.model_validate(order.spec)
-    began = time.perf_counter() if spec.method == "HEAD" and spec.task != GENERATION else 0.0
-    model = load(Path(order.base), spec.task, dropout=bool(order.tuned))
+    task = order.spec["task"]
+    began = time.perf_counter() if order.spec["method"] == "HEAD" and task != GENERATION else 0.0
+    model = load(Path(order.base), task, dropout=bool(order.tuned))
     mark()
     prepared = _prepare(order, model)
-    learnt = (_tuned if order.tuned else _repeated)(order, spec, prepared, began)
+    learnt = (_tuned if order.tuned else _repeated)(order, prepared, began)
     mark()
-    file = Path(order.directory) / "trained.safetensors"
-    dtype = model.dtype if spec.task == GENERATION else torch.float32
-    save_file({name: p.detach().to(dtype).clone().contiguous() for name, p in prepared.trained.items()}, file)
     for module in prepared.modules:
         module.eval()
-    return Outcome(
-        learnt.losses,
-        learnt.seconds,
-        sum(parameter.numel() for parameter in prepared.trained.values()),
-        file.stat().st_size,
-        prepared.objective.predictions(prepared.test),
-    )
+    dtype = model.dtype if task == GENERATION else torch.float32
+    predictions = prepared.objective.predictions(prepared.test)
+    return outcome(order, learnt, prepared.trained, dtype, predictions)
 
 
 def _prepare(order: Order, model: Any) -> Prepared:
     spec, base = order.spec, Path(order.base)
-    raw_train, raw_test = made.raw(order.train), made.raw(order.test)
     trained: dict[str, nn.Parameter] = {}
-    seed = spec["optimization"]["seed"]
     if order.tuned and spec["method"] == "LORA":
-        model = with_lora(model, spec["lora"]["target_modules"], seed)
+        model = with_lora(model, spec["lora"]["target_modules"], spec["optimization"]["seed"])
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     elif order.initial:
         model, trained = put_method(model, spec, load_file(order.initial))
     if spec["task"] == GENERATION:
-        return _of_answers(order, model, trained, raw_train, raw_test)
+        rows = json.loads(Path(order.encoded).read_text())
+        objective = Answering(model, base, rows["prompts"] if order.generates else [])
+        return Prepared(objective, trained, [model], rows["train"], rows["test"])
+    raw_train, raw_test = made.raw(order.train), made.raw(order.test)
     if spec["task"] == "feature-extraction":
         train, test = made.pairs(base, raw_train), made.pairs(base, raw_test)
         return Prepared(Pairing(model, spec["contrastive"]["scale"]), trained, [model], train, test)
@@ -99,59 +96,40 @@ def _prepare(order: Order, model: Any) -> Prepared:
     }[spec["task"]]
     labels = classes(raw_train)
     width = model.config.hidden_sizes[-1] if spec["task"] == IMAGES else model.config.hidden_size
-    head = nn.Linear(width, len(labels))
+    head = nn.Linear(width, len(labels) or 1)
     if not order.tuned:
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     trained |= {f"classifier.{name}": parameter for name, parameter in head.named_parameters()}
-    return Prepared(
-        Labelling(model, head, labels), trained, [model, head], encode(raw_train), encode(raw_test)
-    )
+    labelling = Labelling(model, head, told_by(raw_train), labels)
+    return Prepared(labelling, trained, [model, head], encode(raw_train), encode(raw_test))
 
 
-def _of_answers(
-    order: Order,
-    model: Any,
-    trained: dict[str, nn.Parameter],
-    raw_train: Sequence[Row],
-    raw_test: Sequence[Row],
-) -> Prepared:
-    base = Path(order.base)
-    if order.spec["objective"] == "DPO":
-        rows = [made.preferences(base, part) for part in (raw_train, raw_test)]
-        return Prepared(Preferring(model, order.spec["dpo"]["beta"]), trained, [model], *rows)
-    prompts = made.questions(base, raw_test) if order.generates else []
-    rows = [made.conversations(base, part) for part in (raw_train, raw_test)]
-    return Prepared(Answering(model, base, prompts), trained, [model], *rows)
-
-
-def _repeated(order: Order, spec: TrainSpec, prepared: Prepared, began: float) -> Any:
+def _repeated(order: Order, prepared: Prepared, began: float) -> Trained:
     rows, objective = prepared.train, prepared.objective
     if began and isinstance(objective, Labelling):
         rows = objective.with_vectors(rows)
-    run = Run.of(spec, rows)
-    if spec.method in PEFT and spec.task != IMAGES:
-        learner = Learner(objective, prepared.modules, dropout=False)
-        bf16 = any(p.dtype is torch.bfloat16 for p in learner.parameters())
-        return transformers_loop(run, learner, order.directory, bf16=bf16)
+    run = Run.of(order, rows)
+    if order.spec["method"] in PEFT and order.spec["task"] != IMAGES:
+        return transformers_loop(run, Learner(objective, prepared.modules, dropout=False), order.directory)
     return plain_loop(run, objective, list(prepared.trained.values()), began)
 
 
-def _tuned(order: Order, spec: TrainSpec, prepared: Prepared, began: float) -> Any:
-    objective, seed = prepared.objective, spec.optimization.seed
+def _tuned(order: Order, prepared: Prepared, began: float) -> Trained:
+    objective, options = prepared.objective, order.spec["optimization"]
     if began and isinstance(objective, Labelling):
-        return logistic_regression(objective, prepared.train, order.tuned)
-    set_seed(seed)
+        return linear_model(objective, prepared.train, order.tuned)
+    set_seed(options["seed"])
     return tuned_loop(
         objective,
         prepared.modules,
         prepared.train,
         order.tuned,
-        batch_rows=spec.optimization.batch_rows,
-        seed=seed,
+        batch_rows=options["batch_rows"],
+        seed=options["seed"],
         directory=order.directory,
         # Images have none, and BatchNorm would learn statistics that nothing keeps.
-        dropout=spec.task != IMAGES,
+        dropout=order.spec["task"] != IMAGES,
     )
 
 

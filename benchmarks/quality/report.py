@@ -7,13 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.quality.compare import Comparison
-from benchmarks.report import PLAIN_COLUMNS, save_entries
+from benchmarks.report import print_rows, save_entries
 
-_COLOURS = {"met": "green", "missed": "red"}
 COLUMNS = (
     "figure",
     "metric",
@@ -37,19 +33,9 @@ def save(path: Path, found: Sequence[Comparison], busy_cores: float) -> None:
 
 def print_table(title: str, found: Sequence[Comparison], missing: Sequence[str]) -> None:
     """All of them, and what could not be measured."""
-    table = Table(*COLUMNS, "", title=title)
-    for line in found:
-        shown = f"[{_COLOURS[line.verdict]}]{line.verdict}[/]" if line.verdict else ""
-        table.add_row(*cells(asdict(line)), shown)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_COLUMNS)
-    console.print(table)
-    for line in found:
-        if line.note:
-            console.print(f"{line.figure}: beside {line.reference_name}; {line.note}", highlight=False)
-    for text in missing:
-        console.print(f"[red]missing[/] {text}", highlight=False)
+    rows = [(*cells(asdict(line)), line.verdict) for line in found]
+    notes = {line.figure: f"beside {line.reference_name}; {line.note}" for line in found if line.note}
+    print_rows(title, (*COLUMNS, ""), rows, notes, missing)
 
 
 def markdown(entries: Iterable[Entry]) -> str:

@@ -1,6 +1,7 @@
 """Rows of every study, made of what the project has: its example data, and scikit-learn's digits.
 
-Each study has two files, of rows to learn from and of rows to be scored on, which every learner gets.
+Each study has two files, of rows to learn from and of rows to be scored on, which every learner gets. `reviews.py` writes
+those of numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.reviews import reviews
 from examples.digits import write_rows
 
 HOME = Path("build/bench/quality/rows")
@@ -20,6 +22,7 @@ EXAMPLES = Path("examples")
 Row = dict[str, Any]
 
 _PLACEHOLDER = re.compile(r"\[([A-Z]+)\]")
+_OPTION = re.compile(r"--([a-z]+)")
 _WORD = re.compile(r"\w+(?:[-.@]\w+)*|[^\w\s]")
 
 
@@ -40,18 +43,21 @@ class RowFiles:
         return len(read(self.train))
 
 
-def rows_of(study: str, test_rows: int) -> RowFiles:
-    """The files of a study's rows, written now; of those to be scored at most so many."""
+def rows_of(study: str, test_rows: int, train_rows: int | None = None) -> RowFiles:
+    """The files of a study's rows, written now; of those to be scored, and to learn from, at most so many."""
     HOME.mkdir(parents=True, exist_ok=True)
-    files = RowFiles((HOME / f"{study}-train.jsonl").resolve(), (HOME / f"{study}-test.jsonl").resolve())
+    name = study if train_rows is None else f"{study}-{train_rows}"
+    files = RowFiles((HOME / f"{name}-train.jsonl").resolve(), (HOME / f"{name}-test.jsonl").resolve())
     if study == "digits":
         # Of the digits 5 to 9, which the base has not seen, every fifth.
         write_rows(files.train, files.test)
         return files
-    dataset, made = _MADE[study]
-    for path, part in ((files.train, "train"), (files.test, "heldout")):
-        found = made(read(EXAMPLES / dataset / f"{part}.jsonl"))
-        found = found[:test_rows] if part == "heldout" else found
+    if study == "ratings":
+        train, test = reviews("train"), reviews("test")
+    else:
+        dataset, made = _MADE[study]
+        train, test = (made(read(EXAMPLES / dataset / f"{part}.jsonl")) for part in ("train", "heldout"))
+    for path, found in ((files.train, train[:train_rows]), (files.test, test[:test_rows])):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
     return files
 
@@ -63,6 +69,11 @@ def read(path: Path) -> list[Row]:
 def intents(rows: Sequence[Row]) -> list[Row]:
     """Which of nine commands a request is for."""
     return [{"text": row["prompt"], "label": row["completion"].split()[1]} for row in rows]
+
+
+def options(rows: Sequence[Row]) -> list[Row]:
+    """Which options the command for a request has; some have none."""
+    return [{"text": row["prompt"], "labels": sorted(_OPTION.findall(row["completion"]))} for row in rows]
 
 
 def commands(rows: Sequence[Row]) -> list[Row]:
@@ -115,6 +126,7 @@ def tagged(text: str, redacted: str) -> Row:
 
 _MADE: Mapping[str, tuple[str, Callable[[Sequence[Row]], list[Row]]]] = {
     "intents": ("ops_cli", intents),
+    "options": ("ops_cli", options),
     "commands": ("ops_cli", commands),
     "personal_data": ("redact", personal_data),
     "answers": ("redact", answers),

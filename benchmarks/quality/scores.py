@@ -1,7 +1,7 @@
 """One scorer for all learners: what they predicted for the held-out rows, as one number.
 
-Predictions are of plain values: `labels` (a list a row), `vectors` (`anchors` and `candidates`), `log_probabilities`
-(a number a row, or two of a pair: chosen and rejected, less those before training), `answers`.
+Predictions are of plain values: `labels` (a list a row), `numbers` (one a row), `vectors` (`anchors` and `candidates`),
+`log_probabilities` (a number a row, or two of a pair: chosen and rejected, less those before training), `answers`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from finetuned_service.training.heads.scores import entity_f1
+from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.preprocessing import MultiLabelBinarizer
 
 Predictions = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -35,6 +37,20 @@ def accuracy(predictions: Predictions, rows: Rows) -> float:
 
 def macro_f1(predictions: Predictions, rows: Rows) -> float:
     return float(f1_score(*_labels(predictions, rows), average="macro"))
+
+
+def macro_f1_of_several(predictions: Predictions, rows: Rows) -> float:
+    """Of each label by itself; one that is neither told nor right counts 0."""
+    expected = [set(row["labels"]) for row in rows]
+    found = [set(labels) for labels in _counted(predictions["labels"], rows)]
+    flags = MultiLabelBinarizer().fit([*expected, *found])
+    sides = (flags.transform(expected), flags.transform(found))
+    return float(f1_score(*sides, average="macro", zero_division=0.0))
+
+
+def rank_correlation(predictions: Predictions, rows: Rows) -> float:
+    """Spearman's, of the numbers told and the right ones."""
+    return float(spearmanr([row["score"] for row in rows], _counted(predictions["numbers"], rows)).statistic)
 
 
 def entities(predictions: Predictions, rows: Rows) -> float:
@@ -81,6 +97,8 @@ def reward_accuracy(predictions: Predictions, rows: Rows) -> float:
 METRICS: Mapping[str, Callable[[Predictions, Rows], float]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
+    "macro_f1_of_several": macro_f1_of_several,
+    "spearman": rank_correlation,
     "entity_f1": entities,
     "mrr_at_10": mrr,
     "loss": loss,

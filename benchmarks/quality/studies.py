@@ -12,6 +12,8 @@ from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, BaseFacts
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.rpc.convert.specs import train_spec_from_proto
+from finetuned_service.training.order import RowOrder
+from finetuned_service.training.schedule import Plan
 from finetuned_service.vocabulary import Objective, Task
 
 NEVER = 10**6
@@ -30,6 +32,17 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "full": {"method": "FULL"},
 }
 _USUAL = ("head", "lora", "ia3", "houlsby", "layers", "full")
+_OF_ENCODERS = ("head", "lora", "rslora", "dora", "ia3", "houlsby", "pfeiffer", "layers", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What is tried of a reference that is tuned: each with each."""
+
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    epochs: tuple[float, ...] = (2.0, 4.0, 8.0)
+    inverse_regularizations: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
+    """Of a head alone, which is a linear model of scikit-learn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class Study:
     """None is the method's usual number; a head over a base that encodes always has that: its steps cost little."""
     max_steps: int | None = None
     objective: Objective | None = None
+    train_rows: int | None = None
+    """How many are learnt from at most; None is all."""
     test_rows: int = NEVER
     """How many are scored at most."""
     optimization: Mapping[str, Any] | None = None
@@ -56,6 +71,11 @@ class Study:
     """Whether answers are written, and not only the rows' own are scored."""
     tuned: tuple[str, ...] = ()
     """Methods whose defaults are compared with a tuned reference."""
+    grid: Grid = Grid()
+    tuned_base: str = ""
+    """The base of that comparison, where it is another."""
+    tuned_rows: int | None = None
+    """How many are learnt from there, at most; None is `train_rows`."""
 
 
 STUDIES: Mapping[str, Study] = {
@@ -74,7 +94,25 @@ STUDIES: Mapping[str, Study] = {
             Task.TEXT_CLASSIFICATION,
             "minilm",
             "macro_f1",
-            ("head", "lora", "rslora", "dora", "ia3", "houlsby", "pfeiffer", "layers", "full"),
+            _OF_ENCODERS,
+            epochs=1.5,
+            tuned=("head", "lora"),
+        ),
+        Study(
+            "options",
+            Task.TEXT_CLASSIFICATION,
+            "minilm",
+            "macro_f1_of_several",
+            _OF_ENCODERS,
+            epochs=1.5,
+            tuned=("head", "lora"),
+        ),
+        Study(
+            "ratings",
+            Task.TEXT_CLASSIFICATION,
+            "minilm",
+            "spearman",
+            _OF_ENCODERS,
             epochs=1.5,
             tuned=("head", "lora"),
         ),
@@ -120,6 +158,9 @@ STUDIES: Mapping[str, Study] = {
             objective=Objective.SFT,
             optimization={"learning_rate": 1e-3},
             generates=True,
+            tuned=("lora",),
+            grid=Grid((3e-4, 1e-3, 3e-3), (2.0, 4.0)),
+            tuned_rows=160,
         ),
         Study(
             "preferences",
@@ -130,10 +171,23 @@ STUDIES: Mapping[str, Study] = {
             seeds=1,
             max_steps=4,
             objective=Objective.DPO,
+            # Each is asked of the model before the first step.
+            train_rows=64,
             test_rows=24,
+            tuned=("lora",),
+            grid=Grid((3e-5, 1e-4, 3e-4), (3.0,)),
+            tuned_base="smollm2",
         ),
     )
 }
+
+
+def steps_of(spec: TrainSpec, rows: int) -> tuple[list[list[int]], list[float]]:
+    """Which rows every step of a resolved spec takes, by their place, and its learning rate."""
+    plan = Plan.of(spec.optimization, spec.evaluation)
+    order = RowOrder(rows, spec.optimization.batch_rows, spec.optimization.seed)
+    steps = range(plan.total_steps)
+    return [order.rows_of_step(step) for step in steps], [plan.learning_rate(step) for step in steps]
 
 
 def matched_spec(study: Study, method: str, seed: int, base: Path, train_rows: int) -> TrainSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from finetuned_service.adapters.head import Problem
 from finetuned_service.names import BaseName
+from finetuned_service.training.heads.model import summed_loss
 from finetuned_service.vocabulary import Task
 from tiny_encoders import make_encoder_base, make_resnet_base
 from training_tasks import make_base
@@ -29,11 +33,16 @@ from benchmarks.quality.compare import (
     curve_distance,
     lora_beside_full,
 )
+from benchmarks.quality.encoded import encoded_file
 from benchmarks.quality.groups import GROUPS
 from benchmarks.quality.order import Order, Outcome
+from benchmarks.quality.reference.batches import IGNORED
+from benchmarks.quality.reference.labels import Labelling, classes, told_by
+from benchmarks.quality.reviews import reviews
 from benchmarks.quality.rows import RowFiles, read, rows_of, tagged
 from benchmarks.quality.scores import score
-from benchmarks.quality.studies import STUDIES, default_spec, matched_spec
+from benchmarks.quality.sources import READ, sources_digest
+from benchmarks.quality.studies import STUDIES, default_spec, matched_spec, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,6 +147,47 @@ def test_scores() -> None:
         score("accuracy", {"labels": [["a"]]}, rows)
 
 
+def test_scores_of_several_labels_and_of_numbers() -> None:
+    rows: list[dict[str, Any]] = [{"labels": ["a", "b"]}, {"labels": []}, {"labels": ["b"]}]
+    found = {"labels": [["a"], [], ["b"]]}
+    assert score("macro_f1_of_several", found, rows) == pytest.approx((1 + 2 / 3) / 2)
+    # A label that no row has counts as well.
+    assert score("macro_f1_of_several", {"labels": [["a"], ["c"], ["b"]]}, rows) == pytest.approx(5 / 9)
+    numbers = [{"score": 1.0}, {"score": 2.0}, {"score": 3.0}]
+    assert score("spearman", {"numbers": [0.1, 0.3, 0.2]}, numbers) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="2 predictions for 3 rows"):
+        score("spearman", {"numbers": [1.0, 2.0]}, numbers)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem", "predicted"),
+    [
+        ([{"label": "a"}, {"label": "c"}, {"label": "b"}], Problem.SINGLE_LABEL, {"labels": [["c"]] * 3}),
+        (
+            [{"labels": ["a", "c"]}, {"labels": []}, {"labels": ["b"]}],
+            Problem.MULTI_LABEL,
+            {"labels": [["c"]] * 3},
+        ),
+        ([{"score": 1.5}, {"score": -2.0}, {"score": 4.0}], Problem.REGRESSION, {"numbers": [-1.0] * 3}),
+    ],
+)
+def test_the_reference_loses_what_ours_does(
+    rows: list[dict[str, Any]], problem: Problem, predicted: dict[str, Any]
+) -> None:
+    vectors = torch.randn(3, 4, generator=torch.manual_seed(0))
+    labels = classes(rows)
+    head = torch.nn.Linear(4, len(labels) or 1)
+    labelling = Labelling(None, head, told_by(rows), labels)
+    given = [{**row, "vectors": vector[None]} for row, vector in zip(rows, vectors, strict=True)]
+    targets = labelling.targets(rows)
+    theirs, mine = labelling.loss(given), summed_loss(head(vectors), targets, problem) / len(rows)
+    torch.testing.assert_close(theirs, mine)
+    torch.nn.init.zeros_(head.weight)
+    with torch.no_grad():
+        head.bias.copy_(torch.arange(len(labels)) - 1 if labels else torch.tensor([-1.0]))
+    assert labelling.predictions(given) == predicted
+
+
 def test_rank_is_among_different_candidates() -> None:
     rows = [{"positive": "p"}, {"positive": "q"}, {"positive": "p"}]
     # The second anchor points at p; the third's own text is the first's, and no rival.
@@ -168,6 +218,68 @@ def test_rows_are_the_same_in_every_run(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(read(files.test)) == (180 if name == "digits" else 7)
 
 
+def test_what_is_judged_in_the_test_rows_was_not_in_the_training_rows() -> None:
+    train, test = reviews("train"), reviews("test")
+    assert (len(train), len(test)) == (300, 72)
+    assert not {row["text"] for row in train} & {row["text"] for row in test}
+    assert {row["score"] for row in train} == {stars / 2 for stars in range(2, 11)}
+    learnt = {word for row in train for word in row["text"].lower().split()}
+    assert not learnt & {"terrible", "mediocre", "fantastic", "dinner", "sauna"}
+    assert train == reviews("train")
+
+
+def test_rows_to_learn_from_can_be_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.quality.rows.EXAMPLES", ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    whole, part = rows_of("redaction", 7), rows_of("redaction", 7, 10)
+    assert (whole.train_rows, part.train_rows) == (300, 10)
+    assert read(part.train) == read(whole.train)[:10]
+
+
+def test_rows_of_language_models_are_encoded_as_we_train_on_them(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    files = RowFiles(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
+    files.train.write_text('{"prompt": "a", "completion": "b"}\n')
+    files.test.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    found = json.loads(encoded_file(files, base).read_text())
+    [row], [pair], [prompt] = found["train"], found["test"], found["prompts"]
+    assert row["ids"][: len(prompt)] == prompt
+    assert row["labels"] == [IGNORED] * len(prompt) + row["ids"][len(prompt) :]
+    assert pair["chosen"] == row
+    assert pair["rejected"]["ids"] != row["ids"]
+
+
+def test_a_run_belongs_to_its_code(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    first, second = tmp_path / "code/a.py", tmp_path / "code/b.cpp"
+    digests: list[str] = []
+    for texts in (("x", "y"), ("x", "z"), ("xy", "")):
+        first.write_text(texts[0])
+        second.write_text(texts[1])
+        digests.append(sources_digest([tmp_path / "code"]))
+    (tmp_path / "code/a.pyc").touch()
+    assert sources_digest([tmp_path / "code"]) == digests[-1]
+    assert len(set(digests)) == 3
+    assert all(path.exists() for path in READ)
+
+
+def test_references_import_nothing_of_ours() -> None:
+    home = ROOT / "benchmarks/quality"
+    files = [
+        *(home / "reference").glob("*.py"),
+        *(home / f"{name}_worker.py" for name in ("reference", "trl")),
+    ]
+    # What they ask of this benchmark, too.
+    files += [home / "order.py", home / "alone.py", ROOT / "benchmarks/peers/worker.py"]
+    assert len(files) > 10
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert [name for name in names if name.startswith("finetuned")] == [], file
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Path]:
     home = tmp_path_factory.mktemp("bases")
@@ -190,13 +302,18 @@ def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path]) ->
         assert str(BaseName.parse(spec.base)) == f"bases/{study.base}"
         assert spec.optimization.learning_rate
         assert (spec.optimization.batch_rows, spec.optimization.seed) == (study.batch_rows, 1)
-        order = Order(spec.model_dump(mode="json"), "", "", "", "", 1)
-        assert json.loads(json.dumps(order.as_json()))["spec"]["method"] == spec.method
+        batches, rates = steps_of(spec, 40)
+        assert len(batches) == len(rates) == spec.optimization.max_steps
+        assert {len(rows) for rows in batches} == {study.batch_rows}
+        assert max(rates) == spec.optimization.learning_rate
+        order = Order(spec.model_dump(mode="json"), "", "", "", "", 1, batches=batches)
+        assert Order(**json.loads(json.dumps(order.as_json()))) == order
     for method in study.tuned:
         spec = default_spec(study, method, 2, bases[study.task], 40)
         assert (spec.method, spec.optimization.seed) == (method.upper(), 2)
-        assert spec.optimization.batch_rows == study.batch_rows
+        assert spec.objective is study.objective
         assert spec.data.holdout_fraction == 0.1
+    assert study.tuned_base in {"", *BASES}
 
 
 def test_results_stay_and_make_a_table(tmp_path: Path) -> None:

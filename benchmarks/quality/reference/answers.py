@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from benchmarks.quality.reference.rows import IGNORED, Row, padded
+from benchmarks.quality.reference.batches import IGNORED, Row, padded
 
 SCORED_ROWS = 8
 ANSWERED_ROWS = 24
@@ -21,7 +21,7 @@ ANSWER_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """See `learner.Objective`."""
+    """See `loops.Objective`."""
 
     model: Any
     base: Path
@@ -61,30 +61,14 @@ class Answering:
         return answers
 
 
-@dataclass(frozen=True, slots=True)
-class Preferring:
-    """See `learner.Objective`; the reference of DPO (Rafailov et al. 2023) is the model without PEFT's layers."""
-
-    model: Any
-    beta: float
-
-    def loss(self, rows: Sequence[Row]) -> Tensor:
-        """Nats a pair."""
-        margins = self._gains(rows) @ torch.tensor([1.0, -1.0])
-        return -functional.logsigmoid(self.beta * margins).mean()
-
-    @torch.no_grad()
-    def predictions(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """By how many nats the chosen and the rejected answers have gained."""
-        parts = [self._gains(rows[first : first + SCORED_ROWS]) for first in range(0, len(rows), SCORED_ROWS)]
-        return {"log_probabilities": torch.cat(parts).tolist()}
-
-    def _gains(self, rows: Sequence[Row]) -> Tensor:
-        """`[pairs, 2]`."""
-        both = [row[side] for side in ("chosen", "rejected") for row in rows]
-        with torch.no_grad(), self.model.disable_adapter():
-            before = log_probabilities(self.model, both)
-        return (log_probabilities(self.model, both) - before).view(2, -1).T
+@torch.no_grad()
+def gains(model: Any, rows: Sequence[Row]) -> list[list[float]]:
+    """By how many nats the chosen and the rejected answer of each row have become likelier than without PEFT's layers."""
+    both = [row[side] for row in rows for side in ("chosen", "rejected")]
+    with model.disable_adapter():
+        before = all_log_probabilities(model, both)
+    found: list[list[float]] = (all_log_probabilities(model, both) - before).view(-1, 2).tolist()
+    return found
 
 
 def log_probabilities(model: Any, rows: Sequence[Row]) -> Tensor:

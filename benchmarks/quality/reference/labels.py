@@ -1,4 +1,6 @@
-"""Tasks whose rows have labels: classes of texts and images, tags of words. A linear head over the base's vectors."""
+"""Tasks of rows with something to tell: a label, several of them, a number, tags of words. A linear head over the
+base's vectors.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.quality.reference.rows import Row, padded
+from benchmarks.quality.reference.batches import Row, padded
 
 PREDICTED_ROWS = 32
+LABEL, LABELS, SCORE, TAGS = "label", "labels", "score", "tags"
+"""What of a row is to be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelling:
-    """See `learner.Objective`."""
+    """See `loops.Objective`."""
 
     model: Any
     head: nn.Linear
+    told: str
     labels: tuple[str, ...]
+    """In the order of the head's outputs; none for a number."""
 
     def loss(self, rows: Sequence[Row]) -> Tensor:
-        """Mean cross-entropy of labels, in nats."""
-        outputs = self.head(torch.cat(self.vectors(rows)))
-        targets = [self.labels.index(label) for row in rows for label in labels_of(row)]
-        return functional.cross_entropy(outputs, torch.tensor(targets))
+        """Mean cross-entropy of labels, in nats; of several labels each by itself; of numbers the squared error."""
+        outputs, targets = self.head(torch.cat(self.vectors(rows))), self.targets(rows)
+        match self.told:
+            case "labels":
+                return functional.binary_cross_entropy_with_logits(outputs, targets)
+            case "score":
+                return functional.mse_loss(outputs, targets)
+            case _:
+                return functional.cross_entropy(outputs, targets)
+
+    def targets(self, rows: Sequence[Row]) -> Tensor:
+        """Indices of labels; or `[N, labels]` of 0 and 1; or `[N, 1]` of numbers."""
+        match self.told:
+            case "labels":
+                return torch.tensor([[float(label in row[LABELS]) for label in self.labels] for row in rows])
+            case "score":
+                return torch.tensor([[row[SCORE]] for row in rows])
+            case _:
+                return torch.tensor([self.labels.index(label) for row in rows for label in labels_of(row)])
 
     def vectors(self, rows: Sequence[Row]) -> list[Tensor]:
         """`[labels, width]` of each row: of its words' first pieces, the mean of all its tokens, or its image."""
@@ -45,12 +66,19 @@ class Labelling:
 
     @torch.no_grad()
     def predictions(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The likeliest label of each row, or of each of its words."""
-        found: list[list[str]] = []
+        """The likeliest label of each row, or of each of its words; all that are likelier than not; or the number."""
+        found: list[Tensor] = []
         for first in range(0, len(rows), PREDICTED_ROWS):
-            vectors = self.vectors(rows[first : first + PREDICTED_ROWS])
-            found += [[self.labels[i] for i in self.head(row).argmax(1).tolist()] for row in vectors]
-        return {"labels": found}
+            found += [self.head(row) for row in self.vectors(rows[first : first + PREDICTED_ROWS])]
+        match self.told:
+            case "labels":
+                flags = [(outputs[0] > 0).tolist() for outputs in found]
+                named = (zip(self.labels, row, strict=True) for row in flags)
+                return {"labels": [[label for label, on in row if on] for row in named]}
+            case "score":
+                return {"numbers": [outputs.item() for outputs in found]}
+            case _:
+                return {"labels": [[self.labels[i] for i in row.argmax(1).tolist()] for row in found]}
 
     @torch.no_grad()
     def with_vectors(self, rows: Sequence[Row]) -> list[Row]:
@@ -61,8 +89,14 @@ class Labelling:
         return [{**row, "vectors": vectors} for row, vectors in zip(rows, found, strict=True)]
 
 
+def told_by(rows: Sequence[Row]) -> str:
+    """What of these rows is to be told."""
+    return next(name for name in (LABEL, LABELS, SCORE, TAGS) if name in rows[0])
+
+
 def labels_of(row: Row) -> list[str]:
-    return row["tags"] if "tags" in row else [row["label"]]
+    """None of a row with a number."""
+    return row.get(TAGS) or row.get(LABELS) or ([row[LABEL]] if LABEL in row else [])
 
 
 def classes(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from finetuned_service.jobs.specs import TrainSpec
-from finetuned_service.training.order import RowOrder
-from finetuned_service.training.schedule import Plan
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from benchmarks.quality.reference.rows import Row
+from benchmarks.quality.order import Order
+from benchmarks.quality.reference.batches import Row
+from benchmarks.quality.reference.trained import QUIET, Clock, Trained
 
 
 class Objective(Protocol):
@@ -30,42 +29,33 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Trained:
-    """What was seen of training."""
-
-    losses: list[float] = field(default_factory=list[float])
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The steps of a resolved spec."""
+    """The steps of an order that is repeated."""
 
-    spec: TrainSpec
-    plan: Plan
+    options: Mapping[str, Any]
+    """Optimization, as the spec has it."""
+    learning_rates: Sequence[float]
     batches: list[list[Row]]
 
     @classmethod
-    def of(cls, spec: TrainSpec, rows: Sequence[Row]) -> Run:
+    def of(cls, order: Order, rows: Sequence[Row]) -> Run:
         """Of rows in the order of their file."""
-        plan = Plan.of(spec.optimization, spec.evaluation)
-        order = RowOrder(len(rows), spec.optimization.batch_rows, spec.optimization.seed)
-        batches = [[rows[i] for i in order.rows_of_step(step)] for step in range(plan.total_steps)]
-        return cls(spec, plan, batches)
+        batches = [[rows[place] for place in step] for step in order.batches]
+        return cls(order.spec["optimization"], order.learning_rates, batches)
 
 
 def plain_loop(run: Run, objective: Objective, parameters: Sequence[nn.Parameter], began: float) -> Trained:
     """AdamW, clipped gradients. `began` is the time of `perf_counter` from which seconds count, 0 for now."""
-    trained, options = Trained(), run.spec.optimization
-    optimizer = torch.optim.AdamW(parameters, weight_decay=options.weight_decay)
+    trained = Trained()
+    optimizer = torch.optim.AdamW(parameters, weight_decay=run.options["weight_decay"])
     began = began or time.perf_counter()
-    for step, rows in enumerate(run.batches):
+    for rate, rows in zip(run.learning_rates, run.batches, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = run.plan.learning_rate(step)
+            group["lr"] = rate
         loss = objective.loss(rows)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, options.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, run.options["max_gradient_norm"])
         optimizer.step()
         optimizer.zero_grad()
         trained.losses.append(loss.item())
@@ -101,36 +91,25 @@ class Recorded(Trainer):
         return loss
 
 
-class _Clock(TrainerCallback):
-    def __init__(self, trained: Trained) -> None:
-        self._trained, self._began = trained, 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 0:
-            self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trained.seconds = time.perf_counter() - self._began
+def scheduled(optimizer: torch.optim.Optimizer, rates: Sequence[float], peak: float) -> LambdaLR:
+    """The rate of every step as it is told, by an optimizer that was made with `peak`; after the last, the last one."""
+    return LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)] / peak)
 
 
-def transformers_loop(run: Run, learner: Learner, directory: str, *, bf16: bool) -> Trained:
+def transformers_loop(run: Run, learner: Learner, directory: str) -> Trained:
     """The Trainer of transformers on the same batches at the same rates."""
-    options, peak = run.spec.optimization, run.plan.peak_learning_rate
+    options, peak = run.options, run.options["learning_rate"]
     trainable = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=peak, weight_decay=options.weight_decay)
-    schedule = LambdaLR(
-        optimizer, lambda step: run.plan.learning_rate(min(step, run.plan.total_steps)) / peak
-    )
+    optimizer = torch.optim.AdamW(trainable, lr=peak, weight_decay=options["weight_decay"])
     return train(
         learner,
         [row for batch in run.batches for row in batch],
         directory,
-        optimizers=(optimizer, schedule),
+        optimizers=(optimizer, scheduled(optimizer, run.learning_rates, peak)),
         train_sampling_strategy="sequential",
-        max_steps=run.plan.total_steps,
-        per_device_train_batch_size=options.batch_rows,
-        max_grad_norm=options.max_gradient_norm,
-        bf16=bf16,
+        max_steps=len(run.batches),
+        per_device_train_batch_size=options["batch_rows"],
+        max_grad_norm=options["max_gradient_norm"],
     )
 
 
@@ -141,21 +120,11 @@ def train(
     trained = Trained()
     trainer = Recorded(
         model=learner,
-        args=TrainingArguments(
-            output_dir=directory,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-            **arguments,
-        ),
+        args=TrainingArguments(output_dir=directory, remove_unused_columns=False, **QUIET, **arguments),
         data_collator=lambda batch: {"rows": batch},
         train_dataset=_Rows(rows),
         optimizers=optimizers,
-        callbacks=[_Clock(trained)],
+        callbacks=[Clock(trained)],
     )
     trainer.trained = trained
     trainer.train()

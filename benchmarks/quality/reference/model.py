@@ -73,7 +73,7 @@ def put_method(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = get_peft_model(model, peft_config(spec, spec["task"]))
-            trained = {_stored(name): p for name, p in model.named_parameters() if p.requires_grad}
+            trained = peft_parameters(model)
         case "BOTTLENECK":
             trained = add_bottlenecks(model, begun)
         case _:
@@ -81,12 +81,26 @@ def put_method(
                 # It shares the embedding's weight, which stays as it is.
                 model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
             trained = {name: model.get_parameter(name) for name in begun}
-    if trained.keys() != begun.keys():
-        raise ValueError(f"other parameters train: {sorted(trained.keys() ^ begun.keys())[:4]}")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.requires_grad_(requires_grad=True).copy_(begun[name])
+    begin(trained, begun)
     return model, trained
+
+
+def peft_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """What trains of a model with PEFT's layers, by its name in an adapter's file."""
+    return {_stored(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def begin(trained: Mapping[str, nn.Parameter], initial: Mapping[str, Tensor]) -> None:
+    """Let what trains begin with these numbers.
+
+    Raises:
+        ValueError: they are of other parameters.
+    """
+    if trained.keys() != initial.keys():
+        raise ValueError(f"other parameters train: {sorted(trained.keys() ^ initial.keys())[:4]}")
+    for name, parameter in trained.items():
+        parameter.requires_grad_(requires_grad=True).copy_(initial[name])
 
 
 def _stored(name: str) -> str:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.quality.reference.rows import Row, padded
+from benchmarks.quality.reference.batches import Row, padded
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """See `learner.Objective`."""
+    """See `loops.Objective`."""
 
     model: Any
     scale: float

@@ -1,32 +1,34 @@
-"""The reference as its users run it: transformers' Trainer and PEFT with its own schedule, order, beginning and dropout;
-scikit-learn's logistic regression over the frozen base for a head alone.
-"""
+"""The reference as its users run it: PEFT's own beginning, the Trainer's own schedule, order and dropout."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from sklearn.linear_model import LogisticRegression
 from transformers import set_seed
 
-from benchmarks.quality.reference.labels import Labelling, labels_of
-from benchmarks.quality.reference.loops import Learner, Objective, Trained, train
-from benchmarks.quality.reference.rows import Row
+from benchmarks.quality.reference.batches import Row
+from benchmarks.quality.reference.loops import Learner, Objective, train
+from benchmarks.quality.reference.trained import Trained
 
 RANK, ALPHA = 16, 32
+"""The same rank as ours by default."""
+
+
+def lora_config(targets: Sequence[str], task_type: str | None = None) -> LoraConfig:
+    """PEFT's LoRA on the modules that ours has by default."""
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), task_type=task_type)
 
 
 def with_lora(model: Any, targets: Sequence[str], seed: int) -> Any:
-    """PEFT's LoRA as PEFT begins it; the same rank and modules as ours by default."""
+    """PEFT's LoRA as PEFT begins it."""
     set_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets)))
+        return get_peft_model(model, lora_config(targets))
 
 
 def tuned_loop(
@@ -40,28 +42,21 @@ def tuned_loop(
     directory: str,
     dropout: bool,
 ) -> Trained:
-    """`settings`: `learning_rate` and `epochs`; the rest is TrainingArguments' own."""
+    """`settings`: as `tuned_arguments`; the rest is TrainingArguments' own."""
     return train(
         Learner(objective, modules, dropout=dropout),
         rows,
         directory,
-        learning_rate=settings["learning_rate"],
-        num_train_epochs=settings["epochs"],
-        per_device_train_batch_size=batch_rows,
-        seed=seed,
+        **tuned_arguments(settings, batch_rows, seed),
     )
 
 
-def logistic_regression(objective: Labelling, rows: Sequence[Row], settings: Mapping[str, float]) -> Trained:
-    """`settings`: `inverse_regularization`, which is C."""
-    began = time.perf_counter()
-    found = objective.with_vectors(rows)
-    inputs = torch.cat([row["vectors"] for row in found]).numpy()
-    targets = [objective.labels.index(label) for row in rows for label in labels_of(row)]
-    fitted: Any = LogisticRegression(C=settings["inverse_regularization"], max_iter=1000)
-    fitted.fit(inputs, targets)
-    with torch.no_grad():
-        # Two classes would have one row; every study has more.
-        objective.head.weight.copy_(torch.tensor(fitted.coef_))
-        objective.head.bias.copy_(torch.tensor(fitted.intercept_))
-    return Trained([], time.perf_counter() - began)
+def tuned_arguments(settings: Mapping[str, float], batch_rows: int, seed: int) -> dict[str, Any]:
+    """TrainingArguments of `settings`: `learning_rate` and `epochs`; `max_steps` where it ends before."""
+    return {
+        "learning_rate": settings["learning_rate"],
+        "num_train_epochs": settings["epochs"],
+        "max_steps": int(settings.get("max_steps", -1)),
+        "per_device_train_batch_size": batch_rows,
+        "seed": seed,
+    }
