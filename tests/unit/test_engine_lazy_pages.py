@@ -7,7 +7,9 @@ import threading
 import psutil
 import pytest
 import torch
-from finetuned_service.engine.lazy_pages import ReadyBlocks, huge_page_bytes, lazy_zeros
+from finetuned_service.engine.lazy_pages import PagesAhead, ReadyBlocks, huge_page_bytes, lazy_zeros
+from finetuned_service.engine.native.build import library_path
+from finetuned_service.engine.native.library import Library
 
 CPU = torch.device("cpu")
 MIB = 1024 * 1024
@@ -51,3 +53,41 @@ def test_ready_blocks_belong_to_one_taker_each(sizes):
             if thread.name == "pages":
                 thread.join()
     assert [int(block[-1]) for block in taken] == list(range(len(sizes)))
+
+
+def test_pages_ahead_of_what_is_used_stand_ready():
+    touched: list[tuple[int, int]] = []
+    reached = threading.Condition()
+
+    def touch(address: int, size_bytes: int) -> None:
+        with reached:
+            touched.append((address - whole.data_ptr(), size_bytes))
+            reached.notify()
+
+    def ready_bytes() -> int:
+        return sum(size_bytes for _, size_bytes in touched)
+
+    whole = torch.zeros(100 * MIB, dtype=torch.uint8)
+    pages = PagesAhead(whole, 10 * MIB, touch)
+    try:
+        for used, wanted in ((0, 10), (5, 15), (5, 15), (3, 15), (50, 60), (95, 100), (100, 100)):
+            pages.used(used * MIB)
+            with reached:
+                assert reached.wait_for(lambda wanted=wanted: ready_bytes() == wanted * MIB, timeout=60)
+    finally:
+        pages.close()
+    # Each page once, from the beginning on.
+    assert [first for first, _ in touched] == [sum(n for _, n in touched[:i]) for i in range(len(touched))]
+    pages.close()
+
+
+def test_touching_makes_pages_resident_and_changes_nothing():
+    library = Library(library_path())
+    process = psutil.Process()
+    block = lazy_zeros((64 * MIB,), torch.uint8, CPU)
+    block[MIB : 2 * MIB] = 7
+    before = process.memory_info().rss
+    library.touch(block.data_ptr(), block.nbytes)
+    assert process.memory_info().rss - before > 60 * MIB
+    assert bool((block[MIB : 2 * MIB] == 7).all())
+    assert int(block.count_nonzero()) == MIB

@@ -7,6 +7,7 @@ import ctypes
 import math
 import mmap
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,3 +74,58 @@ class ReadyBlocks:
             block = huge_page_bytes(size_bytes)
             ctypes.memset(block.data_ptr(), 0, size_bytes)  # without the interpreter's lock
             self._ready = block
+
+
+class PagesAhead:
+    """Memory that is used from its beginning on, whose next pages are made in time that nobody else wants.
+
+    See `ReadyBlocks` for what that saves. Costs `ahead_bytes` of memory beyond what is used.
+
+    Args:
+        whole: never written by this.
+        ahead_bytes: how far beyond the end of what has been used pages stand ready.
+        touch: makes the pages at an address ready, so many bytes, without changing what is in them while others write
+            there; without the interpreter's lock.
+    """
+
+    _PIECE_BYTES = 4 * _HUGE_PAGE_BYTES
+
+    def __init__(self, whole: Tensor, ahead_bytes: int, touch: Callable[[int, int], None]) -> None:
+        self._whole = whole
+        self._ahead_bytes = ahead_bytes
+        self._touch = touch
+        self._ready_bytes = 0
+        self._wanted_bytes = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="kv-pages", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread to be had: pages are made where they are used
+            self._thread.start()
+        self.used(0)
+
+    def used(self, end_bytes: int) -> None:
+        """The memory is used up to `end_bytes`."""
+        wanted = min(end_bytes + self._ahead_bytes, self._whole.nbytes)
+        if wanted > self._wanted_bytes:
+            with self._changed:
+                self._wanted_bytes = wanted
+                self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread, before the memory goes; harmless to repeat."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        give_way()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._ready_bytes < self._wanted_bytes)
+                if self._closed:
+                    return
+                size_bytes = min(self._PIECE_BYTES, self._wanted_bytes - self._ready_bytes)
+            self._touch(self._whole.data_ptr() + self._ready_bytes, size_bytes)
+            self._ready_bytes += size_bytes

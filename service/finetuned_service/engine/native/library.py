@@ -203,4 +203,5 @@ class Library:
         self.pack_panels = function("pack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
         self.unpack_panels = function("unpack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
         self.pack_lora = function("pack_lora", c_int64, POINTER(LoraSourceStruct), c_int64)
+        self.touch = function("touch", None, c_void_p, c_int64)
         self.uses_avx512_bf16 = bool(function("uses_avx512_bf16", c_int)())

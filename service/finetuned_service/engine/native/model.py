@@ -21,7 +21,7 @@ from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
 from finetuned_service.engine.config import EngineConfig
-from finetuned_service.engine.lazy_pages import huge_page_bytes
+from finetuned_service.engine.lazy_pages import PagesAhead, huge_page_bytes
 from finetuned_service.engine.model import end_token_ids, fingerprint
 from finetuned_service.engine.native.adapters import NativeAdapters, Placed, neighbours
 from finetuned_service.engine.native.geometry import check_geometry
@@ -40,6 +40,9 @@ from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.engine.sites import SiteTable, find_sites
 from finetuned_service.errors import StartRefused
+
+_READY_TOKENS = 3072
+"""For whose keys and values memory stands ready: 32 sequences of 96 tokens, or three prompts of 1,024."""
 
 
 @final
@@ -164,6 +167,9 @@ class NativeRunner:
                 f"the system did not give the engine its {config.threads} threads with their memory: set threads lower, or "
                 "allow the server more processes (ulimit -u, the container's limit of pids) or memory (ulimit -v)"
             )
+        self._block_bytes = self._arena[0].nbytes
+        ahead_bytes = _READY_TOKENS // PANEL * self._block_bytes
+        self._pages = PagesAhead(self._arena.view(torch.uint8), ahead_bytes, model.library.touch)
 
     @property
     def kv_bytes(self) -> int:
@@ -171,6 +177,7 @@ class NativeRunner:
 
     def close(self) -> None:
         """End the threads; harmless to repeat."""
+        self._pages.close()
         if self._decoder:
             self._library.decoder_free(self._decoder)
             self._decoder = None
@@ -216,6 +223,7 @@ class NativeRunner:
             SegmentStruct(place.adapter.pairs, place.adapter.change_pointer, row, rows)
             for row, rows, place in neighbours(row_places)
         ]
+        self._pages.used(max(-(-(span.kv_start + span.live) // PANEL) for span in spans) * self._block_bytes)
         logits = torch.empty(len(logit_rows), self._vocabulary)
         highest = (c_int32 * len(logit_rows))()
         step = StepStruct(

@@ -37,12 +37,16 @@ inline void write_key(const Model& model, const Layer& layer, long kv_head, long
   }
 }
 
+// Before the first value of a block is written: what an earlier sequence left would be multiplied with a weight of 0, and
+// 0 * NaN is NaN.
+inline void clear_values(const Model& model, const Layer& layer, long slot) {
+  bf16* of_all_heads = value_block(model, layer, 0, slot);
+  std::memset(of_all_heads, 0, sizeof(bf16) * static_cast<size_t>(model.kv_heads * kPanel * model.head_dim));
+}
+
 inline void write_value(const Model& model, const Layer& layer, long kv_head, long slot, const float* value) {
-  bf16* block = value_block(model, layer, kv_head, slot);
-  long token = slot % kPanel;
-  // What an earlier sequence left would be multiplied with a weight of 0, and 0 * NaN is NaN.
-  if (token == 0) std::memset(block, 0, sizeof(bf16) * kPanel * static_cast<size_t>(model.head_dim));
-  block += token / 2 * model.head_dim * 2 + token % 2;
+  const long token = slot % kPanel;
+  bf16* block = value_block(model, layer, kv_head, slot) + token / 2 * model.head_dim * 2 + token % 2;
   alignas(64) bf16 narrowed[kLanes];
   for (long d = 0; d < model.head_dim; d += kLanes) {
     store_narrow(narrowed, load(value + d));
@@ -56,12 +60,15 @@ template <typename Output>
 void attend(const Model& model, const Layer& layer, long kv_head, const Span& span, long line, int count, const bf16* queries,
             const Output& output) {
   const long dim = model.head_dim, group = model.heads / model.kv_heads;
-  alignas(64) float scores[kBlockRows][kStretch];
+  // Not a whole page from line to line: all lines' scores of a token would share one set of the L1 cache.
+  alignas(64) float scores[kBlockRows][kStretch + kLanes];
   alignas(64) uint32_t asked[kMostHeadDim / 2 * kBlockRows];
   alignas(64) uint32_t shares[kStretch / 2 * kBlockRows];
   const Rows query_rows(asked, dim), weights(shares, kStretch);
   alignas(64) float sums[kBlockRows][kMostHeadDim];
-  float highest[kBlockRows], total[kBlockRows];
+  float highest[kBlockRows], total[kBlockRows];  // of scores in powers of two
+  Float16 totals[kBlockRows];
+  const float scaling = model.scaling * 1.44269504f;
   for (int i = 0; i < count; ++i) {
     highest[i] = -__builtin_inff();
     total[i] = 0.0f;
@@ -81,7 +88,7 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
         if (block + 1 < blocks) prefetch(keys + (block + 1) * model.kv_stride, block_values);
         prefetch(values + block * model.kv_stride, block_values);
       }
-      multiply<2, false>(count, &scores[0][block * kPanel], kStretch, asked, keys + block * model.kv_stride, 2 * kPanel, dim / 2);
+      multiply<2, false>(count, &scores[0][block * kPanel], kStretch + kLanes, asked, keys + block * model.kv_stride, 2 * kPanel, dim / 2);
     }
     for (int i = 0; i < count; ++i) {
       float* s = scores[i];
@@ -89,29 +96,32 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
       for (long t = std::max<long>(seen, 0); t < tokens; ++t) s[t] = -__builtin_inff();
       Float16 tops = load(s);
       for (long t = kLanes; t < tokens; t += kLanes) tops = maximum(tops, load(s + t));
-      const float top = largest(tops) * model.scaling;
+      const float top = largest(tops) * scaling;
       if (!(top <= highest[i])) {  // also for a NaN, which then spreads over its own line
-        const float shrink = exponential(splat(highest[i] - top))[0];
+        const float shrink = power_of_two(splat(highest[i] - top))[0];
         total[i] *= shrink;
         for (long d = 0; d < dim; d += kLanes) store(sums[i] + d, load(sums[i] + d) * shrink);
         highest[i] = top;
       }
-      Float16 totals{};
-      for (long t = 0; t < tokens; t += kLanes) {
-        const Float16 share = exponential(load(s + t) * model.scaling - highest[i]);
-        totals += share;
-        weights.put(i, t, share);
-      }
-      total[i] += sum(totals);
+      totals[i] = Float16{};
     }
-    for (long block = 0; block < blocks; ++block, values += model.kv_stride) {
-      const uint32_t* of_block = shares + block * (kPanel / 2) * kBlockRows;
-      long d = 0;
-      for (; d + kPanel <= dim; d += kPanel)
-        multiply<2, true>(count, &sums[0][d], kMostHeadDim, of_block, values + 2 * d, 2 * dim, kPanel / 2);
-      for (; d < dim; d += kLanes)
-        multiply<1, true>(count, &sums[0][d], kMostHeadDim, of_block, values + 2 * d, 2 * dim, kPanel / 2);
+    for (long t = 0; t < tokens; t += kLanes) {
+      auto share = [&](int i) {
+        const Float16 values = power_of_two(load(&scores[i][t]) * scaling - highest[i]);
+        totals[i] += values;
+        return values;
+      };
+      if (count == kBlockRows)
+        weights.put_block(0, t, share);
+      else
+        for (int i = 0; i < count; ++i) weights.put(i, t, share(i));
     }
+    for (int i = 0; i < count; ++i) total[i] += sum(totals[i]);
+    long d = 0;
+    for (; d + kPanel <= dim; d += kPanel)
+      multiply_pieces<2>(count, &sums[0][d], kMostHeadDim, shares, values + 2 * d, 2 * dim, kPanel / 2, blocks, model.kv_stride);
+    for (; d < dim; d += kLanes)
+      multiply_pieces<1>(count, &sums[0][d], kMostHeadDim, shares, values + 2 * d, 2 * dim, kPanel / 2, blocks, model.kv_stride);
   }
   for (int i = 0; i < count; ++i)
     for (long d = 0; d < dim; d += kLanes) output(line + i, d, load(sums[i] + d) / total[i]);

@@ -55,6 +55,12 @@ int64_t finetuned_pack_lora(const LoraSource* sites, int64_t count) {
   return -1;
 }
 
+// Makes the pages of [from, from + size) ready, whatever is in them and whoever writes there meanwhile.
+void finetuned_touch(char* from, int64_t size) {
+  constexpr int64_t kSmallestPage = 4096;
+  for (int64_t i = 0; i < size; i += kSmallestPage) __atomic_fetch_add(from + i, 0, __ATOMIC_RELAXED);
+}
+
 // 1 where products use AVX512-BF16, 0 where they are portable.
 int finetuned_uses_avx512_bf16(void) {
 #ifdef FINETUNED_AVX512_BF16

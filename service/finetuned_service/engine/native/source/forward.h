@@ -2,6 +2,7 @@
 //
 // The residual stream is float32, what enters a product is bfloat16, sums are float32. Every element is computed
 // from its own row in a fixed order, whatever else is in the step, however many threads there are.
+// Of rows without logits the last layer computes keys and values alone: nobody reads the rest.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +27,7 @@ class Forward {
     const auto T = static_cast<size_t>(rows_);
     const long widest = plan_rows(space, model, step);
     slots_ = space.slots.at_least(T);
-    plan_lines(space, step, group_, slots_);
+    plan_lines(space, model, step, slots_);
     const long attended = static_cast<long>(model.heads) * model.head_dim;
     auto rows_of = [&](Buffer<uint32_t>& buffer, long columns) {
       return Rows(buffer.at_least(Rows::words_for(rows_, columns)), columns);
@@ -42,12 +43,15 @@ class Forward {
       entered_ = rows_of(space.entered, model.hidden);
     }
     sites_ = Sites(space, rows_, widest, std::max<long>({model.hidden, model.intermediate, attended}));
-    // A unit of q, k, v holds whole heads and whole panels.
+    // A unit of q, k, v holds whole heads and whole panels, of all rows or of a part of many.
     head_unit_ = model.head_dim;
     while (head_unit_ % kPanel) head_unit_ += model.head_dim;
+    blocks_ = static_cast<long>(space.first_of_block.size()) - 1;
+    head_parts_ = std::clamp(kUnitsOfThread * team.size() / head_units(), 1L, std::max(1L, blocks_ / kBlocksOfPart));
     for (auto& desk : space.desks) {
-      desk.columns.at_least(T * static_cast<size_t>(std::max<long>(head_unit_, 2 * kPanel)));
-      desk.near.at_most(space.rows.size());
+      desk.columns.at_least(std::max(static_cast<size_t>(kBlockRows * std::max<long>(head_unit_, 2 * kPanel)),
+                                     static_cast<size_t>(step.logit_count * kPanel)));
+      desk.near.at_most(2 * space.rows.size());
       desk.far.at_most(3 * space.rows.size());
     }
   }
@@ -57,18 +61,18 @@ class Forward {
     Desk& desk = space_.desks[static_cast<size_t>(thread)];
     team_.each(thread, rows_, [&](long row) { embed(row); });
     for (int l = 0; l < model_.layer_count; ++l) {
-      each_block(thread, [&](const RowBlock& b) { enter(b, l); });
+      team_.each(thread, static_cast<long>(space_.rows.size()), [&](long i) { enter(space_.rows[static_cast<size_t>(i)], l); });
       foresee(thread, l, {kOutput}, attended_);
-      team_.each(thread, head_units(), [&](long unit) { project_heads(unit, l, desk); });
-      team_.each(thread, model_.kv_heads * static_cast<long>(space_.lines.size()), [&](long unit) { attend_lines(unit, model_.layers[l]); });
-      if (space_.adapted) each_block(thread, [&](const RowBlock& b) { sites_.prepare(b, {l, kOutput, 0}, attended_); });
+      team_.each(thread, head_units() * head_parts_, [&](long unit) { project_heads(unit, l, desk); });
+      team_.each(thread, static_cast<long>(space_.lines.size()), [&](long unit) { attend_lines(unit, l); });
+      if (space_.adapted) each_block(thread, l, [&](const RowBlock& b) { sites_.prepare(b, {l, kOutput, 0}, attended_); });
       foresee(thread, l, {kGate, kUp}, normed_);
       each_panel(thread, model_.hidden, [&](long p) { add(p, l, kOutput, kAttention, attended_, desk); });
       bottlenecks(thread, l, kAttention, desk);
-      each_block(thread, [&](const RowBlock& b) { norm(b, l, kFeedForward, {kGate, kUp}); });
+      each_block(thread, l, [&](const RowBlock& b) { norm(b, l, kFeedForward, {kGate, kUp}); });
       foresee(thread, l, {kDown}, activated_);
       each_panel(thread, model_.intermediate, [&](long p) { activate_gate(p, l, desk); });
-      if (space_.adapted) each_block(thread, [&](const RowBlock& b) { sites_.prepare(b, {l, kDown, 0}, activated_); });
+      if (space_.adapted) each_block(thread, l, [&](const RowBlock& b) { sites_.prepare(b, {l, kDown, 0}, activated_); });
       if (l + 1 < model_.layer_count) foresee(thread, l + 1, {kQuery, kKey, kValue}, normed_);
       each_panel(thread, model_.hidden, [&](long p) { add(p, l, kDown, kFeedForward, activated_, desk); });
       bottlenecks(thread, l, kFeedForward, desk);
@@ -83,9 +87,16 @@ class Forward {
   }
 
  private:
+  // Whether a layer must end what it has begun with a block's rows.
+  bool ends(int l, long block) const { return l + 1 < model_.layer_count || space_.wanted[static_cast<size_t>(block)]; }
+
+  // The blocks that a layer must end.
   template <typename Body>
-  void each_block(int thread, const Body& body) {
-    team_.each(thread, static_cast<long>(space_.rows.size()), [&](long i) { body(space_.rows[static_cast<size_t>(i)]); });
+  void each_block(int thread, int l, const Body& body) {
+    team_.each(thread, static_cast<long>(space_.rows.size()), [&](long i) {
+      const RowBlock& block = space_.rows[static_cast<size_t>(i)];
+      if (ends(l, block.row / kBlockRows)) body(block);
+    });
   }
 
   template <typename Body>
@@ -126,6 +137,8 @@ class Forward {
   }
 
   void enter(const RowBlock& block, int l) const {
+    for (int r = block.row; r < block.row + block.rows; ++r)
+      if (slots_[r] % kPanel == 0) clear_values(model_, model_.layers[l], slots_[r]);
     if (const Bottleneck* beside = block.bottleneck(l, kWhole); beside != nullptr && beside->parallel) keep_residual(block, entered_);
     norm(block, l, kAttention, {kQuery, kKey, kValue});
   }
@@ -136,8 +149,8 @@ class Forward {
     const float* weight = part == kAttention ? layer.input_norm : layer.post_norm;
     if (const LayerChange* change = block.changed(l))
       weight = own_or(part == kAttention ? change->input_norm : change->post_norm, weight);
-    for (int r = block.row; r < block.row + block.rows; ++r)
-      rms_norm(residual_ + r * static_cast<long>(model_.hidden), weight, model_.hidden, model_.epsilon, normed_, r);
+    rms_norm_block(residual_ + block.row * static_cast<long>(model_.hidden), weight, model_.hidden, model_.epsilon, normed_, block.row,
+                   block.rows);
     int slot = 0;
     for (Site site : sites) sites_.prepare(block, {l, site, slot++}, normed_);
   }
@@ -155,21 +168,35 @@ class Forward {
 
   long head_units() const { return units_of(kQuery) + 2 * units_of(kKey); }
 
+  // The blocks of rows that a panel is multiplied with, one after another while it is in the cache; `body(block, rows, turn)`.
+  template <typename Body>
+  void each_row_block(long first, long end, int l, bool all, const Body& body) const {
+    long turn = 0;
+    for (long block = first; block < end; ++block)
+      if (all || ends(l, block)) body(block, std::min<long>(kBlockRows, rows_ - block * kBlockRows), turn++);
+  }
+
   void project_heads(long unit, int l, Desk& desk) const {
     float* columns = desk.columns.at_least(1);
+    const long part = unit % head_parts_;
+    unit /= head_parts_;
     Site site = kQuery;
     for (; unit >= units_of(site); site = static_cast<Site>(site + 1)) unit -= units_of(site);
     const Layer& layer = model_.layers[l];
     const Linear& linear = layer.sites[site];
     const long first = unit * head_unit_, dim = model_.head_dim;
     const long wanted = std::min<long>(head_unit_, linear.outputs - first);
-    for (long done = 0; done < wanted; done += kPanel)
-      sites_.product(linear, (first + done) / kPanel, normed_, {l, site, site - kQuery}, columns + done, head_unit_, desk);
-    for (long row = 0; row < rows_; ++row) {
-      const float* weight = head_norm(layer, l, site, row);
-      for (long done = 0; done < wanted; done += dim)
-        place_head(layer, site, (first + done) / dim, row, weight, columns + row * head_unit_ + done);
-    }
+    sites_.begin(first / kPanel, l, {site}, desk);
+    each_row_block(blocks_ * part / head_parts_, blocks_ * (part + 1) / head_parts_, l, site != kQuery, [&](long block, long rows, long turn) {
+      for (long done = 0; done < wanted; done += kPanel)
+        sites_.product(linear, (first + done) / kPanel, normed_, {l, site, site - kQuery}, block, columns + done, head_unit_, desk, turn);
+      for (long r = 0; r < rows; ++r) {
+        const long row = block * kBlockRows + r;
+        const float* weight = head_norm(layer, l, site, row);
+        for (long done = 0; done < wanted; done += dim)
+          place_head(layer, site, (first + done) / dim, row, weight, columns + r * head_unit_ + done);
+      }
+    });
   }
 
   // Of queries or keys; null for values, and where the base has none.
@@ -204,11 +231,13 @@ class Forward {
     }
   }
 
-  void attend_lines(long unit, const Layer& layer) const {
-    const long kv_head = unit % model_.kv_heads, dim = model_.head_dim;
-    const LineBlock& block = space_.lines[static_cast<size_t>(unit / model_.kv_heads)];
+  void attend_lines(long unit, int l) const {
+    const LineBlock& block = space_.lines[static_cast<size_t>(unit)];
+    const long first = block.span->row + block.line / group_, last = block.span->row + (block.line + block.lines - 1) / group_;
+    if (!ends(l, first / kBlockRows) && !ends(l, last / kBlockRows)) return;
+    const long kv_head = block.kv_head, dim = model_.head_dim;
     const bf16* lines = queries_ + ((kv_head * rows_ + block.span->row) * group_ + block.line) * dim;
-    attend(model_, layer, kv_head, *block.span, block.line, block.lines, lines, [&](long line, long d, Float16 values) {
+    attend(model_, model_.layers[l], kv_head, *block.span, block.line, block.lines, lines, [&](long line, long d, Float16 values) {
       const long row = block.span->row + line / group_, head = kv_head * group_ + line % group_;
       attended_.put(row, head * dim + d, values);
     });
@@ -217,18 +246,24 @@ class Forward {
   // What a part of the layer returns, added to the residual stream.
   void add(long panel, int l, Site site, Part part, const Rows& x, Desk& desk) const {
     float* columns = desk.columns.at_least(1);
-    sites_.product(model_.layers[l].sites[site], panel, x, {l, site, 0}, columns, kPanel, desk);
     const long first = panel * kPanel, count = std::min<long>(kPanel, model_.hidden - first);
-    if (space_.changed) keep_returned(l, part, first, count, columns);
-    for (long row = 0; row < rows_; ++row)
-      for (long i = 0; i < count; ++i) residual_[row * model_.hidden + first + i] += columns[row * kPanel + i];
+    sites_.begin(panel, l, {site}, desk);
+    each_row_block(0, blocks_, l, false, [&](long block, long rows, long turn) {
+      float* to = residual_ + block * kBlockRows * model_.hidden + first;
+      sites_.product(model_.layers[l].sites[site], panel, x, {l, site, 0}, block, columns, kPanel, desk, turn);
+      if (space_.changed) keep_returned(l, part, block, first, count, columns);
+      for (long r = 0; r < rows; ++r, to += model_.hidden)
+        for (long i = 0; i < count; i += kLanes) store(to + i, load(to + i) + load(columns + r * kPanel + i));
+    });
   }
 
-  void keep_returned(int l, Part part, long first, long count, const float* columns) const {
-    for (const RowBlock& block : space_.rows)
-      if (const Bottleneck* after = block.bottleneck(l, part); after != nullptr && !after->parallel)
-        for (long r = block.row; r < block.row + block.rows; ++r)
-          for (long i = 0; i < count; i += kLanes) returned_.put(r, first + i, load(columns + r * kPanel + i));
+  void keep_returned(int l, Part part, long block, long first, long count, const float* columns) const {
+    for (size_t i = space_.first_of_block[static_cast<size_t>(block)]; i < space_.first_of_block[static_cast<size_t>(block) + 1]; ++i) {
+      const RowBlock& rows = space_.rows[i];
+      if (const Bottleneck* after = rows.bottleneck(l, part); after != nullptr && !after->parallel)
+        for (long r = rows.row; r < rows.row + rows.rows; ++r)
+          for (long n = 0; n < count; n += kLanes) returned_.put(r, first + n, load(columns + r % kBlockRows * kPanel + n));
+    }
   }
 
   // Two phases more, if an adapter of the step has a bottleneck there.
@@ -236,7 +271,7 @@ class Forward {
     if (!space_.changed) return;
     auto has_one = [&](const RowBlock& block) { return block.bottleneck(l, part) != nullptr; };
     if (std::none_of(space_.rows.begin(), space_.rows.end(), has_one)) return;
-    each_block(thread, [&](const RowBlock& block) {
+    each_block(thread, l, [&](const RowBlock& block) {
       const Bottleneck* bottleneck = block.bottleneck(l, part);
       if (bottleneck == nullptr) return;
       if (part == kWhole && !bottleneck->parallel) keep_residual(block, returned_);
@@ -245,7 +280,7 @@ class Forward {
     });
     each_panel(thread, model_.hidden, [&](long panel) {
       for (const RowBlock& block : space_.rows)
-        if (const Bottleneck* bottleneck = block.bottleneck(l, part))
+        if (const Bottleneck* bottleneck = block.bottleneck(l, part); bottleneck != nullptr && ends(l, block.row / kBlockRows))
           expand(block, *bottleneck, sites_.shrunk(0), panel, model_.hidden, desk.columns.at_least(1), residual_);
     });
   }
@@ -254,14 +289,22 @@ class Forward {
   void activate_gate(long panel, int l, Desk& desk) const {
     float* columns = desk.columns.at_least(1);
     const Layer& layer = model_.layers[l];
-    sites_.product(layer.sites[kGate], panel, normed_, {l, kGate, 0}, columns, 2 * kPanel, desk);
-    sites_.product(layer.sites[kUp], panel, normed_, {l, kUp, 1}, columns + kPanel, 2 * kPanel, desk);
     const long first = panel * kPanel, count = std::min<long>(kPanel, model_.intermediate - first);
-    for (long row = 0; row < rows_; ++row)
+    sites_.begin(panel, l, {kGate, kUp}, desk);
+    each_row_block(0, blocks_, l, false, [&](long block, long rows, long turn) {
+      sites_.product(layer.sites[kGate], panel, normed_, {l, kGate, 0}, block, columns, 2 * kPanel, desk, turn);
+      sites_.product(layer.sites[kUp], panel, normed_, {l, kUp, 1}, block, columns + kPanel, 2 * kPanel, desk, turn);
       for (long i = 0; i < count; i += kLanes) {
-        const Float16 gate = load(columns + row * 2 * kPanel + i), up = load(columns + row * 2 * kPanel + kPanel + i);
-        activated_.put(row, first + i, gate / (exponential(-gate) + 1.0f) * up);
+        auto activated = [&](long r) {
+          const Float16 gate = load(columns + r * 2 * kPanel + i), up = load(columns + r * 2 * kPanel + kPanel + i);
+          return gate / (exponential(-gate) + 1.0f) * up;
+        };
+        if (rows == kBlockRows)
+          activated_.put_block(block * kBlockRows, first + i, activated);
+        else
+          for (long r = 0; r < rows; ++r) activated_.put(block * kBlockRows + r, first + i, activated(r));
       }
+    });
   }
 
   void final_norm(long i) const {
@@ -289,9 +332,12 @@ class Forward {
   Workspace& space_;
   const Model& model_;
   const Step& step_;
+  static constexpr long kUnitsOfThread = 8;  // at least, so that the last one is not waited for long
+  static constexpr long kBlocksOfPart = 8;   // at least, as each part reads the weights anew
+
   const long rows_, group_, panels_;
   float* tops_;
-  long head_unit_;
+  long blocks_, head_unit_, head_parts_;
   float* residual_;
   bf16* queries_;
   Rows normed_, attended_, activated_, returned_, entered_;

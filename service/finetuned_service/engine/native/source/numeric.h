@@ -106,6 +106,23 @@ inline Float16 exponential(Float16 x) {
   return (Float16)((Int16)value & ~vanishes);
 }
 
+// 2^x for x <= 0, a polynomial of degree 5 (Taylor): relative error below 3e-6, for what is rounded to bfloat16 afterwards.
+// Below -126 it is 0, so that what is masked with -infinity weighs nothing. A NaN stays one.
+inline Float16 power_of_two(Float16 x) {
+  Int16 vanishes = x < splat(-126.0f);
+  Float16 shifted = x + 12582912.0f;  // 1.5 * 2^23: the integer lands in the low bits
+  Float16 r = x - (shifted - 12582912.0f);
+  Float16 p = splat(1.3333558e-3f);
+  p = p * r + 9.6181291e-3f;
+  p = p * r + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  Int16 exponent = ((Int16)shifted - 0x4b400000 + 127) << 23;
+  Float16 value = p * (Float16)exponent;
+  return (Float16)((Int16)value & ~vanishes);
+}
+
 // acc + a.low * b.low + a.high * b.high in each of 16 lanes of bfloat16 pairs.
 inline Float16 pair_product(Float16 acc, Word16 a, Word16 b) {
 #ifdef FINETUNED_AVX512_BF16
@@ -114,6 +131,18 @@ inline Float16 pair_product(Float16 acc, Word16 a, Word16 b) {
 #else
   acc += (Float16)(a & 0xffff0000u) * (Float16)(b & 0xffff0000u);
   return acc + (Float16)(a << 16) * (Float16)(b << 16);
+#endif
+}
+
+// 16 floats of each of two rows to 8 pairs of bfloat16 each, those of the first row in the lower half.
+inline Word16 two_narrow(Float16 first, Float16 second) {
+#ifdef FINETUNED_AVX512_BF16
+  return reinterpret_cast<Word16>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+#else
+  Word16 pairs;
+  store_narrow(reinterpret_cast<bf16*>(&pairs), first);
+  store_narrow(reinterpret_cast<bf16*>(&pairs) + kLanes, second);
+  return pairs;
 #endif
 }
 
@@ -139,6 +168,14 @@ class Rows {
     for (int i = 0; i < kLanes / 2; ++i) to[i * kBlockRows] = words[i];
   }
 
+  // 16 values of each of 12 rows that fill a block, as `put`: `values(i)` of its i-th row.
+  template <typename Values>
+  void put_block(long row, long column, const Values& values) const {
+    Word16 pairs[kBlockRows / 2];
+    for (int i = 0; i < kBlockRows / 2; ++i) pairs[i] = two_narrow(values(2 * i), values(2 * i + 1));
+    put_pairs(row, column, pairs);
+  }
+
   // A row times `gain` [columns], to the same row of `out`, rounded again.
   void scale(long row, const float* gain, const Rows& out) const {
     const uint32_t* from = at(row);
@@ -152,6 +189,28 @@ class Rows {
   }
 
  private:
+  // Word p of row r lies at 8 * (r % 2) + p of pairs[r / 2] and goes to 12 * p + r of six vectors.
+  void put_pairs(long row, long column, const Word16* pairs) const {
+    uint32_t* to = at(row) + column / 2 * kBlockRows;
+#pragma GCC unroll 6
+    for (int v = 0; v < 6; ++v) {
+      Word16 out{};
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; i += 2) {
+        Int16 place{}, taken{};
+#pragma GCC unroll 16
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const int word = (v * kLanes + lane) / kBlockRows, of = (v * kLanes + lane) % kBlockRows;
+          place[lane] = (of / 2 - i) % 2 * kLanes + of % 2 * 8 + word;
+          taken[lane] = of / 4 == i / 2 ? -1 : 0;
+        }
+        const Word16 chosen = __builtin_shuffle(pairs[i], pairs[i + 1], (Word16)(place & 31));
+        out = i == 0 ? chosen : (Word16)(taken ? (Int16)chosen : (Int16)out);
+      }
+      std::memcpy(to + v * kLanes, &out, 64);
+    }
+  }
+
   uint32_t* words_ = nullptr;
   long pairs_ = 0;
 };
@@ -161,30 +220,31 @@ class Rows {
 // Each element is the sum over the pairs in their order, by its own row and column alone: what a row
 // computes does not depend on the rows beside it, nor on M.
 // `b_stride` is the distance between pairs in bfloat16; Part reads and computes `columns` < 16 only, V = 1. `fetch(b)` is
-// called at each pair: what will be needed later may be on its way while this is computed.
+// called at each pair: what will be needed later may be on its way while this is computed. So many `pieces` of b follow
+// each other, `piece_stride` apart, of `pairs` each; those of a follow without a gap.
 template <int M, int V, bool Accumulate, bool Part, class Fetch>
 inline void multiply_rows(float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs, int columns,
-                          Fetch& fetch) {
+                          Fetch& fetch, long pieces = 1, long piece_stride = 0) {
   // Every loop over accumulators is unrolled: one that is not puts them on the stack, three times slower.
   Float16 acc[M][V];
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) acc[m][v] = Accumulate ? load(c + m * c_stride + v * kLanes) : Float16{};
-  for (long p = 0; p < pairs; ++p, a += kBlockRows, b += b_stride) {
-    Word16 weights[V] = {};
-    fetch(b);
-    if constexpr (Part)
-      std::memcpy(weights, b, 4 * static_cast<size_t>(columns));
-    else
-      std::memcpy(weights, b, 64 * V);
-#pragma GCC unroll 12
-    for (int m = 0; m < M; ++m) {
-      const Word16 value = Word16{} + a[m];
+  for (long piece = 0; piece < pieces; ++piece, b += piece_stride - pairs * b_stride)
+    for (long p = 0; p < pairs; ++p, a += kBlockRows, b += b_stride) {
+      Word16 weights[V] = {};
+      fetch(b);
+      // One by one: copied together they would go through memory once more.
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) acc[m][v] = pair_product(acc[m][v], value, weights[v]);
+      for (int v = 0; v < V; ++v) std::memcpy(&weights[v], b + v * 2 * kLanes, Part ? 4 * static_cast<size_t>(columns) : 64);
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) {
+        const Word16 value = Word16{} + a[m];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) acc[m][v] = pair_product(acc[m][v], value, weights[v]);
+      }
     }
-  }
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
@@ -202,6 +262,21 @@ inline void multiply(int rows, float* c, long c_stride, const uint32_t* a, const
 #define FINETUNED_CASE(M) \
   case M:                 \
     return multiply_rows<M, V, Accumulate, Part>(c, c_stride, a, b, b_stride, pairs, columns, fetch);
+    FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5) FINETUNED_CASE(6)
+    FINETUNED_CASE(7) FINETUNED_CASE(8) FINETUNED_CASE(9) FINETUNED_CASE(10) FINETUNED_CASE(11) FINETUNED_CASE(12)
+#undef FINETUNED_CASE
+  }
+}
+
+// c += a * b where b lies in `pieces` of `pairs` pairs each, `piece_stride` apart; a has no gaps.
+template <int V>
+inline void multiply_pieces(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs,
+                            long pieces, long piece_stride) {
+  FetchNothing nothing;
+  switch (rows) {
+#define FINETUNED_CASE(M) \
+  case M:                 \
+    return multiply_rows<M, V, true, false>(c, c_stride, a, b, b_stride, pairs, kLanes * V, nothing, pieces, piece_stride);
     FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5) FINETUNED_CASE(6)
     FINETUNED_CASE(7) FINETUNED_CASE(8) FINETUNED_CASE(9) FINETUNED_CASE(10) FINETUNED_CASE(11) FINETUNED_CASE(12)
 #undef FINETUNED_CASE

@@ -20,6 +20,7 @@ inline long widest_rank(const Model& model, const Segment& segment) {
 // Blocks of rows and runs of heads. Returns the widest rank, rounded up to whole vectors, at least one.
 inline long plan_rows(Workspace& space, const Model& model, const Step& step) {
   space.rows.clear();
+  space.first_of_block.clear();
   space.heads.clear();
   space.changes.clear();
   space.adapted = step.segment_count > 0;
@@ -40,6 +41,11 @@ inline long plan_rows(Workspace& space, const Model& model, const Step& step) {
     widest = std::max(widest, widest_rank(model, segment));
   }
   cut(nullptr, nullptr, step.rows);
+  for (size_t i = 0; i < space.rows.size(); ++i)
+    if (space.rows[i].row % kBlockRows == 0) space.first_of_block.push_back(i);
+  space.first_of_block.push_back(space.rows.size());
+  space.wanted.assign(space.first_of_block.size() - 1, 0);
+  for (int i = 0; i < step.logit_count; ++i) space.wanted[static_cast<size_t>(step.logit_rows[i] / kBlockRows)] = 1;
   if (space.changed) {
     space.changes.resize(static_cast<size_t>(step.rows));
     for (const RowBlock& block : space.rows) std::fill_n(space.changes.begin() + block.row, block.rows, block.change);
@@ -53,14 +59,17 @@ inline long plan_rows(Workspace& space, const Model& model, const Step& step) {
   return (widest + kLanes - 1) / kLanes * kLanes;
 }
 
-// Blocks of query lines, `group` of a row for each head of keys; `slots` [T] takes where a row's key and value go.
-inline void plan_lines(Workspace& space, const Step& step, long group, int64_t* slots) {
+// Blocks of query lines, `group` of a row for each head of keys, those with the same keys one after another; `slots` [T]
+// takes where a row's key and value go.
+inline void plan_lines(Workspace& space, const Model& model, const Step& step, int64_t* slots) {
+  const long group = model.heads / model.kv_heads;
   space.lines.clear();
   for (int s = 0; s < step.span_count; ++s) {
     const Span& span = step.spans[s];
     const long lines = span.rows * group;
-    for (long line = 0; line < lines; line += kBlockRows)
-      space.lines.push_back({&span, static_cast<int32_t>(line), static_cast<int32_t>(std::min<long>(kBlockRows, lines - line))});
+    for (int32_t head = 0; head < model.kv_heads; ++head)
+      for (long line = 0; line < lines; line += kBlockRows)
+        space.lines.push_back({&span, static_cast<int32_t>(line), static_cast<int32_t>(std::min<long>(kBlockRows, lines - line)), head});
     for (int r = 0; r < span.rows; ++r) slots[span.row + r] = span.kv_start + span.live - span.rows + r;
   }
 }

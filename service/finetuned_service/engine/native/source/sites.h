@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "workspace.h"
 
@@ -21,25 +22,31 @@ struct At {
   multiply<2, false>(rows, c, stride, a, b, 2 * kPanel, pairs, kPanel, errands);
 }
 
-// C [end - first, 32] of one panel of W, for rows from `first` on; `stride` of C.
-inline void multiply_panel(const Linear& linear, long panel, const Rows& x, long first, long end, float* c, long stride, Desk& desk) {
+// C [rows, 32] of one panel of W for `rows` from `row` on, which lie in one block; `stride` of C. `turn` says how many
+// blocks went before this one with these weights.
+inline void multiply_block(const Linear& linear, long panel, const Rows& x, long row, int rows, float* c, long stride, Desk& desk,
+                           long turn) {
   const bf16* weights = linear.packed + panel * kPanel * linear.inputs;
-  for (long row = first; row < end; row = (row / kBlockRows + 1) * kBlockRows) {
-    const int count = static_cast<int>(std::min(end, (row / kBlockRows + 1) * kBlockRows) - row);
-    float* to = c + (row - first) * stride;
-    // The first block of rows waits for memory; the second has the weights in the cache, and fetches the next panel.
-    Errands& errands = row == first ? desk.near : desk.far;
-    if (row / kBlockRows == first / kBlockRows + 1)
-      multiply<2, false>(count, to, stride, x.at(row), weights, 2 * kPanel, x.pairs(), kPanel, FetchBehind{x.pairs() * 2 * kPanel});
-    else if (errands.done())
-      multiply<2, false>(count, to, stride, x.at(row), weights, 2 * kPanel, x.pairs());
-    else
-      multiply_on_errands(count, to, stride, x.at(row), weights, x.pairs(), errands);
-  }
+  // The first block of rows waits for memory; the second has the weights in the cache, and fetches the next panel.
+  Errands& errands = turn == 0 ? desk.near : desk.far;
+  if (turn == 1)
+    multiply<2, false>(rows, c, stride, x.at(row), weights, 2 * kPanel, x.pairs(), kPanel, FetchBehind{x.pairs() * 2 * kPanel});
+  else if (errands.done())
+    multiply<2, false>(rows, c, stride, x.at(row), weights, 2 * kPanel, x.pairs());
+  else
+    multiply_on_errands(rows, c, stride, x.at(row), weights, x.pairs(), errands);
   if (linear.bias == nullptr) return;
   const long column = panel * kPanel, count = std::min<long>(kPanel, linear.outputs - column);
-  for (long row = 0; row < end - first; ++row)
-    for (long i = 0; i < count; ++i) c[row * stride + i] += linear.bias[column + i];
+  for (int r = 0; r < rows; ++r)
+    for (long i = 0; i < count; ++i) c[r * stride + i] += linear.bias[column + i];
+}
+
+// C [end - first, 32] of one panel of W, for rows from `first` on; `stride` of C.
+inline void multiply_panel(const Linear& linear, long panel, const Rows& x, long first, long end, float* c, long stride, Desk& desk) {
+  for (long row = first; row < end; row = (row / kBlockRows + 1) * kBlockRows) {
+    const int count = static_cast<int>(std::min(end, (row / kBlockRows + 1) * kBlockRows) - row);
+    multiply_block(linear, panel, x, row, count, c + (row - first) * stride, stride, desk, row / kBlockRows - first / kBlockRows);
+  }
 }
 
 // x A^T of a block's rows, rounded to bfloat16 after `finish(values, rank)`, which takes 16 ranks from `rank` on.
@@ -80,30 +87,42 @@ class Sites {
     shrink(block, block.pair(at.layer, at.site), input(block, at, x), shrunk_[at.slot], [](Float16 values, long) { return values; });
   }
 
-  // C [rows, 32] of one panel for all rows; `stride` of C.
-  void product(const Linear& base, long panel, const Rows& x, const At& at, float* c, long stride, Desk& desk) const {
+  // Before the products of a panel at `sites`, which read the same input: what they need beside the base's weights is
+  // on its way.
+  void begin(long panel, int layer, std::initializer_list<Site> sites, Desk& desk) const {
     desk.near.clear();
     const LoraPair* before = nullptr;
     for (const RowBlock& block : space_->rows) {
       if (block.pairs == nullptr || block.pairs == before) continue;
       before = block.pairs;
-      const LoraPair& pair = block.pair(at.layer, at.site);
-      desk.near.add(pair.b + panel * kPanel * pair.rank, kPanel * pair.rank);
+      for (Site site : sites) {
+        const LoraPair& pair = block.pair(layer, site);
+        desk.near.add(pair.b + panel * kPanel * pair.rank, kPanel * pair.rank);
+      }
     }
     if (rows_ <= kBlockRows)
       while (!desk.near.done()) desk.near.line();
+  }
+
+  // C [rows of the block, 32] of one panel; `stride` of C, `turn` as in `multiply_block`.
+  void product(const Linear& base, long panel, const Rows& x, const At& at, long block, float* c, long stride, Desk& desk,
+               long turn) const {
+    const long first = block * kBlockRows, count = std::min<long>(kBlockRows, rows_ - first);
+    const auto begin = space_->rows.begin() + space_->first_of_block[static_cast<size_t>(block)];
+    const auto end = space_->rows.begin() + space_->first_of_block[static_cast<size_t>(block) + 1];
     if (space_->changed)
-      multiply_runs(base, panel, x, at, c, stride, desk);
+      multiply_runs(base, panel, x, at, begin, end, c, stride, desk, turn);
     else
-      multiply_panel(base, panel, x, 0, rows_, c, stride, desk);
+      multiply_block(base, panel, x, first, static_cast<int>(count), c, stride, desk, turn);
     if (!space_->adapted) return;
-    for (const RowBlock& block : space_->rows) {
-      if (block.pairs == nullptr) continue;
-      const LoraPair& pair = block.pair(at.layer, at.site);
+    for (auto rows = begin; rows != end; ++rows) {
+      if (rows->pairs == nullptr) continue;
+      const LoraPair& pair = rows->pair(at.layer, at.site);
+      float* to = c + (rows->row - first) * stride;
       if (pair.rank > 0)
-        multiply<2, true>(block.rows, c + block.row * stride, stride, shrunk_[at.slot].at(block.row),
-                          pair.b + panel * kPanel * pair.rank, 2 * kPanel, pair.rank / 2);
-      if (block.change != nullptr) scale_outputs(block, panel, at, c + block.row * stride, stride);
+        multiply<2, true>(rows->rows, to, stride, shrunk_[at.slot].at(rows->row), pair.b + panel * kPanel * pair.rank, 2 * kPanel,
+                          pair.rank / 2);
+      if (rows->change != nullptr) scale_outputs(*rows, panel, at, to, stride);
     }
   }
 
@@ -129,17 +148,19 @@ class Sites {
   }
 
   // Neighbours with the same weights and the same kind of input go together.
-  void multiply_runs(const Linear& base, long panel, const Rows& x, const At& at, float* c, long stride, Desk& desk) const {
-    const auto& blocks = space_->rows;
-    for (size_t i = 0; i < blocks.size();) {
-      const Linear& weights = linear(blocks[i], at, base);
-      const bool scales = input_gain(blocks[i], at) != nullptr;
-      const Rows from = input(blocks[i], at, x);
-      const long first = blocks[i].row;
-      long end = first;
-      for (; i < blocks.size() && &linear(blocks[i], at, base) == &weights && (input_gain(blocks[i], at) != nullptr) == scales; ++i)
-        end = blocks[i].row + blocks[i].rows;
-      multiply_panel(weights, panel, from, first, end, c + first * stride, stride, desk);
+  template <typename Block>
+  void multiply_runs(const Linear& base, long panel, const Rows& x, const At& at, Block block, const Block end, float* c, long stride,
+                     Desk& desk, long turn) const {
+    while (block != end) {
+      const Linear& weights = linear(*block, at, base);
+      const bool scales = input_gain(*block, at) != nullptr;
+      const Rows from = input(*block, at, x);
+      const long first = block->row;
+      int rows = 0;
+      for (; block != end && &linear(*block, at, base) == &weights && (input_gain(*block, at) != nullptr) == scales; ++block)
+        rows += block->rows;
+      multiply_block(weights, panel, from, first, rows, c, stride, desk, turn);
+      c += rows * stride;
     }
   }
 
