@@ -500,7 +500,11 @@ def test_a_quantized_base_is_trained_with_qlora_and_no_other(client: Any) -> Non
     with pytest.raises(InvalidField, match=r"spec\.qlora"):
         client.train(dataset="rows", adapter="mine", qlora=Qlora())
     with pytest.raises(InvalidField, match=r"spec\.base"):
-        client.train(dataset="rows", adapter="mine", base=small)
+        client.train(dataset="rows", adapter="mine", base=small, lora=Lora())
+    unnamed = client.train(dataset="rows", adapter="mine", base=small)
+    assert (unnamed.train.lora, unnamed.train.qlora.lora.rank) == (None, 16)
+    # A rerun on another base chooses again.
+    assert client.jobs.rerun(unnamed.name, base="fake").train.lora.rank == 16
     job = client.train(dataset="rows", adapter="mine", base=small, qlora=Qlora(lora=Lora(rank=4)))
     assert client.jobs.wait(job.name).check().train.qlora.lora.alpha == 8.0
     version = client.adapters.version("mine@1")
@@ -520,7 +524,7 @@ def test_each_task_has_its_methods_rows_and_figures(client: Any, tmp_path: Path)
     with pytest.raises(Unimplemented, match="METHOD_HEAD for TASK_FEATURE_EXTRACTION"):
         client.train(dataset="rows", adapter="mine", task=Task.FEATURE_EXTRACTION, head=Head())
     job = client.train(dataset="labelled", adapter="mine", task=Task.TEXT_CLASSIFICATION)
-    assert job.train.head is not None
+    assert (job.train.head, job.train.lora.rank) == (None, 16)
     assert (job.data_report.train_rows, job.data_report.eval_rows) == (9, 1)
     done = client.jobs.wait(job.name).check()
     assert [metric.name for metric in done.metrics] == ["macro_f1", "loss"]

@@ -29,7 +29,7 @@ from finetuned import (
     errors,
 )
 from safetensors.torch import load_file, save_file
-from tiny_encoders import make_encoder_base, make_resnet_base, png
+from tiny_encoders import make_encoder_base, make_resnet_base, make_vision_base, png
 from tiny_server import TINY, TinyServer, running
 
 MOODS = [
@@ -65,7 +65,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyServer]:
         client.datasets.upload(write(directory / "moods.jsonl", MOODS), "moods")
         client.datasets.upload(write(directory / "tagged.jsonl", TAGGED), "tagged")
         for dataset, task in (("moods", Task.TEXT_CLASSIFICATION), ("tagged", Task.TOKEN_CLASSIFICATION)):
-            job = client.train(dataset=dataset, adapter=dataset, task=task, optimization=FAST)
+            job = client.train(dataset=dataset, adapter=dataset, task=task, head=Head(), optimization=FAST)
             client.jobs.wait(job.name).check()
         yield server
 
@@ -130,7 +130,9 @@ def test_pairs_of_texts_are_asked_as_they_were_trained(encoder: TinyServer, tmp_
     ]
     with Client(encoder.endpoint) as client:
         client.datasets.upload(write(tmp_path / "pairs.jsonl", rows), "pairs")
-        job = client.train(dataset="pairs", adapter="pairs", task=Task.TEXT_CLASSIFICATION, optimization=FAST)
+        job = client.train(
+            dataset="pairs", adapter="pairs", task=Task.TEXT_CLASSIFICATION, head=Head(), optimization=FAST
+        )
         done = client.jobs.wait(job.name).check()
         pairs = [TextPair(row["text"], row["text_pair"]) for row in rows[:4]]
         answers = client.classify(pairs, adapter="pairs")
@@ -194,6 +196,8 @@ def test_an_imported_head_answers_and_goes_on_whatever_the_order_of_its_labels(
         )
     assert going_on.train is not None
     assert going_on.train.continue_from.endswith("/turned/versions/1")
+    # Nobody has named the method: it is that of the weights.
+    assert going_on.train.head == Head(pooling=Pooling.MEAN)
 
 
 def test_the_confusion_matrices_count_all_that_was_held_out(encoder: TinyServer) -> None:
@@ -224,6 +228,40 @@ def test_a_version_is_promoted_by_a_figure_of_its_task(encoder: TinyServer) -> N
         )
         client.jobs.wait(job.name).check()
         assert client.classify("the cat", adapter="moods@best").served_by.label == "moods@2"
+
+
+def test_where_no_method_is_named_it_is_lora(encoder: TinyServer) -> None:
+    with Client(encoder.endpoint) as client:
+        for dataset, task in (("moods", Task.TEXT_CLASSIFICATION), ("tagged", Task.TOKEN_CLASSIFICATION)):
+            spec = client.train(dataset=dataset, adapter="usual", task=task, validate_only=True).train
+            assert spec is not None
+            assert spec.head is None
+            assert spec.lora is not None
+            assert (spec.lora.rank, spec.optimization.epochs) == (16, 3.0)
+
+
+def test_where_the_base_does_not_take_lora_it_is_a_head_and_the_job_says_so(tmp_path: Path) -> None:
+    make_vision_base(tmp_path / "data" / "bases" / TINY, "regnet")
+    rows = [
+        {
+            "image": base64.b64encode(png(np.full((16, 16), 80 * (n % 2) + n))).decode(),
+            "label": "dl"[n % 2],
+        }
+        for n in range(20)
+    ]
+    wanted: dict[str, Any] = {"dataset": "images", "adapter": "mine", "task": Task.IMAGE_CLASSIFICATION}
+    with running(tmp_path / "data", run_jobs=False) as server, Client(server.endpoint) as client:
+        client.datasets.upload(write(tmp_path / "images.jsonl", rows), "images")
+        with pytest.raises(errors.InvalidField, match=r"grouped.*Allowed: METHOD_HEAD"):
+            client.train(**wanted, lora=Lora())
+        job = client.train(**wanted)
+        assert job.train is not None
+        assert (job.train.lora, job.train.optimization.epochs) == (None, 30.0)
+        [told] = [event.notice.text for event in client.jobs.events(job.name) if event.notice]
+    assert told.startswith(
+        "METHOD_HEAD trains, since none was named and METHOD_LORA does not train on bases/"
+    )
+    assert "convolutions are grouped" in told
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
@@ -266,7 +304,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_stored(
                 )
         for method, reason in (
             ({"ia3": Ia3()}, "METHOD_IA3 for TASK_IMAGE_CLASSIFICATION is not available: IA3 scales keys"),
-            ({"bottleneck": Bottleneck()}, "maps of channels.*METHOD_HEAD, METHOD_LORA, METHOD_LAYERS"),
+            ({"bottleneck": Bottleneck()}, "maps of channels.*METHOD_LORA, METHOD_HEAD, METHOD_LAYERS"),
         ):
             with pytest.raises(errors.Unimplemented, match=reason):
                 client.train(dataset="moods", adapter="mine", task=Task.IMAGE_CLASSIFICATION, **method)
@@ -314,7 +352,7 @@ def test_images_are_classified(tmp_path: Path) -> None:
     with running(tmp_path / "data") as server, Client(server.endpoint) as client:
         client.datasets.upload(write(tmp_path / "images.jsonl", rows), "images")
         job = client.train(
-            dataset="images", adapter="light", task=Task.IMAGE_CLASSIFICATION, optimization=FAST
+            dataset="images", adapter="light", task=Task.IMAGE_CLASSIFICATION, head=Head(), optimization=FAST
         )
         lora = client.train(
             dataset="images",
@@ -333,7 +371,7 @@ def test_images_are_classified(tmp_path: Path) -> None:
         again = client.adapters.import_directory(tmp_path / "files", "again")
         assert again.digest == client.adapters.version("tuned@1").digest
         assert client.classify(Image(images[0]), adapter="again")[0] == alone
-        assert client.server_info().methods == (Method.HEAD, Method.LORA, Method.LAYERS, Method.FULL)
+        assert client.server_info().methods == (Method.LORA, Method.HEAD, Method.LAYERS, Method.FULL)
         with pytest.raises(errors.InvalidField, match="does not decode"):
             client.classify(Image(b"nothing"), adapter="light")
     assert [answer.label for answer in answers] == ["dark", "light"] * 2

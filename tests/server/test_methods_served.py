@@ -257,6 +257,8 @@ def test_low_rank_updates_train_over_a_quantized_base_and_are_served_on_it(tmp_p
         packed = job.quantize_result.base
         with pytest.raises(errors.InvalidField, match="stored as NF4; METHOD_LORA trains over FP32 and BF16"):
             train(client, "mine", {"lora": Lora()}, base=packed)
+        unnamed = train(client, "mine", {}, base=packed, validate_only=True).train
+        assert (unnamed.lora, unnamed.qlora.lora.rank) == (None, 16)
         job = train(client, "mine", {"qlora": Qlora(lora=Lora(rank=4))}, base=packed)
         client.jobs.wait(job.name, timeout_seconds=600.0).check()
         assert client.adapters.version("mine@1").method is Method.QLORA

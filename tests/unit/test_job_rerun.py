@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
-from finetuned_service.jobs.rerun import BASE_DECIDES, defaulted_from_base, spec_again
+from finetuned_service.jobs.rerun import BASE_DECIDES, METHOD_DECIDES, defaulted_from_base, spec_again
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import DataOptions, LoraSettings, Optimization, TrainSpec
 from finetuned_service.jobs.values import Job
+from finetuned_service.vocabulary import Method, Task
 from tiny_jobs import quantize_job, train_job
 
 OLD = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj", "v_proj"))
@@ -17,10 +18,11 @@ NEW = BaseFacts(hidden_size=512, context_tokens=200, linear_modules=("qkv_proj",
 
 def record_of(**asked: object) -> Job:
     """A job as the store has it, with its spec resolved on the old base."""
-    job = train_job(**asked)
+    job = train_job(**({"method": Method.LORA} | asked))
     assert isinstance(job.spec, TrainSpec)
     resolved = resolve_train(job.spec, base=OLD, train_rows=100)
-    changes = {"id": "j1", "spec": resolved, "defaulted_from_base": defaulted_from_base(job.spec)}
+    defaulted = defaulted_from_base(job.spec, job.spec.method)
+    changes = {"id": "j1", "spec": resolved, "defaulted_from_base": defaulted}
     return job.model_copy(update=changes)
 
 
@@ -47,6 +49,28 @@ def test_what_was_set_stays():
 def test_on_the_same_base_it_is_the_same_spec():
     record = record_of(lora=LoraSettings(rank=3))
     assert resolve_train(spec_again(record, "bases/tiny"), base=OLD, train_rows=100) == record.spec
+
+
+def test_all_that_a_base_decides_of_one_method_is_open():
+    record = record_of(method=Method.IA3)
+    opened = spec_again(record, "bases/new").ia3
+    assert (opened.target_modules, opened.feedforward_modules) == ((), None)
+
+
+def test_a_method_that_nobody_named_is_open_and_its_epochs_with_it():
+    asked = train_job().spec
+    assert isinstance(asked, TrainSpec)
+    defaulted = defaulted_from_base(asked, Method.LORA)
+    assert {"method", "lora.target_modules", *METHOD_DECIDES} <= set(defaulted)
+    record = record_of().model_copy(update={"defaulted_from_base": defaulted})
+    again = spec_again(record, "bases/new")
+    assert "method" not in again.model_fields_set
+    over_a_head = again.model_copy(update={"method": Method.HEAD, "task": Task.IMAGE_CLASSIFICATION})
+    assert resolve_train(over_a_head, base=NEW, train_rows=100).optimization.epochs == 30.0
+    # As many steps as were asked for, whatever the method.
+    steps = train_job(optimization=Optimization(max_steps=7)).spec
+    assert isinstance(steps, TrainSpec)
+    assert "optimization.max_steps" not in defaulted_from_base(steps, Method.LORA)
 
 
 def test_modules_that_were_set_and_that_the_new_base_lacks_are_refused():

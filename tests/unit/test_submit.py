@@ -366,7 +366,12 @@ def test_the_bases_of_the_tenant_and_the_shared_ones_can_be_trained_on(submissio
             InvalidField,
             "spec.lora.rank_pattern.q_proj: is 65; this server serves",
         ),
-        ({"base": "bases/int8"}, InvalidField, "stored as INT8; METHOD_LORA trains.*choose METHOD_QLORA"),
+        (
+            {"base": "bases/int8", "method": Method.LORA},
+            InvalidField,
+            "stored as INT8; METHOD_LORA trains.*choose METHOD_QLORA",
+        ),
+        ({"base": "bases/fp16"}, InvalidField, "stored as FP16; METHOD_LORA trains.*choose another base"),
         (
             {"method": Method.QLORA},
             InvalidField,
@@ -405,12 +410,24 @@ def test_a_full_queue_is_refused_before_rows_are_read(submission, place, rows):
     assert rows.asked == []
     assert train(submission, validate_only=True).name == ""
     with pytest.raises(QuotaExceeded):
+    add_base("bases/fp16", WeightFormat.FP16)
         quantize(submission)
     assert len(stored(place)) == 2
 
 
 def test_a_repeated_call_gives_its_job_whatever_has_changed(submission, place, rows):
     request = RequestKey.of(TENANT, "r1", b"body")
+def test_a_quantized_base_is_trained_with_qlora_where_no_method_is_named(submission, place, add_base):
+    add_base("bases/int8", WeightFormat.INT8)
+    job = train(submission, SPEC.model_copy(update={"base": "bases/int8"}))
+    assert job.spec.method is Method.QLORA
+    assert "method" in job.defaulted_from_base
+    _, told = place.store.events(TENANT, job.id, 0, 10)
+    assert told.body.text == (
+        "METHOD_QLORA trains, since none was named and METHOD_LORA does not train on bases/int8: it is stored as INT8"
+    )
+
+
     first = train(submission, request=request)
     train(submission)
     place.datasets.delete(TENANT, "rows")

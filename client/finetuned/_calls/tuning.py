@@ -88,8 +88,8 @@ def train(
         base: the base to train on; without it the server's.
         task: what the adapter is for; text generation by default.
         objective: the loss; by default DPO where the rows are preferences, else the task's usual one.
-        lora, qlora, head, ia3, bottleneck, layers, full: the method and its settings, one of them; by default LoRA for
-            text generation and vectors, a head for classification.
+        lora, qlora, head, ia3, bottleneck, layers, full: the method and its settings, one of them; by default LoRA, and
+            where the base does not take it QLoRA (quantized bases) or a head (vision models with grouped convolutions).
         dpo: settings of that objective.
         classification, contrastive: settings of those tasks and objectives; what is None is the service's default.
         optimization, data, evaluation: settings, alike.
@@ -124,8 +124,6 @@ def train(
     }
     if len(given) > 1:
         raise ValueError(f"a job has one method; given: {', '.join(given)}")
-    if not given and task in {None, Task.TEXT_GENERATION}:
-        given = {"lora": job_pb2.LoraMethod()}
     spec = job_pb2.TrainSpec(
         dataset=names.dataset(dataset),
         eval_dataset=names.dataset(eval_dataset) if eval_dataset else "",

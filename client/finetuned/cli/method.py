@@ -19,23 +19,20 @@ _KINDS: Mapping[str, type[Any]] = {
     "layers": Layers,
     "full": Full,
 }
-_USUAL = {None: "lora", "text-generation": "lora"}
-"""By task; all others train heads."""
 
 
-def method_settings(task: str | None, method: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def method_settings(method: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword of `client.train` that holds the method and its settings; none leaves it to the service.
 
     Args:
-        task: as given.
-        method: as given; None is the one that the options are for, else the task's usual one.
+        method: as given; None is lora where there are options.
         options: settings by their names in the values of all methods; None and empty where not given.
 
     Raises:
         typer.BadParameter: an option is not for the method.
     """
     given = {name: value for name, value in options.items() if value not in (None, False, (), {})}
-    chosen = method or _USUAL.get(task) or ("lora" if given else None)
+    chosen = method or ("lora" if given else None)
     if chosen is None:
         return {}
     kind = _KINDS["lora" if chosen == "qlora" else chosen]

@@ -76,7 +76,7 @@ def train(
     train_on_prompt: Annotated[bool, _option(DATA, "Learn the prompts too.", "--train-on-prompt")] = False,
     method: Annotated[
         Literal["lora", "qlora", "ia3", "bottleneck", "head", "layers", "full"] | None,
-        _option(METHOD, "lora to write text, head to classify."),
+        _option(METHOD, "lora; where a base does not take it, qlora or head."),
     ] = None,
     target_module: Annotated[
         list[str] | None, _option(METHOD, "lora, ia3, bottleneck: only these modules (repeatable).")
@@ -203,7 +203,7 @@ def train(
             task=Task(task) if task else None,
             objective=Objective(objective) if objective else None,
             dpo=dpo if dpo != Dpo() else None,
-            **method_settings(task, method, settings),
+            **method_settings(method, settings),
             classification=classification if classification != ClassificationOptions() else None,
             contrastive=ContrastiveOptions(scale=scale) if scale is not None else None,
             optimization=Optimization(

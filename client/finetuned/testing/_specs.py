@@ -10,17 +10,18 @@ from typing import Any
 
 from finetuned.errors import InvalidField, NotFound, Unimplemented
 from finetuned.testing._store import Store, check_name, lookup
+from finetuned.testing._versions import resolve as resolve_version
 from finetuned.v1 import base_service_pb2, common_pb2, dataset_service_pb2, job_pb2
 
-_CLASSES = ("lora", "ia3", "bottleneck", "layers", "full")
+_OF_TEXT_ENCODERS = ("ia3", "bottleneck", "layers", "full")
 METHODS_OF_TASK: Mapping[str, tuple[str, ...]] = {
     "TEXT_GENERATION": ("lora", "qlora", "ia3", "bottleneck", "head", "layers", "full"),
-    "TEXT_CLASSIFICATION": ("head", *_CLASSES),
-    "TOKEN_CLASSIFICATION": ("head", *_CLASSES),
-    "FEATURE_EXTRACTION": _CLASSES,
-    "IMAGE_CLASSIFICATION": ("head", "lora", "layers", "full"),
+    "TEXT_CLASSIFICATION": ("lora", "head", *_OF_TEXT_ENCODERS),
+    "TOKEN_CLASSIFICATION": ("lora", "head", *_OF_TEXT_ENCODERS),
+    "FEATURE_EXTRACTION": ("lora", *_OF_TEXT_ENCODERS),
+    "IMAGE_CLASSIFICATION": ("lora", "head", "layers", "full"),
 }
-"""As the contract names their fields; the first is the usual way."""
+"""As the contract names their fields; the first that the base takes is the usual way."""
 
 KINDS_OF_TASK: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "TEXT_GENERATION": {"SFT": ("PROMPT_COMPLETION", "CHAT", "TEXT"), "DPO": ("PREFERENCE",)},
@@ -67,13 +68,15 @@ def resolve(store: Store, tenant: str, spec: job_pb2.TrainSpec) -> None:
     """
     spec.task = spec.task or common_pb2.TASK_TEXT_GENERATION
     _resolve_objective_asked(spec)
-    _resolve_method(spec)
+    _refuse_method(spec)
     check_name(spec.adapter, f"tenants/{tenant}/adapters/{{}}", "spec.adapter")
     rows = _dataset(store, tenant, spec.dataset, "spec.dataset")
     if spec.eval_dataset:
         _dataset(store, tenant, spec.eval_dataset, "spec.eval_dataset")
     _resolve_objective(spec, dataset_service_pb2.RowKind.Name(rows.row_kind).removeprefix("ROW_KIND_"))
     base = named_base(store, tenant, spec.base)
+    if spec.WhichOneof("method") is None:
+        getattr(spec, _usual_method(store, spec, base)).SetInParent()
     _refuse_format(spec, base)
     spec.base = base.name
     _refuse_unread(spec)
@@ -118,16 +121,29 @@ def _resolve_objective_asked(spec: job_pb2.TrainSpec) -> None:
         raise unimplemented(f"OBJECTIVE_{asked} for TASK_{task}", available)
 
 
-def _resolve_method(spec: job_pb2.TrainSpec) -> None:
+def _refuse_method(spec: job_pb2.TrainSpec) -> None:
     task = task_of(spec)
     allowed = METHODS_OF_TASK[task]
-    method = spec.WhichOneof("method") or allowed[0]
-    if method not in allowed:
+    method = spec.WhichOneof("method")
+    if method is not None and method not in allowed:
         available = [f"METHOD_{name.upper()}" for name in allowed]
         raise unimplemented(f"METHOD_{method.upper()}", available, f" for TASK_{task}")
-    getattr(spec, method).SetInParent()
     if spec.lora.HasField("rank") and not 1 <= spec.lora.rank <= 256:
         raise InvalidField.one("spec.lora.rank", f"is {spec.lora.rank}; allowed: 1 to 256")
+
+
+def _usual_method(store: Store, spec: job_pb2.TrainSpec, base: base_service_pb2.Base) -> str:
+    """Of the weights that are continued, or the first of the task's that the base takes."""
+    usual, name = "lora", spec.continue_from
+    if "/jobs/" in name:
+        usual = lookup(store.jobs, name).job.train.WhichOneof("method") or usual
+    elif name:
+        state, number = resolve_version(store, name, "spec.continue_from")
+        usual = common_pb2.Method.Name(state.versions[number].method).removeprefix("METHOD_").lower()
+    if usual not in {"lora", "qlora"}:
+        return usual
+    packed = base.weight_format in _PACKED and "qlora" in METHODS_OF_TASK[task_of(spec)]
+    return "qlora" if packed else "lora"
 
 
 def _resolve_objective(spec: job_pb2.TrainSpec, kind: str) -> None:

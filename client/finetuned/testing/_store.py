@@ -80,6 +80,8 @@ class Store:
     adapters: dict[str, AdapterState] = field(default_factory=dict[str, AdapterState])
     bases: dict[str, base_service_pb2.Base] = field(default_factory=dict[str, base_service_pb2.Base])
     job_errors: list[FinetunedError] = field(default_factory=list[FinetunedError])
+    methods_left_open: set[str] = field(default_factory=set[str])
+    """TrainJobs that named none; a rerun on another base chooses again."""
     jobs_made: int = 0
     resident: str = BASE
     """The name of the base that the server holds."""

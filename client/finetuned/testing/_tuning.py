@@ -55,7 +55,10 @@ class FakeTuning(TuningServiceServicer):
             resolve_spec(self._store, tenant, job.train)
             if job.train.continue_from:
                 self._continue(job.train)
-            return self._accept(request, job, pb.TrainJobResponse)
+            answer: pb.TrainJobResponse = self._accept(request, job, pb.TrainJobResponse)
+            if request.spec.WhichOneof("method") is None:
+                self._store.methods_left_open.add(answer.job.name)
+            return answer
 
         return self._once(request, make)
 
@@ -104,6 +107,8 @@ class FakeTuning(TuningServiceServicer):
                 rerun_of=record.name,
             )
             job.train.base = request.spec.base
+            if record.name in self._store.methods_left_open:
+                job.train.ClearField("method")
             resolve_spec(self._store, tenant, job.train)
             return self._accept(request, job, pb.TrainJobResponse)
 

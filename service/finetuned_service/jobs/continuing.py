@@ -23,6 +23,7 @@ from finetuned_service.jobs.methods import (
     SETTINGS_OF,
     BaseFacts,
     Stored,
+    kind_of,
     resolve_method,
     stored_settings,
     trains_as_stored,
@@ -112,7 +113,7 @@ def continued(spec: TrainSpec, start: Start, base_digest: str, base_directory: P
             "Name its base in spec.base, or train on this one without continue_from",
             metadata={"adapter_base_digest": start.base_digest, "server_base_digest": base_digest},
         )
-    if _kind(start.method) is not _kind(spec.method):
+    if kind_of(start.method) is not kind_of(spec.method):
         raise InvalidField.one(
             _FIELD,
             f"names {start.name}, of method {start.method}; this job's is {spec.method}, which trains other "
@@ -179,11 +180,6 @@ _PROBLEMS = {
     RowKind.SCORED_TEXT: Problem.REGRESSION,
 }
 """What a head is for over rows of each kind; the others have one label each."""
-
-
-def _kind(method: Method) -> Method:
-    """QLORA differs from LORA in how its base is stored, not in what it trains."""
-    return Method.LORA if method is Method.QLORA else method
 
 
 def _with_settings(spec: TrainSpec, start: Start, stored: Stored) -> TrainSpec:

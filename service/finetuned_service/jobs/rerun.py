@@ -7,6 +7,7 @@ from finetuned_service.errors import InvalidField, RerunRefused
 from finetuned_service.jobs.methods import SETTINGS_OF
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.values import Job
+from finetuned_service.vocabulary import Method
 
 BASE_DECIDES = (
     "lora.target_modules",
@@ -22,16 +23,21 @@ BASE_DECIDES = (
 )
 """What `jobs/resolve.py` chooses from the base where it is not set; all else it fills in from the spec
 itself or the data, so that it comes out the same on any base."""
+METHOD_DECIDES = ("optimization.epochs", "optimization.max_steps", "optimization.checkpoint_interval_steps")
+"""What it chooses from the method, too; open where that is."""
+METHOD = "method"
+_LISTS = ("target_modules", "layers.layers")
 
 
-def defaulted_from_base(asked: TrainSpec) -> tuple[str, ...]:
-    """Which settings of a spec, as its caller wrote it, are the base's to decide."""
-    others = set(SETTINGS_OF.values()) - {SETTINGS_OF[asked.method]}
-    return tuple(
-        path
-        for path in BASE_DECIDES
-        if path.partition(".")[0] not in others and _value(asked, path) in {None, ()}
+def defaulted_from_base(asked: TrainSpec, method: Method) -> tuple[str, ...]:
+    """Which settings of a spec, as its caller wrote it, are the base's to decide; `method` is what trains."""
+    method_named = METHOD in asked.model_fields_set
+    others = set(SETTINGS_OF.values()) - {SETTINGS_OF[method]}
+    decided = BASE_DECIDES if method_named else (*BASE_DECIDES, *METHOD_DECIDES)
+    unset = (
+        path for path in decided if path.partition(".")[0] not in others and _value(asked, path) in {None, ()}
     )
+    return tuple(unset) if method_named else (METHOD, *unset)
 
 
 def spec_again(record: Job, base: str) -> TrainSpec:
@@ -46,10 +52,14 @@ def spec_again(record: Job, base: str) -> TrainSpec:
             "rerun_of", f"is {record.name!r}, a Quantize run; only TrainJobs can be run again this way"
         )
     again = spec.model_copy(update={"base": base})
+    if METHOD in record.defaulted_from_base:
+        again = TrainSpec.model_validate(again.model_dump(exclude={METHOD}))
     for path in record.defaulted_from_base:
+        if path == METHOD:
+            continue
         group, _, setting = path.partition(".")
-        unset = () if path.endswith(("target_modules", "layers.layers")) else None
-        settings = getattr(spec, group).model_copy(update={setting: unset})
+        unset = () if path.endswith(_LISTS) else None
+        settings = getattr(again, group).model_copy(update={setting: unset})
         again = again.model_copy(update={group: settings})
     return again
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection, delete, exists, insert, select
 
 from finetuned_service.errors import InvalidField, JobStateConflict, NotFound, OutOfRange, ResourceInUse
-from finetuned_service.jobs.events import JobEvent, StateChanged
+from finetuned_service.jobs.events import EventBody, JobEvent, Notice, StateChanged
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -67,11 +67,11 @@ class JobStore:
         self._retention = retention
         self._directory = directory
 
-    def create(self, job: Job, request: RequestKey, *, reserved_bytes: int = 0) -> Job:
+    def create(self, job: Job, request: RequestKey, *, reserved_bytes: int = 0, notice: str = "") -> Job:
         """Store a new QUEUED job under a fresh id, or return the one this request made before.
 
         The job holds a place for its result until it ends: `reserved_bytes` of storage, an adapter's
-        version, an adapter.
+        version, an adapter. `notice` is told right after its state, where there is one.
 
         Raises:
             QuotaExceeded: a limit of the tenant is reached.
@@ -101,7 +101,8 @@ class JobStore:
                     priority=job.priority.level,
                 )
             )
-            job = append_events(connection, job, [StateChanged(state=job.state, attempt=job.attempt)])
+            begun: list[EventBody] = [StateChanged(state=job.state, attempt=job.attempt)]
+            job = append_events(connection, job, [*begun, Notice(text=notice)] if notice else begun)
             idempotency.remember(connection, request, job.name, time.time())
             return job
 

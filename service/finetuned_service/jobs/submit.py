@@ -15,7 +15,7 @@ from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.family import TASKS
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound
-from finetuned_service.jobs.continuing import continued, find_start, refuse_other_head
+from finetuned_service.jobs.continuing import Start, continued, find_start, refuse_other_head
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
 from finetuned_service.jobs.estimate import estimate_train, is_like
 from finetuned_service.jobs.methods import (
@@ -24,6 +24,7 @@ from finetuned_service.jobs.methods import (
     adapter_bytes,
     adapter_elements,
     refuse_format,
+    with_method,
 )
 from finetuned_service.jobs.rerun import defaulted_from_base, refuse_changed, spec_again
 from finetuned_service.jobs.resolve import resolve_train
@@ -150,11 +151,8 @@ class Submission:
         objective = objective_for(spec.task, spec.objective, rows)
         check_datasets(spec.task, objective, rows, held_out)
         spec = spec.model_copy(update={"objective": objective})
-        base = self._trainable_base(tenant, spec)
-        start = None
-        if spec.continue_from:
-            start = find_start(tenant, spec.continue_from, self.registry, self.store, self.jobs_directory)
-            spec = continued(spec, start, self.bases.get(base).digest, self.bases.path(base))
+        base, asked = self._trainable_base(tenant, spec), spec
+        spec, start, notice = self._with_method(tenant, asked, base)
         share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
         resolved = resolve_train(
             spec.model_copy(update={"base": str(base)}),
@@ -176,7 +174,7 @@ class Submission:
                     self.job_memory_bytes,
                     self._earlier(tenant, resolved),
                 ),
-                "defaulted_from_base": () if spec.continue_from else defaulted_from_base(spec),
+                "defaulted_from_base": () if start else defaulted_from_base(asked, spec.method),
                 "rerun_of": record.name if record else "",
                 "pause_after_estimate": pause_after_estimate,
             }
@@ -184,7 +182,7 @@ class Submission:
         if validate_only:
             return job
         reserved_bytes = adapter_bytes(resolved, self.bases.path(base))
-        return self.store.create(job, request, reserved_bytes=reserved_bytes)
+        return self.store.create(job, request, reserved_bytes=reserved_bytes, notice=notice)
 
     def quantize(
         self,
@@ -286,8 +284,21 @@ class Submission:
             raise InvalidField.one(
                 "spec.task", f"is {task}; {base} is a {manifest.architecture}, which is for {allowed}"
             )
-        refuse_format(spec, manifest)
         return base
+
+    def _with_method(
+        self, tenant: str, asked: TrainSpec, base: BaseName
+    ) -> tuple[TrainSpec, Start | None, str]:
+        """The spec with its method and with what the weights decide that it continues; those; and what is to be told."""
+        start = None
+        if asked.continue_from:
+            start = find_start(tenant, asked.continue_from, self.registry, self.store, self.jobs_directory)
+        manifest = self.bases.get(base)
+        spec, notice = with_method(asked, manifest, start.method if start else None)
+        refuse_format(spec, manifest)
+        if start is not None:
+            spec = continued(spec, start, manifest.digest, self.bases.path(base))
+        return spec, start, notice
 
     def _earlier(self, tenant: str, spec: TrainSpec) -> Job | None:
         """The tenant's newest job that tells what one of this spec will take."""

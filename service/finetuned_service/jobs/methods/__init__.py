@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.bases.family import ENCODER_CLASSES, TASKS, width_of
+from finetuned_service.bases.family import TASKS, width_of
 from finetuned_service.bases.manifest import BaseManifest, read_config
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts
@@ -26,8 +26,16 @@ from finetuned_service.jobs.methods.lora import (
 )
 from finetuned_service.jobs.methods.parameters import chosen_parameters, layers_refusals, resolve_layers
 from finetuned_service.jobs.methods.stored import Stored, stored_settings, trains_as_stored
+from finetuned_service.jobs.methods.usual import (
+    METHODS_OF_TASK,
+    QUANTIZED,
+    kind_of,
+    takes_format,
+    untrained_on,
+    with_method,
+)
 from finetuned_service.jobs.specs import TrainSpec
-from finetuned_service.vocabulary import Family, Method, Task, WeightFormat
+from finetuned_service.vocabulary import Family, Method, Task
 
 __all__ = [
     "CLASSIFICATION_TASKS",
@@ -39,6 +47,7 @@ __all__ = [
     "Stored",
     "adapter_bytes",
     "adapter_elements",
+    "kind_of",
     "lora_config",
     "methods_of",
     "refuse_format",
@@ -46,10 +55,9 @@ __all__ = [
     "resolve_method",
     "stored_settings",
     "trains_as_stored",
+    "with_method",
 ]
 
-QUANTIZED = (WeightFormat.INT8, WeightFormat.NF4)
-"""Formats over which QLORA trains."""
 MAX_RANK = 1024
 """More than any TrainJob may ask for; what a server serves is its own decision."""
 CLASSIFICATION_TASKS = frozenset(
@@ -71,24 +79,6 @@ SETTINGS_OF: Mapping[Method, str] = {
 }
 """Which part of a TrainSpec holds a method's settings."""
 
-_OF_TEXT_ENCODERS = (Method.LORA, Method.IA3, Method.BOTTLENECK, Method.LAYERS, Method.FULL)
-METHODS_OF_TASK: Mapping[Task, tuple[Method, ...]] = {
-    Task.TEXT_GENERATION: (
-        Method.LORA,
-        Method.QLORA,
-        Method.IA3,
-        Method.BOTTLENECK,
-        Method.HEAD,
-        Method.LAYERS,
-        Method.FULL,
-    ),
-    Task.TEXT_CLASSIFICATION: (Method.HEAD, *_OF_TEXT_ENCODERS),
-    Task.TOKEN_CLASSIFICATION: (Method.HEAD, *_OF_TEXT_ENCODERS),
-    Task.FEATURE_EXTRACTION: _OF_TEXT_ENCODERS,
-    Task.IMAGE_CLASSIFICATION: (Method.HEAD, Method.LORA, Method.LAYERS, Method.FULL),
-}
-"""How each task can be trained; the first is the usual way."""
-
 _NO_VECTORS = (
     "what a vision model passes on are maps of channels, which change their size from stage to stage"
 )
@@ -109,8 +99,7 @@ WHY_NOT: Mapping[tuple[Task, Method], str] = {
 
 def methods_of(base: BaseManifest) -> tuple[Method, ...]:
     """All methods with which a base can be trained."""
-    known = next((c for c in ENCODER_CLASSES.values() if c.name == base.architecture), None)
-    untrained = known.untrained if known else {}
+    untrained = untrained_on(base)
     # What becomes of an image is not trained yet.
     tasks = [t for t in TASKS[base.family] if (base.family, t) != (Family.VISION, Task.FEATURE_EXTRACTION)]
     methods = dict.fromkeys(m for task in tasks for m in METHODS_OF_TASK.get(task, ()))
@@ -194,6 +183,8 @@ def adapter_bytes(spec: TrainSpec, base_directory: Path) -> int:
     """The most that the tensors of a resolved spec's adapter take, in 32 bits."""
     return adapter_elements(spec, base_directory) * _LARGEST_ELEMENT_BYTES
 
+    if takes_format(spec.method, base.weight_format):
+        return
 
 def refuse_format(spec: TrainSpec, base: BaseManifest) -> None:
     """Refuse a base that is stored in a format over which the method does not train.
@@ -202,15 +193,14 @@ def refuse_format(spec: TrainSpec, base: BaseManifest) -> None:
         InvalidField: naming the format and the method that would.
     """
     packed = base.weight_format in QUANTIZED
-    if spec.method is Method.QLORA and not packed:
+    if spec.method is Method.QLORA:
         raise InvalidField.one(
             "spec.qlora",
             f"is for bases stored as {' or '.join(QUANTIZED)}; {base.name} is {base.weight_format}. Quantize it first "
             "and name the result in spec.base, or choose METHOD_LORA",
         )
-    if spec.method is not Method.QLORA and base.weight_format not in {WeightFormat.FP32, WeightFormat.BF16}:
-        remedy = "choose METHOD_QLORA, or the base that it was made from" if packed else "choose another base"
-        raise InvalidField.one(
-            "spec.base",
-            f"is {base.name}, stored as {base.weight_format}; METHOD_{spec.method} trains over FP32 and BF16: {remedy}",
-        )
+    remedy = "choose METHOD_QLORA, or the base that it was made from" if packed else "choose another base"
+    raise InvalidField.one(
+        "spec.base",
+        f"is {base.name}, stored as {base.weight_format}; METHOD_{spec.method} trains over FP32 and BF16: {remedy}",
+    )

@@ -24,7 +24,7 @@ from finetuned_service.vocabulary import Method, Pooling, Task
 
 
 def method_from_proto(spec: pb.TrainSpec, task: Task) -> dict[str, Any]:
-    """The method of a spec and its settings, as fields of our TrainSpec.
+    """The method of a spec and its settings, as fields of our TrainSpec; none where it names none.
 
     Raises:
         InvalidField: a setting is not allowed.
@@ -32,7 +32,9 @@ def method_from_proto(spec: pb.TrainSpec, task: Task) -> dict[str, Any]:
     """
     allowed = METHODS_OF_TASK[task]
     name = spec.WhichOneof("method")
-    method = Method(name.upper()) if name else allowed[0]
+    if not name:
+        return {}
+    method = Method(name.upper())
     if method not in allowed:
         feature = method_to_proto(method)
         because = WHY_NOT.get((task, method), "it is in the contract but not in this build")
