@@ -69,6 +69,8 @@ TARGETS = {
     "sft_short_supervised_tokens_vs_trl": Target(2.0),
     "sft_peak_memory_vs_trl": _at_most(0.6),
     "qlora_base_bytes_vs_bf16": _at_most(0.5),
+    "estimate_memory_error": Target(0.15, at_least=False, of_value=True),
+    "estimate_time_error": Target(0.30, at_least=False, of_value=True),
     "ready_after_start_seconds": Target(15.0, at_least=False, of_value=True),
 }
 

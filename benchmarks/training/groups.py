@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.figures import Figure, compared, take_turns
 from benchmarks.peers.process import Peer
 from benchmarks.training import learners
+from benchmarks.training.estimate import estimate as estimate_errors
 from benchmarks.training.learners import BATCH_ROWS, train
 from benchmarks.training.memory import peak
 from benchmarks.training.packed import packed_base
@@ -96,8 +97,13 @@ def qlora(bench: TrainingBench) -> Iterator[Figure]:
     yield compared("qlora_base_bytes_vs_bf16", "MB", packed, "bf16", whole, note=f"after an epoch: {told}")
 
 
-GROUPS: dict[str, Group] = {group.__name__: group for group in (uneven, short, memory, qlora)}
-WITHOUT_TRL = frozenset({"qlora"})
+def estimate(bench: TrainingBench) -> Iterator[Figure]:
+    """How far jobs' own estimates of memory and time are off."""
+    yield from estimate_errors(quick=bench.quick)
+
+
+GROUPS: dict[str, Group] = {group.__name__: group for group in (uneven, short, memory, qlora, estimate)}
+WITHOUT_TRL = frozenset({"qlora", "estimate"})
 """Groups that compare ours with ours."""
 
 

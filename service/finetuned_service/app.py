@@ -26,6 +26,7 @@ from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
 from finetuned_service.jobs.assignment import ResidentBase
+from finetuned_service.jobs.estimate import NO_BUDGET, Budget
 from finetuned_service.jobs.event_files import EventFiles
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.submit import Submission
@@ -144,10 +145,11 @@ class Server:
             adapter_room_bytes=min(settings.adapter_host_bytes, settings.adapter_device_bytes),
             registry=registry,
             jobs_directory=settings.data_dir / "jobs",
-            # On a GPU most of what sizes ask for is not of this memory.
-            job_memory_bytes=settings.job_memory_bytes
-            if settings.run_jobs and engine.device != "cuda"
-            else 0,
+            job_budget=Budget(
+                settings.job_memory_bytes, settings.job_device_bytes, on_device=engine.device == "cuda"
+            )
+            if settings.run_jobs
+            else NO_BUDGET,
         )
         imports = AdapterImports(
             registry=registry,

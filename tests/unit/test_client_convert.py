@@ -119,7 +119,7 @@ def test_every_value_of_an_enum_has_its_member(name: str) -> None:
 def test_scalars_times_and_durations() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     message = job_pb2.Estimate(steps=3, tokens=4, memory_bytes=5, memory_budget_bytes=8)
-    assert convert.read(message, Estimate) == Estimate(3, 4, 5, None, EstimateBasis.UNKNOWN, 0, 0, 8, 0)
+    assert convert.read(message, Estimate) == Estimate(3, 4, 5, None, EstimateBasis.UNKNOWN, 0, 0, 8, 0, 0)
     message.duration.FromTimedelta(timedelta(seconds=1.5))
     assert convert.read(message, Estimate).duration_seconds == 1.5
     event = job_pb2.JobEvent(number=7)

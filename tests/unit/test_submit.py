@@ -20,7 +20,7 @@ from finetuned_service.errors import (
     RequestIdReused,
     ResourceExhausted,
 )
-from finetuned_service.jobs.estimate import RUNTIME_BYTES
+from finetuned_service.jobs.estimate import RUNTIME_BYTES, Budget
 from finetuned_service.jobs.events import EstimateBasis
 from finetuned_service.jobs.methods import adapter_elements
 from finetuned_service.jobs.specs import (
@@ -162,12 +162,34 @@ def test_the_least_memory_is_that_of_runtime_numbers_that_train_and_layers(submi
 
 @pytest.mark.parametrize("validate_only", [True, False])
 def test_what_cannot_fit_is_refused_and_leaves_nothing(submission, place, validate_only):
-    small = replace(submission, job_memory_bytes=RUNTIME_BYTES)
+    small = replace(submission, job_budget=Budget(RUNTIME_BYTES))
     with pytest.raises(ResourceExhausted, match=r"at least 280 MB .*; allowed: 280 MB") as refused:
         small.train(TENANT, SPEC, "mine", NO_REQUEST, validate_only=validate_only)
     assert refused.value.metadata["memory_budget_bytes"] == str(RUNTIME_BYTES)
     assert int(refused.value.metadata["memory_bytes"]) > RUNTIME_BYTES
     assert place.store.list(TENANT, JobFilter(), PageRequest()).items == ()
+
+
+def test_on_a_gpu_what_trains_is_compared_with_the_gpu_s_memory(submission, place):
+    host = train(submission).estimate
+    trained_bytes = host.memory_bytes - RUNTIME_BYTES
+    enough = Budget(RUNTIME_BYTES, trained_bytes, on_device=True)
+    estimate = train(replace(submission, job_budget=enough), validate_only=True).estimate
+    assert (estimate.memory_bytes, estimate.device_memory_bytes) == (RUNTIME_BYTES, trained_bytes)
+    assert estimate.device_memory_budget_bytes == trained_bytes
+    less = replace(submission, job_budget=replace(enough, device_bytes=trained_bytes - 1))
+    jobs = stored(place)
+    with pytest.raises(
+        ResourceExhausted, match=r"at least .* MB of GPU memory.*\(job_device_bytes\)"
+    ) as refused:
+        train(less)
+    assert refused.value.metadata == {
+        "least_device_memory_bytes": str(trained_bytes),
+        "device_memory_budget_bytes": str(trained_bytes - 1),
+    }
+    assert stored(place) == jobs
+    # A CPU's jobs have nothing to do with it.
+    assert train(replace(less, job_budget=Budget(0, 1)), validate_only=True).estimate.device_memory_bytes == 0
 
 
 def test_a_job_like_it_tells_what_a_new_one_will_take(submission, place):
@@ -388,10 +410,22 @@ def test_the_bases_of_the_tenant_and_the_shared_ones_can_be_trained_on(submissio
 def test_a_refused_train_job_leaves_nothing(submission, place, add_base, change, error, said):
     add_base("tenants/other/bases/secret", WeightFormat.BF16)
     add_base("bases/int8", WeightFormat.INT8)
+    add_base("bases/fp16", WeightFormat.FP16)
     for validate_only in (False, True):
         with pytest.raises(error, match=said):
             train(submission, SPEC.model_copy(update=change), validate_only=validate_only)
     assert stored(place) == []
+
+
+def test_a_quantized_base_is_trained_with_qlora_where_no_method_is_named(submission, place, add_base):
+    add_base("bases/int8", WeightFormat.INT8)
+    job = train(submission, SPEC.model_copy(update={"base": "bases/int8"}))
+    assert job.spec.method is Method.QLORA
+    assert "method" in job.defaulted_from_base
+    _, told = place.store.events(TENANT, job.id, 0, 10)
+    assert told.body.text == (
+        "METHOD_QLORA trains, since none was named and METHOD_LORA does not train on bases/int8: it is stored as INT8"
+    )
 
 
 def test_rows_that_cannot_be_trained_on_leave_nothing(submission, place, rows):
@@ -410,24 +444,12 @@ def test_a_full_queue_is_refused_before_rows_are_read(submission, place, rows):
     assert rows.asked == []
     assert train(submission, validate_only=True).name == ""
     with pytest.raises(QuotaExceeded):
-    add_base("bases/fp16", WeightFormat.FP16)
         quantize(submission)
     assert len(stored(place)) == 2
 
 
 def test_a_repeated_call_gives_its_job_whatever_has_changed(submission, place, rows):
     request = RequestKey.of(TENANT, "r1", b"body")
-def test_a_quantized_base_is_trained_with_qlora_where_no_method_is_named(submission, place, add_base):
-    add_base("bases/int8", WeightFormat.INT8)
-    job = train(submission, SPEC.model_copy(update={"base": "bases/int8"}))
-    assert job.spec.method is Method.QLORA
-    assert "method" in job.defaulted_from_base
-    _, told = place.store.events(TENANT, job.id, 0, 10)
-    assert told.body.text == (
-        "METHOD_QLORA trains, since none was named and METHOD_LORA does not train on bases/int8: it is stored as INT8"
-    )
-
-
     first = train(submission, request=request)
     train(submission)
     place.datasets.delete(TENANT, "rows")

@@ -9,15 +9,26 @@ from typing import Any
 import pytest
 import torch
 from finetuned_service.errors import ResourceExhausted
+from finetuned_service.jobs.endings import over_memory
 from finetuned_service.jobs.events import EstimateBasis, Notice, Progress
 from finetuned_service.jobs.memory import MEMORY
-from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Estimated, Suspended, TrainTask
-from finetuned_service.training import attempt, model, probe
+from finetuned_service.jobs.states import Fault
+from finetuned_service.jobs.task import (
+    EXIT_FINISHED,
+    EXIT_STOPPED,
+    Estimated,
+    Failed,
+    Suspended,
+    TaskLimits,
+    TrainTask,
+)
+from finetuned_service.training import attempt, estimate, model, probe
 from finetuned_service.training.loop import Trainer
 from finetuned_service.training.order import RowOrder
 from finetuned_service.training.run import run
 from safetensors.torch import load_file
 from tiny_encoders import make_encoder_base
+from tiny_jobs import train_job
 from training_tasks import Reports, StopAfter, counting_rows, make_base, make_task
 
 STEPS = 8
@@ -111,16 +122,16 @@ def test_an_estimate_tells_all_that_the_job_will_take(tmp_path):
     task, reports = probed(make_task(tmp_path / "job", base, **SETTINGS)), Reports()
     assert run(task, reports, threading.Event()) == EXIT_FINISHED
     (told,) = reports.of(Estimated)
-    estimate, last = told.estimate, reports.of(Progress)
+    found, last = told.estimate, reports.of(Progress)
     trained = [progress for progress in last if progress.phase == "training"][-1]
-    assert (estimate.steps, estimate.tokens) == (STEPS, trained.tokens)
-    assert estimate.basis is EstimateBasis.MEASURED
-    assert estimate.memory_budget_bytes == task.limits.memory_budget_bytes
-    assert estimate.base_memory_bytes == (base / "model.safetensors").stat().st_size
+    assert (found.steps, found.tokens) == (STEPS, trained.tokens)
+    assert found.basis is EstimateBasis.MEASURED
+    assert found.memory_budget_bytes == task.limits.memory_budget_bytes
+    assert found.base_memory_bytes == (base / "model.safetensors").stat().st_size
     # What pytest itself holds is in both; a tiny model adds little to it.
-    assert 0.5 * MEMORY.look() < estimate.memory_bytes < 2 * MEMORY.peak_bytes
-    assert estimate.duration_seconds is not None
-    assert estimate.duration_seconds > 0
+    assert 0.5 * MEMORY.look() < found.memory_bytes < 2 * MEMORY.peak_bytes
+    assert found.duration_seconds is not None
+    assert found.duration_seconds > 0
     notices = [notice.text for notice in reports.of(Notice) if notice.text.startswith("expected")]
     assert len(notices) == 1
     assert "measured in 4 of its steps" in notices[0]
@@ -145,6 +156,36 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path):
         assert remedy in refused.value.message
     assert not any(progress.phase == "training" for progress in reports.of(Progress))
     assert not any(Path(task.work_directory, "checkpoints").iterdir())
+
+
+class OnDevice:
+    """A model that is elsewhere than the processor, with nothing behind it."""
+
+    def named_parameters(self):
+        yield "there", torch.nn.Parameter(torch.empty(1000, device="meta"))
+        yield "here", torch.nn.Parameter(torch.empty(10**6))
+
+
+def test_what_a_gpu_has_no_room_for_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    needed_bytes = 5_000_000 + 3 * 4 * 1000
+    limits = TaskLimits(threads=1, memory_budget_bytes=1)
+    monkeypatch.setattr(estimate, "memory_room", lambda *_: (5_000_000, needed_bytes))
+    estimate.refuse_without_device_room(OnDevice(), limits)
+    monkeypatch.setattr(estimate, "memory_room", lambda *_: (5_000_000, needed_bytes - 1))
+    with pytest.raises(ResourceExhausted, match=r"GPU memory.*what is free there") as refused:
+        estimate.refuse_without_device_room(OnDevice(), limits)
+    assert refused.value.metadata["least_device_memory_bytes"] == str(needed_bytes)
+    # Fewer rows at once would not help: the job is not tried again with half of them.
+    assert over_memory(train_job(), Failed(error=refused.value.to_wire(), fault=Fault.USER)) is None
+
+    def refuse(*_):
+        raise ResourceExhausted("no room")
+
+    monkeypatch.setattr(attempt, "refuse_without_device_room", refuse)
+    task, reports = probed(make_task(tmp_path / "job", make_base(tmp_path / "base"), **SETTINGS)), Reports()
+    with pytest.raises(ResourceExhausted, match="no room"):
+        run(task, reports, threading.Event())
+    assert "probing" not in {progress.phase for progress in reports.of(Progress)}
 
 
 def test_the_largest_step_is_among_those_measured(tmp_path, monkeypatch):

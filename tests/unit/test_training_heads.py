@@ -21,7 +21,7 @@ from finetuned_service.jobs.events import EvaluationFinished, Notice
 from finetuned_service.jobs.specs import ClassificationOptions
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
 from finetuned_service.training.adapter import adapter_handle
-from finetuned_service.training.heads.evaluate import answered
+from finetuned_service.training.heads.evaluate import answered, why_incomparable
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.model import summed_loss
 from finetuned_service.training.heads.weights import label_weights
@@ -246,6 +246,52 @@ def test_images(vision: Path, tmp_path: Path) -> None:
     assert check(directory, vision).head.labels == ("dark", "light")
     assert figures(finished.metrics)["accuracy"] == 1.0
     assert finished.confusion.counts == (2, 0, 0, 2)
+
+
+def test_an_incumbent_with_its_labels_in_another_order_and_another_pooling_is_compared(
+    encoder: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"heldout": MOODS, "task": "text-classification"}
+    first, directory, _ = train(tmp_path / "first", encoder, MOODS, head={"pooling": "CLS"}, **settings)
+    turned = tmp_path / "turned"
+    config = json.loads((directory / "adapter_config.json").read_text())
+    config["head"]["labels"].reverse()
+    turned.mkdir()
+    (turned / "adapter_config.json").write_text(json.dumps(config))
+    tensors = load_file(directory / "adapter_model.safetensors")
+    save_file(
+        {name: rows.flip(0).contiguous() for name, rows in tensors.items()},
+        turned / "adapter_model.safetensors",
+    )
+    wanted = {**HEAD, **settings, "promote_if": {"alias": "best", "metric": "accuracy"}}
+    task = make_task(tmp_path / "second", encoder, train=MOODS, incumbent=turned, **wanted)
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    (compared,) = reports.of(TrainFinished)
+    # Another order of the labels sums a softmax in another order.
+    assert figures(compared.incumbent_metrics) == pytest.approx(figures(first.metrics), rel=1e-6)
+    others = [{**row, "label": {"up": "up", "down": "sideways"}[row["label"]]} for row in MOODS]
+    wanted["heldout"] = others
+    task = make_task(tmp_path / "third", encoder, train=others, incumbent=turned, **wanted)
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    assert reports.of(TrainFinished)[0].incumbent_metrics == ()
+    (told,) = [notice.text for notice in reports.of(Notice) if "incumbent" in notice.text]
+    assert told == (
+        "the incumbent has labels that the rows have not: 'down'; it lacks labels of the rows: 'sideways', so its "
+        "figures cannot be compared with the new version's"
+    )
+
+
+def test_why_heads_cannot_be_compared() -> None:
+    texts: dict[str, Any] = {"task": Task.TEXT_CLASSIFICATION, "labels": ("a", "b"), "pooling": "MEAN"}
+    one = Head(problem=Problem.SINGLE_LABEL, **texts)
+    assert why_incomparable(None, one) == "has no head"
+    tags = Head(task=Task.TOKEN_CLASSIFICATION, problem=Problem.SINGLE_LABEL, labels=("a", "b"))
+    assert why_incomparable(tags, one) == "is for token-classification, the rows are for text-classification"
+    several = Head(problem=Problem.MULTI_LABEL, **texts)
+    assert why_incomparable(several, one) == "has a head for MULTI_LABEL, the rows want one for SINGLE_LABEL"
+    assert why_incomparable(one.model_copy(update={"labels": ("b", "a"), "pooling": "CLS"}), one) == ""
 
 
 @pytest.mark.parametrize("method", ["LORA", "FULL"])

@@ -26,6 +26,8 @@ def expected(estimate: Estimate) -> str:
     notes = [_BASES[estimate.basis]] if estimate.basis in _BASES else []
     if estimate.memory_budget_bytes:
         notes.append(f"allowed: {size(estimate.memory_budget_bytes)}")
+    if estimate.device_memory_budget_bytes:
+        notes.append(f"on the GPU: {size(estimate.device_memory_budget_bytes)}")
     return ", ".join(parts) + (f" ({'; '.join(notes)})" if notes else "")
 
 

@@ -513,7 +513,7 @@ class Environment(_message.Message):
     def __init__(self, base_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., eval_dataset_digest: _Optional[str] = ..., service_version: _Optional[str] = ..., torch_version: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., peft_version: _Optional[str] = ...) -> None: ...
 
 class Estimate(_message.Message):
-    __slots__ = ("steps", "tokens", "memory_bytes", "duration", "basis", "runtime_memory_bytes", "base_memory_bytes", "memory_budget_bytes", "device_memory_bytes")
+    __slots__ = ("steps", "tokens", "memory_bytes", "duration", "basis", "runtime_memory_bytes", "base_memory_bytes", "memory_budget_bytes", "device_memory_bytes", "device_memory_budget_bytes")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -523,6 +523,7 @@ class Estimate(_message.Message):
     BASE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     steps: int
     tokens: int
     memory_bytes: int
@@ -532,7 +533,8 @@ class Estimate(_message.Message):
     base_memory_bytes: int
     memory_budget_bytes: int
     device_memory_bytes: int
-    def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., basis: _Optional[_Union[EstimateBasis, str]] = ..., runtime_memory_bytes: _Optional[int] = ..., base_memory_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ...) -> None: ...
+    device_memory_budget_bytes: int
+    def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., basis: _Optional[_Union[EstimateBasis, str]] = ..., runtime_memory_bytes: _Optional[int] = ..., base_memory_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_memory_budget_bytes: _Optional[int] = ...) -> None: ...
 
 class JobUsage(_message.Message):
     __slots__ = ("memory_bytes", "duration", "memory_error", "duration_error", "device_memory_bytes")

@@ -98,6 +98,8 @@ class Estimate:
     """What `memory_bytes` may be; a job that needs more is refused."""
     device_memory_bytes: int
     """Peak of GPU memory, without the base that it shares with its server; 0 on a CPU, and when unknown."""
+    device_memory_budget_bytes: int
+    """What `device_memory_bytes` may be; 0 on a CPU, and where the bound is what is free when the job begins."""
 
 
 @final

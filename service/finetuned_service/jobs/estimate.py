@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetuned_service.adapters.geometry import BaseGeometry
@@ -25,8 +26,26 @@ _LIKE_TOKENS = 3.0
 """An earlier job tells of one with at most so many times its tokens, or as few: of a trial's two steps little was training."""
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a job may hold; 0 is not known."""
+
+    memory_bytes: int = 0
+    device_bytes: int = 0
+    """Of a GPU."""
+    on_device: bool = False
+    """It trains on a GPU: all but interpreter and libraries is there."""
+
+
+NO_BUDGET = Budget()
+
+
 def estimate_train(
-    spec: TrainSpec, base_directory: Path, report: DataReport, budget_bytes: int, earlier: Job | None = None
+    spec: TrainSpec,
+    base_directory: Path,
+    report: DataReport,
+    budget: Budget = NO_BUDGET,
+    earlier: Job | None = None,
 ) -> Estimate:
     """The least memory that sizes ask for, and the time of an earlier job, scaled by tokens.
 
@@ -34,25 +53,31 @@ def estimate_train(
         spec: resolved.
         base_directory: of the base.
         report: on the rows.
-        budget_bytes: what the job may hold; 0 when unknown.
+        budget: of the server that runs it.
         earlier: the newest that `is_like` it; None if there is none.
     """
     steps = spec.optimization.max_steps or 0
     tokens = round(steps * spec.optimization.batch_rows * report.train_tokens / max(1, report.train_rows))
-    least_bytes = RUNTIME_BYTES + _STATE_BYTES * adapter_elements(spec, base_directory)
+    trained_bytes = _STATE_BYTES * adapter_elements(spec, base_directory)
     if spec.task is Task.TEXT_GENERATION:
         # With activations checkpointed, each layer from the first that trains keeps its input alone, of one row at least.
         geometry, width = BaseGeometry.of_files(base_directory), width_of(read_config(base_directory))
         longest = min(report.longest_row_tokens, spec.data.max_row_tokens or report.longest_row_tokens)
-        least_bytes += _ACTIVATION_BYTES * longest * width * _kept_layers(spec, len(geometry.layers))
+        trained_bytes += _ACTIVATION_BYTES * longest * width * _kept_layers(spec, len(geometry.layers))
+    # A head alone trains on what the base has made of the rows, which comes back to the processor.
+    alone = spec.method is Method.HEAD and spec.task is not Task.TEXT_GENERATION
+    on_device = budget.on_device and not alone
+    least_bytes = RUNTIME_BYTES + (0 if on_device else trained_bytes)
     estimate = Estimate(
         steps=steps,
         tokens=tokens,
         memory_bytes=least_bytes,
+        device_memory_bytes=trained_bytes if on_device else 0,
         basis=EstimateBasis.ARITHMETIC,
         runtime_memory_bytes=RUNTIME_BYTES,
         base_memory_bytes=(base_directory / WEIGHTS_FILE).stat().st_size,
-        memory_budget_bytes=budget_bytes,
+        memory_budget_bytes=budget.memory_bytes,
+        device_memory_budget_bytes=budget.device_bytes if budget.on_device else 0,
     )
     refuse_over_budget(estimate)
     if earlier is None or earlier.usage is None or earlier.estimate is None:
@@ -62,6 +87,7 @@ def estimate_train(
     seconds_per_token = earlier.usage.duration_seconds / earlier.estimate.tokens
     found = {
         "memory_bytes": max(least_bytes, earlier.usage.memory_bytes),
+        "device_memory_bytes": max(estimate.device_memory_bytes, earlier.usage.device_memory_bytes),
         "duration_seconds": seconds_per_token * tokens,
         "basis": EstimateBasis.EARLIER_JOB,
     }
@@ -96,6 +122,11 @@ def refuse_over_budget(estimate: Estimate) -> None:
     Raises:
         ResourceExhausted: with both figures.
     """
+    by_sizes = estimate.basis is EstimateBasis.ARITHMETIC  # what ran on a GPU has fitted
+    if by_sizes and 0 < estimate.device_memory_budget_bytes < estimate.device_memory_bytes:
+        raise device_refusal(
+            estimate.device_memory_bytes, estimate.device_memory_budget_bytes, "job_device_bytes"
+        )
     allowed_bytes = estimate.memory_budget_bytes
     if not allowed_bytes or estimate.memory_bytes <= allowed_bytes:
         return
@@ -113,4 +144,20 @@ def refuse_over_budget(estimate: Estimate) -> None:
         f"({estimate.runtime_memory_bytes / 1e6:,.0f} MB of it are interpreter and libraries); allowed: "
         f"{allowed_bytes / 1e6:,.0f} MB (job_memory_bytes). {remedy}",
         metadata={"memory_bytes": str(estimate.memory_bytes), "memory_budget_bytes": str(allowed_bytes)},
+    )
+
+
+def device_refusal(needed_bytes: int, allowed_bytes: int, bound: str) -> ResourceExhausted:
+    """The refusal of a job whose parameters, gradients and moments alone are more than a GPU has for it; `bound` says
+    what bounds that.
+    """
+    return ResourceExhausted(
+        f"the job needs at least {needed_bytes / 1e6:,.0f} MB of GPU memory, by its sizes: what trains, its gradients and "
+        f"its optimizer's moments; allowed: {allowed_bytes / 1e6:,.0f} MB ({bound}). Train fewer parameters, or lower "
+        "spec.data.max_row_tokens where the base generates text",
+        # Not `device_memory_bytes`, at which a job goes on with half the rows at once: that cannot help here.
+        metadata={
+            "least_device_memory_bytes": str(needed_bytes),
+            "device_memory_budget_bytes": str(allowed_bytes),
+        },
     )

@@ -55,6 +55,7 @@ class Estimate(Value):
     memory_budget_bytes: int = 0
     device_memory_bytes: int = 0
     """Peak of GPU memory; 0 on a CPU, and when unknown."""
+    device_memory_budget_bytes: int = 0
 
 
 class Usage(Value):

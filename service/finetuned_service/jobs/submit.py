@@ -17,7 +17,7 @@ from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound
 from finetuned_service.jobs.continuing import Start, continued, find_start, refuse_other_head
 from finetuned_service.jobs.data_check import check_datasets, check_measurable, objective_for
-from finetuned_service.jobs.estimate import estimate_train, is_like
+from finetuned_service.jobs.estimate import NO_BUDGET, Budget, estimate_train, is_like
 from finetuned_service.jobs.methods import (
     SETTINGS_OF,
     BaseFacts,
@@ -61,8 +61,8 @@ class Submission:
     """What one adapter may take in the server's memory."""
     registry: AdapterRegistry
     jobs_directory: Path
-    job_memory_bytes: int = 0
-    """What a job may hold where this server runs it; 0 where others do."""
+    job_budget: Budget = NO_BUDGET
+    """What a job may hold where this server runs it; nothing is known where others do."""
 
     def rerun(
         self,
@@ -171,7 +171,7 @@ class Submission:
                     resolved,
                     self.bases.path(base),
                     report,
-                    self.job_memory_bytes,
+                    self.job_budget,
                     self._earlier(tenant, resolved),
                 ),
                 "defaulted_from_base": () if start else defaulted_from_base(asked, spec.method),

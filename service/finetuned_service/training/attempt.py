@@ -18,7 +18,7 @@ from finetuned_service.jobs.task import Suspended, TrainTask
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import read_adapter
 from finetuned_service.training.checkpoint import CheckpointStore, RunState
-from finetuned_service.training.estimate import tell_estimate
+from finetuned_service.training.estimate import refuse_without_device_room, tell_estimate
 from finetuned_service.training.loop import Ended, HeldOut, Trainer
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
 from finetuned_service.training.probe import Probed, probe, scratch_checkpoints, without_effect
@@ -76,6 +76,7 @@ class Attempt(Generic[R]):
         if task.start_directory:
             read_adapter(Path(task.start_directory), self.model)
         checkpoints.refuse_over_budget(self.model)
+        refuse_without_device_room(self.model, task.limits)
         state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
         if (task.probe_steps or task.pause_after_estimate) and not state.step:
             probed = self._probe(state, seconds_afterwards)

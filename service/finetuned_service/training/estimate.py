@@ -8,13 +8,15 @@ from pathlib import Path
 import psutil
 
 from finetuned_service.bases.manifest import WEIGHTS_FILE
-from finetuned_service.jobs.estimate import refuse_over_budget
+from finetuned_service.jobs.estimate import device_refusal, refuse_over_budget
 from finetuned_service.jobs.events import Estimate, EstimateBasis, Notice
 from finetuned_service.jobs.memory import MEMORY
 from finetuned_service.jobs.process import ReportFunction
-from finetuned_service.jobs.task import Estimated, TrainTask
+from finetuned_service.jobs.task import Estimated, TaskLimits, TrainTask
+from finetuned_service.training.cuda import memory_room
 from finetuned_service.training.probe import Probed
 from finetuned_service.training.schedule import Plan
+from finetuned_service.training.trainable import Parameters
 
 
 def tell_estimate(
@@ -48,11 +50,29 @@ def tell_estimate(
         runtime_memory_bytes=MEMORY.runtime_bytes,
         base_memory_bytes=(Path(task.base_directory) / WEIGHTS_FILE).stat().st_size,
         memory_budget_bytes=task.limits.memory_budget_bytes,
+        device_memory_budget_bytes=task.limits.device_budget_bytes if MEMORY.device_peak() else 0,
         device_memory_bytes=MEMORY.device_peak(),
     )
     report(Estimated(estimate=estimate))
     report(Notice(text=_text(estimate, probed)))
     refuse_over_budget(estimate)
+
+
+def refuse_without_device_room(model: Parameters, limits: TaskLimits) -> None:
+    """Refuse what cannot train on a GPU even one row at a time; a CPU's memory is compared where the job is submitted.
+
+    Raises:
+        ResourceExhausted: gradients and two moments of each parameter do not fit beside what is held there, the
+            parameters among it.
+    """
+    there = [parameter for _, parameter in model.named_parameters() if parameter.device.type != "cpu"]
+    if not there:
+        return
+    held_bytes, allowed_bytes = memory_room(there[0].device, limits)
+    needed_bytes = held_bytes + sum(3 * parameter.nbytes for parameter in there)
+    if needed_bytes > allowed_bytes:
+        bound = "job_device_bytes" if limits.device_budget_bytes else "what is free there"
+        raise device_refusal(needed_bytes, allowed_bytes, bound)
 
 
 def _text(estimate: Estimate, probed: Probed) -> str:

@@ -32,6 +32,7 @@ from finetuned_service.training.heads.scores import (
 from finetuned_service.vocabulary import ConfusionMatrix, Metric, Task
 
 Outputs = list[NDArray[np.float32]]
+_SHOWN_LABELS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,34 @@ def answered(
         found[example.number][list(example.places)] if example.places else found[example.number]
         for example in examples
     ]
+
+
+def why_incomparable(own: Head | None, wanted: Head) -> str:
+    """What a head answers that another does not, so that their figures say different things; empty where they compare.
+    The order of labels and the pooling are a head's own affair.
+    """
+    if own is None:
+        return "has no head"
+    if own.task is not wanted.task:
+        return f"is for {own.task}, the rows are for {wanted.task}"
+    if own.problem is not wanted.problem:
+        return f"has a head for {own.problem}, the rows want one for {wanted.problem}"
+    told = [
+        f"{said} {', '.join(map(repr, labels[:_SHOWN_LABELS]))}"
+        + (f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else "")
+        for said, labels in (
+            ("has labels that the rows have not:", sorted(set(own.labels) - set(wanted.labels))),
+            ("lacks labels of the rows:", sorted(set(wanted.labels) - set(own.labels))),
+        )
+        if labels
+    ]
+    return "; it ".join(told)
+
+
+def in_order_of(wanted: Head, own: Head, outputs: Outputs) -> Outputs:
+    """The outputs of a head with the same labels, in the order of `wanted`."""
+    places = [own.labels.index(label) for label in wanted.labels]
+    return [rows[:, places] for rows in outputs] if places else outputs
 
 
 def without_looking(train: Sequence[Example], examples: Sequence[Example], head: Head) -> Outputs:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from finetuned_service.adapters.files import stored_head
+from finetuned_service.adapters.head import Head
 from finetuned_service.bases.device import resolve_device
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.errors import InvalidField
@@ -27,7 +28,9 @@ from finetuned_service.training.heads.evaluate import (
     HeadResult,
     answered,
     expected_answer,
+    in_order_of,
     scored,
+    why_incomparable,
     without_looking,
 )
 from finetuned_service.training.heads.examples import HeadData, read_head_data
@@ -112,11 +115,13 @@ def _incumbent(job: _Job) -> HeadResult | None:
     directory = job.task.incumbent_directory
     if not directory:
         return None
-    if stored_head(Path(directory)) != job.data.head:
-        text = "the incumbent has other labels, so its figures cannot be compared with the new version's"
+    own = stored_head(Path(directory))
+    why_not = why_incomparable(own, job.data.head)
+    if own is None or why_not:
+        text = f"the incumbent {why_not}, so its figures cannot be compared with the new version's"
         job.report(Notice(severity="WARNING", text=text))
         return None
-    return _measured(job, "incumbent", Path(directory), 0)
+    return _measured(job, "incumbent", Path(directory), 0, own)
 
 
 def _refuse_other_head(job: _Job) -> None:
@@ -129,14 +134,17 @@ def _refuse_other_head(job: _Job) -> None:
         )
 
 
-def _measured(job: _Job, subject: str, directory: Path, step: int) -> HeadResult | None:
+def _measured(
+    job: _Job, subject: str, directory: Path, step: int, own: Head | None = None
+) -> HeadResult | None:
+    """`own` is the head of who answers, where it is not the job's."""
     if not job.data.heldout:
         return None
     job.report(Progress(phase="evaluating" if subject == "adapter" else subject))
     handle = adapter_handle(directory, job.base)
-    outputs = answered(
-        job.base, handle, job.data.heldout, job.data.head, job.task.limits.threads, job.task.device
-    )
+    head = own or job.data.head
+    outputs = answered(job.base, handle, job.data.heldout, head, job.task.limits.threads, job.task.device)
+    outputs = in_order_of(job.data.head, head, outputs)
     return _told(job, subject, scored(outputs, job.data.heldout, job.data.head), step)
 
 
