@@ -122,6 +122,7 @@ def test_every_method_in_one_batch_equals_the_reference_alone(tmp_path: Path) ->
             target_modules=["shortcut.convolution"],
             modules_to_save=["layer.0.convolution"],
         ),
+        save_peft(tmp_path / "dora", base, 6, use_dora=True),
         save_parameters(tmp_path / "full", base, "", 4, Method.FULL),
         save_parameters(tmp_path / "layers", base, "stages.1.", 5, Method.LAYERS),
     ]
@@ -164,8 +165,6 @@ def test_pefts_files_of_convolutions_keep_their_digest_and_open_in_peft(tmp_path
 
 def test_what_this_base_cannot_be_changed_by_is_not_imported(tmp_path: Path) -> None:
     base = make_vision_base(tmp_path / "base")
-    with pytest.raises(InvalidAdapterFiles, match="does not have or cannot adapt"):
-        save_peft(tmp_path / "dora", base, 1, use_dora=True)
     # PEFT trains the statistics of a BatchNorm that it saves; ours stay the base's.
     with pytest.raises(InvalidAdapterFiles, match="holds F32, I64"):
         save_peft(tmp_path / "statistics", base, 1, modules_to_save=["embedder.normalization"])

@@ -60,7 +60,10 @@ PAIRS = [
 FAST = Optimization(max_steps=50, batch_rows=8, learning_rate=0.01)
 SLOWER = Optimization(max_steps=20, batch_rows=8, learning_rate=0.002)
 JOBS: dict[str, dict[str, Any]] = {
-    "moods": {"task": Task.TEXT_CLASSIFICATION, "lora": Lora(rank=4)},
+    "moods": {
+        "task": Task.TEXT_CLASSIFICATION,
+        "lora": Lora(rank=4, modules_to_save=("embeddings.LayerNorm", "word_embeddings")),
+    },
     "tagged": {"task": Task.TOKEN_CLASSIFICATION, "ia3": Ia3()},
     "pairs": {"task": Task.FEATURE_EXTRACTION},
     "moods-full": {"task": Task.TEXT_CLASSIFICATION, "full": Full(), "optimization": SLOWER},
@@ -122,7 +125,7 @@ def test_all_are_served_together_as_each_alone(encoder: TinyServer) -> None:
         np.testing.assert_allclose(found, alone[name], atol=1e-5)
     assert not np.allclose(alone["pairs"], alone["base"], atol=1e-3)
     assert [(v.method, v.task, v.modules) for v in versions.values()] == [
-        (Method.LORA, Task.TEXT_CLASSIFICATION, 13),
+        (Method.LORA, Task.TEXT_CLASSIFICATION, 15),
         (Method.IA3, Task.TOKEN_CLASSIFICATION, 9),
         (Method.LORA, Task.FEATURE_EXTRACTION, 12),
         (Method.FULL, Task.TEXT_CLASSIFICATION, 21),
@@ -173,8 +176,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_stored(encoder: TinySer
         pairs: dict[str, Any] = {"dataset": "pairs", "task": Task.FEATURE_EXTRACTION}
         for options, message in (
             (
-                {**moods, "lora": Lora(modules_to_save=("embeddings.LayerNorm",))},
-                "is set for text-classification, whose head is the one module saved",
+                {**moods, "lora": Lora(modules_to_save=("query",))},
+                "names modules that are targets, too",
             ),
             ({**moods, "layers": Layers(layers=(2,))}, "names 2; the base's layers are 0 to 1"),
             (

@@ -4,16 +4,18 @@ it has the method, then its outputs from the files, by the engine that serves.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from finetuned_service.adapters.files import check_adapter
+from finetuned_service.adapters.files import check_adapter, spell_out_config, stored_digest
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.errors import InvalidField
+from finetuned_service.jobs.continuing import Start, continued
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import TrainSpec
@@ -21,7 +23,7 @@ from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import answered
 from finetuned_service.training.heads.examples import Example
-from finetuned_service.vocabulary import Pooling, Task
+from finetuned_service.vocabulary import Method, Pooling, Task
 from peft import IA3Config, LoraConfig, get_peft_model
 from tiny_bottlenecks import add_bottlenecks
 from tiny_encoders import make_encoder_base
@@ -41,10 +43,17 @@ PEFT_LORA: dict[str, Any] = {
     "target_modules": TARGETS,
     "modules_to_save": ["classifier"],
 }
+SAVED = ["embeddings.LayerNorm", "layer.1.output.dense"]
 LAYERS = {"last": 1, "modules": ["embeddings.LayerNorm", "layer.0.attention.self.value"]}
 METHODS: dict[str, tuple[dict[str, Any], Any]] = {
     "lora": ({"lora": LORA}, LoraConfig(**PEFT_LORA)),
     "dora": ({"lora": LORA | {"decomposed": True}}, LoraConfig(**PEFT_LORA, use_dora=True)),
+    "saved": (
+        {"lora": {"rank": 4, "alpha": 6.0, "target_modules": ["query", "value"], "modules_to_save": SAVED}},
+        LoraConfig(
+            r=4, lora_alpha=6, target_modules=["query", "value"], modules_to_save=[*SAVED, "classifier"]
+        ),
+    ),
     "ia3": ({"method": "IA3", "ia3": IA3_TARGETS}, IA3Config(**IA3_TARGETS, modules_to_save=["classifier"])),
     "houlsby": ({"method": "BOTTLENECK"}, None),
     "pfeiffer": ({"method": "BOTTLENECK", "bottleneck": {"placement": "PFEIFFER", "width": 6}}, None),
@@ -104,7 +113,7 @@ def reference(base: Path, head: Head, config: Any, ours: AdaptedEncoder) -> Any:
         model: Any = get_peft_model(plain, config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "modules_to_save" in name:
+            if "classifier.modules_to_save" in name:
                 parameter.zero_()
             elif "lora_A" in name:
                 own = name.removeprefix("base_model.model.bert.").replace(".default", "")
@@ -152,6 +161,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("lora", "one label"),
         ("lora", "tags"),
         ("dora", "several labels"),
+        ("saved", "one label"),
+        ("saved", "tags"),
         ("ia3", "a number"),
         ("houlsby", "one label"),
         ("houlsby", "tags"),
@@ -178,7 +189,7 @@ def test_the_loss_curve_and_the_outputs_are_those_of_the_reference(
     # In two parts: accumulation equals the whole batch.
     parts = [rows[:1], rows[1:]]
     # Whole parameters move more at one rate.
-    rate = RATE / 10 if method in {"full", "layers"} else RATE
+    rate = RATE / 10 if method in {"full", "layers", "saved"} else RATE
     found = curve(
         [parameter for _, parameter in ours.named_parameters()],
         lambda: torch.stack([ours.loss_of(part, scale) for part in parts]).sum(),
@@ -200,6 +211,29 @@ def test_the_loss_curve_and_the_outputs_are_those_of_the_reference(
             logits = theirs(input_ids=torch.tensor([row.token_ids])).logits[0]
             logits = logits[list(row.places)] if row.places else logits[None]
             np.testing.assert_allclose(output, logits.numpy(), rtol=5e-3, atol=2e-3)
+
+
+def test_modules_saved_beside_a_head_are_stored_for_peft_and_count_for_the_digest(
+    base: Path, tmp_path: Path
+) -> None:
+    head, (settings, _) = HEADS["one label"], METHODS["saved"]
+    spec = resolve_method(
+        TrainSpec.model_validate({"dataset": "", "adapter": "", "task": head.task, **settings}),
+        BaseFacts.of_directory(base),
+    )
+    ours = AdaptedEncoder.load(base, spec, head)
+    write_adapter(tmp_path, ours.installed, "bases/tiny", torch.float32, task_type=ENCODER_TASK_TYPE)
+    digest = stored_digest(tmp_path)
+    spell_out_config(tmp_path)
+    assert stored_digest(tmp_path) == digest
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    full_names = ["embeddings.LayerNorm", "encoder.layer.1.output.dense"]
+    assert config["modules_to_save"] == [*full_names, "classifier"]
+    facts = check_adapter(tmp_path, BaseGeometry.of_directory(base), 64)
+    assert (facts.head, facts.modules) == (head, 4 + 2 + 1)
+    start = Start("tenants/t/adapters/a/versions/1", tmp_path, "sha256:0", Method.LORA, TEXT)
+    wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", "task": TEXT})
+    assert continued(wanted, start, "sha256:0", base).lora.modules_to_save == tuple(full_names)
 
 
 @pytest.mark.parametrize("method", ["full", "layers"])

@@ -4,6 +4,7 @@ trained, and their outputs from the files, by the engine that serves. BatchNorm 
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head, Problem
+from finetuned_service.adapters.site_ops import AddLowRank, ScaleRows
+from finetuned_service.engine.adapter_weights import load_op
 from finetuned_service.engine.messages import Pixels
+from finetuned_service.engine.module_change import RowChange
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.continuing import Start, continued
 from finetuned_service.jobs.methods import BaseFacts, refuse_method, resolve_method
@@ -24,6 +28,7 @@ from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import answered
 from finetuned_service.training.heads.examples import Example
+from finetuned_service.training.methods.convolution import LoraConvolution
 from finetuned_service.vocabulary import Method, Task
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_encoders import make_vision_base
@@ -43,6 +48,10 @@ PEFT_LORA: dict[str, Any] = {
     "target_modules": ["convolution"],
 }
 LAYERS = {"last": 1, "modules": ["embedder.embedder.normalization", "stages.0.layers.0.layer.1.convolution"]}
+SAVED: dict[str, Any] = {
+    "target_modules": ["layer.1.convolution"],
+    "modules_to_save": ["embedder.embedder.convolution"],
+}
 METHODS: dict[str, tuple[dict[str, Any], Any]] = {
     "lora": ({"method": "LORA", "lora": LORA}, LoraConfig(**PEFT_LORA)),
     "rslora": (
@@ -51,6 +60,11 @@ METHODS: dict[str, tuple[dict[str, Any], Any]] = {
             "lora": {"rank": 4, "rank_stabilized": True, "target_modules": ["layer.1.convolution"]},
         },
         LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["layer.1.convolution"]),
+    ),
+    "dora": ({"method": "LORA", "lora": LORA | {"decomposed": True}}, LoraConfig(**PEFT_LORA, use_dora=True)),
+    "saved": (
+        {"method": "LORA", "lora": {"rank": 3, **SAVED}},
+        LoraConfig(r=3, lora_alpha=6, **SAVED),
     ),
     "full": ({"method": "FULL"}, None),
     "layers": ({"method": "LAYERS", "layers": LAYERS}, None),
@@ -86,6 +100,7 @@ class Reference(nn.Module):
                 plain = get_peft_model(plain, config).eval()
         for name, parameter in plain.named_parameters():
             own = name.removeprefix("base_model.model.").replace(".default", "")
+            own = own.replace(".modules_to_save", "").replace("magnitude_vector.weight", "magnitude_vector")
             if own in begun:
                 self.names[own] = parameter.requires_grad_()
                 parameter.data.copy_(begun[own])
@@ -194,6 +209,40 @@ def test_what_is_written_opens_in_peft(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_dora_leaves_the_bias_of_a_convolution_as_it_is() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(2, 5, 3, stride=2, padding=1).requires_grad_(requires_grad=False)
+    inputs, scaling = torch.randn(3, 2, 9, 9), 2.0
+    ours = LoraConvolution(convolution, rank=2, scaling=scaling, decomposed=True)
+    assert ours.magnitude is not None
+    torch.testing.assert_close(ours(inputs), convolution(inputs))
+    with torch.no_grad():
+        for parameter in (ours.lora_b, ours.magnitude):
+            parameter.normal_()
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["0"], use_dora=True)
+    with peft_warnings_allowed():
+        theirs: Any = get_peft_model(nn.Sequential(copy.deepcopy(convolution)), config).eval()
+    own = {"lora_A": ours.lora_a, "lora_B": ours.lora_b, "lora_magnitude": ours.magnitude}
+    named = {part: p for part in own for name, p in theirs.named_parameters() if part in name}
+    with torch.no_grad():
+        for part, parameter in named.items():
+            parameter.copy_(own[part])
+    found, expected = ours(inputs), theirs(inputs)
+    torch.testing.assert_close(found, expected)
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    for part, parameter in named.items():
+        torch.testing.assert_close(own[part].grad, parameter.grad)
+    a, b, magnitude = (own[part].detach() for part in own)
+    add = AddLowRank(a, b, scaling)
+    served = convolution(inputs)
+    plain = served.clone()
+    ops = (add, load_op(ScaleRows(magnitude), add, convolution.weight))
+    RowChange([(slice(0, 2), ops)])(convolution, inputs, served)
+    torch.testing.assert_close(served[:2], expected[:2].detach())
+    torch.testing.assert_close(served[2:], plain[2:], rtol=0, atol=0)
+
+
 def test_what_is_continued_keeps_its_convolutions(base: Path, tmp_path: Path) -> None:
     ours = AdaptedEncoder.load(
         base, resolved(base, lora={"rank": 2, "target_modules": ["layer.1.convolution"]}), HEAD
@@ -218,7 +267,16 @@ def test_layers_are_the_stages(base: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "settings", "message"),
     [
-        ("resnet", {"lora": {"decomposed": True}}, "DoRA is for matrices"),
+        (
+            "resnet",
+            {"lora": {"target_modules": ["layer.1.convolution"], "modules_to_save": ["pooler"]}},
+            "names 'pooler'; the base's modules with parameters are convolution, normalization",
+        ),
+        (
+            "resnet",
+            {"lora": {"modules_to_save": ["shortcut.convolution"]}},
+            "names modules that are targets, too",
+        ),
         ("resnet", {"lora": {"target_modules": ["query"]}}, "the base's convolutions are convolution"),
         ("resnet", {"method": "LAYERS", "layers": {"last": 3}}, "is 3; the base has 2 layers: 1 to 2"),
         ("regnet", {}, "grouped.*Allowed: METHOD_HEAD, METHOD_LAYERS, METHOD_FULL"),

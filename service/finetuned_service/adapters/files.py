@@ -134,7 +134,7 @@ def spell_out_config(directory: Path) -> None:
     reads the same adapter. What is stored and exported then carries nothing that nobody looked at.
     """
     layout, infos = _read(directory)
-    spelled = {**layout.spelled_out(_changed_modules(layout, infos)), **layout.written_besides}
+    spelled = layout.written(_changed_modules(layout, infos))
     write_atomically(directory / CONFIG_FILE, (json.dumps(spelled, indent=2) + "\n").encode())
 
 

@@ -60,7 +60,9 @@ class ScaleRows(Generic[T]):
     """DoRA (Liu et al. 2024). Which factor it is depends on the base's weight, so it is found at load."""
 
     magnitude: T
-    """`[out]`: the length of each row of the adapted weight."""
+    """`[out]`: the length of each row of the adapted weight; of each output's kernels at a convolution, where it is
+    `[1, out, 1, 1]`.
+    """
 
     def over(self, read: Callable[[T], U]) -> ScaleRows[U]:
         return ScaleRows(read(self.magnitude))

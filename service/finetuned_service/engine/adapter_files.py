@@ -20,7 +20,7 @@ from torch import Tensor
 from finetuned_service.adapters.files import WEIGHTS_FILE
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.opened import AdapterOpener, MappedTensor, OpenAdapter
-from finetuned_service.adapters.site_ops import AddLowRank, Project, SiteOp, SubstituteParameter
+from finetuned_service.adapters.site_ops import AddLowRank, Project, ScaleRows, SiteOp, SubstituteParameter
 from finetuned_service.engine.adapter_weights import AdapterWeights, LoadedOp, load_op, tensors_of
 from finetuned_service.engine.lora_bank import LoraWeights
 from finetuned_service.engine.messages import AdapterHandle
@@ -37,7 +37,7 @@ class AdapterReader:
         table: the sites of the base.
         geometry: of the base's files; its linear modules are those of `table`.
         dtype: of the base.
-        weight_of: the weight `[out, in]` of a linear module of the base, by its name.
+        weight_of: the weight of a linear module or a convolution of the base, by its name.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class AdapterReader:
         with self.open(handle) as opened:
             for module in opened.modules:
                 stored = [op.over(copied) for op in opened.ops(module)]
+                update = next((op for op in stored if isinstance(op, AddLowRank)), None)
                 # Those of convolutions are no rows of a bank.
-                banked = (op for op in stored if isinstance(op, AddLowRank) and module in self._locate)
-                update = next(banked, None)
-                if update is not None:
-                    pairs[module] = self._pair(update)
+                banked = update if module in self._locate else None
+                if banked is not None:
+                    pairs[module] = self._pair(banked)
                 for op in stored:
-                    if op is not update:
+                    if op is not banked:
                         loaded = self._load(module, op, update)
                         for place in (module, *(op.tied if isinstance(op, SubstituteParameter) else ())):
                             ops[place] = (*ops.get(place, ()), loaded)
@@ -120,7 +120,7 @@ class AdapterReader:
     def _load(self, module: str, op: SiteOp[Tensor], update: AddLowRank[Tensor] | None) -> LoadedOp:
         if isinstance(op, Project):
             return op.over(torch.Tensor.float)  # over vectors that are float32, whatever made them
-        weight = self._weight_of(module) if update is not None else None
+        weight = self._weight_of(module) if isinstance(op, ScaleRows) else None
         return load_op(op, update, weight).over(lambda tensor: tensor.to(self._dtype))
 
     def _ranks(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[int, int]:

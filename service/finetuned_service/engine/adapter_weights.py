@@ -64,11 +64,13 @@ def adapted_row_lengths(weight: Tensor, a: Tensor, b: Tensor, scaling: float) ->
     """The length of each row of `weight + scaling * b a`, in float32 or wider.
 
     Args:
-        weight: `[out, in]`.
-        a: `[r, in]`.
-        b: `[out, r]`.
+        weight: `[out, in]`, or of a convolution.
+        a: `[r, in]`, alike.
+        b: `[out, r]`, alike.
         scaling: of the update.
     """
+    # What an output of a convolution sees at one place is a row.
+    weight, a, b = (part.flatten(1) for part in (weight, a, b))
     exact = torch.promote_types(torch.promote_types(weight.dtype, b.dtype), torch.float32)
     a = a.to(exact)
     rows = max(1, CHUNK_ELEMENTS // weight.shape[1])
@@ -80,7 +82,7 @@ def adapted_row_lengths(weight: Tensor, a: Tensor, b: Tensor, scaling: float) ->
 
 
 def load_op(op: SiteOp[Tensor], update: AddLowRank[Tensor] | None, weight: Tensor | None) -> LoadedOp:
-    """A stored op as it is computed; `update` is the module's low-rank update and `weight` its `[out, in]`."""
+    """A stored op as it is computed; `update` is the module's low-rank update and `weight` its own."""
     if isinstance(op, ScaleInput | ScaleOutput):
         return op.over(torch.flatten)  # PEFT keeps a row or a column
     if not isinstance(op, ScaleRows):
@@ -88,4 +90,4 @@ def load_op(op: SiteOp[Tensor], update: AddLowRank[Tensor] | None, weight: Tenso
     assert update is not None, "a DoRA layout has A and B wherever it has a magnitude"
     assert weight is not None, "its base's weight is in memory"
     lengths = adapted_row_lengths(weight, update.a, update.b, update.scaling)
-    return ScaleProduct(op.magnitude.to(lengths.dtype) / lengths)
+    return ScaleProduct(op.magnitude.flatten().to(lengths.dtype) / lengths)

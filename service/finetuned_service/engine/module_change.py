@@ -16,7 +16,7 @@ from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.site_ops import Activation, AddLowRank, MapOutput, SubstituteParameter
 from finetuned_service.bases.int8 import Int8Embedding
 from finetuned_service.bases.load import dense_weight
-from finetuned_service.engine.adapter_weights import LoadedOp
+from finetuned_service.engine.adapter_weights import LoadedOp, ScaleProduct
 from finetuned_service.engine.sites import CurrentStep
 
 RowOps = tuple[slice, tuple[LoadedOp, ...]]
@@ -55,6 +55,16 @@ def low_rank(convolution: nn.Conv2d, images: Tensor, a: Tensor, b: Tensor) -> Te
     return functional.conv2d(inner, b)
 
 
+def scale_channels(convolution: nn.Conv2d, outputs: Tensor, gain: Tensor) -> None:
+    """What DoRA does to `outputs [N, out, rows, columns]`, in place: all but the bias is scaled by `gain [out]`."""
+    each = gain[:, None, None]
+    if convolution.bias is None:
+        outputs.mul_(each)
+    else:
+        bias = convolution.bias[:, None, None]
+        outputs.sub_(bias).mul_(each).add_(bias)
+
+
 def substituted(ops: Iterable[LoadedOp]) -> dict[str, Tensor]:
     """The parameters that the ops of one adapter put in the place of a module's own."""
     return {op.parameter: op.value for op in ops if isinstance(op, SubstituteParameter)}
@@ -80,6 +90,8 @@ class RowChange:
                         outputs[rows] += bottleneck(op, source[rows])
                     case AddLowRank(a, b, scaling) if isinstance(module, nn.Conv2d):
                         outputs[rows] += low_rank(module, inputs[rows], a, b) * scaling
+                    case ScaleProduct(gain) if isinstance(module, nn.Conv2d):
+                        scale_channels(module, outputs[rows], gain)
                     case _:
                         pass
 

@@ -101,9 +101,8 @@ class BottleneckLayout:
             "parallel": self.parallel,
         }
 
-    @property
-    def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": self.task_type, "inference_mode": True}
+    def written(self, modules: Iterable[str]) -> dict[str, object]:
+        return {**self.spelled_out(modules), "task_type": self.task_type, "inference_mode": True}
 
 
 def _activation(value: object) -> Activation | None:

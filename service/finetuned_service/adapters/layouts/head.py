@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from finetuned_service.adapters.config_keys import CONFIG_FILE, ConfigKeys
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.head import Head
+from finetuned_service.adapters.head import CLASSIFIER, Head
 from finetuned_service.adapters.layouts.layout import PREFIX, Layout, Shape
 from finetuned_service.adapters.site_ops import Project, SiteOp
 from finetuned_service.errors import InvalidAdapterFiles, Violation
@@ -23,8 +24,6 @@ from finetuned_service.vocabulary import Method
 HEAD_TYPE = "HEAD"
 """What `peft_type` says of a head alone."""
 HEAD_KEY = "head"
-CLASSIFIER = "classifier"
-"""Its module's name. No base has it: bases are stored without heads of their own."""
 WEIGHT, BIAS = "weight", "bias"
 
 
@@ -84,15 +83,19 @@ class HeadLayout:
             return {"peft_type": HEAD_TYPE, **described}
         return self.body.spelled_out(module for module in modules if module != CLASSIFIER) | described
 
-    @property
-    def written_besides(self) -> Mapping[str, object]:
+    def written(self, modules: Iterable[str]) -> dict[str, object]:
+        described: dict[str, object] = {HEAD_KEY: self.head.model_dump(mode="json")}
         if self.body is None:
-            return {"inference_mode": True}
-        return {**self.body.written_besides, "modules_to_save": [CLASSIFIER]}
+            return {"peft_type": HEAD_TYPE, **described, "inference_mode": True}
+        own = self.body.written(module for module in modules if module != CLASSIFIER)
+        # For PEFT a head is one more module to save; the digest does not count it among them.
+        saved: Any = own.get("modules_to_save", [])
+        return {**own, **described, "modules_to_save": [*saved, CLASSIFIER]}
 
 
-def read_head(keys: ConfigKeys) -> Head | None:
-    """The head that a configuration describes; None without one.
+def read_head(keys: ConfigKeys, *, body_saves: bool) -> Head | None:
+    """The head that a configuration describes; None without one. `body_saves` is whether what it is over may have
+    modules to save of its own.
 
     Raises:
         InvalidAdapterFiles: it is described wrongly.
@@ -100,7 +103,8 @@ def read_head(keys: ConfigKeys) -> Head | None:
     described = keys.get(HEAD_KEY)
     if described is None:
         return None
-    keys.one_of("modules_to_save", ([CLASSIFIER], None), default=None)
+    if not body_saves:
+        keys.one_of("modules_to_save", ([CLASSIFIER], None), default=None)
     try:
         return Head.model_validate(described)
     except ValidationError as error:

@@ -94,13 +94,13 @@ class Ia3Layout:
             "feedforward_modules": [name for name in names if self._scales_input(name)],
         }
 
-    @property
-    def written_besides(self) -> Mapping[str, object]:
-        return {
+    def written(self, modules: Iterable[str]) -> dict[str, object]:
+        for_peft = {
             "task_type": self.task_type,
             "inference_mode": True,
             "fan_in_fan_out": self.fan_in_fan_out,
         }
+        return {**self.spelled_out(modules), **for_peft}
 
     def _scales_input(self, module: str) -> bool:
         return any(is_end(name, module) for name in self.feedforward_modules)

@@ -68,7 +68,6 @@ class Layout(Protocol):
         """
         ...
 
-    @property
-    def written_besides(self) -> Mapping[str, object]:
-        """Keys that other readers of the file want and that say nothing here."""
+    def written(self, modules: Iterable[str]) -> dict[str, object]:
+        """`spelled_out`, with what other readers of the file want and what says nothing here."""
         ...

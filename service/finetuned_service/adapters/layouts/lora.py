@@ -52,14 +52,16 @@ class LoraLayout:
             parts = [part for part in ("weight", "bias") if f"{module}.{part}" in base.parameters]
             return parameter_shapes(module, parts, base, {})
         shape = base.linear_shapes.get(module) or base.convolutions.get(module)
-        if shape is None or (self.config.decomposed and module in base.convolutions):
+        if shape is None:
             return None
         out_features, in_features, *kernel = shape
         rank = self.config.rank_of(module)
         # A convolution's A is one of the same kernel, and its B one of a single point.
         points = (1,) * len(kernel)
         shapes: dict[str, Shape] = {A: (rank, in_features, *kernel), B: (out_features, rank, *points)}
-        return shapes | {MAGNITUDE: (out_features,)} if self.config.decomposed else shapes
+        if not self.config.decomposed:
+            return shapes
+        return shapes | {MAGNITUDE: (1, out_features, *points) if kernel else (out_features,)}
 
     def changeable(self, base: BaseGeometry) -> Iterable[str]:
         modules = (name.rpartition(".")[0] for name in base.parameters)
@@ -89,6 +91,10 @@ class LoraLayout:
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
         return self.config.spelled_out(modules)
 
-    @property
-    def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": self.task_type, "inference_mode": True, "fan_in_fan_out": self.fan_in_fan_out}
+    def written(self, modules: Iterable[str]) -> dict[str, object]:
+        for_peft = {
+            "task_type": self.task_type,
+            "inference_mode": True,
+            "fan_in_fan_out": self.fan_in_fan_out,
+        }
+        return {**self.spelled_out(modules), **for_peft}

@@ -82,9 +82,8 @@ class ParametersLayout:
         }
         return spelled | {"tied": {name: list(self.tied[name]) for name in sorted(self.tied)}}
 
-    @property
-    def written_besides(self) -> Mapping[str, object]:
-        return {"task_type": self.task_type, "inference_mode": True}
+    def written(self, modules: Iterable[str]) -> dict[str, object]:
+        return {**self.spelled_out(modules), "task_type": self.task_type, "inference_mode": True}
 
     def _parts(self, module: str) -> list[str]:
         return [name.rpartition(".")[2] for name in self.parameters if _module(name) == module]

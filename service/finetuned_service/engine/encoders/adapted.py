@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetuned_service.adapters.layouts.head import CLASSIFIER
+from finetuned_service.adapters.head import CLASSIFIER
 from finetuned_service.engine.lora_bank import Placement
 from finetuned_service.engine.lora_kernel import LoraRows
 from finetuned_service.engine.place import AdapterPlace

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.layouts.head import CLASSIFIER
+from finetuned_service.adapters.head import CLASSIFIER
 from finetuned_service.adapters.site_ops import Project
 from finetuned_service.bases.device import CPU, device_name
 from finetuned_service.bases.family import family_of
@@ -138,7 +138,7 @@ class EncoderModel:
         return EncoderRunner(self, config)
 
     def linear_weight(self, module: str) -> Tensor:
-        """The weight `[out, in]` of a linear module of the base, unpacked, on the CPU."""
+        """The weight of a linear module or a convolution of the base, unpacked, on the CPU."""
         site: Any = self._module.get_submodule(module)
         return dense_weight(site.base).cpu()
 

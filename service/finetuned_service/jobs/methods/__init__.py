@@ -136,14 +136,7 @@ def refuse_method(spec: TrainSpec, base: BaseFacts, max_rank: int = MAX_RANK) ->
     match spec.method:
         case Method.LORA | Method.QLORA:
             path = "spec.qlora.lora" if spec.method is Method.QLORA else "spec.lora"
-            refusals = [*lora_refusals(spec.lora, base, max_rank, path)]
-            if spec.lora.modules_to_save and spec.task in CLASSIFICATION_TASKS:
-                said = (
-                    f"is set for {spec.task}, whose head is the one module saved beside low-rank updates: leave it "
-                    "out, or train whole modules with METHOD_LAYERS"
-                )
-                refusals.append(InvalidField.one(f"{path}.modules_to_save", said))
-            return refusals
+            return [*lora_refusals(spec.lora, base, max_rank, path)]
         case Method.IA3:
             return [*ia3_refusals(spec.ia3, base)]
         case Method.BOTTLENECK:
@@ -183,8 +176,6 @@ def adapter_bytes(spec: TrainSpec, base_directory: Path) -> int:
     """The most that the tensors of a resolved spec's adapter take, in 32 bits."""
     return adapter_elements(spec, base_directory) * _LARGEST_ELEMENT_BYTES
 
-    if takes_format(spec.method, base.weight_format):
-        return
 
 def refuse_format(spec: TrainSpec, base: BaseManifest) -> None:
     """Refuse a base that is stored in a format over which the method does not train.
@@ -192,6 +183,8 @@ def refuse_format(spec: TrainSpec, base: BaseManifest) -> None:
     Raises:
         InvalidField: naming the format and the method that would.
     """
+    if takes_format(spec.method, base.weight_format):
+        return
     packed = base.weight_format in QUANTIZED
     if spec.method is Method.QLORA:
         raise InvalidField.one(

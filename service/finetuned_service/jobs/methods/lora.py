@@ -57,9 +57,6 @@ def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int, path: str)
                 f"names {quoted(unused)}, which no target module has as its name or a dotted end of it; leave it "
                 f"out, or add it to target_modules",
             )
-    if lora.decomposed and base.convolves:
-        said = "is on; DoRA is for matrices, and this base's modules are convolutions: leave it off"
-        yield InvalidField.one(f"{path}.decomposed", said)
     yield from _saved_refusals(lora, base, path)
     for field, rank in (
         ("rank", lora.rank),
@@ -103,7 +100,7 @@ def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]])
     return sum(
         config.rank_of(name) * (shape[0] + math.prod(shape[1:])) + shape[0] * config.decomposed
         for name, shape in shapes.items()
-        if config.targets(name)
+        if config.targets(name) and not config.saves(name)
     )
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from finetuned_service.adapters.head import Head, Problem
-from finetuned_service.adapters.layouts.head import BIAS, CLASSIFIER, HEAD_KEY, HEAD_TYPE, WEIGHT
+from finetuned_service.adapters.head import CLASSIFIER, Head, Problem
+from finetuned_service.adapters.layouts.head import BIAS, HEAD_KEY, HEAD_TYPE, WEIGHT
 from finetuned_service.bases.device import CPU
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.methods import Installed

@@ -124,14 +124,20 @@ def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Insta
         if isinstance(module, DoraLinear):
             parameters[f"{name}.{MAGNITUDE}"] = module.magnitude
     for name, module in list(model.named_modules()):
-        if name in geometry.convolutions and config.targets(name):
+        if name in geometry.convolutions and config.targets(name) and not config.saves(name):
             convolution = LoraConvolution(
-                module, rank=config.rank_of(name), scaling=config.scaling_of(name), dropout=settings.dropout
+                module,
+                rank=config.rank_of(name),
+                scaling=config.scaling_of(name),
+                dropout=settings.dropout,
+                decomposed=settings.decomposed,
             )
             replace_module(model, name, convolution)
             switched.append(convolution)
             parameters[f"{name}.{A}"] = convolution.lora_a
             parameters[f"{name}.{B}"] = convolution.lora_b
+            if convolution.magnitude is not None:
+                parameters[f"{name}.{MAGNITUDE}"] = convolution.magnitude
     saved = [name for name in geometry.parameters if config.saves(name.rpartition(".")[0])]
     copies = put_copies(model, saved)
     return Installed(
