@@ -96,7 +96,8 @@ def test_three_shapes_are_captured_before_it_is_ready_and_none_while_a_sequence_
     recorder = FakeRecorder()
     with engine_with(recorder, model, monkeypatch) as engine:
         assert recorder.captures == decode_graphs.FIRST_SHAPES == 3
-        engine.generate(requests(adapters))
+        # Of cold adapters alone: there are moments in which all wait, and nothing is computed.
+        engine.generate(requests(adapters[1:]))
         assert recorder.captures == 3
         monkeypatch.setattr(
             recorder, "on_capture", lambda: engine._loop.scheduler.running and pytest.fail("busy")
