@@ -44,7 +44,7 @@ class Learners:
         with _scratch() as directory:
             order = replace(order, initial=str(directory / "initial.safetensors"))
             if order.spec["method"] == "HEAD" and order.spec["task"] != "text-generation":
-                # It begins at zero, over a base that stays as it is.
+                # The base stays as it is, and a head begins with what the rows say.
                 order = replace(order, initial="")
             else:
                 self._peer("ours").ask({"initial": order.initial, "order": order.as_json()})

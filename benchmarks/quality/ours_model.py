@@ -16,11 +16,12 @@ from finetuned_service.vocabulary import Task
 
 
 def model_of(spec: TrainSpec, base: Path, train: Path) -> Parameters:
-    """The base with the method of a resolved spec on it. Of a head alone nothing is asked: it begins at zero."""
+    """The base with the method of a resolved spec on it. Of a head alone nothing is asked."""
     match spec.task:
         case Task.TEXT_GENERATION:
             return load_model(base, spec)
         case Task.FEATURE_EXTRACTION:
             return EmbeddingModel.load(base, spec, base_inputs(read_config(base))[0])
         case _:
-            return AdaptedEncoder.load(base, spec, read_head_data(spec, base, train, None).head)
+            data = read_head_data(spec, base, train, None)
+            return AdaptedEncoder.load(base, spec, data.head, beginning=data.beginning)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from benchmarks.quality.order import Order, Outcome
 from benchmarks.quality.reference import rows as made
 from benchmarks.quality.reference.answers import Answering
 from benchmarks.quality.reference.batches import Row
-from benchmarks.quality.reference.labels import Labelling, classes, told_by
+from benchmarks.quality.reference.labels import SCORE, Labelling, classes, told_by
 from benchmarks.quality.reference.linear import linear_model
 from benchmarks.quality.reference.loops import Learner, Objective, Run, plain_loop, transformers_loop
 from benchmarks.quality.reference.model import GENERATION, IMAGES, load, put_method
@@ -97,11 +98,12 @@ def _prepare(order: Order, model: Any) -> Prepared:
     labels = classes(raw_train)
     width = model.config.hidden_sizes[-1] if spec["task"] == IMAGES else model.config.hidden_size
     head = nn.Linear(width, len(labels) or 1)
+    told = told_by(raw_train)
     if not order.tuned:
         nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        nn.init.constant_(head.bias, fmean(row[SCORE] for row in raw_train) if told == SCORE else 0.0)
     trained |= {f"classifier.{name}": parameter for name, parameter in head.named_parameters()}
-    labelling = Labelling(model, head, told_by(raw_train), labels)
+    labelling = Labelling(model, head, told, labels)
     return Prepared(labelling, trained, [model, head], encode(raw_train), encode(raw_test))
 
 

@@ -24,7 +24,7 @@ from finetuned_service.training.methods import install
 
 
 class AdaptedEncoder:
-    """See `training.loop.Trainable`. The head begins at zero, the method where the base is as it was."""
+    """See `training.loop.Trainable`. The head's weights begin at zero, the method where the base is as it was."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class AdaptedEncoder:
         head: Head,
         geometry: BaseGeometry,
         weights: Sequence[float] | None = None,
+        beginning: float = 0.0,
     ) -> None:
         """Args:
         module: as `load_module` gives it; changed in place. The method and the head go where it is.
@@ -40,6 +41,7 @@ class AdaptedEncoder:
         head: what the outputs mean.
         geometry: of the base's files.
         weights: how much each output counts in the loss; None for all alike.
+        beginning: of the head's bias; see `HeadData`.
         """
         device = module.device
         torch.manual_seed(spec.optimization.seed)
@@ -48,7 +50,7 @@ class AdaptedEncoder:
         self._head = head
         self._weights = None if weights is None else torch.tensor(weights, device=device)
         self._switched = method.switched
-        self.weight, self.bias = empty_head(head, geometry.width, device)
+        self.weight, self.bias = empty_head(head, geometry.width, device, beginning)
         put_on(module, device)
         self.installed = beside_head(method, self.weight, self.bias, head)
 
@@ -60,10 +62,11 @@ class AdaptedEncoder:
         head: Head,
         weights: Sequence[float] | None = None,
         device: torch.device = CPU,
+        beginning: float = 0.0,
     ) -> AdaptedEncoder:
         """The method of a resolved spec on the base in `directory`, on the device."""
         module = load_module(directory, device)
-        return cls(module, spec, head, BaseGeometry.of_files(directory), weights)
+        return cls(module, spec, head, BaseGeometry.of_files(directory), weights, beginning)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""

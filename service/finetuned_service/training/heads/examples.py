@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.bases.images import prepare_image
@@ -62,6 +63,13 @@ class HeadData:
     weights: tuple[float, ...] | None
     """How much each output counts in the loss; None for all alike."""
     report: DataReport
+
+    @property
+    def beginning(self) -> float:
+        """Of the head's bias: the mean of the numbers to learn, which the weights need not carry then; 0 of labels."""
+        if self.head.problem is not Problem.REGRESSION:
+            return 0.0
+        return fmean(example.targets[0] for example in self.train)
 
 
 def read_head_data(

@@ -16,19 +16,26 @@ from finetuned_service.training.methods import Installed
 
 
 class HeadModel:
-    """See `training.loop.Trainable`. It begins at zero: every answer is equally likely before the first step."""
+    """See `training.loop.Trainable`. Its weights begin at zero: before the first step every answer is equally likely, or
+    every number the same.
+    """
 
     def __init__(
-        self, head: Head, features: Mapping[int, Tensor], weights: Sequence[float] | None = None
+        self,
+        head: Head,
+        features: Mapping[int, Tensor],
+        weights: Sequence[float] | None = None,
+        beginning: float = 0.0,
     ) -> None:
         """Args:
         head: what its outputs mean.
         features: float32, by the examples' numbers; see `features.py`.
         weights: how much each output counts in the loss; None for all alike.
+        beginning: of the bias; see `HeadData`.
         """
         self._head, self._features = head, features
         self._weights = None if weights is None else torch.tensor(weights)
-        self.weight, self.bias = empty_head(head, next(iter(features.values())).shape[1])
+        self.weight, self.bias = empty_head(head, next(iter(features.values())).shape[1], beginning=beginning)
         alone = Installed({}, config={"peft_type": HEAD_TYPE})
         self.installed = beside_head(alone, self.weight, self.bias, head)
 
@@ -46,9 +53,12 @@ class HeadModel:
         """Nothing behaves otherwise in training."""
 
 
-def empty_head(head: Head, width: int, device: torch.device = CPU) -> tuple[nn.Parameter, nn.Parameter]:
-    """`[outputs, width]` and `[outputs]` at zero, on the device."""
-    weight, bias = torch.zeros(head.outputs, width, device=device), torch.zeros(head.outputs, device=device)
+def empty_head(
+    head: Head, width: int, device: torch.device = CPU, beginning: float = 0.0
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """`[outputs, width]` at zero and `[outputs]` at `beginning`, on the device."""
+    weight = torch.zeros(head.outputs, width, device=device)
+    bias = torch.full((head.outputs,), beginning, device=device)
     return nn.Parameter(weight), nn.Parameter(bias)
 
 

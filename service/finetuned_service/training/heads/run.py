@@ -185,12 +185,14 @@ def _model(job: _Job) -> tuple[HeadModel | AdaptedEncoder, float | None]:
     """What trains, and how long the held-out rows will take afterwards; see `Attempt.run`."""
     spec, data, device = job.task.spec, job.data, resolve_device(job.task.device)
     if spec.method is not Method.HEAD:
-        return AdaptedEncoder.load(job.base, spec, data.head, data.weights, device), None
+        model = AdaptedEncoder.load(job.base, spec, data.head, data.weights, device, data.beginning)
+        return model, None
     job.report(Progress(phase="encoding"))
     started = time.perf_counter()
     examples = [*data.train, *data.heldout]
     found = features_of(EncoderModel.load(job.base, device=device), examples, data.head)
-    model = HeadModel(data.head, {number: rows.clone() for number, rows in found}, data.weights)
+    features = {number: rows.clone() for number, rows in found}
+    model = HeadModel(data.head, features, data.weights, data.beginning)
     # A head trains on what its base has made of the rows, and is measured on the held-out ones themselves.
     share = _tokens(data.heldout) / _tokens(examples)
     return model, share * (time.perf_counter() - started)
