@@ -87,8 +87,12 @@ def estimate(*, quick: bool) -> Iterator[Figure]:
     for name in bases:
         trials = [trial for trial in TRIALS if trial.base == name]
         found |= _used(name, trials[:1] if quick else trials)
-    yield _figure("estimate_memory_error", {name: usage.memory_error for name, usage in found.items()})
-    yield _figure("estimate_time_error", {name: usage.duration_error for name, usage in found.items()})
+    yield estimate_figure(
+        "estimate_memory_error", {name: usage.memory_error for name, usage in found.items()}
+    )
+    yield estimate_figure(
+        "estimate_time_error", {name: usage.duration_error for name, usage in found.items()}
+    )
 
 
 def _used(name: str, trials: list[Trial]) -> dict[str, JobUsage]:
@@ -112,7 +116,12 @@ def _used(name: str, trials: list[Trial]) -> dict[str, JobUsage]:
     return used
 
 
-def _figure(figure: str, errors: Mapping[str, float | None]) -> Figure:
+def estimate_figure(figure: str, errors: Mapping[str, float | None]) -> Figure:
+    """Of the errors of all jobs by their names: the median of their sizes, and the worst as its maximum.
+
+    Raises:
+        RuntimeError: a job has none.
+    """
     known = {name: error for name, error in errors.items() if error is not None}
     if missing := errors.keys() - known.keys():
         raise RuntimeError(f"{figure}: nothing to compare for {', '.join(sorted(missing))}")

@@ -27,6 +27,7 @@ from benchmarks.peers.process import PeerFailed, Sequences, running
 from benchmarks.prompts import Prompt
 from benchmarks.report import save
 from benchmarks.targets import TARGETS, verdict
+from benchmarks.training.estimate import estimate_figure
 from benchmarks.training.groups import GROUPS as TRAINING_GROUPS
 from benchmarks.training.memory import peak
 from benchmarks.training.rows import RowFactory
@@ -111,6 +112,15 @@ def test_a_peer_that_cannot_start_names_its_log(tmp_path: Path):
         running("fake", [sys.executable, "-c", "import sys; sys.exit(3)"], {}, {}, tmp_path / "log"),
     ):
         pass
+
+
+def test_estimates_are_off_by_the_median_of_the_jobs_and_at_most_by_the_worst():
+    found = estimate_figure("estimate_time_error", {"one": 0.1, "two": -0.4, "three": 0.2})
+    assert (found.value, found.maximum, found.runs) == (0.2, 0.4, 3)
+    assert found.note == "one +10%, two -40%, three +20%"
+    assert verdict(found) == ("≤ 0.3", "met")
+    with pytest.raises(RuntimeError, match="nothing to compare for two"):
+        estimate_figure("estimate_time_error", {"one": 0.1, "two": None})
 
 
 def test_every_target_is_of_a_figure_that_is_told_of():
