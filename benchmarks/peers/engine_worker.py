@@ -29,6 +29,7 @@ def start(settings: Settings) -> Generate:
         max_queued_sequences=server.max_queued_sequences,
         max_prefill_tokens=server.max_prefill_tokens or 0,
         kv_capacity_tokens=server.kv_cache_tokens,
+        ready_kv_tokens=3072,  # as the server's engine
         device_budget_bytes=server.adapter_device_bytes,
         host_budget_bytes=server.adapter_host_bytes,
     )

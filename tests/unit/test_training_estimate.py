@@ -23,6 +23,7 @@ from finetuned_service.jobs.task import (
     TrainTask,
 )
 from finetuned_service.training import attempt, estimate, model, probe
+from finetuned_service.training import evaluate as evaluation
 from finetuned_service.training.loop import Trainer
 from finetuned_service.training.order import RowOrder
 from finetuned_service.training.run import run
@@ -305,3 +306,21 @@ def test_a_stop_ends_a_probe_at_once(tmp_path):
     assert run(task, stop, stop) == EXIT_STOPPED
     assert stop.reports.of(Estimated) == []
     assert not Path(task.work_directory, "probe").exists()
+
+
+def test_what_the_last_evaluation_holds_is_expected_where_it_is_more(tmp_path, monkeypatch):
+    """After training an engine measures the adapter, while the trained model is still there: as much as for the base."""
+    more_bytes = 3 * 10**9
+    evaluate = evaluation.Evaluator.evaluate
+
+    def evaluated(self, subject, adapter=None):
+        found = evaluate(self, subject, adapter)
+        assert found.memory_bytes >= 0
+        return found.model_copy(update={"memory_bytes": more_bytes})
+
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", evaluated)
+    reports = Reports()
+    task = probed(make_task(tmp_path / "job", make_base(tmp_path / "base"), **SETTINGS))
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    (told,) = reports.of(Estimated)
+    assert more_bytes < told.estimate.memory_bytes < more_bytes + MEMORY.peak_bytes

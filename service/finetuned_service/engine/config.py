@@ -31,6 +31,8 @@ class EngineConfig:
     """Prompt tokens computed in one step beside the decoding sequences; 0 is what suits the device."""
     kv_capacity_tokens: int = 32_768
     """Tokens of all running sequences together."""
+    ready_kv_tokens: int = 0
+    """For whose keys and values memory is made ready before it is used, on a CPU: see `lazy_pages.PagesAhead`."""
     device_budget_bytes: int = 256 * MIB
     """Adapters in the serving layout."""
     host_budget_bytes: int = 256 * MIB

@@ -54,12 +54,15 @@ class Attempt(Generic[R]):
         """Where the result lies until it is published."""
         return Path(self.task.work_directory) / "adapter"
 
-    def run(self, *, seconds_afterwards: float | None = None) -> tuple[Ended, RunState]:
+    def run(
+        self, *, seconds_afterwards: float | None = None, memory_afterwards_bytes: int = 0
+    ) -> tuple[Ended, RunState]:
         """Train to the end or until told to stop; at the end the best adapter lies in its directory.
 
         Args:
             seconds_afterwards: what the job will do after the last step, for the expected time; None is as much as an
                 evaluation between steps.
+            memory_afterwards_bytes: what that will hold beside the model that has been trained.
 
         Raises:
             TrainingDiverged: naming what was kept.
@@ -79,7 +82,7 @@ class Attempt(Generic[R]):
         refuse_without_device_room(self.model, task.limits)
         state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
         if (task.probe_steps or task.pause_after_estimate) and not state.step:
-            probed = self._probe(state, seconds_afterwards)
+            probed = self._probe(state, seconds_afterwards, memory_afterwards_bytes)
             if probed and task.pause_after_estimate:
                 text = "paused before its first step, to show what it will take: ResumeJob lets it begin"
                 self.report(Suspended(reason="ESTIMATED", text=text))
@@ -122,7 +125,9 @@ class Attempt(Generic[R]):
             whole_batches=self.whole_batches,
         )
 
-    def _probe(self, state: RunState, seconds_afterwards: float | None) -> Probed | None:
+    def _probe(
+        self, state: RunState, seconds_afterwards: float | None, memory_afterwards_bytes: int
+    ) -> Probed | None:
         """Tell what the job will take, from a few steps that leave no trace; None if they could not be measured, and
         the run itself will say why.
 
@@ -136,7 +141,7 @@ class Attempt(Generic[R]):
             probed = probe(trainer, self.task.probe_steps)
         if probed is not None:
             afterwards = probed.evaluation_seconds if seconds_afterwards is None else seconds_afterwards
-            tell_estimate(probed, plan, self.task, afterwards, self.report)
+            tell_estimate(probed, plan, self.task, afterwards, memory_afterwards_bytes, self.report)
         return probed
 
     def _fewer_at_once(self, optimization: Optimization) -> Optimization:

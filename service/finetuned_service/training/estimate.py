@@ -20,7 +20,12 @@ from finetuned_service.training.trainable import Parameters
 
 
 def tell_estimate(
-    probed: Probed, plan: Plan, task: TrainTask, seconds_afterwards: float, report: ReportFunction
+    probed: Probed,
+    plan: Plan,
+    task: TrainTask,
+    seconds_afterwards: float,
+    memory_afterwards_bytes: int,
+    report: ReportFunction,
 ) -> None:
     """Report the estimate of a job whose process has just probed it.
 
@@ -29,18 +34,19 @@ def tell_estimate(
         plan: of all its steps.
         task: with its limits.
         seconds_afterwards: what the job will do after the last step.
+        memory_afterwards_bytes: what that will hold beside what this process holds now.
         report: takes Estimated and Notice.
 
     Raises:
         ResourceExhausted: it needs more memory than it may have.
     """
-    MEMORY.look()
+    held_bytes = MEMORY.look()
     checkpoints = sum(plan.keeps_after(step) for step in range(1, plan.total_steps + 1))
     evaluations = len(plan.evaluation_steps)
     estimate = Estimate(
         steps=plan.total_steps,
         tokens=probed.tokens,
-        memory_bytes=MEMORY.peak_bytes,
+        memory_bytes=max(MEMORY.peak_bytes, held_bytes + memory_afterwards_bytes),
         duration_seconds=_age_seconds()
         + probed.training_seconds
         + evaluations * probed.evaluation_seconds

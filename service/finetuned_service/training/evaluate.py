@@ -18,7 +18,7 @@ from finetuned_service.engine.messages import AdapterHandle, Failed, Sampling, S
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
 from finetuned_service.jobs.events import Notice, Progress
-from finetuned_service.jobs.memory import free_unused_memory
+from finetuned_service.jobs.memory import MEMORY, free_unused_memory
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import Baseline, EvaluationOptions
 from finetuned_service.storage.files import write_atomically
@@ -54,6 +54,8 @@ class Evaluated(Value):
     log_probabilities: tuple[float | None, ...] = ()
     """Of the supervised tokens of each scored row, summed, in nats; None where a row has no room in the context."""
     seconds: float = 0.0
+    memory_bytes: int = 0
+    """Of its own that the engine held which measured it."""
 
 
 class _Kept(Value):
@@ -158,7 +160,7 @@ class Evaluator:
         baseline = self.options.baseline if subject == "baseline" else Baseline()
         rows = self.scoring.rows(self.tokenizer, baseline)
         prompts = [encode_prompt(self.tokenizer, question, baseline) for question in self.asked]
-        answers, log_probabilities = self._measure(subject, adapter, prompts, rows)
+        answers, log_probabilities, memory_bytes = self._measure(subject, adapter, prompts, rows)
         free_unused_memory()
         free_unused_device_memory()
         return Evaluated(
@@ -167,6 +169,7 @@ class Evaluator:
             answers=tuple(answers),
             log_probabilities=tuple(log_probabilities),
             seconds=time.perf_counter() - started,
+            memory_bytes=memory_bytes,
         )
 
     def _measure(
@@ -175,8 +178,9 @@ class Evaluator:
         adapter: AdapterHandle | None,
         prompts: Sequence[list[int]],
         rows: Sequence[EncodedRow],
-    ) -> tuple[list[str], list[float | None]]:
-        """Answers to the prompts and how likely the rows are, from an engine that lives no longer than this."""
+    ) -> tuple[list[str], list[float | None], int]:
+        """Answers to the prompts, how likely the rows are, and the memory of the engine, which lives no longer than this."""
+        before_bytes = MEMORY.look()
         model = load_model(
             self.base_directory,
             device=self.device,
@@ -195,7 +199,9 @@ class Evaluator:
         )
         with OfflineEngine(model, config) as engine:
             run = _Run(self, engine, subject, adapter, len(rows) + len(prompts))
-            return run.answer(prompts, model.context_tokens), run.score(rows, model.context_tokens)
+            answers = run.answer(prompts, model.context_tokens)
+            log_probabilities = run.score(rows, model.context_tokens)
+            return answers, log_probabilities, max(0, MEMORY.look() - before_bytes)
 
     def _tell_left_out(self, subject: Subject, rows: Sequence[EncodedRow], context_tokens: int) -> None:
         left_out = sum(len(row.token_ids) > context_tokens for row in rows)

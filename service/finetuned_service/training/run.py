@@ -126,7 +126,7 @@ def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
             if task.incumbent_directory
             else None
         )
-        ended, state = _train(job, seconds_afterwards=baseline.seconds if baseline else 0.0)
+        ended, state = _train(job, baseline)
         if ended is Ended.STOPPED:
             return EXIT_STOPPED
         step = state.best.step if state.best else 0
@@ -241,8 +241,10 @@ def _scoring(job: _Job, reference: Evaluated | None) -> Scoring:
     return WithGeneralText(own, general_rows(job.tokenizer, context_tokens))
 
 
-def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
-    """Train to the end or until told to stop; at the end the adapter lies in its directory."""
+def _train(job: _Job, baseline: Evaluated | None) -> tuple[Ended, RunState]:
+    """Train to the end or until told to stop; at the end the adapter lies in its directory, and will be measured as the
+    plain base was.
+    """
     base, device = Path(job.task.base_directory), resolve_device(job.task.device)
     model = load_model(base, job.spec, job.task.cache_directory, device)
     _choose_checkpointing(job, model)
@@ -259,7 +261,10 @@ def _train(job: _Job, *, seconds_afterwards: float) -> tuple[Ended, RunState]:
         stop=job.stop,
         measure=measure,
     )
-    ended = attempt.run(seconds_afterwards=seconds_afterwards)
+    ended = attempt.run(
+        seconds_afterwards=baseline.seconds if baseline else 0.0,
+        memory_afterwards_bytes=baseline.memory_bytes if baseline else 0,
+    )
     _tell_memory(job)
     return ended
 

@@ -41,9 +41,6 @@ from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.engine.sites import SiteTable, find_sites
 from finetuned_service.errors import StartRefused
 
-_READY_TOKENS = 3072
-"""For whose keys and values memory stands ready: 32 sequences of 96 tokens, or three prompts of 1,024."""
-
 
 @final
 class NativeModel:
@@ -168,8 +165,9 @@ class NativeRunner:
                 "allow the server more processes (ulimit -u, the container's limit of pids) or memory (ulimit -v)"
             )
         self._block_bytes = self._arena[0].nbytes
-        ahead_bytes = _READY_TOKENS // PANEL * self._block_bytes
-        self._pages = PagesAhead(self._arena.view(torch.uint8), ahead_bytes, model.library.touch)
+        ahead_bytes = config.ready_kv_tokens // PANEL * self._block_bytes
+        whole = self._arena.view(torch.uint8)
+        self._pages = PagesAhead(whole, ahead_bytes, model.library.touch) if ahead_bytes else None
 
     @property
     def kv_bytes(self) -> int:
@@ -177,7 +175,8 @@ class NativeRunner:
 
     def close(self) -> None:
         """End the threads; harmless to repeat."""
-        self._pages.close()
+        if self._pages is not None:
+            self._pages.close()
         if self._decoder:
             self._library.decoder_free(self._decoder)
             self._decoder = None
@@ -223,7 +222,10 @@ class NativeRunner:
             SegmentStruct(place.adapter.pairs, place.adapter.change_pointer, row, rows)
             for row, rows, place in neighbours(row_places)
         ]
-        self._pages.used(max(-(-(span.kv_start + span.live) // PANEL) for span in spans) * self._block_bytes)
+        if self._pages is not None:
+            self._pages.used(
+                max(-(-(span.kv_start + span.live) // PANEL) for span in spans) * self._block_bytes
+            )
         logits = torch.empty(len(logit_rows), self._vocabulary)
         highest = (c_int32 * len(logit_rows))()
         step = StepStruct(
