@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from finetuned_service.engine.choose import load_model
-from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.config import READY_KV_TOKENS, EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.settings import Settings as ServerSettings
@@ -29,7 +29,7 @@ def start(settings: Settings) -> Generate:
         max_queued_sequences=server.max_queued_sequences,
         max_prefill_tokens=server.max_prefill_tokens or 0,
         kv_capacity_tokens=server.kv_cache_tokens,
-        ready_kv_tokens=3072,  # as the server's engine
+        ready_kv_tokens=READY_KV_TOKENS,
         device_budget_bytes=server.adapter_device_bytes,
         host_budget_bytes=server.adapter_host_bytes,
     )

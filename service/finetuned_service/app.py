@@ -22,7 +22,7 @@ from finetuned_service.bases.provide import provide_base
 from finetuned_service.datasets.limits import data_limits_of
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.engine.client import EngineClient
-from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.config import READY_KV_TOKENS, EngineConfig
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
 from finetuned_service.jobs.assignment import ResidentBase
@@ -65,8 +65,6 @@ _LOG = logs.logger("server")
 _SNAPSHOT_SECONDS = 1.0
 _ENGINE_END_SECONDS = 3.0
 _SILENT_SECONDS = 15.0
-_READY_KV_TOKENS = 3072
-"""32 sequences of 96 tokens, or three prompts of 1,024."""
 """An engine answers between two steps; one that is silent for so long hangs."""
 
 
@@ -241,7 +239,7 @@ class Server:
                 max_tenant_queue_share=settings.max_tenant_queue_share,
                 max_prefill_tokens=settings.max_prefill_tokens or 0,
                 kv_capacity_tokens=settings.kv_cache_tokens,
-                ready_kv_tokens=_READY_KV_TOKENS,
+                ready_kv_tokens=READY_KV_TOKENS,
                 device_budget_bytes=settings.adapter_device_bytes,
                 host_budget_bytes=settings.adapter_host_bytes,
                 verify_base=settings.verify_base,

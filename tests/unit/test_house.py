@@ -32,7 +32,7 @@ FLOORS = (
     ("tenancy",),
     ("storage",),
     ("telemetry", "settings"),
-    ("names", "digests"),
+    ("names", "digests", "watching"),
     ("errors", "vocabulary", "__init__"),
     ("_version",),
 )

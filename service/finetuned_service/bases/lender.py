@@ -8,13 +8,13 @@ computed while the lender lived is sound. Torch-free. Linux only.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
 from finetuned_service.vocabulary import Value
+from finetuned_service.watching import watching
 
 WATCH_INTERVAL_SECONDS = 0.25
 
@@ -88,24 +88,16 @@ class Borrowed:
         if self.lost:
             raise LenderEnded
 
-    @contextmanager
-    def watch(self, on_loss: Callable[[], None]) -> Generator[None]:
+    def watch(self, on_loss: Callable[[], None]) -> AbstractContextManager[None]:
         """While the block runs, call `on_loss` once the lender has ended, from a thread of its own."""
-        done = threading.Event()
 
-        def look() -> None:
-            while not done.wait(WATCH_INTERVAL_SECONDS):
-                if self.lost:
-                    on_loss()
-                    return
+        def look() -> bool:
+            if self.lost:
+                on_loss()
+                return True
+            return False
 
-        thread = threading.Thread(target=look, name="lender-watch", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return watching("lender-watch", WATCH_INTERVAL_SECONDS, look)
 
 
 BORROWED = Borrowed()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
+READY_KV_TOKENS = 3072
+"""A server's `ready_kv_tokens`: 32 sequences of 96 tokens, or three prompts of 1,024."""
 
 
 @dataclass(frozen=True, slots=True)

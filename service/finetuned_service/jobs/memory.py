@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from finetuned_service.watching import watching
 
 WATCH_INTERVAL_SECONDS = 0.25
 
@@ -98,29 +99,21 @@ def free_unused_memory() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-@contextmanager
-def memory_watchdog(budget_bytes: int, on_excess: Callable[[int], None]) -> Generator[None]:
+def memory_watchdog(budget_bytes: int, on_excess: Callable[[int], None]) -> AbstractContextManager[None]:
     """While the block runs, call `on_excess(private bytes)` once they are over the budget.
 
     On CPU running out of memory is SIGKILL, never an exception: a process that wants to say why it
     ends must look ahead. The call comes from a thread of its own and should end the process.
     """
-    done = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(WATCH_INTERVAL_SECONDS):
-            private_bytes = MEMORY.look()
-            if private_bytes > budget_bytes:
-                on_excess(private_bytes)
-                return
+    def look() -> bool:
+        private_bytes = MEMORY.look()
+        if private_bytes > budget_bytes:
+            on_excess(private_bytes)
+            return True
+        return False
 
-    thread = threading.Thread(target=watch, name="memory-watchdog", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return watching("memory-watchdog", WATCH_INTERVAL_SECONDS, look)
 
 
 def _mappings(lines: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
