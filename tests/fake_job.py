@@ -7,9 +7,11 @@ Standard library only, so that it starts at once. Steps:
     note            tell this process's number, attempt and rows at once, and count the attempt in the work directory
     progress=N      report a step of training on N tokens
     estimated=N     report an estimate of N bytes and a second
+    checkpoint=N    report the checkpoint after step N
     used=N          report N bytes used
     measured=N      report N tokens measured by a quantization
     once:STEP       only in the first process of the job
+    third:STEP      only in the third one
     gate            go on when the file `go` lies in the job's directory
     stop            wait for SIGTERM, leave a checkpoint, exit as stopped
     stubborn        from now on SIGTERM is ignored
@@ -44,6 +46,8 @@ from tiny_files import write_adapter, write_base
 
 LONG_SECONDS = 60.0
 EXIT_STOPPED = 75
+ONLY = {"once:": 1, "third:": 3}
+"""Which of the job's processes does a step, by what stands before it."""
 TOO_LONG = {"reason": "INVALID_DATA", "message": "row 3 is too long", "metadata": {}, "violations": []}
 
 OVER_MEMORY = {
@@ -122,6 +126,7 @@ class Process:
             "estimated": lambda value: report(
                 "estimated", estimate={"memory_bytes": int(value), "duration_seconds": 1.0}
             ),
+            "checkpoint": lambda value: report("checkpoint", step=int(value)),
             "used": lambda value: report("usage", memory_bytes=int(value)),
             "gate": lambda _: wait_for(self.directory / "go"),
             "stop": lambda _: self._wait_for_stop(),
@@ -143,10 +148,12 @@ class Process:
         }
 
     def do(self, step: str) -> None:
-        once, step = step.startswith("once:"), step.removeprefix("once:")
-        if not once or self.number == 1:
-            name, _, value = step.partition("=")
-            self.steps[name](value)
+        for prefix, number in ONLY.items():
+            if step.startswith(prefix) and self.number != number:
+                return
+            step = step.removeprefix(prefix)
+        name, _, value = step.partition("=")
+        self.steps[name](value)
 
     def _stop(self, _number: int, _frame: object) -> None:
         self.stopped = True

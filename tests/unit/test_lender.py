@@ -21,9 +21,10 @@ from finetuned_service.bases import resident
 from finetuned_service.bases.lender import BORROWED, Lender, LenderEnded
 from finetuned_service.bases.resident import RESIDENT
 from finetuned_service.jobs.assignment import ResidentBase
+from finetuned_service.jobs.endings import lost_engine
 from finetuned_service.jobs.events import Progress, Usage
 from finetuned_service.jobs.process import ENGINE_ENDED
-from finetuned_service.jobs.states import JobState, StateReason
+from finetuned_service.jobs.states import Fault, JobState, StateReason
 from finetuned_service.jobs.task import EXIT_FAILED, EXIT_FINISHED, Suspended
 from finetuned_service.training.evaluate import Evaluated, Evaluator
 from finetuned_service.training.preferences import reference
@@ -254,6 +255,26 @@ def test_a_job_whose_engine_ended_is_queued_again_with_the_reason_and_goes_on(pl
     assert "the engine has ended" in place.notices(done)
 
 
+def test_a_job_whose_engine_ends_every_time_fails(place: Workplace) -> None:
+    done = place.run(train_job(), "note,no-engine,exit=1")
+    assert (done.state, done.fault, done.attempt) == (JobState.FAILED, Fault.SYSTEM, 3)
+    assert (done.losses, done.engine_ends) == (0, 2)
+    assert done.error is not None
+    assert done.error["metadata"] == {"attempts": "3"}
+    assert "has ended 3 times while the job computed with it" in done.error["message"]
+    assert "in attempt 3" in done.error["message"]
+    assert "micro_batch_rows" in done.error["message"]
+    assert place.notices(done).count("the engine has ended") == 3
+
+
+def test_a_checkpoint_begins_the_count_of_ended_engines_anew(place: Workplace) -> None:
+    steps = "note,no-engine,exit=1"
+    done = place.run(train_job(), f"third:checkpoint=8,{steps}")
+    assert (done.state, done.attempt, done.engine_ends) == (JobState.FAILED, 5, 2)
+    assert done.error is not None
+    assert "has ended 3 times" in done.error["message"]
+
+
 def test_one_that_was_to_be_paused_is_paused(place: Workplace) -> None:
     submitted = place.submit(train_job())
     with place.dispatcher("note,gate,no-engine,exit=1"):
@@ -261,7 +282,13 @@ def test_one_that_was_to_be_paused_is_paused(place: Workplace) -> None:
         place.store.pause(TENANT, submitted.id)
         place.open_gate(submitted)
         paused = place.reaches(submitted, JobState.PAUSED)
-    assert (paused.state_reason, paused.attempt) == (StateReason.USER, 1)
+    assert (paused.state_reason, paused.attempt, paused.engine_ends) == (StateReason.USER, 1, 0)
+
+
+def test_one_that_was_to_be_paused_is_paused_at_the_last_end_too() -> None:
+    last = train_job().model_copy(update={"engine_ends": 2, "state": JobState.PAUSING})
+    assert lost_engine(last, "").state is JobState.QUEUED  # which its pause makes PAUSED
+    assert lost_engine(last.model_copy(update={"state": JobState.RUNNING}), "").state is JobState.FAILED
 
 
 def test_jobs_wait_for_the_engine_that_is_to_lend_its_base_again(place: Workplace) -> None:

@@ -24,7 +24,7 @@ from finetuned_service.telemetry.logs import logger
 from finetuned_service.vocabulary import Objective
 
 MAX_ATTEMPTS = 3
-"""A job whose process or worker is lost this often fails."""
+"""A job whose process or worker is lost this often fails; or its engine, with no checkpoint in between."""
 _MEMORY_REFUSED = {"memory_budget_bytes", "device_memory_bytes"}
 """One of them is in the metadata of what refuses a job more memory: the machine's, a GPU's."""
 _LOG = logger("jobs")
@@ -55,6 +55,27 @@ def lost_process(exit_code: int | None, job: Job, *, out_of_memory: bool) -> End
         f"the job process ended unexpectedly with {how} in attempt {job.attempt}, for the {MAX_ATTEMPTS}rd time: "
         "it is not tried again. A killed "
         "process is most often out of memory: try a smaller micro_batch_rows or max_row_tokens",
+        metadata={"attempts": str(job.attempt)},
+    )
+    return Ending(JobState.FAILED, change=_failed_with(error, Fault.SYSTEM), bodies=(notice,))
+
+
+def lost_engine(job: Job, text: str) -> Ending:
+    """The end of an attempt whose engine, which lends it its base, has ended: it may be the job that ends it.
+
+    Args:
+        job: as it is now. One that was told to pause does, and is asked again when it is resumed.
+        text: what its process has said.
+    """
+    notice = Notice(severity="WARNING", text=text)
+    ends = job.engine_ends + 1
+    if ends < MAX_ATTEMPTS or job.state is JobState.PAUSING:
+        return Ending(JobState.QUEUED, StateReason.ENGINE_ENDED, bodies=(notice,))
+    error = Internal(
+        f"the engine that holds the job's base on the GPU has ended {ends} times while the job computed with it, and no "
+        f"checkpoint was written in between; the last time in attempt {job.attempt}: it is not tried again. The "
+        "server's log tells why the engine ended (engine_died). If the job leaves it no memory, try a smaller "
+        "micro_batch_rows or max_row_tokens; if the engine ends without the job, too, submit it again when it stays",
         metadata={"attempts": str(job.attempt)},
     )
     return Ending(JobState.FAILED, change=_failed_with(error, Fault.SYSTEM), bodies=(notice,))

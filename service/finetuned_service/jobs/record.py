@@ -60,7 +60,8 @@ def _apply(job: Job, report: JobReport) -> Job:
                 for checkpoint in job.checkpoints
                 if checkpoint.step != report.step
             ]
-            return job.model_copy(update={"checkpoints": _newest_and_best((*kept, report))})
+            checkpoints = _newest_and_best((*kept, report))
+            return job.model_copy(update={"checkpoints": checkpoints, "engine_ends": 0})
         case EvaluationFinished(subject="baseline" | "incumbent"):
             return _with_evaluation(job, report)
         case Prepared():

@@ -89,6 +89,7 @@ def move_job(connection: Connection, job: Job, state: JobState, reason: StateRea
     if state is JobState.QUEUED and reason in _NEXT_ATTEMPT:
         changes["attempt"] = job.attempt + 1
         changes["losses"] = job.losses + (reason is StateReason.WORKER_LOST)
+        changes["engine_ends"] = job.engine_ends + (reason is StateReason.ENGINE_ENDED)
     job = job.model_copy(update=changes)
     return append_events(connection, job, [StateChanged(state=state, reason=reason, attempt=job.attempt)])
 

@@ -18,7 +18,13 @@ from typing import TypeVar
 from finetuned_service.errors import ResourceExhausted, Unavailable
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.child import JobProcess
-from finetuned_service.jobs.endings import after_error, lost_process, over_memory, quality_refused
+from finetuned_service.jobs.endings import (
+    after_error,
+    lost_engine,
+    lost_process,
+    over_memory,
+    quality_refused,
+)
 from finetuned_service.jobs.events import Notice, Usage
 from finetuned_service.jobs.lease import LeaseKeeper
 from finetuned_service.jobs.memory import count_oom_kills
@@ -206,10 +212,9 @@ class JobRunner:
         if shortage:
             self._pause_for_disk(keeper, shortage)
 
-    def _pause_as_told(self, keeper: LeaseKeeper, word: Suspended) -> Ending:
+    def _pause_as_told(self, keeper: LeaseKeeper, job: Job, word: Suspended) -> Ending:
         if word.reason == "ENGINE_ENDED":
-            told = Notice(severity="WARNING", text=word.text)
-            return Ending(JobState.QUEUED, StateReason.ENGINE_ENDED, bodies=(told,))
+            return lost_engine(job, word.text)
         if word.reason == "DISK_FULL":
             return self._pause_for_disk(keeper, word.text)
         return self._pause(keeper, Notice(text=word.text), StateReason.ESTIMATED)
@@ -265,7 +270,7 @@ class JobRunner:
                 case Failed():
                     return over_memory(job, word) or Ending(JobState.FAILED)
                 case Suspended():
-                    return self._pause_as_told(keeper, word)
+                    return self._pause_as_told(keeper, job, word)
                 case _:
                     continue
         if job.state is JobState.PAUSING:

@@ -91,6 +91,8 @@ class Job(Value):
     """It runs, and is to make room for a job that comes first."""
     losses: int = 0
     """How often its process or its worker was lost; the other attempts do not count against it."""
+    engine_ends: int = 0
+    """How often the engine that lends it its base has ended under it since its last checkpoint."""
     micro_batch_rows: int = 0
     """Rows that run at once since the memory had no room for as many as the spec says; 0 where it had."""
     error: dict[str, Any] | None = None
