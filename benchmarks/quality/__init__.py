@@ -12,6 +12,7 @@ trl_worker.py        TRL's trainers, in an environment of their own
 reference/           what both are made of
 scores.py            one scorer for all
 compare.py           medians, ratios, curves, verdicts
+nudge.py             beginnings a bit apart: what the last bit of a float32 does to a run
 learners.py          all as processes that take turns, and the files of their runs
 sources.py           which code a run is of
 groups.py            the figures

@@ -18,6 +18,7 @@ from benchmarks.machine import cores
 from benchmarks.peers.process import Peer, PeerFailed, running
 from benchmarks.peers.start import HOME, LOGS, installed
 from benchmarks.quality.bases import digest
+from benchmarks.quality.nudge import WAYS, write_nudged
 from benchmarks.quality.order import Order, Outcome
 from benchmarks.quality.sources import sources_digest
 
@@ -42,16 +43,30 @@ class Learners:
         if found := self._kept(mine, theirs):
             return found[0], found[1]
         with _scratch() as directory:
-            order = replace(order, initial=str(directory / "initial.safetensors"))
-            if order.spec["method"] == "HEAD" and order.spec["task"] != "text-generation":
-                # The base stays as it is, and a head begins with what the rows say.
-                order = replace(order, initial="")
-            else:
-                self._peer("ours").ask({"initial": order.initial, "order": order.as_json()})
+            begun = self._begun(order, directory)
             return (
-                self._run("ours", replace(order, initial=""), mine, directory / "ours"),
-                self._run(reference, order, theirs, directory / "reference"),
+                self._run("ours", order, mine, directory / "ours"),
+                self._run(reference, begun, theirs, directory / "reference"),
             )
+
+    def nudged(self, order: Order, rows_digest: str, reference: str) -> list[Outcome]:
+        """The reference again, with the same batches, from each beginning a bit apart (`nudge.py`). None of a head over
+        a base that stays as it is: there is nothing to begin apart, and its loss is convex, so small differences stay small.
+        """
+        files = [self._file(f"{reference}, nudged {way}", order, rows_digest) for way in range(WAYS)]
+        if found := self._kept(*files):
+            return found
+        with _scratch() as directory:
+            begun = self._begun(order, directory)
+            if not begun.initial:
+                return []
+            found = []
+            for way, file in enumerate(files):
+                nudged = directory / f"nudged-{way}.safetensors"
+                write_nudged(Path(begun.initial), nudged, way)
+                other = replace(begun, initial=str(nudged))
+                found.append(self._run(reference, other, file, directory / f"reference-{way}"))
+            return found
 
     def one(self, name: str, order: Order, rows_digest: str) -> Outcome:
         """Of one of them, as it begins by itself."""
@@ -60,6 +75,15 @@ class Learners:
             return found[0]
         with _scratch() as directory:
             return self._run(name, order, file, directory / name)
+
+    def _begun(self, order: Order, directory: Path) -> Order:
+        """With a file in the directory of what ours begins with, where there is something to tell."""
+        if order.spec["method"] == "HEAD" and order.spec["task"] != "text-generation":
+            # The base stays as it is, and a head begins with what the rows say.
+            return order
+        order = replace(order, initial=str(directory / "initial.safetensors"))
+        self._peer("ours").ask({"initial": order.initial, "order": order.as_json()})
+        return order
 
     def _run(self, name: str, order: Order, file: Path, directory: Path) -> Outcome:
         directory.mkdir()

@@ -47,19 +47,27 @@ def markdown(entries: Iterable[Entry]) -> str:
 def cells(entry: Entry) -> tuple[str, ...]:
     """One line; two numbers are ours and the reference's."""
     ours, reference = entry["ours"], entry["reference"]
-    distance = entry["curve_distance"]
     return (
         entry["figure"],
         entry["metric"],
         _spread(ours),
         _spread(reference),
         f"{entry['ratio']:.3f}",
-        "" if distance is None else f"{distance:.1g} of {entry['first_loss']:.2g}",
+        _curve(entry),
         f"{ours['seconds']:.1f} / {reference['seconds']:.1f}",
         f"{ours['peak_mb']:,.0f} / {reference['peak_mb']:,.0f}",
         _one_or_both(ours["parameters"], reference["parameters"]),
         _one_or_both(round(ours["adapter_bytes"] / 1e3), round(reference["adapter_bytes"] / 1e3)),
     )
+
+
+def _curve(entry: Entry) -> str:
+    """How far apart, beside how far the reference is from itself where that was asked."""
+    distance, own = entry["curve_distance"], entry.get("reference_curve_distance")
+    if distance is None:
+        return ""
+    beside = "" if own is None else f" / {own:.1g}"
+    return f"{distance:.1g}{beside} of {entry['first_loss']:.2g}"
 
 
 def _spread(side: Mapping[str, Any]) -> str:

@@ -6,7 +6,9 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,14 @@ from finetuned_service.adapters.head import Problem
 from finetuned_service.names import BaseName
 from finetuned_service.training.heads.model import summed_loss
 from finetuned_service.vocabulary import Task
+from safetensors.torch import load_file, save_file
 from tiny_encoders import make_encoder_base, make_resnet_base
 from training_tasks import make_base
 
 # benchmarks/ is run from the repository's root, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.quality import report
+from benchmarks.quality import groups, report
 from benchmarks.quality.bases import BASES
 from benchmarks.quality.compare import (
     Comparison,
@@ -35,6 +38,8 @@ from benchmarks.quality.compare import (
 )
 from benchmarks.quality.encoded import encoded_file
 from benchmarks.quality.groups import GROUPS
+from benchmarks.quality.learners import Learners
+from benchmarks.quality.nudge import WAYS, nudge
 from benchmarks.quality.order import Order, Outcome
 from benchmarks.quality.reference.batches import IGNORED
 from benchmarks.quality.reference.labels import Labelling, classes, told_by
@@ -90,6 +95,20 @@ def test_of_losses_the_ratio_is_the_other_way_round() -> None:
         ("loss", [0.5], [1.0], {}, "met"),
         ("loss", [1.0], [1.0], {"curve_distance": 0.03, "first_loss": 2.0}, "missed"),
         ("loss", [1.0], [1.0], {"curve_distance": 0.01, "first_loss": 2.0}, "met"),
+        (
+            "loss",
+            [1.0],
+            [1.0],
+            {"curve_distance": 0.5, "first_loss": 2.0, "reference_curve_distance": 0.6},
+            "met",
+        ),
+        (
+            "loss",
+            [1.0],
+            [1.0],
+            {"curve_distance": 0.7, "first_loss": 2.0, "reference_curve_distance": 0.6},
+            "missed",
+        ),
     ],
 )
 def test_within_noise(
@@ -101,7 +120,9 @@ def test_within_noise(
 def test_curves_in_bfloat16_are_told_and_not_judged() -> None:
     found = comparison([0.9], [0.9], curve_distance=1.0, first_loss=2.0)
     assert against_noise(found, exact=False).verdict == "met"
-    assert against_noise(found, exact=True).target == "within noise, curve ≤ 1% of the first loss"
+    assert against_noise(found, exact=True).target == (
+        "within noise, curve ≤ 1% of the first loss, or as the reference from itself begun a bit apart"
+    )
 
 
 def test_defaults_reach_their_share_of_the_tuned_reference() -> None:
@@ -118,6 +139,106 @@ def test_curves_are_compared_step_by_step() -> None:
     assert curve_distance(ours, reference) == 0.25
     with pytest.raises(ValueError, match="longer"):
         curve_distance([outcome(losses=[1.0])], [outcome()])
+
+
+def test_a_nudge_moves_each_number_to_the_next_and_leaves_zeros() -> None:
+    numbers = torch.tensor([[1.0, -1.0, 0.5], [0.0, 3e-8, 1.0]])
+    moved = [nudge(numbers, way) for way in range(WAYS)]
+    for found in moved:
+        assert found[1, 0] == 0.0
+        bits = (found.view(torch.int32) - numbers.view(torch.int32)).abs().flatten()
+        assert bits.tolist() == [1, 1, 1, 0, 1, 1]
+    assert (moved[0] > numbers).tolist() == [[True, False, True], [False, True, False]]
+    assert (moved[1] > numbers).tolist() == [[True, True, False], [False, True, True]]
+
+
+class Recorder:
+    """Stands for a learner; its losses tell how often it was asked to train."""
+
+    def __init__(self) -> None:
+        self.begun: list[dict[str, torch.Tensor]] = []
+        self.losses: list[float] = []
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        if "initial" in command:
+            save_file({"a": torch.ones(4), "b": torch.zeros(2)}, command["initial"])
+            return {"tensors": 2}
+        initial = command["order"]["initial"]
+        self.begun.append(load_file(initial) if initial else {})
+        return asdict(outcome(losses=[*self.losses, float(len(self.begun))]))
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Learners, Recorder, Recorder]:
+    monkeypatch.setattr("benchmarks.quality.learners.RUNS", tmp_path / "runs")
+    monkeypatch.setattr("benchmarks.quality.learners.digest", lambda _: "base")
+    ours, reference = Recorder(), Recorder()
+    peers: dict[str, Any] = {"ours": ours, "reference": reference}
+    return Learners(peers, resume=True, sources="code"), ours, reference
+
+
+def order_of(method: str) -> Order:
+    return Order({"method": method, "task": Task.IMAGE_CLASSIFICATION.value}, "", "", "", "", 1)
+
+
+def test_the_reference_trains_again_from_beginnings_a_bit_apart(
+    recorded: tuple[Learners, Recorder, Recorder],
+) -> None:
+    learners, ours, reference = recorded
+    order = order_of("LORA")
+    learners.both(order, "rows", "reference")
+    found = learners.nudged(order, "rows", "reference")
+    assert ours.begun == [{}]  # it begins by itself
+    assert [one.losses for one in found] == [[float(run)] for run in range(2, WAYS + 2)]
+    first, *others = reference.begun
+    for way, other in enumerate(others):
+        torch.testing.assert_close(other["a"], nudge(first["a"], way), rtol=0, atol=0)
+        assert not other["b"].any()
+    assert learners.nudged(order, "rows", "reference") == found
+    assert len(reference.begun) == WAYS + 1  # its files were read
+
+
+def test_a_head_over_a_base_that_stays_has_no_beginning_to_nudge(
+    recorded: tuple[Learners, Recorder, Recorder],
+) -> None:
+    learners, _, reference = recorded
+    assert learners.nudged(order_of("HEAD"), "rows", "reference") == []
+    assert reference.begun == []
+
+
+@pytest.mark.parametrize(
+    ("last", "own", "expected"),
+    [
+        (1.01, [], (None, "met")),  # not asked
+        (1.50, [1.75, 1.25], (0.75, "met")),
+        (1.50, [1.25, 1.0], (0.25, "missed")),
+        (1.50, [], (None, "missed")),  # a head
+    ],
+)
+def test_the_reference_is_asked_how_far_it_is_from_itself_where_curves_part(
+    last: float,
+    own: list[float],
+    expected: tuple[float | None, str],
+    bases: dict[Task, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"label": "a"}\n' * 16)
+    monkeypatch.setattr(groups, "score", lambda *_: 1.0)
+    asked: list[Order] = []
+
+    def nudged(order: Order, *_: str) -> list[Outcome]:
+        asked.append(order)
+        return [outcome(losses=[2.0, loss]) for loss in own]
+
+    pair = (outcome(losses=[2.0, last]), outcome(losses=[2.0, 1.0]))
+    learners: Any = SimpleNamespace(both=lambda *_: pair, nudged=nudged)
+    base = bases[Task.IMAGE_CLASSIFICATION]
+    place = groups._Place(STUDIES["digits"], base, RowFiles(rows, rows), "", range(2))
+    found = groups._repeated(place, "lora", learners)
+    assert (found.reference_curve_distance, found.verdict) == expected
+    assert len(asked) == (2 if last > 1.02 else 0)
 
 
 def test_lora_beside_full_is_ours_beside_ours() -> None:
@@ -329,6 +450,15 @@ def test_results_stay_and_make_a_table(tmp_path: Path) -> None:
     head, rule, row, _ = report.markdown(entries).splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
     assert row == "| x_lora | accuracy | 0.900 | 0.800 | 1.125 | 1e-05 of 2.3 | 0.0 / 0.0 | 5 / 5 | 10 | 4 |"
+
+
+def test_a_curve_stands_beside_the_references_own() -> None:
+    apart = comparison([0.9], [0.8], curve_distance=0.7, first_loss=1.6, reference_curve_distance=0.6)
+    entries = [asdict(apart), asdict(comparison([0.9], [0.8]))]
+    # As entries were before anybody asked.
+    old = {name: value for name, value in asdict(apart).items() if name != "reference_curve_distance"}
+    told = [report.cells(entry)[5] for entry in (*entries, old)]
+    assert told == ["0.7 / 0.6 of 1.6", "", "0.7 of 1.6"]
 
 
 def test_every_group_is_told_of() -> None:
