@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from finetuned_service.engine.native.build import PORTABLE, library_path
+from finetuned_service.engine.native.build import library_path
 from finetuned_service.engine.native.library import Library
 from finetuned_service.engine.native.model import NativeModel
+from native_builds import BUILDS
 
 
-@pytest.fixture(scope="session", params=["native", "portable"])
+@pytest.fixture(scope="session", params=list(BUILDS))
 def library_file(request, tmp_path_factory) -> Path:
-    """For this machine's own instructions, and for any machine's."""
-    flags = (PORTABLE,) if request.param == "portable" else ()
-    return library_path(str(tmp_path_factory.mktemp("cache")), extra_flags=flags)
+    """In each way that it can be compiled here, and run."""
+    path = library_path(str(tmp_path_factory.mktemp("cache")), extra_flags=BUILDS[request.param])
+    if not Library(path).may_multiply:
+        pytest.skip("the system does not let this process use the processor's matrix unit")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,12 @@ import torch
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
-from finetuned_service.engine.native.library import STORED_DTYPES, LoraSourceStruct
+from finetuned_service.engine.native.build import library_path
+from finetuned_service.engine.native.library import STORED_DTYPES, Library, LoraSourceStruct
 from finetuned_service.engine.native.model import NativeModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.engine.sampling import greedy_tokens
+from native_builds import HAS_TILES
 from tiny_models import (
     load_peft,
     load_plain,
@@ -66,8 +68,30 @@ def handle_of(adapter):
 
 
 def test_the_library_is_what_it_was_compiled_as(library, request):
-    if request.node.callspec.params["library_file"] == "portable":
-        assert not library.uses_avx512_bf16
+    named = request.node.callspec.params["library_file"]
+    assert library.may_multiply
+    assert (library.instructions == "AMX-BF16") == (named == "native" and HAS_TILES)
+    if named == "portable":
+        assert library.instructions == "portable"
+
+
+class Forbidden(Library):
+    """As if the system did not let this process use the processor's matrix unit."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.may_multiply = False
+
+
+def test_without_leave_to_use_tiles_products_are_computed_in_vectors(tmp_path):
+    assert Forbidden.of_machine(str(tmp_path)).instructions != "AMX-BF16"
+
+
+def test_with_leave_the_best_instructions_are_used(tmp_path):
+    best = Library(library_path(str(tmp_path)))
+    used = Library.of_machine(str(tmp_path))
+    assert used.may_multiply
+    assert (used.instructions == best.instructions) == best.may_multiply
 
 
 @pytest.mark.parametrize("index", range(6))

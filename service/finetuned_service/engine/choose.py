@@ -11,7 +11,7 @@ from finetuned_service.bases.family import family_of
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.engine.model import EngineModel
-from finetuned_service.engine.native.build import CannotCompile, library_path
+from finetuned_service.engine.native.build import CannotCompile
 from finetuned_service.engine.native.geometry import NotNative
 from finetuned_service.engine.native.library import Library
 from finetuned_service.engine.native.model import NativeModel
@@ -47,7 +47,7 @@ def load_model(
             f"the native path computes on the CPU, not on {where}: choose device 'cpu', or compute 'auto' or 'plain'"
         )
     try:
-        return NativeModel.load(directory, Library(library_path(cache_directory)))
+        return NativeModel.load(directory, Library.of_machine(cache_directory))
     except (CannotCompile, NotNative, OSError) as error:
         if compute == "native":
             raise StartRefused(

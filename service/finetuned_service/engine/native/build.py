@@ -25,6 +25,8 @@ SOURCES = Path(__file__).parent / "source"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 PORTABLE = "-DFINETUNED_PORTABLE"
 """Compile without intrinsics: what processors without AVX512-BF16 run."""
+WITHOUT_TILES = "-DFINETUNED_WITHOUT_TILES"
+"""Compile without AMX: what processors that have AVX512-BF16 alone run."""
 _TIMEOUT_SECONDS = 300.0
 
 

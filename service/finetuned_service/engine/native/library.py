@@ -6,9 +6,15 @@ Arrays enter as addresses; whoever calls keeps them alive until the call returns
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
+
+import structlog
+
+from finetuned_service.engine.native.build import WITHOUT_TILES, library_path
+
+_log = structlog.get_logger()
 
 SITES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear modules of a layer in the order of `Site`."""
@@ -204,4 +210,23 @@ class Library:
         self.unpack_panels = function("unpack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
         self.pack_lora = function("pack_lora", c_int64, POINTER(LoraSourceStruct), c_int64)
         self.touch = function("touch", None, c_void_p, c_int64)
-        self.uses_avx512_bf16 = bool(function("uses_avx512_bf16", c_int)())
+        self.instructions: str = function("instructions", c_char_p)().decode()
+        """What products are computed with: `AMX-BF16`, `AVX512-BF16`, or `portable` vectors."""
+        self.may_multiply = bool(function("may_multiply", c_int)())
+        """Whether the system lets this process use these instructions; without, a step would end it."""
+
+    @classmethod
+    def of_machine(cls, cache_directory: str = "") -> Library:
+        """Compiled for this machine now or before (`build.library_path`), with what the system allows of it.
+
+        Raises:
+            CannotCompile: as `library_path`.
+            OSError: if it cannot be loaded.
+        """
+        best = cls(library_path(cache_directory))
+        if best.may_multiply:
+            return best
+        _log.warning(
+            "engine_without_tiles", note="the system does not let this process use AMX; it serves, but slower"
+        )
+        return cls(library_path(cache_directory, extra_flags=(WITHOUT_TILES,)))

@@ -102,7 +102,7 @@ class NativeModel:
     @property
     def path(self) -> str:
         """See `runner.Model`."""
-        return "native, AVX512-BF16" if self.library.uses_avx512_bf16 else "native, portable"
+        return f"native, {self.library.instructions}"
 
     def linear_weight(self, module: str) -> Tensor:
         """The weight `[out, in]` of a linear module of the base."""

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "decoder.h"
+#include "products.h"
 
 namespace finetuned {
 
@@ -54,7 +55,7 @@ inline void write_value(const Model& model, const Layer& layer, long kv_head, lo
   }
 }
 
-// Lines [line, line + count) of a span, count <= 12, whose queries lie in `queries` [count, head_dim];
+// Lines [line, line + count) of a span, count <= kBlockRows, whose queries lie in `queries` [count, head_dim];
 // line i belongs to row i / group of the span. `output(i, d, values)` takes 16 values of line i from element d on.
 template <typename Output>
 void attend(const Model& model, const Layer& layer, long kv_head, const Span& span, long line, int count, const bf16* queries,
@@ -63,8 +64,8 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
   // Not a whole page from line to line: all lines' scores of a token would share one set of the L1 cache.
   alignas(64) float scores[kBlockRows][kStretch + kLanes];
   alignas(64) uint32_t asked[kMostHeadDim / 2 * kBlockRows];
-  alignas(64) uint32_t shares[kStretch / 2 * kBlockRows];
-  const Rows query_rows(asked, dim), weights(shares, kStretch);
+  alignas(64) uint32_t shares[(kStretch + 2 * kLanes) / 2 * kBlockRows];
+  const Rows query_rows(asked, dim), weights(shares, kStretch + 2 * kLanes);
   alignas(64) float sums[kBlockRows][kMostHeadDim];
   float highest[kBlockRows], total[kBlockRows];  // of scores in powers of two
   Float16 totals[kBlockRows];
@@ -73,7 +74,7 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
     highest[i] = -__builtin_inff();
     total[i] = 0.0f;
     std::memset(sums[i], 0, sizeof(float) * static_cast<size_t>(dim));
-    for (long p = 0; p < dim / 2; ++p) std::memcpy(query_rows.at(i) + p * kBlockRows, queries + i * dim + 2 * p, 4);
+    query_rows.copy(i, queries + i * dim);
   }
   const long first_position = span.live - span.rows;
   const long last = first_position + (line + count - 1) / group;  // position of the last line's row
@@ -88,7 +89,7 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
         if (block + 1 < blocks) prefetch(keys + (block + 1) * model.kv_stride, block_values);
         prefetch(values + block * model.kv_stride, block_values);
       }
-      multiply<2, false>(count, &scores[0][block * kPanel], kStretch + kLanes, asked, keys + block * model.kv_stride, 2 * kPanel, dim / 2);
+      multiply<2, false>(count, &scores[0][block * kPanel], kStretch + kLanes, query_rows.at(0), keys + block * model.kv_stride, 2 * kPanel, dim / 2);
     }
     for (int i = 0; i < count; ++i) {
       float* s = scores[i];
@@ -105,23 +106,30 @@ void attend(const Model& model, const Layer& layer, long kv_head, const Span& sp
       }
       totals[i] = Float16{};
     }
-    for (long t = 0; t < tokens; t += kLanes) {
-      auto share = [&](int i) {
-        const Float16 values = power_of_two(load(&scores[i][t]) * scaling - highest[i]);
+    auto share = [&](int i, long t) { return power_of_two(load(&scores[i][t]) * scaling - highest[i]); };
+    if constexpr (Rows::kRowByRow) {
+      for (int i = 0; i < count; ++i) {
+        Float16 all{};  // a number of its own: what is put might be a total, for all that a compiler knows
+        for (long t = 0; t < tokens; t += kLanes) {
+          const Float16 values = share(i, t);
+          all += values;
+          weights.put(i, t, values);
+        }
+        totals[i] = all;
+      }
+    } else {
+      weights.put_block(0, count, 0, tokens, [&](int i, long t) {
+        const Float16 values = share(i, t);
         totals[i] += values;
         return values;
-      };
-      if (count == kBlockRows)
-        weights.put_block(0, t, share);
-      else
-        for (int i = 0; i < count; ++i) weights.put(i, t, share(i));
+      });
     }
     for (int i = 0; i < count; ++i) total[i] += sum(totals[i]);
     long d = 0;
     for (; d + kPanel <= dim; d += kPanel)
-      multiply_pieces<2>(count, &sums[0][d], kMostHeadDim, shares, values + 2 * d, 2 * dim, kPanel / 2, blocks, model.kv_stride);
+      multiply_pieces<2>(count, &sums[0][d], kMostHeadDim, weights.at(0), values + 2 * d, 2 * dim, kPanel / 2, blocks, model.kv_stride);
     for (; d < dim; d += kLanes)
-      multiply_pieces<1>(count, &sums[0][d], kMostHeadDim, shares, values + 2 * d, 2 * dim, kPanel / 2, blocks, model.kv_stride);
+      multiply_pieces<1>(count, &sums[0][d], kMostHeadDim, weights.at(0), values + 2 * d, 2 * dim, kPanel / 2, blocks, model.kv_stride);
   }
   for (int i = 0; i < count; ++i)
     for (long d = 0; d < dim; d += kLanes) output(line + i, d, load(sums[i] + d) / total[i]);

@@ -61,13 +61,18 @@ void finetuned_touch(char* from, int64_t size) {
   for (int64_t i = 0; i < size; i += kSmallestPage) __atomic_fetch_add(from + i, 0, __ATOMIC_RELAXED);
 }
 
-// 1 where products use AVX512-BF16, 0 where they are portable.
-int finetuned_uses_avx512_bf16(void) {
-#ifdef FINETUNED_AVX512_BF16
-  return 1;
+// What products are computed with.
+const char* finetuned_instructions(void) {
+#if defined(FINETUNED_TILES)
+  return "AMX-BF16";
+#elif defined(FINETUNED_AVX512_BF16)
+  return "AVX512-BF16";
 #else
-  return 0;
+  return "portable";
 #endif
 }
+
+// 1, or 0 where the system does not let this process use these instructions. To be asked before the first step.
+int finetuned_may_multiply(void) { return may_multiply() ? 1 : 0; }
 
 }  // extern "C"

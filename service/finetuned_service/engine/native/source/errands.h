@@ -7,6 +7,9 @@
 
 namespace finetuned {
 
+constexpr long kRowsAtOnce = 12;       // up to so many, a panel's adapters are asked for before its products
+constexpr long kRowsWithoutTime = 24;  // up to so many, products leave no time to fetch what comes after them
+
 class Errands {
  public:
   // Room for so many entries, so that adding one needs no memory.

@@ -14,6 +14,7 @@
 #include "norms.h"
 #include "packing.h"
 #include "plan.h"
+#include "products.h"
 #include "sites.h"
 #include "team.h"
 
@@ -58,6 +59,7 @@ class Forward {
 
   // On every thread alike.
   void compute(int thread) {
+    const Multiplying multiplying;
     Desk& desk = space_.desks[static_cast<size_t>(thread)];
     team_.each(thread, rows_, [&](long row) { embed(row); });
     for (int l = 0; l < model_.layer_count; ++l) {
@@ -109,7 +111,7 @@ class Forward {
   void foresee(int thread, int l, std::initializer_list<Site> sites, const Rows& x) const {
     Errands& far = space_.desks[static_cast<size_t>(thread)].far;
     far.clear();
-    if (!space_.adapted || rows_ <= 2 * kBlockRows) return;
+    if (!space_.adapted || rows_ <= kRowsWithoutTime) return;
     const auto blocks = static_cast<long>(space_.rows.size());
     const LoraPair* before = nullptr;
     for (long i = blocks * thread / team_.size(); i < blocks * (thread + 1) / team_.size(); ++i) {
@@ -294,16 +296,10 @@ class Forward {
     each_row_block(0, blocks_, l, false, [&](long block, long rows, long turn) {
       sites_.product(layer.sites[kGate], panel, normed_, {l, kGate, 0}, block, columns, 2 * kPanel, desk, turn);
       sites_.product(layer.sites[kUp], panel, normed_, {l, kUp, 1}, block, columns + kPanel, 2 * kPanel, desk, turn);
-      for (long i = 0; i < count; i += kLanes) {
-        auto activated = [&](long r) {
-          const Float16 gate = load(columns + r * 2 * kPanel + i), up = load(columns + r * 2 * kPanel + kPanel + i);
-          return gate / (exponential(-gate) + 1.0f) * up;
-        };
-        if (rows == kBlockRows)
-          activated_.put_block(block * kBlockRows, first + i, activated);
-        else
-          for (long r = 0; r < rows; ++r) activated_.put(block * kBlockRows + r, first + i, activated(r));
-      }
+      activated_.put_block(block * kBlockRows, static_cast<int>(rows), first, count, [&](long r, long i) {
+        const Float16 gate = load(columns + r * 2 * kPanel + i), up = load(columns + r * 2 * kPanel + kPanel + i);
+        return gate / (exponential(-gate) + 1.0f) * up;
+      });
     });
   }
 

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "numeric.h"
+#include "products.h"
 
 namespace finetuned {
 
@@ -19,15 +19,11 @@ inline void rms_norm(const float* x, const float* weight, long n, float epsilon,
   for (long i = 0; i < n; i += kLanes) out.put(row, i, load(x + i) * scale * load(weight + i));
 }
 
-// The rows of a block from `row` on, all 12 or fewer.
+// `rows` rows of a block from `row` on.
 inline void rms_norm_block(const float* x, const float* weight, long n, float epsilon, const Rows& out, long row, int rows) {
-  if (rows < kBlockRows) {
-    for (int r = 0; r < rows; ++r) rms_norm(x + r * n, weight, n, epsilon, out, row + r);
-    return;
-  }
   float scales[kBlockRows];
-  for (int r = 0; r < kBlockRows; ++r) scales[r] = inverse_rms(x + r * n, n, epsilon);
-  for (long i = 0; i < n; i += kLanes) out.put_block(row, i, [&](int r) { return load(x + r * n + i) * scales[r] * load(weight + i); });
+  for (int r = 0; r < rows; ++r) scales[r] = inverse_rms(x + r * n, n, epsilon);
+  out.put_block(row, rows, 0, n, [&](int r, long i) { return load(x + r * n + i) * scales[r] * load(weight + i); });
 }
 
 // Rotary position embedding of one head in place, the halves rotated (https://arxiv.org/abs/2104.09864).

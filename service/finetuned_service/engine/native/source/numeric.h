@@ -1,7 +1,7 @@
-// Vectors of 16 floats, bfloat16, and the one product that everything is made of.
+// Vectors of 16 floats, and bfloat16.
 //
-// GCC vector extensions, so that the same source compiles for any instruction set; the one intrinsic is
-// vdpbf16ps of AVX512-BF16, which multiplies pairs of bfloat16 and adds them up in float32.
+// GCC vector extensions, so that the same source compiles for any instruction set; the intrinsics are those of
+// AVX512-BF16, which round to bfloat16, and multiply pairs of them and add them up in float32.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,6 @@ typedef uint32_t Word16 __attribute__((vector_size(64), aligned(4), may_alias));
 constexpr int kLanes = 16;
 constexpr int kPanel = 32;      // columns of a panel of packed weights, and tokens of a block of the KV cache
 constexpr long kAhead = 32;
-constexpr int kBlockRows = 12;  // rows computed together: 12 x 2 accumulators, 2 weights and a row's value fit 32 registers
 
 inline float widen(bf16 x) {
   uint32_t bits = static_cast<uint32_t>(x) << 16;
@@ -144,189 +143,6 @@ inline Word16 two_narrow(Float16 first, Float16 second) {
   store_narrow(reinterpret_cast<bf16*>(&pairs) + kLanes, second);
   return pairs;
 #endif
-}
-
-// Rows as `multiply` reads them: blocks of 12, in a block pair after pair of elements, each of all 12 rows:
-// [T / 12, columns / 2, 12, 2]. So one pointer and fixed offsets reach the values of a whole block.
-class Rows {
- public:
-  Rows() = default;
-  Rows(uint32_t* words, long columns) : words_(words), pairs_(columns / 2) {}
-
-  static size_t words_for(long rows, long columns) {
-    return static_cast<size_t>((rows + kBlockRows - 1) / kBlockRows * kBlockRows * (columns / 2));
-  }
-
-  long pairs() const { return pairs_; }
-  uint32_t* at(long row) const { return words_ + row / kBlockRows * pairs_ * kBlockRows + row % kBlockRows; }
-
-  // 16 values of a row, rounded to bfloat16, from an even column on.
-  void put(long row, long column, Float16 values) const {
-    alignas(32) uint32_t words[kLanes / 2];
-    store_narrow(reinterpret_cast<bf16*>(words), values);
-    uint32_t* to = at(row) + column / 2 * kBlockRows;
-    for (int i = 0; i < kLanes / 2; ++i) to[i * kBlockRows] = words[i];
-  }
-
-  // 16 values of each of 12 rows that fill a block, as `put`: `values(i)` of its i-th row.
-  template <typename Values>
-  void put_block(long row, long column, const Values& values) const {
-    Word16 pairs[kBlockRows / 2];
-    for (int i = 0; i < kBlockRows / 2; ++i) pairs[i] = two_narrow(values(2 * i), values(2 * i + 1));
-    put_pairs(row, column, pairs);
-  }
-
-  // A row times `gain` [columns], to the same row of `out`, rounded again.
-  void scale(long row, const float* gain, const Rows& out) const {
-    const uint32_t* from = at(row);
-    uint32_t* to = out.at(row);
-    for (long p = 0; p < pairs_; ++p) {
-      const uint32_t pair = from[p * kBlockRows];
-      const bf16 low = narrow(widen(static_cast<bf16>(pair)) * gain[2 * p]);
-      const bf16 high = narrow(widen(static_cast<bf16>(pair >> 16)) * gain[2 * p + 1]);
-      to[p * kBlockRows] = low | static_cast<uint32_t>(high) << 16;
-    }
-  }
-
- private:
-  // Word p of row r lies at 8 * (r % 2) + p of pairs[r / 2] and goes to 12 * p + r of six vectors.
-  void put_pairs(long row, long column, const Word16* pairs) const {
-    uint32_t* to = at(row) + column / 2 * kBlockRows;
-#pragma GCC unroll 6
-    for (int v = 0; v < 6; ++v) {
-      Word16 out{};
-#pragma GCC unroll 6
-      for (int i = 0; i < 6; i += 2) {
-        Int16 place{}, taken{};
-#pragma GCC unroll 16
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const int word = (v * kLanes + lane) / kBlockRows, of = (v * kLanes + lane) % kBlockRows;
-          place[lane] = (of / 2 - i) % 2 * kLanes + of % 2 * 8 + word;
-          taken[lane] = of / 4 == i / 2 ? -1 : 0;
-        }
-        const Word16 chosen = __builtin_shuffle(pairs[i], pairs[i + 1], (Word16)(place & 31));
-        out = i == 0 ? chosen : (Word16)(taken ? (Int16)chosen : (Int16)out);
-      }
-      std::memcpy(to + v * kLanes, &out, 64);
-    }
-  }
-
-  uint32_t* words_ = nullptr;
-  long pairs_ = 0;
-};
-
-// c[M x 16*V] (+)= a[M x 2*pairs] * b[2*pairs x 16*V], a as in Rows, b interleaved by pairs of rows.
-//
-// Each element is the sum over the pairs in their order, by its own row and column alone: what a row
-// computes does not depend on the rows beside it, nor on M.
-// `b_stride` is the distance between pairs in bfloat16; Part reads and computes `columns` < 16 only, V = 1. `fetch(b)` is
-// called at each pair: what will be needed later may be on its way while this is computed. So many `pieces` of b follow
-// each other, `piece_stride` apart, of `pairs` each; those of a follow without a gap.
-template <int M, int V, bool Accumulate, bool Part, class Fetch>
-inline void multiply_rows(float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs, int columns,
-                          Fetch& fetch, long pieces = 1, long piece_stride = 0) {
-  // Every loop over accumulators is unrolled: one that is not puts them on the stack, three times slower.
-  Float16 acc[M][V];
-#pragma GCC unroll 12
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) acc[m][v] = Accumulate ? load(c + m * c_stride + v * kLanes) : Float16{};
-  for (long piece = 0; piece < pieces; ++piece, b += piece_stride - pairs * b_stride)
-    for (long p = 0; p < pairs; ++p, a += kBlockRows, b += b_stride) {
-      Word16 weights[V] = {};
-      fetch(b);
-      // One by one: copied together they would go through memory once more.
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) std::memcpy(&weights[v], b + v * 2 * kLanes, Part ? 4 * static_cast<size_t>(columns) : 64);
-#pragma GCC unroll 12
-      for (int m = 0; m < M; ++m) {
-        const Word16 value = Word16{} + a[m];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) acc[m][v] = pair_product(acc[m][v], value, weights[v]);
-      }
-    }
-#pragma GCC unroll 12
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store(c + m * c_stride + v * kLanes, acc[m][v]);
-}
-
-struct FetchNothing {
-  void operator()(const bf16*) const {}
-};
-
-template <int V, bool Accumulate, bool Part = false, class Fetch = FetchNothing>
-inline void multiply(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs,
-                     int columns = kLanes * V, Fetch&& fetch = Fetch{}) {
-  switch (rows) {
-#define FINETUNED_CASE(M) \
-  case M:                 \
-    return multiply_rows<M, V, Accumulate, Part>(c, c_stride, a, b, b_stride, pairs, columns, fetch);
-    FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5) FINETUNED_CASE(6)
-    FINETUNED_CASE(7) FINETUNED_CASE(8) FINETUNED_CASE(9) FINETUNED_CASE(10) FINETUNED_CASE(11) FINETUNED_CASE(12)
-#undef FINETUNED_CASE
-  }
-}
-
-// c += a * b where b lies in `pieces` of `pairs` pairs each, `piece_stride` apart; a has no gaps.
-template <int V>
-inline void multiply_pieces(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs,
-                            long pieces, long piece_stride) {
-  FetchNothing nothing;
-  switch (rows) {
-#define FINETUNED_CASE(M) \
-  case M:                 \
-    return multiply_rows<M, V, true, false>(c, c_stride, a, b, b_stride, pairs, kLanes * V, nothing, pieces, piece_stride);
-    FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5) FINETUNED_CASE(6)
-    FINETUNED_CASE(7) FINETUNED_CASE(8) FINETUNED_CASE(9) FINETUNED_CASE(10) FINETUNED_CASE(11) FINETUNED_CASE(12)
-#undef FINETUNED_CASE
-  }
-}
-
-// As `multiply` with V = 1, in four sums over every fourth pair, which are added at the end: few rows, of which each
-// is one chain of additions, would wait for every one of them. `pairs` a multiple of 4, at most 6 rows.
-template <int M, bool Part>
-inline void multiply_chains(float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs, int columns) {
-  constexpr int kChains = 4;
-  Float16 acc[M][kChains];
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int k = 0; k < kChains; ++k) acc[m][k] = Float16{};
-  for (long p = 0; p < pairs; p += kChains, a += kChains * kBlockRows, b += kChains * b_stride) {
-    Word16 weights[kChains] = {};
-#pragma GCC unroll 4
-    for (int k = 0; k < kChains; ++k) {
-      __builtin_prefetch(b + (kAhead + k) * b_stride);
-      if constexpr (Part)
-        std::memcpy(&weights[k], b + k * b_stride, 4 * static_cast<size_t>(columns));
-      else
-        std::memcpy(&weights[k], b + k * b_stride, 64);
-    }
-#pragma GCC unroll 6
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-      for (int k = 0; k < kChains; ++k) acc[m][k] = pair_product(acc[m][k], Word16{} + a[k * kBlockRows + m], weights[k]);
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) store(c + m * c_stride, (acc[m][0] + acc[m][1]) + (acc[m][2] + acc[m][3]));
-}
-
-template <bool Part = false>
-inline void multiply_chained(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs,
-                             int columns = kLanes) {
-  for (int first = 0; first < rows; first += 6, c += 6 * c_stride, a += 6) {
-    switch (rows - first) {
-#define FINETUNED_CASE(M) \
-  case M:                 \
-    multiply_chains<M, Part>(c, c_stride, a, b, b_stride, pairs, columns); \
-    break;
-      FINETUNED_CASE(1) FINETUNED_CASE(2) FINETUNED_CASE(3) FINETUNED_CASE(4) FINETUNED_CASE(5)
-      default:
-        multiply_chains<6, Part>(c, c_stride, a, b, b_stride, pairs, columns);
-#undef FINETUNED_CASE
-    }
-  }
 }
 
 }  // namespace finetuned

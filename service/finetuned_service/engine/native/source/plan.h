@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "products.h"
 #include "workspace.h"
 
 namespace finetuned {
@@ -26,9 +27,10 @@ inline long plan_rows(Workspace& space, const Model& model, const Step& step) {
   space.adapted = step.segment_count > 0;
   space.changed = false;
   long widest = 2, row = 0;
+  const long piece = rows_of_a_piece(step.rows);
   auto cut = [&](const LoraPair* pairs, const Change* change, long end) {
     while (row < end) {
-      const long stop = std::min(end, (row / kBlockRows + 1) * kBlockRows);
+      const long stop = std::min(end, (row / piece + 1) * piece);
       space.rows.push_back({pairs, change, static_cast<int32_t>(row), static_cast<int32_t>(stop - row)});
       row = stop;
     }

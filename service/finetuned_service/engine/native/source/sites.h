@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "products.h"
 #include "workspace.h"
 
 namespace finetuned {
@@ -17,9 +18,18 @@ struct At {
 };
 
 // Apart, so that products without errands are compiled as if there were none.
-[[gnu::noinline]] inline void multiply_on_errands(int rows, float* c, long stride, const uint32_t* a, const bf16* b, long pairs,
+[[gnu::noinline]] inline void multiply_on_errands(int rows, float* c, long stride, RowsAt a, const bf16* b, long pairs,
                                                   Errands& errands) {
-  multiply<2, false>(rows, c, stride, a, b, 2 * kPanel, pairs, kPanel, errands);
+  multiply<2, false>(rows, c, stride, a, b, 2 * kPanel, pairs, errands);
+}
+
+// The same with weights that are read for the first time.
+[[gnu::noinline]] inline void multiply_first_on_errands(int rows, float* c, long stride, RowsAt a, const bf16* b, long pairs,
+                                                        Desk& desk) {
+  multiply<2, false>(rows, c, stride, a, b, 2 * kPanel, pairs, [&](const bf16* at) {
+    FetchFirst{}(at);
+    (kFarFromTheFirst && desk.near.done() ? desk.far : desk.near)(at);
+  });
 }
 
 // C [rows, 32] of one panel of W for `rows` from `row` on, which lie in one block; `stride` of C. `turn` says how many
@@ -28,13 +38,16 @@ inline void multiply_block(const Linear& linear, long panel, const Rows& x, long
                            long turn) {
   const bf16* weights = linear.packed + panel * kPanel * linear.inputs;
   // The first block of rows waits for memory; the second has the weights in the cache, and fetches the next panel.
-  Errands& errands = turn == 0 ? desk.near : desk.far;
-  if (turn == 1)
-    multiply<2, false>(rows, c, stride, x.at(row), weights, 2 * kPanel, x.pairs(), kPanel, FetchBehind{x.pairs() * 2 * kPanel});
-  else if (errands.done())
+  if (turn == 0 && desk.near.done() && (desk.far.done() || !kFarFromTheFirst))
+    multiply<2, false>(rows, c, stride, x.at(row), weights, 2 * kPanel, x.pairs(), FetchFirst{});
+  else if (turn == 0)
+    multiply_first_on_errands(rows, c, stride, x.at(row), weights, x.pairs(), desk);
+  else if (turn == 1)
+    multiply<2, false>(rows, c, stride, x.at(row), weights, 2 * kPanel, x.pairs(), FetchBehind{x.pairs() * 2 * kPanel});
+  else if (desk.far.done())
     multiply<2, false>(rows, c, stride, x.at(row), weights, 2 * kPanel, x.pairs());
   else
-    multiply_on_errands(rows, c, stride, x.at(row), weights, x.pairs(), errands);
+    multiply_on_errands(rows, c, stride, x.at(row), weights, x.pairs(), desk.far);
   if (linear.bias == nullptr) return;
   const long column = panel * kPanel, count = std::min<long>(kPanel, linear.outputs - column);
   for (int r = 0; r < rows; ++r)
@@ -100,7 +113,7 @@ class Sites {
         desk.near.add(pair.b + panel * kPanel * pair.rank, kPanel * pair.rank);
       }
     }
-    if (rows_ <= kBlockRows)
+    if (rows_ <= kRowsAtOnce)
       while (!desk.near.done()) desk.near.line();
   }
 
@@ -136,7 +149,7 @@ class Sites {
     return change == nullptr ? nullptr : change->input_gain;
   }
 
-  Rows scaled(const At& at, const Rows& x) const { return Rows(scaled_[at.slot].at(0), 2 * x.pairs()); }
+  Rows scaled(const At& at, const Rows& x) const { return Rows(scaled_[at.slot].words(), 2 * x.pairs()); }
 
   Rows input(const RowBlock& block, const At& at, const Rows& x) const {
     return input_gain(block, at) == nullptr ? x : scaled(at, x);

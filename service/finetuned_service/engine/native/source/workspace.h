@@ -61,7 +61,7 @@ struct LineBlock {
 
 // What one thread computes with; nothing of it shares a cache line with another.
 struct alignas(128) Desk {
-  Buffer<float> columns;  // [12, columns of a unit], or [S, 32]
+  Buffer<float> columns;  // [kBlockRows, columns of a unit], or [S, 32]
   Errands near;           // the B of the adapters of the panel that is computed
   Errands far;            // the A of the adapters of the next phase
 };
@@ -86,8 +86,8 @@ struct Workspace {
   Buffer<int64_t> slots;       // [T]: where a row's key and value go
   std::vector<Desk> desks;  // one a thread
   std::vector<RowBlock> rows;
-  std::vector<size_t> first_of_block;  // of each 12 rows, the place in `rows` where they begin; the end
-  std::vector<char> wanted;            // [T / 12]: whether a row of the block has logits, so that the last layer must end it
+  std::vector<size_t> first_of_block;  // of each block, the place in `rows` where they begin; the end
+  std::vector<char> wanted;            // [T / kBlockRows]: whether a row of the block has logits, so that the last layer must end it
   std::vector<LineBlock> lines;
   std::vector<HeadRun> heads;
   std::vector<const Change*> changes;  // [T], or empty

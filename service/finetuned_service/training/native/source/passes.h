@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "numeric.h"
+#include "vectors.h"
 
 namespace finetuned {
 
