@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 
-from finetuned_service.engine.native.build import PORTABLE, WITHOUT_TILES
+from finetuned_service.engine.native.build import PORTABLE, WITHOUT_TILES, find_compiler
 
 
 def _defined() -> str:
     """What the compiler defines for this machine."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     if compiler is None:
         return ""
     asked = (compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null")

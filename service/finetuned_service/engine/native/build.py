@@ -34,6 +34,11 @@ class CannotCompile(Exception):
     """There is no library for this machine, and why."""
 
 
+def find_compiler() -> str | None:
+    """The one that CXX names, else g++ or clang++."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
 def library_path(
     cache_directory: str = "", *, source: Path = SOURCES / "decoder.cpp", extra_flags: tuple[str, ...] = ()
 ) -> Path:
@@ -47,7 +52,7 @@ def library_path(
     Raises:
         CannotCompile: without a compiler, or if it fails.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     if compiler is None:
         raise CannotCompile("there is no C++ compiler (g++ or clang++, or the one that CXX names)")
     flags = FLAGS + extra_flags

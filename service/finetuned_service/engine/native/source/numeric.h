@@ -145,4 +145,9 @@ inline Word16 two_narrow(Float16 first, Float16 second) {
 #endif
 }
 
+// What a product fetches meanwhile: nothing.
+struct FetchNothing {
+  void operator()(const bf16*) const {}
+};
+
 }  // namespace finetuned

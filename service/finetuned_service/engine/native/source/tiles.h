@@ -73,10 +73,6 @@ class Rows {
   long pairs_ = 0;
 };
 
-struct FetchNothing {
-  void operator()(const bf16*) const {}
-};
-
 // What is read for the first time, so many bfloat16 on: the processor does not foresee what tiles will be loaded.
 constexpr long kFirstAhead = 2048;
 
@@ -180,45 +176,39 @@ inline void multiply_tiles(int rows, float* c, long c_stride, RowsAt a, const bf
     }
 }
 
-// What tiles compute of few rows and few pairs, in vectors, to the same bits: the unit's own order and, with what `Multiplying`
-// sets, its own zeros for what is below the smallest normal number. A tile costs 200 cycles where its pairs are copied.
+// What a tile adds of few rows and at most 16 pairs, in vectors, to the same bits: the unit's own order and, with what
+// `Multiplying` sets, its own zeros for what is below the smallest normal number. A tile costs 200 cycles where its pairs are
+// copied.
 template <int M, int V>
 inline void multiply_as_tiles(float* c, long c_stride, RowsAt a, const bf16* b, long b_stride, long pairs) {
-  Float16 sums[M][V] = {};
-  for (; pairs > 0; pairs -= kTile, a.words += kTile) {
-    Float16 even[M][V] = {}, odd[M][V] = {};
-    const long count = pairs < kTile ? pairs : kTile;
-    for (long p = 0; p < count; ++p, b += b_stride) {
-      Float16 even_weights[V], odd_weights[V];
+  Float16 even[M][V] = {}, odd[M][V] = {};
+  for (long p = 0; p < pairs; ++p, b += b_stride) {
+    Float16 even_weights[V], odd_weights[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
-        Word16 weights;
-        std::memcpy(&weights, b + v * 2 * kLanes, 64);
-        even_weights[v] = (Float16)(weights << 16);
-        odd_weights[v] = (Float16)(weights & 0xffff0000u);
-      }
-#pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) {
-        const uint32_t pair = a.words[m * a.stride + p];
-        const Float16 low = splat(widen(static_cast<bf16>(pair))), high = splat(widen(static_cast<bf16>(pair >> 16)));
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) {
-          even[m][v] = fused(low, even_weights[v], even[m][v]);
-          odd[m][v] = fused(high, odd_weights[v], odd[m][v]);
-        }
-      }
+    for (int v = 0; v < V; ++v) {
+      Word16 weights;
+      std::memcpy(&weights, b + v * 2 * kLanes, 64);
+      even_weights[v] = (Float16)(weights << 16);
+      odd_weights[v] = (Float16)(weights & 0xffff0000u);
     }
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m) {
+      const uint32_t pair = a.words[m * a.stride + p];
+      const Float16 low = splat(widen(static_cast<bf16>(pair))), high = splat(widen(static_cast<bf16>(pair >> 16)));
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[m][v] += even[m][v] + odd[m][v];
+      for (int v = 0; v < V; ++v) {
+        even[m][v] = fused(low, even_weights[v], even[m][v]);
+        odd[m][v] = fused(high, odd_weights[v], odd[m][v]);
+      }
+    }
   }
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
       float* to = c + m * c_stride + v * kLanes;
-      store(to, load(to) + sums[m][v]);
+      // A tile of sums begins at 0, which decides the sign of a sum that is nothing.
+      store(to, load(to) + (Float16{} + (even[m][v] + odd[m][v])));
     }
 }
 
@@ -230,7 +220,7 @@ template <int V, bool Accumulate, class Fetch = FetchNothing>
 inline void multiply(int rows, float* c, long c_stride, RowsAt a, const bf16* b, long b_stride, long pairs, Fetch&& fetch = Fetch{},
                      long pieces = 1, long piece_stride = 0) {
   if constexpr (Accumulate && std::is_same_v<std::decay_t<Fetch>, FetchNothing>) {
-    if (pieces == 1) switch (rows) {
+    if (pieces == 1 && pairs <= kTile) switch (rows) {
         case 1: return multiply_as_tiles<1, V>(c, c_stride, a, b, b_stride, pairs);
         case 2: return multiply_as_tiles<2, V>(c, c_stride, a, b, b_stride, pairs);
         case 3: return multiply_as_tiles<3, V>(c, c_stride, a, b, b_stride, pairs);

@@ -137,10 +137,6 @@ inline void multiply_rows(float* c, long c_stride, const uint32_t* a, const bf16
     for (int v = 0; v < V; ++v) store(c + m * c_stride + v * kLanes, acc[m][v]);
 }
 
-struct FetchNothing {
-  void operator()(const bf16*) const {}
-};
-
 // With what is read for the first time: the processor fetches it by itself.
 using FetchFirst = FetchNothing;
 
