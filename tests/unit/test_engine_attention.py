@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from finetuned_service.engine import attention_rows
 from finetuned_service.engine.attention import packed_attention
 from finetuned_service.engine.attention_rows import GATHERED_TOKENS, PADDING_TOKENS, RowSpan, plan_rows
 from finetuned_service.engine.kv_cache import KvArena
@@ -92,6 +93,41 @@ SHAPES = {
 def test_rows_see_exactly_their_own_past(kind):
     step = Step(SHAPES[kind])
     torch.testing.assert_close(step.run().double(), step.oracle(), atol=1e-5, rtol=1e-5)
+
+
+PROMPTS = [
+    (1, 90),
+    (9, 9),
+    (1, 3),
+    (16, 16),
+    (5, 5),
+    (10, 10),
+    (7, 19),
+    (2, 2),
+    (40, 40),
+    (13, 13),
+    (300, 300),
+]
+
+
+def test_prompts_side_by_side_see_exactly_their_own_past(monkeypatch):
+    monkeypatch.setitem(attention_rows.GROUPED_PROMPT_TOKENS, "cpu", 100)
+    step = Step(PROMPTS)
+    torch.testing.assert_close(step.run().double(), step.oracle(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step.run(0.11).double(), step.oracle(0.11), atol=1e-5, rtol=1e-5)
+    plan = plan_rows(step.spans, step.arena, torch.zeros(1, dtype=torch.int64), torch.float32)
+    assert [(group.count, len(group.rows)) for group in plan.prompts] == [(4, 48)]
+    assert [masked.span.rows for masked in plan.spans] == [5, 7, 2, 40, 300]
+
+
+def test_what_is_not_a_number_stays_in_its_own_prompt(monkeypatch):
+    monkeypatch.setitem(attention_rows.GROUPED_PROMPT_TOKENS, "cpu", 100)
+    step = Step([(9, 9), (13, 13), (16, 16)])
+    step.history[1][:] = float("nan")
+    output, expected = step.run(), step.oracle()
+    others = [*range(9), *range(22, 38)]
+    torch.testing.assert_close(output[others].double(), expected[others], atol=1e-5, rtol=1e-5)
+    assert output[9:22].isnan().all()
 
 
 def test_the_scaling_of_the_model_is_used():

@@ -24,6 +24,7 @@ from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import answered
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.vocabulary import Method, Pooling, Task
+from on_device import DEVICE
 from peft import IA3Config, LoraConfig, get_peft_model
 from tiny_bottlenecks import add_bottlenecks
 from tiny_encoders import make_encoder_base
@@ -261,8 +262,10 @@ def test_the_gradient_of_whole_parameters_is_that_of_transformers(base: Path, me
     }
     found = {name: parameter.grad.cpu() for name, parameter in ours.named_parameters()}
     assert found.keys() == wanted.keys()
+    # A GPU adds in another order than the reference on the CPU.
+    atol = 1e-6 if DEVICE == "cpu" else 1e-5
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=atol)
 
 
 def bottlenecks(base: Path, **settings: Any) -> Any:

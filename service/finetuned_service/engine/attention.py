@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from finetuned_service.engine.attention_rows import DecodeGroup, MaskedSpan, PackedRows
+from finetuned_service.engine.attention_rows import DecodeGroup, MaskedSpan, PackedRows, PromptGroup
 from finetuned_service.errors import Unimplemented
 
 IMPLEMENTATION = "finetuned_packed"
@@ -65,6 +65,8 @@ def packed_attention(
     )
     for group in packed_rows.groups:
         output.index_copy_(0, group.rows, _attend_group(group, queries, keys, values, scaling))
+    for prompts in packed_rows.prompts:
+        output.index_copy_(0, prompts.rows, _attend_prompts(prompts, queries, keys, values, scaling))
     for masked in packed_rows.spans:
         output[masked.span.start : masked.span.end] = _attend_span(masked, queries, keys, values, scaling)
     return output[None], None
@@ -82,12 +84,38 @@ def _attend_group(
     rows = queries if group.whole else queries.index_select(1, group.rows)
     attended = functional.scaled_dot_product_attention(
         rows.reshape(kv_heads, -1, count, head_dim).transpose(1, 2),
-        keys.index_select(1, group.slots).view(kv_heads, count, length, head_dim),
-        values.index_select(1, group.slots).view(kv_heads, count, length, head_dim),
+        _gathered(keys, group.kv_places).view(kv_heads, count, length, head_dim),
+        _gathered(values, group.kv_places).view(kv_heads, count, length, head_dim),
         attn_mask=group.mask,
         scale=scaling,
     )
     return attended.transpose(0, 1).reshape(count, -1, head_dim)
+
+
+def _gathered(arena: Tensor, kv_places: Tensor) -> Tensor:
+    """`[kv_heads * N, head_dim]` of a layer's keys or values."""
+    return arena.view(-1, arena.shape[-1]).index_select(0, kv_places)
+
+
+def _attend_prompts(
+    prompts: PromptGroup, queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None
+) -> Tensor:
+    """`[R, heads, head_dim]` of the rows of several prompts."""
+    heads, _, head_dim = queries.shape
+    kv_heads, length = keys.shape[0], len(prompts.padded_rows) // prompts.count
+    groups = heads // kv_heads
+
+    def side_by_side(rows: Tensor) -> Tensor:
+        return rows.view(-1, prompts.count, length, head_dim).transpose(0, 1)
+
+    attended = functional.scaled_dot_product_attention(
+        side_by_side(queries.index_select(1, prompts.padded_rows)),
+        side_by_side(_gathered(keys, prompts.kv_places)).repeat_interleave(groups, dim=1),
+        side_by_side(_gathered(values, prompts.kv_places)).repeat_interleave(groups, dim=1),
+        is_causal=True,
+        scale=scaling,
+    )
+    return attended.transpose(1, 2).reshape(-1, heads, head_dim).index_select(0, prompts.places)
 
 
 def _attend_span(

@@ -4,11 +4,13 @@ A row that decodes has one query and sees all live tokens of its sequence. One c
 more than its arithmetic, so rows with up to `GATHERED_TOKENS` live tokens have their keys and values
 gathered side by side, padded to a multiple of `PADDING_TOKENS`. What a row computes depends on its
 own length alone, never on its batch-mates: the padding is the row's, and so is the choice of path.
+
+Prompts are a call each, on a GPU one for those of about the same length (`GROUPED_PROMPT_TOKENS`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,9 @@ from finetuned_service.engine.kv_cache import KvArena
 GATHERED_TOKENS = 512
 """From here on a copy of keys and values costs more than a call."""
 PADDING_TOKENS = 32
+GROUPED_PROMPT_TOKENS = {"cpu": 0, "cuda": 1024}
+"""Up to so many tokens prompts are computed side by side, by the device's type: launching a few kernels for each of 32
+prompts in each layer takes a GPU's host longer than the padding takes the GPU. None where a call costs less than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +65,29 @@ class DecodeGroup:
 
     rows: Tensor
     """`[S]` int64."""
-    slots: Tensor
-    """`[S * L]` int64: arena indices, each row's own throughout."""
+    kv_places: Tensor
+    """`[kv_heads * S * L]` int64, see `KvArena.places`: each row's own throughout."""
     mask: Tensor
     """`[1, S, 1, L]` additive: where a row has no token."""
     whole: bool = False
     """`rows` are all rows of the step, in their order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptGroup:
+    """S prompts from their beginnings, side by side with L rows each. Padding comes after a prompt's own rows and is one of
+    them once more, so that causality hides it.
+    """
+
+    count: int
+    padded_rows: Tensor
+    """`[S * L]` int64: which row of the step stands there."""
+    kv_places: Tensor
+    """`[kv_heads * S * L]` int64: their keys and values, see `KvArena.places`."""
+    rows: Tensor
+    """`[R]` int64: the rows of the step that they are, and"""
+    places: Tensor
+    """`[R]` int64: where each stands among the padded ones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,20 +99,54 @@ class PackedRows:
     """`[T]` int64: arena index of each row's own key and value."""
     spans: tuple[MaskedSpan, ...]
     groups: tuple[DecodeGroup, ...]
+    prompts: tuple[PromptGroup, ...] = ()
 
 
 def plan_rows(spans: Iterable[RowSpan], arena: KvArena, slots: Tensor, dtype: torch.dtype) -> PackedRows:
     """The plan of one step, used by all its layers."""
     alone: list[MaskedSpan] = []
     together: dict[int, list[RowSpan]] = {}
+    device = slots.device
+    spans = list(spans)
+    grouped = _alike(spans, GROUPED_PROMPT_TOKENS.get(device.type, 0))
+    done = {span.start for members in grouped for span in members}
     for span in spans:
+        if span.start in done:
+            continue
         if span.rows == 1 and span.live_tokens <= GATHERED_TOKENS:
             padded = -(-span.live_tokens // PADDING_TOKENS) * PADDING_TOKENS
             together.setdefault(padded, []).append(span)
         else:
-            alone.append(_masked(span, dtype, slots.device))
-    groups = tuple(_group(members, length, dtype, slots.device) for length, members in together.items())
-    return PackedRows(arena, slots, tuple(alone), groups)
+            alone.append(_masked(span, dtype, device))
+    groups = tuple(_group(members, length, arena, dtype, device) for length, members in together.items())
+    prompts = tuple(_prompts(members, arena, device) for members in grouped)
+    return PackedRows(arena, slots, tuple(alone), groups, prompts)
+
+
+def _alike(spans: Iterable[RowSpan], most_tokens: int) -> list[list[RowSpan]]:
+    """Prompts from their beginnings, those together whose lengths have the same next power of two; none that is alone."""
+    alike: dict[int, list[RowSpan]] = {}
+    for span in spans:
+        if 1 < span.rows == span.live_tokens <= most_tokens:
+            alike.setdefault((span.rows - 1).bit_length(), []).append(span)
+    return [members for members in alike.values() if len(members) > 1]
+
+
+def _prompts(members: Sequence[RowSpan], arena: KvArena, device: torch.device) -> PromptGroup:
+    lengths = torch.tensor([span.rows for span in members])
+    starts = torch.tensor([span.start for span in members])
+    kv_starts = torch.tensor([span.kv_start for span in members])
+    offsets = torch.arange(int(lengths.max()))[None]
+    own = torch.minimum(offsets, lengths[:, None] - 1)
+    real = (offsets < lengths[:, None]).reshape(-1)
+    padded_rows = (starts[:, None] + own).reshape(-1)
+    return PromptGroup(
+        count=len(members),
+        padded_rows=padded_rows.to(device),
+        kv_places=arena.places((kv_starts[:, None] + own).reshape(-1)).to(device),
+        rows=padded_rows[real].to(device),
+        places=real.nonzero()[:, 0].to(device),
+    )
 
 
 def _masked(span: RowSpan, dtype: torch.dtype, device: torch.device) -> MaskedSpan:
@@ -103,7 +159,9 @@ def _masked(span: RowSpan, dtype: torch.dtype, device: torch.device) -> MaskedSp
     return MaskedSpan(span, causal=span.rows > 1 and not earlier, mask=mask)
 
 
-def _group(members: list[RowSpan], length: int, dtype: torch.dtype, device: torch.device) -> DecodeGroup:
+def _group(
+    members: list[RowSpan], length: int, arena: KvArena, dtype: torch.dtype, device: torch.device
+) -> DecodeGroup:
     live = torch.tensor([span.live_tokens for span in members], device=device)[:, None]
     starts = torch.tensor([span.kv_start for span in members], device=device)[:, None]
     offsets = torch.arange(length, device=device)[None]
@@ -113,6 +171,6 @@ def _group(members: list[RowSpan], length: int, dtype: torch.dtype, device: torc
     mask.masked_fill_(offsets >= live, -torch.inf)
     return DecodeGroup(
         rows=torch.tensor([span.start for span in members], device=device),
-        slots=slots.reshape(-1),
+        kv_places=arena.places(slots.reshape(-1)),
         mask=mask.view(1, len(members), 1, length),
     )

@@ -283,7 +283,7 @@ class DecodeGraphs:
         mask.masked_fill_(offsets >= live, -torch.inf)
         group = DecodeGroup(
             rows=torch.arange(shape.rows, device=self._device),
-            slots=slots.reshape(-1),
+            kv_places=self._arena.places(slots.reshape(-1)),
             mask=mask.view(1, shape.rows, 1, shape.keys),
             whole=True,
         )

@@ -42,6 +42,14 @@ class KvArena:
         """Key and value of one token in one layer."""
         return 2 * self._keys[0][:, :1].nbytes
 
+    def places(self, slots: Tensor) -> Tensor:
+        """`[kv_heads * N]` int64 of `slots [N]`, all of the first head first: where their keys and values lie in a layer's
+        arena seen as one matrix `[kv_heads * capacity_tokens, head_dim]`. Gathering rows of a matrix is one kernel on a
+        GPU, and three times as fast there as gathering along the second dimension.
+        """
+        heads = torch.arange(self._keys[0].shape[0], device=slots.device)
+        return (heads[:, None] * self.capacity_tokens + slots).view(-1)
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store rows `[kv_heads, T, head_dim]` at `slots [T]`; the layer's whole key and value arenas."""
         layer_keys, layer_values = self._keys[layer], self._values[layer]

@@ -69,8 +69,9 @@ class LoraKernel:
 
     def __call__(self, inputs: Tensor, outputs: Tensor) -> None:
         if self._stacks:
-            rows_in = inputs[: self._decoding_rows]
-            rows_out = outputs[: self._decoding_rows]
+            rows_in, rows_out = inputs, outputs
+            if self._decoding_rows < len(inputs):
+                rows_in, rows_out = inputs[: self._decoding_rows], outputs[: self._decoding_rows]
             for a, b, outside in self._stacks:
                 hidden = functional.linear(rows_in, a)
                 if outside is not None:
@@ -96,18 +97,27 @@ def build_kernels(banks: LoraBanks, rows: LoraRows) -> list[LoraKernel | None]:
         chunks = [(start, end, p.ranges[k]) for start, end, p in single if k in p.ranges]
         if not stacks and not chunks:
             continue
+        decoding_rows = sum(count for count, _ in stacked)
+        stack_rows = [_of_sites(banks, k, stack.ranks) for stack in stacks]
+        chunk_rows = [_of_sites(banks, k, taken) for _, _, taken in chunks]
         for place, site in enumerate(kind.sites):
-            a, b = banks.a[k][place], banks.b[k][place]
             kernels[site] = LoraKernel(
-                sum(count for count, _ in stacked),
-                tuple((_rows(a, s.ranks), _rows(b, s.ranks), s.outside) for s in stacks),
-                tuple((start, end, _rows(a, taken), _rows(b, taken)) for start, end, taken in chunks),
+                decoding_rows,
+                tuple((*rows[place], s.outside) for rows, s in zip(stack_rows, stacks, strict=True)),
+                tuple(
+                    (start, end, *rows[place])
+                    for rows, (start, end, _) in zip(chunk_rows, chunks, strict=True)
+                ),
             )
     return kernels
 
 
-def _rows(bank: Tensor, taken: Range) -> Tensor:
-    return bank[taken.start : taken.end]
+def _of_sites(banks: LoraBanks, kind: int, taken: Range) -> list[tuple[Tensor, Tensor]]:
+    """The rows `a [r, in]` and `b [r, out]` at each site of a kind. Two views of all sites at once: one after another
+    they take longer than the products of a small step.
+    """
+    a, b = (bank[kind][:, taken.start : taken.end].unbind(0) for bank in (banks.a, banks.b))
+    return list(zip(a, b, strict=True))
 
 
 def _ranks(rows: LoraRows) -> int:

@@ -75,6 +75,13 @@ class OfflineEngine:
         self._device = model.device
         self._loop = EngineLoop(model, config)
 
+    def warm(self) -> None:
+        """Prepare whatever makes later steps faster, as an engine does that has nothing to compute: on a GPU the graphs of
+        what has come so far and of what is usual.
+        """
+        while self._loop.runner.warm():
+            pass
+
     def __enter__(self) -> Self:
         return self
 

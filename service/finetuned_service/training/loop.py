@@ -17,6 +17,7 @@ from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import Optimization
 from finetuned_service.training.checkpoint import CheckpointStore, Evaluation, RunState
+from finetuned_service.training.gradients import Gradients
 from finetuned_service.training.order import RowOrder, micro_batches
 from finetuned_service.training.schedule import Plan
 from finetuned_service.training.trainable import R, Trainable
@@ -98,6 +99,7 @@ class Trainer(Generic[R]):
         self.checkpoints, self.report, self.stop, self.state = checkpoints, report, stop, state
         self.parameters = [parameter for _, parameter in model.named_parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=settings.weight_decay, fused=True)
+        self._gradients = Gradients(report)
         self._order = RowOrder(len(train_rows), settings.batch_rows, settings.seed)
         self._last_steps: deque[Step] = deque(maxlen=_SPEED_STEPS)
         self._seconds_afterwards = seconds_afterwards
@@ -130,6 +132,15 @@ class Trainer(Generic[R]):
 
     def step(self) -> Step:
         """One AdamW step on the mean loss of the supervised tokens of the whole batch."""
+        try:
+            return self._step()
+        except RuntimeError as error:
+            if not self._gradients.accept_any_order(error):
+                raise
+            self.optimizer.zero_grad()
+            return self._step()
+
+    def _step(self) -> Step:
         started = time.perf_counter()
         rows = self._rows_of_step(self.state.step)
         scale = 1.0 / sum(row.supervised_tokens for row in rows)
@@ -139,7 +150,7 @@ class Trainer(Generic[R]):
         loss = 0.0
         for micro_batch in self._parts(rows, self.settings.micro_batch_rows or len(rows)):
             part = self.model.loss_of(micro_batch, scale)
-            part.backward()
+            self._gradients.add(part)
             loss += part.item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm or math.inf)
         self._refuse_divergence(self.state.step + 1, loss, norm.item())
