@@ -74,7 +74,7 @@ unit: install compiler chromium $(BIN)/promtool .venv-checkov/installed ## All t
 # Engine and trainer beside the same oracles as on the CPU, and what only a GPU has.
 GPU_TESTS := tests/gpu $(wildcard tests/integration/test_engine_*.py) tests/integration/test_gpt2.py \
   tests/integration/test_encoder_adapters.py tests/integration/test_vision_adapters.py tests/unit/test_engine_encoders.py \
-  $(addprefix tests/unit/test_training_,$(addsuffix .py,methods qlora model encoders embeddings vision heads preferences gpt2 resume)) \
+  $(addprefix tests/unit/test_training_,$(addsuffix .py,methods gradients qlora model encoders embeddings vision heads preferences gpt2 resume)) \
   $(addprefix tests/server/test_,$(addsuffix .py,methods_served encoder_methods_served encoding_served sampling_served gpt2_served))
 gpu: install compiler ## The tests that need a GPU, and those of engine and trainer on it
 	FINETUNED_TEST_DEVICE=cuda $(BIN)/pytest $(GPU_TESTS)

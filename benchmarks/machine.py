@@ -15,14 +15,15 @@ _WANTED = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def machine() -> str:
-    """Processor, instructions, cores, memory, versions, in one line."""
+    """GPU if there is one, processor, instructions, cores, memory, versions, in one line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     flags = next((line for line in lines if line.startswith("flags")), "").split()
     instructions = " ".join(flag for flag in _WANTED if flag in flags)
     memory = psutil.virtual_memory().total / 2**30
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{model or platform.machine()}, {instructions}, {cores()} cores, {memory:.0f} GiB, "
+        f"{gpu}{model or platform.machine()}, {instructions}, {cores()} cores, {memory:.0f} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}, torch {torch.__version__}"
     )
 

@@ -14,6 +14,7 @@ from benchmarks.figures import Figure
 from benchmarks.gpu.bases import SHAPES, random_base
 from benchmarks.gpu.serving import RANK, serving_figures, told
 from benchmarks.gpu.training import training_figures
+from benchmarks.machine import busy_cores
 from benchmarks.report import print_table, save
 
 
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results/gpu.json")
     options = parser.parse_args()
     every: list[Figure] = []
+    busy = busy_cores()
     for shape in options.shape:
         base = random_base(options.directory / shape, shape, options.device)
         adapters = [
@@ -36,7 +38,7 @@ def main() -> int:
         figures += [told(figure) for figure in training_figures(base, options.runs, shape, options.device)]
         torch.cuda.empty_cache()
         every += figures
-        save(options.output, figures, 0.0)
+        save(options.output, figures, busy)
     print_table(f"on {device_name(resolve_device(options.device))}", every, [])
     return 0
 

@@ -27,7 +27,7 @@ class _AnyOrder(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (gradient,) = gradients
-        return gradient.clone().put_(torch.tensor([0]), gradient.flatten()[:1])
+        return gradient.clone().put_(torch.tensor([0], device=gradient.device), gradient.flatten()[:1])
 
 
 class _Asks(torch.autograd.Function):
