@@ -9,6 +9,8 @@ import pytest
 from finetuned_service.bases.device import resolve_device
 from finetuned_service.engine import decode_graphs, graph_recorder
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.decode_graphs import DecodeGraphs
+from finetuned_service.engine.decode_shapes import Decoding
 from finetuned_service.engine.messages import Residency, Sampling, SetResidency, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
@@ -77,7 +79,18 @@ def requests(adapters: list[TinyAdapter | None], count: int, new_tokens: int) ->
     ]
 
 
-def test_mixed_replies_are_those_of_peft(base: Path, adapters: list[TinyAdapter | None]) -> None:
+def test_mixed_replies_are_those_of_peft(
+    base: Path, adapters: list[TinyAdapter | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed: list[bool] = []
+    run = DecodeGraphs.run
+
+    def counted(graphs: DecodeGraphs, decoding: Decoding) -> Any:
+        found = run(graphs, decoding)
+        replayed.append(found is not None)
+        return found
+
+    monkeypatch.setattr(DecodeGraphs, "run", counted)
     asked = requests(adapters, 24, 14)
     models = [load_peft(base, adapter) for adapter in adapters]
     expected = [
@@ -89,11 +102,12 @@ def test_mixed_replies_are_those_of_peft(base: Path, adapters: list[TinyAdapter 
     model = EngineModel.load(base, device=resolve_device("cuda"))
     with OfflineEngine(model, CONFIG) as engine:
         for _ in range(2):
-            # First in the shapes that are there before anything has come, then in those of the steps themselves.
+            # First in the shapes that are there before anything has come, then in all usual ones.
             found = [completion.token_ids for completion in engine.generate(asked)]
             assert found == expected
             engine.warm()
         assert captured(engine) > decode_graphs.FIRST_SHAPES
+    assert sum(replayed) > len(replayed) / 2 > 20
 
 
 def test_other_ops_beside_them_are_computed_without_a_graph(

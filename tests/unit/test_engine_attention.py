@@ -116,8 +116,18 @@ def test_prompts_side_by_side_see_exactly_their_own_past(monkeypatch):
     torch.testing.assert_close(step.run().double(), step.oracle(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step.run(0.11).double(), step.oracle(0.11), atol=1e-5, rtol=1e-5)
     plan = plan_rows(step.spans, step.arena, torch.zeros(1, dtype=torch.int64), torch.float32)
-    assert [(group.count, len(group.rows)) for group in plan.prompts] == [(4, 48)]
+    assert [(group.count, len(group.rows), len(group.padded_rows)) for group in plan.prompts] == [(4, 48, 64)]
     assert [masked.span.rows for masked in plan.spans] == [5, 7, 2, 40, 300]
+
+
+def test_prompts_are_filled_up_to_few_shapes_and_cut_where_they_are_many(monkeypatch):
+    monkeypatch.setitem(attention_rows.GROUPED_PROMPT_TOKENS, "cpu", 100)
+    monkeypatch.setattr(attention_rows, "MAX_GROUPED_ROWS", 64)
+    step = Step([(length, length) for length in (9, 11, 10, 33, 16, 12, 64, 13, 11, 10, 9, 12, 3)])
+    torch.testing.assert_close(step.run().double(), step.oracle(), atol=1e-5, rtol=1e-5)
+    plan = plan_rows(step.spans, step.arena, torch.zeros(1, dtype=torch.int64), torch.float32)
+    assert [(group.count, len(group.rows)) for group in plan.prompts] == [(4, 46), (4, 46), (2, 21)]
+    assert [masked.span.rows for masked in plan.spans] == [33, 64, 3]
 
 
 def test_what_is_not_a_number_stays_in_its_own_prompt(monkeypatch):

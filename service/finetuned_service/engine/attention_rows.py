@@ -2,10 +2,11 @@
 
 A row that decodes has one query and sees all live tokens of its sequence. One call per such row costs
 more than its arithmetic, so rows with up to `GATHERED_TOKENS` live tokens have their keys and values
-gathered side by side, padded to a multiple of `PADDING_TOKENS`. What a row computes depends on its
+gathered side by side, padded to a multiple of `PADDING_TOKENS`. What such a row computes depends on its
 own length alone, never on its batch-mates: the padding is the row's, and so is the choice of path.
 
-Prompts are a call each, on a GPU one for those of about the same length (`GROUPED_PROMPT_TOKENS`).
+Prompts are a call each. On a GPU, where bits may depend on batch-mates, those of about the same length are one call
+(`GROUPED_PROMPT_TOKENS`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ PADDING_TOKENS = 32
 GROUPED_PROMPT_TOKENS = {"cpu": 0, "cuda": 1024}
 """Up to so many tokens prompts are computed side by side, by the device's type: launching a few kernels for each of 32
 prompts in each layer takes a GPU's host longer than the padding takes the GPU. None where a call costs less than that."""
+MAX_GROUPED_ROWS = 16_384
+"""So many rows, padding included, are at most in one such call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,9 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptGroup:
-    """S prompts from their beginnings, side by side with L rows each. Padding comes after a prompt's own rows and is one of
-    them once more, so that causality hides it.
+    """S prompts from their beginnings, side by side with L rows each; both are powers of two, since libraries plan their
+    kernels anew for each shape that they meet. Padding comes after a prompt's own rows and is one of them once more, so that
+    causality hides it; a prompt that is there to fill up is the first one once more.
     """
 
     count: int
@@ -128,20 +132,33 @@ def _alike(spans: Iterable[RowSpan], most_tokens: int) -> list[list[RowSpan]]:
     alike: dict[int, list[RowSpan]] = {}
     for span in spans:
         if 1 < span.rows == span.live_tokens <= most_tokens:
-            alike.setdefault((span.rows - 1).bit_length(), []).append(span)
-    return [members for members in alike.values() if len(members) > 1]
+            alike.setdefault(_power(span.rows), []).append(span)
+    groups: list[list[RowSpan]] = []
+    for length, members in alike.items():
+        most = MAX_GROUPED_ROWS // length
+        groups += [members[start : start + most] for start in range(0, len(members), most)]
+    return [members for members in groups if len(members) > 1]
+
+
+def _power(least: int) -> int:
+    """The smallest power of two that is at least as large."""
+    return 1 << (least - 1).bit_length()
 
 
 def _prompts(members: Sequence[RowSpan], arena: KvArena, device: torch.device) -> PromptGroup:
-    lengths = torch.tensor([span.rows for span in members])
-    starts = torch.tensor([span.start for span in members])
-    kv_starts = torch.tensor([span.kv_start for span in members])
-    offsets = torch.arange(int(lengths.max()))[None]
-    own = torch.minimum(offsets, lengths[:, None] - 1)
-    real = (offsets < lengths[:, None]).reshape(-1)
+    count = _power(len(members))
+    filled = [*members, *members[:1] * (count - len(members))]
+    lengths = torch.tensor([span.rows for span in filled])[:, None]
+    starts = torch.tensor([span.start for span in filled])
+    kv_starts = torch.tensor([span.kv_start for span in filled])
+    offsets = torch.arange(_power(int(lengths.max())))[None]
+    own = torch.minimum(offsets, lengths - 1)
+    real = offsets < lengths
+    real[len(members) :] = False
+    real = real.reshape(-1)
     padded_rows = (starts[:, None] + own).reshape(-1)
     return PromptGroup(
-        count=len(members),
+        count=count,
         padded_rows=padded_rows.to(device),
         kv_places=arena.places((kv_starts[:, None] + own).reshape(-1)).to(device),
         rows=padded_rows[real].to(device),

@@ -137,8 +137,9 @@ class Trainer(Generic[R]):
         except RuntimeError as error:
             if not self._gradients.accept_any_order(error):
                 raise
-            self.optimizer.zero_grad()
-            return self._step()
+        # Out here what the refused step held is free again.
+        self.optimizer.zero_grad()
+        return self._step()
 
     def _step(self) -> Step:
         started = time.perf_counter()
