@@ -40,7 +40,7 @@ def prepare_device(task: TrainTask, report: ReportFunction) -> torch.device:
     deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     # cuDNN's attention has no fixed order for its gradients, and would be chosen first in the forward pass alone.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     budget_bytes = task.limits.device_budget_bytes
     if budget_bytes:  # what is more raises OutOfMemoryError
         total_bytes = torch.cuda.get_device_properties(device).total_memory
