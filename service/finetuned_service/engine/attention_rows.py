@@ -147,7 +147,7 @@ def _power(least: int) -> int:
 
 def _prompts(members: Sequence[RowSpan], arena: KvArena, device: torch.device) -> PromptGroup:
     count = _power(len(members))
-    filled = [*members, *members[:1] * (count - len(members))]
+    filled = [*members, *[members[0]] * (count - len(members))]
     lengths = torch.tensor([span.rows for span in filled])[:, None]
     starts = torch.tensor([span.start for span in filled])
     kv_starts = torch.tensor([span.kv_start for span in filled])
