@@ -131,10 +131,12 @@ class Visitor:
         name = shared(self.random.randrange(SHARED)) + self.random.choice(("@1", "@2"))
         try:
             if self.random.random() < 0.5:
-                pin = self.random.random() < 0.3
-                await self.client.adapters.load(name, pin=pin)
-                if pin:
-                    await self.client.adapters.unload(name)
+                if self.random.random() < 0.3:
+                    async with self.world.findings.pinning():
+                        await self.client.adapters.load(name, pin=True)
+                        await self.client.adapters.unload(name)
+                else:
+                    await self.client.adapters.load(name)
             else:
                 await self.client.adapters.unload(name)
         except ResourceExhausted as error:

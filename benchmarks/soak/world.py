@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetuned import AsyncClient, RawText, ServerInfo
-from finetuned.errors import DeadlineExceeded, Unavailable
+from finetuned.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 
 from benchmarks.adapters import write_adapter
 from benchmarks.soak.known import Known
@@ -38,14 +38,35 @@ class Findings:
     """Expected ones, by class."""
     failures: list[str] = field(default_factory=list[str])
     frozen_seconds: float = 0.0
+    _pins: int = 0
+    """That somebody may hold now."""
+    _last_pin: float = 0.0
+    """When the last one was given up."""
+
+    @asynccontextmanager
+    async def pinning(self) -> AsyncGenerator[None]:
+        """Somebody asks for a pin, and gives it up at the end."""
+        self._pins += 1
+        try:
+            yield
+        finally:
+            self._pins -= 1
+            self._last_pin = time.monotonic()
 
     @asynccontextmanager
     async def call(self, name: str) -> AsyncGenerator[None]:
-        """Count a call; note how it failed. What ran out of time while the machine stood still is excused."""
+        """Count a call; note how it failed. What ran out of time while the machine stood still is excused; that pins leave
+        no memory is a fair answer while somebody holds one.
+        """
         self.calls[name] += 1
-        frozen_before = self.frozen_seconds
+        frozen_before, began = self.frozen_seconds, time.monotonic()
         try:
             yield
+        except ResourceExhausted as error:
+            if "pinned adapters leave no memory" in str(error) and (self._pins or self._last_pin >= began):
+                self.refusals[type(error).__name__] += 1
+            else:
+                self.failures.append(f"{name}: {type(error).__name__}: {error}")
         except (DeadlineExceeded, Unavailable) as error:
             await asyncio.sleep(0)  # the pulse may not have noticed yet
             if self.frozen_seconds == frozen_before:
