@@ -6,6 +6,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from finetuned_service.engine.offline import OfflineEngine
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from benchmarks.figures import Figure, compared
+from benchmarks.figures import Figure, compared, take_turns
 
 PROMPT_TOKENS, NEW_TOKENS, RANK, LONG_TOKENS = 64, 32, 16, 1000
 PEER_ADAPTERS, PEER_MIXED_TOKENS = 8, 8
-"""With adapters PEFT launches some ten kernels for each of them at each module, a second for a step: it gets few of them,
-its replies are cut, and the time of their prompts is not counted at all."""
+"""With adapters PEFT computes one after another at each module, a third of a second for a step on eight: it gets few of
+them, its replies are cut, and the time of their prompts is not counted at all."""
 CASES = ((1, 0), (8, 0), (32, 0), (8, 8), (32, 8), (32, 32))
 """Sequences, and how many adapters they have among them; 0 is the plain base."""
 
@@ -99,10 +100,10 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-class Turns:
-    """Both, asked for the same in turn."""
+class Both:
+    """Ours and theirs over one base, asked for the same."""
 
-    def __init__(self, base: Path, adapters: Sequence[Path], runs: int, device: str) -> None:
+    def __init__(self, base: Path, adapters: Sequence[Path], device: str) -> None:
         geometry = BaseGeometry.of_files(base)
         self._names = [path.name for path in adapters]
         self._handles = [
@@ -110,45 +111,15 @@ class Turns:
         ]
         self.ours, self._peft = Ours(base, device), Peft(base, adapters[:PEER_ADAPTERS], device)
         self._generator = torch.Generator().manual_seed(1)
-        self._runs = runs
 
-    def warm_up(self) -> None:
-        """Kernels are chosen, shapes captured."""
-        for sequences, of in CASES:
-            self._our_seconds(sequences, of)
-        self.ours.engine.warm()
-        for of in (0, PEER_ADAPTERS):
-            self._peft.generate(self._prompts(8, PROMPT_TOKENS), self._names[:of], 2)
-
-    def decoding(self, sequences: int, of: int) -> tuple[list[float], list[float]]:
-        """Tokens per second of sequences on `of` adapters (0: the plain base), run by run; none of PEFT's where that is
-        more than it gets.
-        """
-        mine: list[float] = []
-        theirs: list[float] = []
-        for _ in range(self._runs):
-            mine.append(sequences * NEW_TOKENS / self._our_seconds(sequences, of))
-            if of <= PEER_ADAPTERS:
-                theirs.append(self._peer_speed(sequences, of))
-        return mine, theirs
-
-    def prefill(self) -> tuple[list[float], list[float]]:
-        """Prompt tokens per second, run by run, after a first one that is not kept."""
-        mine: list[float] = []
-        theirs: list[float] = []
-        for _ in range(self._runs + 1):
-            rows = self._prompts(8, LONG_TOKENS)
-            tokens = 8 * LONG_TOKENS
-            mine.append(tokens / seconds(lambda rows=rows: self.ours.generate(rows, [None] * 8, 1)))
-            theirs.append(tokens / seconds(lambda rows=rows: self._peft.generate(rows, [], 1)))
-        return mine[1:], theirs[1:]
-
-    def _our_seconds(self, sequences: int, of: int) -> float:
+    def our_speed(self, sequences: int, of: int) -> float:
+        """Tokens per second of sequences on `of` adapters (0: the plain base), their prompts' time included."""
         chosen = [self._handles[i % of] for i in range(sequences)] if of else [None] * sequences
         rows = self._prompts(sequences, PROMPT_TOKENS)
-        return seconds(lambda: self.ours.generate(rows, chosen, NEW_TOKENS))
+        return sequences * NEW_TOKENS / seconds(lambda: self.ours.generate(rows, chosen, NEW_TOKENS))
 
-    def _peer_speed(self, sequences: int, of: int) -> float:
+    def peer_speed(self, sequences: int, of: int) -> float:
+        """As `our_speed`; with adapters of few tokens, and without their prompts' time."""
         names = [self._names[i % of] for i in range(sequences)] if of else []
         rows = self._prompts(sequences, PROMPT_TOKENS)
         if not of:
@@ -157,30 +128,44 @@ class Turns:
         whole = seconds(lambda: self._peft.generate(rows, names, 1 + PEER_MIXED_TOKENS))
         return sequences * PEER_MIXED_TOKENS / (whole - prompt)
 
+    def our_prefill(self) -> float:
+        """Prompt tokens per second."""
+        rows = self._prompts(8, LONG_TOKENS)
+        return 8 * LONG_TOKENS / seconds(lambda: self.ours.generate(rows, [None] * 8, 1))
+
+    def peer_prefill(self) -> float:
+        rows = self._prompts(8, LONG_TOKENS)
+        return 8 * LONG_TOKENS / seconds(lambda: self._peft.generate(rows, [], 1))
+
     def _prompts(self, count: int, tokens: int) -> list[list[int]]:
         return torch.randint(3, 40_000, (count, tokens), generator=self._generator).tolist()
 
 
 def serving_figures(base: Path, adapters: Sequence[Path], runs: int, shape: str, device: str) -> list[Figure]:
     """Tokens per second of both, taking turns."""
-    turns = Turns(base, adapters, runs, device)
-    turns.warm_up()
+    both = Both(base, adapters, device)
+    for case in CASES:  # kernels are chosen, and shapes captured that have come
+        both.our_speed(*case)
+    both.ours.engine.warm()
     figures: list[Figure] = []
     plain: dict[int, list[float]] = {}
     for sequences, of in CASES:
-        mine, theirs = turns.decoding(sequences, of)
+        measures = {"ours": partial(both.our_speed, sequences, of)}
+        if of <= PEER_ADAPTERS:
+            measures["peft"] = partial(both.peer_speed, sequences, of)
+        found = take_turns(runs, measures)
         name = f"gpu_{shape}_" + (f"mixed_{sequences}_on_{of}" if of else f"base_{sequences}")
         note = f"PEFT: {PEER_MIXED_TOKENS} tokens, without their prompts" if of else ""
-        if theirs:
-            figures.append(told(compared(name, "tokens/s", mine, "peft", theirs, note=note)))
+        if "peft" in found:
+            figures.append(told(compared(name, "tokens/s", found["ours"], "peft", found["peft"], note=note)))
         if of:
-            beside = compared(f"{name}_vs_own_base", "tokens/s", mine, "our base", plain[sequences])
-            figures.append(told(beside))
+            name += "_vs_own_base"
+            figures.append(told(compared(name, "tokens/s", found["ours"], "our base", plain[sequences])))
         else:
-            plain[sequences] = mine
-    mine, theirs = turns.prefill()
-    figures.append(told(compared(f"gpu_{shape}_prefill", "tokens/s", mine, "peft", theirs)))
-    turns.ours.engine.close()
+            plain[sequences] = found["ours"]
+    found = take_turns(runs, {"ours": both.our_prefill, "peft": both.peer_prefill})
+    figures.append(told(compared(f"gpu_{shape}_prefill", "tokens/s", found["ours"], "peft", found["peft"])))
+    both.ours.engine.close()
     return figures
 
 

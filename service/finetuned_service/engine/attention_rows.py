@@ -78,8 +78,8 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptGroup:
-    """S prompts from their beginnings, side by side with L rows each; both are powers of two, since libraries plan their
-    kernels anew for each shape that they meet. Padding comes after a prompt's own rows and is one of them once more, so that
+    """S prompts from their beginnings, side by side with L rows each; both are powers of two, since libraries may plan
+    their kernels anew for each shape that they meet. Padding comes after a prompt's own rows and is one of them once more, so that
     causality hides it; a prompt that is there to fill up is the first one once more.
     """
 
@@ -160,7 +160,7 @@ def _prompts(members: Sequence[RowSpan], arena: KvArena, device: torch.device) -
     return PromptGroup(
         count=count,
         padded_rows=padded_rows.to(device),
-        kv_places=arena.places((kv_starts[:, None] + own).reshape(-1)).to(device),
+        kv_places=arena.places((kv_starts[:, None] + own).reshape(-1).to(device)),
         rows=padded_rows[real].to(device),
         places=real.nonzero()[:, 0].to(device),
     )
