@@ -125,7 +125,7 @@ def methods_of(name: str) -> Group:
 
 def _repeated(place: _Place, method: str, learners: Learners) -> Comparison:
     study, rows = place.study, len(read(place.files.test))
-    specs = [matched_spec(study, method, seed, place.base, place.files.train_rows) for seed in place.seeds]
+    specs = [matched_spec(study, method, seed, place.base, place.files) for seed in place.seeds]
     orders = [place.repeated(spec) for spec in specs]
     named = (place.files.digest, place.reference(method))
     ours, reference = zip(*(learners.both(order, *named) for order in orders), strict=True)
@@ -165,7 +165,7 @@ def defaults_of(name: str) -> Group:
 
 def _tuned(place: _Place, method: str, bench: QualityBench) -> Comparison:
     study, seeds = place.study, place.seeds
-    specs = [default_spec(study, method, seed, place.base, place.files.train_rows) for seed in seeds]
+    specs = [default_spec(study, method, seed, place.base, place.files) for seed in seeds]
     ours = [bench.learners.one("ours", place.order(spec), place.files.digest) for spec in specs]
     grid = _grid(study, method, quick=bench.quick)
 

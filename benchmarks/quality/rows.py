@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 from benchmarks.quality.reviews import reviews
@@ -41,6 +42,12 @@ class RowFiles:
     @property
     def train_rows(self) -> int:
         return len(read(self.train))
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the numbers to learn; None where there are none."""
+        scores = [row["score"] for row in read(self.train) if "score" in row]
+        return pstdev(scores) if scores else None
 
 
 def rows_of(study: str, test_rows: int, train_rows: int | None = None) -> RowFiles:

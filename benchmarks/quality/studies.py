@@ -16,6 +16,8 @@ from finetuned_service.training.order import RowOrder
 from finetuned_service.training.schedule import Plan
 from finetuned_service.vocabulary import Objective, Task
 
+from benchmarks.quality.rows import RowFiles
+
 NEVER = 10**6
 """Steps between checkpoints: none but the last, which is the result."""
 DATASET, ADAPTER = "tenants/quality/datasets/rows", "tenants/quality/adapters/studied"
@@ -190,7 +192,7 @@ def steps_of(spec: TrainSpec, rows: int) -> tuple[list[list[int]], list[float]]:
     return [order.rows_of_step(step) for step in steps], [plan.learning_rate(step) for step in steps]
 
 
-def matched_spec(study: Study, method: str, seed: int, base: Path, train_rows: int) -> TrainSpec:
+def matched_spec(study: Study, method: str, seed: int, base: Path, files: RowFiles) -> TrainSpec:
     """Resolved settings of a run that the reference repeats: all rows train, all labels count alike, the last step
     is the result.
     """
@@ -217,10 +219,12 @@ def matched_spec(study: Study, method: str, seed: int, base: Path, train_rows: i
             **METHODS[method],
         }
     )
-    return resolve_train(wanted, base=BaseFacts.of_directory(base), train_rows=train_rows)
+    return resolve_train(
+        wanted, base=BaseFacts.of_directory(base), train_rows=files.train_rows, spread=files.spread
+    )
 
 
-def default_spec(study: Study, method: str, seed: int, base: Path, train_rows: int) -> TrainSpec:
+def default_spec(study: Study, method: str, seed: int, base: Path, files: RowFiles) -> TrainSpec:
     """What a call becomes that says what the rows are for, and the method, and nothing else."""
     task = common_pb2.Task.Value(f"TASK_{study.task.name}")
     said = job_pb2.TrainSpec(dataset=DATASET, adapter=ADAPTER, task=task)
@@ -228,9 +232,10 @@ def default_spec(study: Study, method: str, seed: int, base: Path, train_rows: i
     getattr(said, method).SetInParent()
     wanted = train_spec_from_proto(said)
     # As submission does: where rows decide it, and the share that is held out of them.
-    kept = train_rows - round(wanted.data.holdout_fraction * train_rows)
+    kept = files.train_rows - round(wanted.data.holdout_fraction * files.train_rows)
     return resolve_train(
         wanted.model_copy(update={"base": f"bases/{study.base}", "objective": study.objective}),
         base=BaseFacts.of_directory(base),
         train_rows=kept,
+        spread=files.spread,
     )

@@ -230,6 +230,23 @@ def test_a_version_is_promoted_by_a_figure_of_its_task(encoder: TinyServer) -> N
         assert client.classify("the cat", adapter="moods@best").served_by.label == "moods@2"
 
 
+def test_the_rate_of_a_head_that_learns_numbers_follows_from_them(
+    encoder: TinyServer, tmp_path: Path
+) -> None:
+    prices = [row | {"score": 300.0 if row["label"] == "up" else 260.0} for row in MOODS]
+    rows = write(tmp_path / "prices.jsonl", [{"text": row["text"], "score": row["score"]} for row in prices])
+    asked: dict[str, Any] = {"dataset": "prices", "adapter": "prices", "task": Task.TEXT_CLASSIFICATION}
+    with Client(encoder.endpoint) as client:
+        client.datasets.upload(rows, "prices")
+        told = client.train(**asked, head=Head(), validate_only=True).train.optimization
+        assert (told.learning_rate, told.epochs) == (0.1, 10.0)  # they spread by 20
+        job = client.jobs.wait(client.train(**asked, head=Head(), optimization=Optimization(epochs=300)).name)
+        job.check()
+        texts = ["the cat sat on the mat good", "the cat sat on the mat bad"]
+        good, bad = (answer.value or 0.0 for answer in client.classify(texts, adapter="prices"))
+        assert good > bad + 10.0
+
+
 def test_where_no_method_is_named_it_is_lora(encoder: TinyServer) -> None:
     with Client(encoder.endpoint) as client:
         for dataset, task in (("moods", Task.TEXT_CLASSIFICATION), ("tagged", Task.TOKEN_CLASSIFICATION)):

@@ -415,11 +415,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Path]:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path]) -> None:
+def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path], tmp_path: Path) -> None:
     study = STUDIES[name]
+    files = RowFiles(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
+    files.train.write_text("{}\n" * 40)
     assert study.base in BASES
     for method in study.methods:
-        spec = matched_spec(study, method, 1, bases[study.task], 40)
+        spec = matched_spec(study, method, 1, bases[study.task], files)
         assert str(BaseName.parse(spec.base)) == f"bases/{study.base}"
         assert spec.optimization.learning_rate
         assert (spec.optimization.batch_rows, spec.optimization.seed) == (study.batch_rows, 1)
@@ -430,11 +432,25 @@ def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path]) ->
         order = Order(spec.model_dump(mode="json"), "", "", "", "", 1, batches=batches)
         assert Order(**json.loads(json.dumps(order.as_json()))) == order
     for method in study.tuned:
-        spec = default_spec(study, method, 2, bases[study.task], 40)
+        spec = default_spec(study, method, 2, bases[study.task], files)
         assert (spec.method, spec.optimization.seed) == (method.upper(), 2)
         assert spec.objective is study.objective
         assert spec.data.holdout_fraction == 0.1
     assert study.tuned_base in {"", *BASES}
+
+
+def test_numbers_to_learn_set_the_rate_of_a_head_as_at_submission(
+    bases: dict[Task, Path], tmp_path: Path
+) -> None:
+    files = RowFiles(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
+    files.train.write_text("".join(f'{{"text": "a", "score": {score}}}\n' for score in (1, 5, 1, 5)))
+    assert files.spread == 2.0
+    base = bases[Task.TEXT_CLASSIFICATION]
+    for spec in (
+        matched_spec(STUDIES["ratings"], "head", 1, base, files),
+        default_spec(STUDIES["ratings"], "head", 1, base, files),
+    ):
+        assert (spec.optimization.learning_rate, spec.optimization.epochs) == (1e-2, 10.0)
 
 
 def test_results_stay_and_make_a_table(tmp_path: Path) -> None:

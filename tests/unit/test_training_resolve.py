@@ -12,9 +12,12 @@ from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
 from finetuned_service.jobs.resolve import default_learning_rate, resolve_train
 from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.vocabulary import Pooling
 from safetensors.numpy import save_file
 
 BASE = BaseFacts(hidden_size=576, context_tokens=8192, linear_modules=("down_proj", "k_proj", "q_proj"))
+
+ENCODES = dataclasses.replace(BASE, pooling=Pooling.MEAN)
 
 
 def resolve(train_rows: int = 300, base: BaseFacts = BASE, **parts: object) -> TrainSpec:
@@ -36,6 +39,30 @@ def test_every_default_is_written_back():
     assert spec.optimization.learning_rate == 1.3e-3
     assert spec.optimization.checkpoint_interval_steps == 12
     assert spec.data.max_row_tokens == 1024
+
+
+@pytest.mark.parametrize(
+    ("spread", "epochs", "rate"),
+    [(None, 30.0, 1e-2), (1.0, 10.0, 5e-3), (25.6, 10.0, 0.13), (1e6, 10.0, 1.0), (0.0, 10.0, 5e-3)],
+)
+def test_the_rate_of_a_head_that_learns_numbers_is_in_their_unit(
+    spread: float | None, epochs: float, rate: float
+) -> None:
+    wanted: dict[str, object] = {"dataset": "tenants/t/datasets/d", "adapter": "a", "method": "HEAD"}
+    spec = TrainSpec.model_validate(wanted | {"task": "text-classification"})
+    resolved = resolve_train(spec, base=ENCODES, train_rows=80, spread=spread)
+    assert (resolved.optimization.epochs, resolved.optimization.learning_rate) == (epochs, rate)
+    assert TrainSpec.model_validate(resolved.model_dump()) == resolved
+    own = TrainSpec.model_validate(
+        wanted | {"task": "text-classification", "optimization": {"learning_rate": 0.5, "epochs": 2}}
+    )
+    set_by_hand = resolve_train(own, base=ENCODES, train_rows=80, spread=spread).optimization
+    assert (set_by_hand.epochs, set_by_hand.learning_rate) == (2.0, 0.5)
+    # A method that changes the base keeps its own rate.
+    lora = TrainSpec.model_validate(wanted | {"task": "text-classification", "method": "LORA"})
+    assert resolve_train(lora, base=ENCODES, train_rows=80, spread=spread).optimization == (
+        resolve_train(lora, base=ENCODES, train_rows=80).optimization
+    )
 
 
 def test_a_resolved_spec_stays_as_it_is():

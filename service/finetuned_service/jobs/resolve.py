@@ -56,6 +56,11 @@ _USUAL: Mapping[Method, _Usual] = {
     Method.FULL: _Usual(rate_share=0.1),
 }
 _DECODER_HEAD = _Usual(rate_share=0.1)
+NUMBERS_HEAD_EPOCHS, NUMBERS_HEAD_RATE = 10.0, 5e-3
+"""Of a head alone that learns numbers: what their words alone tell is soon learnt, and more only fits the rows. The rate is
+for numbers that spread by 1. Measured: docs/decisions/2026-11-27-numbers-set-the-rate-of-a-head.md."""
+_MOST_RATE = 1.0
+"""That `Optimization` allows."""
 
 _USUAL_ENCODING: Mapping[Method, _Usual] = {
     # Measured: docs/decisions/2026-11-26-usual-rates-of-bases-that-encode.md.
@@ -88,7 +93,12 @@ GENERATION_METRICS: Mapping[Objective, tuple[str, ...]] = {
 
 
 def resolve_train(
-    spec: TrainSpec, *, base: BaseFacts, train_rows: int, max_rank: int = MAX_RANK
+    spec: TrainSpec,
+    *,
+    base: BaseFacts,
+    train_rows: int,
+    max_rank: int = MAX_RANK,
+    spread: float | None = None,
 ) -> TrainSpec:
     """The same spec with every default written back.
 
@@ -97,13 +107,14 @@ def resolve_train(
         base: the base to train on.
         train_rows: rows trained on in one epoch, at least 1 (without the held-out ones).
         max_rank: the largest that the server serves.
+        spread: the standard deviation of the numbers to learn; None where rows have no numbers.
 
     Raises:
         InvalidField: the settings contradict each other, the base or the data; all violations at once.
     """
     resolved = resolve_method(spec, base).model_copy(
         update={
-            "optimization": _optimization(spec, base, train_rows),
+            "optimization": _optimization(spec, _usual(spec, base, spread), base, train_rows),
             "data": _data(spec.data, base),
             "dpo": (spec.dpo or DpoSettings()) if spec.objective is Objective.DPO else spec.dpo,
             "promote_if": _promote_if(spec),
@@ -122,16 +133,19 @@ def default_learning_rate(hidden_size: int) -> float:
     return float(f"{5e-5 * 10 * (2000 / hidden_size) ** 0.78:.1e}")
 
 
-def _usual(spec: TrainSpec, base: BaseFacts) -> _Usual:
+def _usual(spec: TrainSpec, base: BaseFacts, spread: float | None) -> _Usual:
     if spec.task is Task.TEXT_GENERATION:
         return _DECODER_HEAD if spec.method is Method.HEAD else _USUAL.get(spec.method, _Usual())
+    if spec.method is Method.HEAD and spread is not None:
+        # A step of Adam moves a weight by about the rate, whatever the size of the error.
+        return _Usual(NUMBERS_HEAD_EPOCHS, min(_MOST_RATE, NUMBERS_HEAD_RATE * (spread or 1.0)))
     if spec.method is Method.LORA and base.convolves:
         return _CONVOLUTIONS
     return _USUAL_ENCODING.get(spec.method) or _USUAL.get(spec.method, _Usual())
 
 
-def _optimization(spec: TrainSpec, base: BaseFacts, train_rows: int) -> Optimization:
-    wanted, usual = spec.optimization, _usual(spec, base)
+def _optimization(spec: TrainSpec, usual: _Usual, base: BaseFacts, train_rows: int) -> Optimization:
+    wanted = spec.optimization
     steps, epochs = wanted.max_steps, wanted.epochs
     if steps is None:
         epochs = usual.epochs if epochs is None else epochs

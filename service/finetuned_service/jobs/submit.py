@@ -13,6 +13,8 @@ from pathlib import Path
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.family import TASKS
+from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.datasets.rows import spread_of_scores
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound
 from finetuned_service.jobs.continuing import Start, continued, find_start, refuse_other_head
@@ -159,6 +161,7 @@ class Submission:
             base=BaseFacts.of_directory(self.bases.path(base)),
             train_rows=max(1, round(rows.rows * share)),
             max_rank=self.max_rank,
+            spread=spread_of_scores(rows.path) if rows.row_kind is RowKind.SCORED_TEXT else None,
         )
         self._refuse_larger_than_memory(resolved, base)
         report = self.report(resolved, rows.path, held_out.path if held_out else None)
