@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, default=Path("build/bench/gpu"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results/gpu.json")
     options = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as job processes have it
     every: list[Figure] = []
     busy = busy_cores()
     for shape in options.shape:

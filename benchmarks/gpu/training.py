@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from finetuned_service.bases.device import resolve_device
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
+from finetuned_service.training.cuda import compute_repeatably
+from finetuned_service.training.gradients import Gradients
 from finetuned_service.training.model import load_model
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from benchmarks.figures import Figure, compared
+from benchmarks.figures import Figure, compared, take_turns
+from benchmarks.gpu.serving import seconds
 
 ROWS, STEPS, RANK = 16, 20, 16
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -38,27 +42,40 @@ def training_figures(base: Path, runs: int, shape: str, device: str) -> list[Fig
     """Tokens per second of an optimizer step on rows of uneven length, and the most memory above the base."""
     batches = [uneven_rows(ROWS * STEPS)[i * ROWS : (i + 1) * ROWS] for i in range(STEPS)]
     tokens = sum(len(row.token_ids) for batch in batches for row in batch)
-    speeds: dict[str, list[float]] = {"ours": [], "peft": []}
-    peaks: dict[str, list[float]] = {"ours": [], "peft": []}
+    steps: dict[str, Callable[[Sequence[EncodedRow]], None]] = {}
+    peaks: dict[str, float] = {}
     for name, make in (("ours", our_step), ("peft", peft_step)):
         before = torch.cuda.memory_allocated()
-        step, base_bytes = make(base, device)
-        step(batches[0])
-        for _ in range(runs):
+        steps[name], base_bytes = make(base, device)
+        for batch in batches:
             torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-            began = time.perf_counter()
+            steps[name](batch)
+            peak = (torch.cuda.max_memory_allocated() - before - base_bytes) / 1e6
+            peaks[name] = max(peaks.get(name, 0.0), peak)
+
+    def speed(step: Callable[[Sequence[EncodedRow]], None]) -> float:
+        def epoch() -> None:
             for batch in batches:
                 step(batch)
-            torch.cuda.synchronize()
-            speeds[name].append(tokens / (time.perf_counter() - began))
-            peaks[name].append((torch.cuda.max_memory_allocated() - before - base_bytes) / 1e6)
-        del step
-        torch.cuda.empty_cache()
+
+        return tokens / seconds(epoch)
+
+    found = take_turns(runs, {name: partial(speed, step) for name, step in steps.items()})
     return [
-        compared(f"gpu_{shape}_sft_tokens", "tokens/s", speeds["ours"], "peft", speeds["peft"]),
-        compared(f"gpu_{shape}_sft_memory", "MB", peaks["ours"], "peft", peaks["peft"]),
+        compared(f"gpu_{shape}_sft_tokens", "tokens/s", found["ours"], "peft", found["peft"]),
+        compared(f"gpu_{shape}_sft_memory", "MB", [peaks["ours"]], "peft", [peaks["peft"]]),
     ]
+
+
+@contextmanager
+def as_in_a_job() -> Generator[None]:
+    """Kernels that add in a fixed order; whatever order is fastest afterwards."""
+    compute_repeatably()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+        torch.backends.cuda.enable_cudnn_sdp(enabled=True)
 
 
 def our_step(base: Path, device: str) -> tuple[Callable[[Sequence[EncodedRow]], None], int]:
@@ -71,10 +88,12 @@ def our_step(base: Path, device: str) -> tuple[Callable[[Sequence[EncodedRow]], 
     parameters = [parameter for _, parameter in model.named_parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     model.train(mode=True)
+    gradients = Gradients(print)
 
     def step(rows: Sequence[EncodedRow]) -> None:
         scale = 1.0 / sum(row.supervised_tokens for row in rows)
-        model.loss_of(rows, scale).backward()
+        with as_in_a_job():
+            gradients.add(model.loss_of(rows, scale))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

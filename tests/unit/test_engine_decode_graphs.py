@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,14 @@ from finetuned_service.engine.decode_shapes import (
     rounded_up,
     usual_shapes,
 )
+from finetuned_service.engine.graph_lora import Hidden, kinds_with_equal_inputs
 from finetuned_service.engine.lora_bank import LoraBanks, Placement
 from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
+from finetuned_service.engine.sites import SiteKernel, SiteKind, SiteTable
 from tiny_models import random_prompt, save_tiny_adapter, save_tiny_base
 
 CAPACITY = 1025
@@ -130,6 +133,43 @@ def test_a_step_of_rounded_up_size_is_the_plain_step(
     # Whatever larger sizes it is rounded up to.
     larger, _ = world.graphs.compute(Shape(8, 512, 256), decoding)
     torch.testing.assert_close(larger, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_sites_that_read_the_same_share_a_product(world: World) -> None:
+    names = {k: kind.name for k, kind in enumerate(world.banks.table.kinds)}
+    groups = kinds_with_equal_inputs(world.banks.table, world.graphs._try)
+    assert sorted(tuple(names[k] for k in kinds) for kinds in groups) == [
+        ("down_proj",),
+        ("gate_proj", "up_proj"),
+        ("o_proj",),
+        ("q_proj", "k_proj", "v_proj"),
+    ]
+
+
+def test_a_site_that_reads_something_else_shares_none() -> None:
+    """Two of two layers read the same but in one of them: a product for both would be of other inputs there."""
+    table = SiteTable(
+        ("0.a", "0.b", "1.a", "1.b"), (SiteKind("a", 2, 2, (0, 2)), SiteKind("b", 2, 2, (1, 3)))
+    )
+    shared, first, second = (torch.zeros(1, 1, 2) for _ in range(3))
+
+    def step(read: Sequence[torch.Tensor], kernels: Sequence[SiteKernel | None]) -> None:
+        for inputs, kernel in zip(read, kernels, strict=True):
+            assert kernel is not None
+            kernel(torch.nn.Identity(), inputs)
+
+    assert kinds_with_equal_inputs(table, partial(step, (shared, shared, first, second))) == ((0,), (1,))
+    assert kinds_with_equal_inputs(table, partial(step, (shared, shared, first, first))) == ((0, 1),)
+
+
+def test_a_shared_product_is_made_anew_for_a_reader_of_other_inputs() -> None:
+    a = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    hidden = Hidden(a, torch.zeros(1, 2, dtype=torch.bool), 2)
+    first, second = torch.tensor([[[3.0, 5.0]]]), torch.tensor([[[7.0, 11.0]]])
+    assert hidden.read(first, 0).tolist() == [[3.0]]
+    assert hidden.read(second, 1).tolist() == [[11.0]]
+    assert hidden.read(first, 0).tolist() == [[3.0]]
+    assert hidden.read(first, 1).tolist() == [[5.0]]
 
 
 def test_a_row_that_is_not_finite_is_told_and_reaches_no_other(world: World) -> None:

@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol
 
 import structlog
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from finetuned_service.engine.attention_rows import DecodeGroup, PackedRows
 from finetuned_service.engine.decode_shapes import (
@@ -33,6 +32,7 @@ from finetuned_service.engine.decode_shapes import (
     plan_ranks,
     rounded_up,
 )
+from finetuned_service.engine.graph_lora import RankTable, graph_kernels, kinds_with_equal_inputs
 from finetuned_service.engine.graph_recorder import Recorder, Recording
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import LoraBanks, Placement
@@ -47,38 +47,6 @@ FIRST_SHAPES = 3
 STEPS_WITHOUT_REST = 512
 """So many steps of one shape are computed without a graph by an engine that always has something to compute; then the
 capture is put between two of them: it costs what some ten of those steps cost more than a graph."""
-
-
-def _of_all_sites(bank: Tensor, rows: Tensor) -> Tensor:
-    """`[sites, U, width]`, the rows `[U]` of every site in a bank `[sites, capacity, width]`: one launch for all layers."""
-    sites, capacity, width = bank.shape
-    first = torch.arange(sites, device=bank.device)[:, None] * capacity
-    # As rows of one matrix: along another dimension than the first torch copies at a tenth of the speed.
-    return bank.view(-1, width).index_select(0, (first + rows).view(-1)).view(sites, -1, width)
-
-
-@final
-class GraphLora:
-    """See `sites.SiteKernel`: LoRA of all rows by tables that live on the GPU, so that the launches never change.
-
-    Args:
-        a: `[U, in]`, the ranks that the step reads at this site.
-        b: `[U, out]`.
-        outside: `[B, U]` bool, where a row meets another's rank.
-    """
-
-    __slots__ = ("_a", "_b", "_outside")
-
-    def __init__(self, a: Tensor, b: Tensor, outside: Tensor) -> None:
-        self._a, self._b, self._outside = a, b, outside
-
-    def __call__(self, base: nn.Module, inputs: Tensor) -> Tensor:
-        outputs: Tensor = base(inputs)
-        hidden = functional.linear(inputs[0], self._a)
-        # Not a product with 0 and 1: an adapter that overflows must not reach other rows.
-        hidden.masked_fill_(self._outside, 0.0)
-        outputs[0].addmm_(hidden, self._b)
-        return outputs
 
 
 class Forward(Protocol):
@@ -179,6 +147,7 @@ class DecodeGraphs:
         """In how many steps a shape came that has no graph of its own."""
         self._without: Counter[Shape] = Counter()
         """How many of those were computed without any."""
+        self._groups = kinds_with_equal_inputs(banks.table, self._try)
         for shape in self._usual[:FIRST_SHAPES]:
             self._capture(shape)
 
@@ -229,7 +198,7 @@ class DecodeGraphs:
         """As `run` in that shape, by the same kernels one by one."""
         inputs = self._inputs(shape)
         inputs.write(decoding)
-        return self._told(self._compute(inputs), decoding)
+        return self._told(self._compute(inputs, self._kernels(inputs)), decoding)
 
     def _graph_for(self, decoding: Decoding) -> _Captured | None:
         wanted = self.shape_of(decoding)
@@ -253,15 +222,24 @@ class DecodeGraphs:
     def _inputs(self, shape: Shape) -> _Inputs:
         return _Inputs(shape, len(self._banks.table.kinds), self._arena.capacity_tokens - 1, self._device)
 
+    def _padding(self, shape: Shape) -> _Inputs:
+        """Inputs without a row of anybody."""
+        inputs = self._inputs(shape)
+        inputs.write(Decoding((), (), (), ()))
+        return inputs
+
+    @torch.inference_mode()
+    def _try(self, kernels: Sequence[SiteKernel | None]) -> None:
+        self._compute(self._padding(Shape(ROWS[0], KEYS[0], 0)), kernels)
+
     @torch.inference_mode()
     def _capture(self, shape: Shape) -> _Captured | None:
         """None where there are no more captures, now and from then on."""
         if self._recorder is None or len(self._captured) >= MAX_GRAPHS:
             return None
-        inputs = self._inputs(shape)
-        inputs.write(Decoding((), (), (), ()))
+        inputs = self._padding(shape)
         try:
-            recording = self._recorder.record(lambda: self._compute(inputs))
+            recording = self._recorder.record(lambda: self._compute(inputs, self._kernels(inputs)))
         except RuntimeError as error:
             self._recorder = None
             reason = str(error).partition("\n")[0]
@@ -273,7 +251,7 @@ class DecodeGraphs:
         captured = self._captured[shape] = _Captured(inputs, recording)
         return captured
 
-    def _compute(self, inputs: _Inputs) -> tuple[Tensor, Tensor]:
+    def _compute(self, inputs: _Inputs, kernels: Sequence[SiteKernel | None] | None) -> tuple[Tensor, Tensor]:
         shape = inputs.shape
         token_ids, starts, live = inputs.step[0], inputs.step[1][:, None], inputs.step[2][:, None]
         offsets = torch.arange(shape.keys, device=self._device)[None]
@@ -290,7 +268,7 @@ class DecodeGraphs:
         own = (starts + live - 1).reshape(-1)
         packed = PackedRows(self._arena, own, (), (group,))
         positions = (live - 1).reshape(1, -1)
-        logits = self._forward(token_ids[None], positions, packed, self._kernels(inputs))
+        logits = self._forward(token_ids[None], positions, packed, kernels)
         highest, ids = logits.max(dim=-1)
         return logits, ids.masked_fill(~torch.isfinite(highest), -1)
 
@@ -298,14 +276,11 @@ class DecodeGraphs:
         shape, banks = inputs.shape, self._banks
         if not shape.ranks:
             return None
-        kernels: list[SiteKernel | None] = [None] * len(banks.table.names)
         places = torch.arange(shape.ranks, device=self._device)[None]
-        for k, kind in enumerate(banks.table.kinds):
-            table = inputs.ranks[k]
+        tables: list[RankTable] = []
+        for table in inputs.ranks:
             firsts = table[: shape.rows][:, None]
             ends = firsts + table[shape.rows : 2 * shape.rows][:, None]
             outside = (places < firsts) | (places >= ends)
-            a, b = (_of_all_sites(bank[k], table[2 * shape.rows :]) for bank in (banks.a, banks.b))
-            for place, site in enumerate(kind.sites):
-                kernels[site] = GraphLora(a[place], b[place], outside)
-        return kernels
+            tables.append(RankTable(table[2 * shape.rows :], outside))
+        return graph_kernels(banks, tables, self._groups)

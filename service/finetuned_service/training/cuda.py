@@ -19,10 +19,6 @@ def prepare_device(task: TrainTask, report: ReportFunction) -> torch.device:
     """Let this process compute on the task's device: repeatably, within its memory, and on the base that the server
     beside it holds there, where it has told of it. Nothing to do for a CPU.
 
-    Resuming a run bit by bit asks for kernels that add in a fixed order; an operator that has none warns once, and the
-    job goes on. (https://docs.pytorch.org/docs/stable/notes/randomness.html; cuBLAS reads its part from
-    the environment, see `jobs/process.py`.)
-
     Returns:
         The device.
 
@@ -34,13 +30,7 @@ def prepare_device(task: TrainTask, report: ReportFunction) -> torch.device:
     if device.type != "cuda":
         return device
     torch.cuda.set_device(device)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # Nothing here reads memory that it has not written.
-    deterministic: Any = torch.utils.deterministic
-    deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = False
-    # cuDNN's attention has no fixed order for its gradients, and would be chosen first in the forward pass alone.
-    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+    compute_repeatably()
     budget_bytes = task.limits.device_budget_bytes
     if budget_bytes:  # what is more raises OutOfMemoryError
         total_bytes = torch.cuda.get_device_properties(device).total_memory
@@ -53,6 +43,20 @@ def prepare_device(task: TrainTask, report: ReportFunction) -> torch.device:
             text = f"the server's base on the GPU could not be opened, so the job loads a copy: {error}"
             report(Notice(severity="WARNING", text=text))
     return device
+
+
+def compute_repeatably() -> None:
+    """Resuming a run bit by bit asks for kernels that add in a fixed order; an operator that has none warns once, and the
+    job goes on. (https://docs.pytorch.org/docs/stable/notes/randomness.html; cuBLAS reads its part from
+    the environment, see `jobs/process.py`.)
+    """
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # Nothing here reads memory that it has not written.
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+    # cuDNN's attention has no fixed order for its gradients, and would be chosen first in the forward pass alone.
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
 
 
 def memory_room(device: torch.device, limits: TaskLimits) -> tuple[int, int]:
