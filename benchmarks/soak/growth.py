@@ -46,7 +46,9 @@ class Growth:
     last: float
     slope_per_hour: float
     grown: float
-    """Slope times time: what a straight line through the rounds gains."""
+    """Slope times time: what a straight line through the rounds gains; no more than they differ, as a line through one
+    step of a count does.
+    """
     allowed: float
 
     @property
@@ -98,5 +100,5 @@ def growth(process: str, quantity: str, seconds: Sequence[float], values: Sequen
         (kept[j] - kept[i]) / (when[j] - when[i]) for i in range(len(kept)) for j in range(i + 1, len(kept))
     )
     allowed = ALLOWANCES[quantity].of(statistics.median(kept))
-    grown = slope * (when[-1] - when[0])
+    grown = min(slope * (when[-1] - when[0]), max(kept) - min(kept))
     return Growth(process, quantity, kept[0], kept[-1], 3600 * slope, grown, allowed)

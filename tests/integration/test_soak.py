@@ -69,6 +69,9 @@ def test_memory_that_grows_is_told_from_memory_that_moves(values, flat):
 def test_a_descriptor_lost_now_and_then_is_growth():
     assert not growth("server", "descriptors", SECONDS, [26.0 + n // 8 for n in range(30)]).flat
     assert growth("server", "descriptors", SECONDS, [26.0 + n % 2 for n in range(30)]).flat
+    # One more from the middle on is one, though a line through them gains more; two are growth.
+    assert growth("server", "descriptors", SECONDS, [26.0 + (n > 19) for n in range(30)]).grown == 1.0
+    assert not growth("server", "descriptors", SECONDS, [26.0 + 2 * (n > 19) for n in range(30)]).flat
 
 
 def test_rounds_that_are_too_few_are_refused():
