@@ -15,6 +15,9 @@ from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
+from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.datasets.shapes import shape_of
+
 from benchmarks.quality.reviews import reviews
 from examples.digits import write_rows
 
@@ -42,6 +45,11 @@ class RowFiles:
     @property
     def train_rows(self) -> int:
         return len(read(self.train))
+
+    @property
+    def kind(self) -> RowKind:
+        """Of the rows to learn from."""
+        return shape_of(read(self.train)[0]).kind
 
     @property
     def spread(self) -> float | None:

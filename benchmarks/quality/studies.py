@@ -105,8 +105,8 @@ STUDIES: Mapping[str, Study] = {
             Task.TEXT_CLASSIFICATION,
             "minilm",
             "macro_f1_of_several",
-            _OF_ENCODERS,
-            epochs=1.5,
+            # Alike but for their loss, and in half the epochs hardly a label is said.
+            ("head", "lora", "full"),
             tuned=("head", "lora"),
         ),
         Study(
@@ -220,7 +220,11 @@ def matched_spec(study: Study, method: str, seed: int, base: Path, files: RowFil
         }
     )
     return resolve_train(
-        wanted, base=BaseFacts.of_directory(base), train_rows=files.train_rows, spread=files.spread
+        wanted,
+        base=BaseFacts.of_directory(base),
+        train_rows=files.train_rows,
+        kind=files.kind,
+        spread=files.spread,
     )
 
 
@@ -237,5 +241,6 @@ def default_spec(study: Study, method: str, seed: int, base: Path, files: RowFil
         wanted.model_copy(update={"base": f"bases/{study.base}", "objective": study.objective}),
         base=BaseFacts.of_directory(base),
         train_rows=kept,
+        kind=files.kind,
         spread=files.spread,
     )

@@ -418,7 +418,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Path]:
 def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path], tmp_path: Path) -> None:
     study = STUDIES[name]
     files = RowFiles(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
-    files.train.write_text("{}\n" * 40)
+    files.train.write_text('{"text": "a", "label": "b"}\n' * 40)
     assert study.base in BASES
     for method in study.methods:
         spec = matched_spec(study, method, 1, bases[study.task], files)

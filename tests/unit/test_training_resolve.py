@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
 from finetuned_service.jobs.resolve import default_learning_rate, resolve_train
@@ -63,6 +65,33 @@ def test_the_rate_of_a_head_that_learns_numbers_is_in_their_unit(
     assert resolve_train(lora, base=ENCODES, train_rows=80, spread=spread).optimization == (
         resolve_train(lora, base=ENCODES, train_rows=80).optimization
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_rows", "epochs", "steps"),
+    [
+        (240, 8, 8.0, 240),
+        (100, 8, 8.0, 100),
+        (300, 8, 7.0, 263),
+        (720, 8, 3.0, 270),
+        (9000, 8, 3.0, 3375),
+        (240, 32, 8.0, 60),
+    ],
+)
+def test_few_rows_with_several_labels_are_seen_more_often(
+    rows: int, batch_rows: int, epochs: float, steps: int
+) -> None:
+    asked = {"task": "text-classification", "optimization": {"batch_rows": batch_rows}}
+    for method, kind, expected in (
+        ("LORA", RowKind.MULTI_LABEL_TEXT, (epochs, steps)),
+        ("LORA", RowKind.LABELLED_TEXT, (3.0, math.ceil(3 * rows / batch_rows))),
+        ("HEAD", RowKind.MULTI_LABEL_TEXT, (30.0, math.ceil(30 * rows / batch_rows))),
+    ):
+        spec = TrainSpec.model_validate(
+            {"dataset": "tenants/t/datasets/d", "adapter": "a", "method": method, **asked}
+        )
+        found = resolve_train(spec, base=ENCODES, train_rows=rows, kind=kind).optimization
+        assert (found.epochs, found.max_steps) == expected
 
 
 def test_a_resolved_spec_stays_as_it_is():

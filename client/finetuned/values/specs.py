@@ -193,7 +193,9 @@ class Optimization:
     """Settings of AdamW and its schedule."""
 
     epochs: float | None = None
-    """How often every training row is seen; default 3, for heads 30, or 10 where they learn numbers. Ignored if max_steps is set."""
+    """How often every training row is seen; default 3; for rows with several labels as many as make 240 steps, at least 3
+    and at most 8; for heads 30, or 10 where they learn numbers. Ignored if max_steps is set.
+    """
     max_steps: int | None = None
     """Optimiser steps."""
     batch_rows: int | None = None

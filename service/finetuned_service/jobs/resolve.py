@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods import (
     CLASSIFICATION_TASKS,
@@ -29,6 +30,9 @@ from finetuned_service.jobs.specs import (
 from finetuned_service.vocabulary import ClassWeights, Method, Objective, Task
 
 DEFAULT_EPOCHS = 3.0
+FEW_STEPS, MOST_EPOCHS = 240, 8.0
+"""Few rows with several labels are seen more often, until there are so many steps: most labels are in few of them.
+Measured: docs/decisions/2026-11-27-several-labels-are-learnt-for-longer.md."""
 DEFAULT_MAX_ROW_TOKENS = 1024
 _CHECKPOINTS = 10
 _LEAST_CHECKPOINT_INTERVAL_STEPS = 5
@@ -98,6 +102,7 @@ def resolve_train(
     base: BaseFacts,
     train_rows: int,
     max_rank: int = MAX_RANK,
+    kind: RowKind | None = None,
     spread: float | None = None,
 ) -> TrainSpec:
     """The same spec with every default written back.
@@ -107,14 +112,19 @@ def resolve_train(
         base: the base to train on.
         train_rows: rows trained on in one epoch, at least 1 (without the held-out ones).
         max_rank: the largest that the server serves.
+        kind: of the rows; None leaves what depends on it as for most.
         spread: the standard deviation of the numbers to learn; None where rows have no numbers.
 
     Raises:
         InvalidField: the settings contradict each other, the base or the data; all violations at once.
     """
+    usual = _usual(spec, base, spread)
+    if kind is RowKind.MULTI_LABEL_TEXT and spec.method is not Method.HEAD:
+        wanted = math.ceil(FEW_STEPS * spec.optimization.batch_rows / train_rows)
+        usual = replace(usual, epochs=min(MOST_EPOCHS, max(usual.epochs, float(wanted))))
     resolved = resolve_method(spec, base).model_copy(
         update={
-            "optimization": _optimization(spec, _usual(spec, base, spread), base, train_rows),
+            "optimization": _optimization(spec, usual, base, train_rows),
             "data": _data(spec.data, base),
             "dpo": (spec.dpo or DpoSettings()) if spec.objective is Objective.DPO else spec.dpo,
             "promote_if": _promote_if(spec),

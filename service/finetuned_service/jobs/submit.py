@@ -161,6 +161,7 @@ class Submission:
             base=BaseFacts.of_directory(self.bases.path(base)),
             train_rows=max(1, round(rows.rows * share)),
             max_rank=self.max_rank,
+            kind=rows.row_kind,
             spread=spread_of_scores(rows.path) if rows.row_kind is RowKind.SCORED_TEXT else None,
         )
         self._refuse_larger_than_memory(resolved, base)
