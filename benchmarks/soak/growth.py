@@ -30,9 +30,8 @@ ALLOWANCES: Mapping[str, Allowance] = {
     # What a heap that is used at random still moves by; a leak of 2 KiB a call shows after 4,000 calls.
     "rss_bytes": Allowance(8 * MIB, 0.02),
     "anonymous_bytes": Allowance(8 * MIB, 0.02),
-    # At rest they are counted exactly; one may be open by chance (a connection that is being closed). And SQLite keeps the
-    # file of a connection that closes beside others for the next one (its os_unix.c, "pUnused"), so there are as many
-    # as there once were connections at once: at most the pool's.
+    # At rest they are counted exactly; one may be open by chance: a connection that is being closed, or one more than ever
+    # before to SQLite, which keeps the file of one that closes beside others for the next (its os_unix.c, "pUnused").
     "descriptors": Allowance(1),
     "threads": Allowance(1),
 }

@@ -73,6 +73,21 @@ def test_a_method_that_nobody_named_is_open_and_its_epochs_with_it():
     assert "optimization.max_steps" not in defaulted_from_base(steps, Method.LORA)
 
 
+def test_the_rate_of_a_head_over_rows_is_kept_with_its_epochs():
+    asked = train_job(task=Task.TEXT_CLASSIFICATION, method=Method.HEAD).spec
+    assert isinstance(asked, TrainSpec)
+    assert "optimization.learning_rate" not in defaulted_from_base(asked, Method.HEAD)
+    decoder = asked.model_copy(update={"task": Task.TEXT_GENERATION})
+    assert "optimization.learning_rate" in defaulted_from_base(decoder, Method.HEAD)
+    # A record of a build before that says that the rate is the base's.
+    own = Optimization(learning_rate=1e-2, epochs=30.0, max_steps=900)
+    record = record_of(task=Task.TEXT_CLASSIFICATION, method=Method.HEAD, optimization=own).model_copy(
+        update={"defaulted_from_base": ("head.pooling", "optimization.learning_rate")}
+    )
+    again = spec_again(record, "bases/new").optimization
+    assert (again.learning_rate, again.epochs) == (1e-2, 30.0)
+
+
 def test_modules_that_were_set_and_that_the_new_base_lacks_are_refused():
     record = record_of(lora=LoraSettings(target_modules=("q_proj",)))
     with pytest.raises(InvalidField, match="names 'q_proj'; the base's linear modules are qkv_proj"):

@@ -116,7 +116,9 @@ def train(
         list[str] | None, _option(METHOD, "classification: LABEL=WEIGHT in the loss (repeatable).")
     ] = None,
     scale: Annotated[float | None, _option(METHOD, "vectors: of cosines before the softmax; 20.")] = None,
-    epochs: Annotated[float | None, _option(STEPS, "Passes over the rows; 3.")] = None,
+    epochs: Annotated[
+        float | None, _option(STEPS, "Passes over the rows; 3, several labels up to 8, heads 30.")
+    ] = None,
     max_steps: Annotated[int | None, _option(STEPS, "Optimiser steps, instead of epochs.")] = None,
     batch_rows: Annotated[int | None, _option(STEPS, "Rows in a step; 8.")] = None,
     micro_batch_rows: Annotated[int | None, _option(STEPS, "How many run at once; all.")] = None,
@@ -128,7 +130,9 @@ def train(
             "--activation-checkpointing/--no-activation-checkpointing",
         ),
     ] = None,
-    learning_rate: Annotated[float | None, _option(STEPS, "The peak; chosen from the base.")] = None,
+    learning_rate: Annotated[
+        float | None, _option(STEPS, "The peak; chosen from base, method and rows.")
+    ] = None,
     schedule: Annotated[
         Literal["CONSTANT", "LINEAR", "COSINE"] | None, _option(STEPS, "After warm-up; COSINE.")
     ] = None,

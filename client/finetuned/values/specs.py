@@ -194,7 +194,7 @@ class Optimization:
 
     epochs: float | None = None
     """How often every training row is seen; default 3; for rows with several labels as many as make 240 steps, at least 3
-    and at most 8; for heads 30, or 10 where they learn numbers. Ignored if max_steps is set.
+    and at most 8; for heads over bases that encode 30, or 10 where they learn numbers. Ignored if max_steps is set.
     """
     max_steps: int | None = None
     """Optimiser steps."""
@@ -203,7 +203,9 @@ class Optimization:
     micro_batch_rows: int | None = None
     """How many of them run at once at most; default batch_rows."""
     learning_rate: float | None = None
-    """The peak; the default is chosen from the base's width, for preferences a tenth of it."""
+    """The peak; the default is chosen from the base's width, its kind and the method, for preferences a tenth of it, and
+    for heads that learn numbers from how far those spread.
+    """
     schedule: LearningRateSchedule | None = None
     """Default COSINE."""
     warmup_fraction: float | None = None

@@ -147,7 +147,7 @@ class DecodeGraphs:
         """In how many steps a shape came that has no graph of its own."""
         self._without: Counter[Shape] = Counter()
         """How many of those were computed without any."""
-        self._groups = kinds_with_equal_inputs(banks.table, self._try)
+        self._groups: tuple[tuple[int, ...], ...] | None = None
         for shape in self._usual[:FIRST_SHAPES]:
             self._capture(shape)
 
@@ -283,4 +283,6 @@ class DecodeGraphs:
             ends = firsts + table[shape.rows : 2 * shape.rows][:, None]
             outside = (places < firsts) | (places >= ends)
             tables.append(RankTable(table[2 * shape.rows :], outside))
+        if self._groups is None:  # first in the warm-up of a capture, whose failure is no one's
+            self._groups = kinds_with_equal_inputs(banks.table, self._try)
         return graph_kernels(banks, tables, self._groups)

@@ -17,7 +17,7 @@ MAX_GATHERED_BYTES = 512 * 1024 * 1024
 """Keys and values of one layer that a step puts side by side; beyond this it is computed without a graph, where each row
 takes no more than it has."""
 MAX_GATHERED_RANK_BYTES = 1024 * 1024 * 1024
-"""LoRA weights of all layers that a step puts side by side; as above."""
+"""LoRA weights of all layers that a step puts side by side; as above. A of modules with the same inputs is there twice."""
 USUAL_RANK = 16
 """Of adapters, where nobody knows yet who will come."""
 USUAL_KEYS = (512, 128, 2048)

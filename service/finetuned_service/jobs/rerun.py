@@ -7,8 +7,9 @@ from finetuned_service.errors import InvalidField, RerunRefused
 from finetuned_service.jobs.methods import SETTINGS_OF
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.values import Job
-from finetuned_service.vocabulary import Method
+from finetuned_service.vocabulary import Method, Task
 
+_RATE = "optimization.learning_rate"
 BASE_DECIDES = (
     "lora.target_modules",
     "head.pooling",
@@ -18,13 +19,13 @@ BASE_DECIDES = (
     "bottleneck.width",
     "layers.last",
     "layers.layers",
-    "optimization.learning_rate",
+    _RATE,
     "data.max_row_tokens",
 )
 """What `jobs/resolve.py` chooses from the base where it is not set; all else it fills in from the spec
 itself or the data, so that it comes out the same on any base."""
 METHOD_DECIDES = ("optimization.epochs", "optimization.max_steps", "optimization.checkpoint_interval_steps")
-"""What it chooses from the method, too; open where that is."""
+"""What it chooses from the method and the kind of rows, too; open where the method is."""
 METHOD = "method"
 _LISTS = ("target_modules", "layers.layers")
 
@@ -34,8 +35,13 @@ def defaulted_from_base(asked: TrainSpec, method: Method) -> tuple[str, ...]:
     method_named = METHOD in asked.model_fields_set
     others = set(SETTINGS_OF.values()) - {SETTINGS_OF[method]}
     decided = BASE_DECIDES if method_named else (*BASE_DECIDES, *METHOD_DECIDES)
+    trained = asked.model_copy(update={"method": method})
     unset = (
-        path for path in decided if path.partition(".")[0] not in others and _value(asked, path) in {None, ()}
+        path
+        for path in decided
+        if path.partition(".")[0] not in others
+        and _value(asked, path) in {None, ()}
+        and not (method_named and _follows_from_rows(trained, path))
     )
     return tuple(unset) if method_named else (METHOD, *unset)
 
@@ -55,13 +61,20 @@ def spec_again(record: Job, base: str) -> TrainSpec:
     if METHOD in record.defaulted_from_base:
         again = TrainSpec.model_validate(again.model_dump(exclude={METHOD}))
     for path in record.defaulted_from_base:
-        if path == METHOD:
+        # Records of older builds name it, too.
+        fixed = METHOD not in record.defaulted_from_base and _follows_from_rows(spec, path)
+        if path == METHOD or fixed:
             continue
         group, _, setting = path.partition(".")
         unset = () if path.endswith(_LISTS) else None
         settings = getattr(again, group).model_copy(update={setting: unset})
         again = again.model_copy(update={group: settings})
     return again
+
+
+def _follows_from_rows(spec: TrainSpec, path: str) -> bool:
+    """The rate of a head over a base that encodes is of its rows, whatever the base."""
+    return path == _RATE and spec.method is Method.HEAD and spec.task is not Task.TEXT_GENERATION
 
 
 def refuse_changed(record: Job, rows: Dataset, held_out: Dataset | None) -> None:

@@ -113,7 +113,7 @@ def resolve_train(
         train_rows: rows trained on in one epoch, at least 1 (without the held-out ones).
         max_rank: the largest that the server serves.
         kind: of the rows; None leaves what depends on it as for most.
-        spread: the standard deviation of the numbers to learn; None where rows have no numbers.
+        spread: the standard deviation of the numbers that a head alone learns; None for all else.
 
     Raises:
         InvalidField: the settings contradict each other, the base or the data; all violations at once.

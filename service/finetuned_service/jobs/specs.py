@@ -138,14 +138,14 @@ class ContrastiveOptions(Settings):
 
 class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
-    """Resolved to 3 if max_steps is not set either."""
+    """Resolved from the method and the rows if max_steps is not set either."""
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """Resolved from epochs."""
     batch_rows: int = Field(default=8, ge=1, le=1024)
     micro_batch_rows: int | None = Field(default=None, ge=1, le=1024)
     """Resolved to batch_rows."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Resolved from the base's width."""
+    """Resolved from the base's width, the method and the rows."""
     schedule: Schedule = Schedule.COSINE
     warmup_fraction: float = Field(default=0.05, ge=0, le=0.5)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
