@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from finetuned_service.storage.database import Database
+from finetuned_service.storage.directory import DATABASE_FILE
+from sqlalchemy import text
 from tiny_models import save_tiny_base
 from tiny_tokenizers import byte_level, write_tokenizer
 
@@ -16,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from finetuned import FinishReason, Reply, ServedBy, Timing, Usage
 
-from benchmarks.soak.growth import MIB, growth
+from benchmarks.soak.growth import MIB, growth, read
 from benchmarks.soak.known import Known, Question
 from benchmarks.soak.report import print_tables, save
 from benchmarks.soak.run import Plan, soak
@@ -64,6 +69,19 @@ SECONDS = [60.0 * minute for minute in range(1, 31)]
 )
 def test_memory_that_grows_is_told_from_memory_that_moves(values, flat):
     assert growth("engine", "rss_bytes", SECONDS, values).flat is flat
+
+
+def test_the_files_of_connections_that_sqlite_keeps_are_no_growth(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / DATABASE_FILE}")
+    first = read(os.getpid())["descriptors"]
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(database.read()).execute(text("select 1 from sqlite_master")).all()
+    # The pool keeps five of them, with their logs.
+    kept = read(os.getpid())["descriptors"]
+    assert kept <= first + 5
+    with (tmp_path / "lost").open("w"):
+        assert read(os.getpid())["descriptors"] == kept + 1
 
 
 def test_a_descriptor_lost_now_and_then_is_growth():
