@@ -25,7 +25,7 @@ from benchmarks.figures import Figure, compared, take_turns
 
 PROMPT_TOKENS, NEW_TOKENS, RANK, LONG_TOKENS = 64, 32, 16, 1000
 PEER_ADAPTERS, PEER_MIXED_TOKENS = 8, 8
-"""With adapters PEFT computes one after another at each module, a third of a second for a step on eight: it gets few of
+"""With adapters PEFT computes one after another at each module, up to half a second for a step on eight: it gets few of
 them, its replies are cut, and the time of their prompts is not counted at all."""
 CASES = ((1, 0), (8, 0), (32, 0), (8, 8), (32, 8), (32, 32))
 """Sequences, and how many adapters they have among them; 0 is the plain base."""

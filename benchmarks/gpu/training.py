@@ -47,11 +47,10 @@ def training_figures(base: Path, runs: int, shape: str, device: str) -> list[Fig
     for name, make in (("ours", our_step), ("peft", peft_step)):
         before = torch.cuda.memory_allocated()
         steps[name], base_bytes = make(base, device)
+        torch.cuda.reset_peak_memory_stats()
         for batch in batches:
-            torch.cuda.reset_peak_memory_stats()
             steps[name](batch)
-            peak = (torch.cuda.max_memory_allocated() - before - base_bytes) / 1e6
-            peaks[name] = max(peaks.get(name, 0.0), peak)
+        peaks[name] = (torch.cuda.max_memory_allocated() - before - base_bytes) / 1e6
 
     def speed(step: Callable[[Sequence[EncodedRow]], None]) -> float:
         def epoch() -> None:

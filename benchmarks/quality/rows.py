@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import pstdev
 from typing import Any
 
 from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.datasets.rows import spread_of_scores
 from finetuned_service.datasets.shapes import shape_of
 
 from benchmarks.quality.reviews import reviews
@@ -54,8 +54,7 @@ class RowFiles:
     @property
     def spread(self) -> float | None:
         """The standard deviation of the numbers to learn; None where there are none."""
-        scores = [row["score"] for row in read(self.train) if "score" in row]
-        return pstdev(scores) if scores else None
+        return spread_of_scores(self.train) if self.kind is RowKind.SCORED_TEXT else None
 
 
 def rows_of(study: str, test_rows: int, train_rows: int | None = None) -> RowFiles:

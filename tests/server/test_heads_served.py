@@ -233,8 +233,8 @@ def test_a_version_is_promoted_by_a_figure_of_its_task(encoder: TinyServer) -> N
 def test_the_rate_of_a_head_that_learns_numbers_follows_from_them(
     encoder: TinyServer, tmp_path: Path
 ) -> None:
-    prices = [row | {"score": 300.0 if row["label"] == "up" else 260.0} for row in MOODS]
-    rows = write(tmp_path / "prices.jsonl", [{"text": row["text"], "score": row["score"]} for row in prices])
+    prices = [{"text": row["text"], "score": 300.0 if row["label"] == "up" else 260.0} for row in MOODS]
+    rows = write(tmp_path / "prices.jsonl", prices)
     asked: dict[str, Any] = {"dataset": "prices", "adapter": "prices", "task": Task.TEXT_CLASSIFICATION}
     with Client(encoder.endpoint) as client:
         client.datasets.upload(rows, "prices")

@@ -19,6 +19,7 @@ from finetuned_service.jobs.methods import (
     resolve_method,
 )
 from finetuned_service.jobs.specs import (
+    MAX_LEARNING_RATE,
     ClassificationOptions,
     ContrastiveOptions,
     DataOptions,
@@ -30,7 +31,7 @@ from finetuned_service.jobs.specs import (
 from finetuned_service.vocabulary import ClassWeights, Method, Objective, Task
 
 DEFAULT_EPOCHS = 3.0
-FEW_STEPS, MOST_EPOCHS = 240, 8.0
+_FEW_STEPS, _MOST_EPOCHS = 240, 8.0
 """Few rows with several labels are seen more often, until there are so many steps: most labels are in few of them.
 Measured: docs/decisions/2026-11-27-several-labels-are-learnt-for-longer.md."""
 DEFAULT_MAX_ROW_TOKENS = 1024
@@ -60,11 +61,9 @@ _USUAL: Mapping[Method, _Usual] = {
     Method.FULL: _Usual(rate_share=0.1),
 }
 _DECODER_HEAD = _Usual(rate_share=0.1)
-NUMBERS_HEAD_EPOCHS, NUMBERS_HEAD_RATE = 10.0, 5e-3
+_NUMBERS_EPOCHS, _NUMBERS_RATE = 10.0, 5e-3
 """Of a head alone that learns numbers: what their words alone tell is soon learnt, and more only fits the rows. The rate is
 for numbers that spread by 1. Measured: docs/decisions/2026-11-27-numbers-set-the-rate-of-a-head.md."""
-_MOST_RATE = 1.0
-"""That `Optimization` allows."""
 
 _USUAL_ENCODING: Mapping[Method, _Usual] = {
     # Measured: docs/decisions/2026-11-26-usual-rates-of-bases-that-encode.md.
@@ -119,9 +118,8 @@ def resolve_train(
         InvalidField: the settings contradict each other, the base or the data; all violations at once.
     """
     usual = _usual(spec, base, spread)
-    if kind is RowKind.MULTI_LABEL_TEXT and spec.method is not Method.HEAD:
-        wanted = math.ceil(FEW_STEPS * spec.optimization.batch_rows / train_rows)
-        usual = replace(usual, epochs=min(MOST_EPOCHS, max(usual.epochs, float(wanted))))
+    if kind is RowKind.MULTI_LABEL_TEXT:
+        usual = _for_longer(usual, spec.optimization.batch_rows, train_rows)
     resolved = resolve_method(spec, base).model_copy(
         update={
             "optimization": _optimization(spec, usual, base, train_rows),
@@ -148,10 +146,16 @@ def _usual(spec: TrainSpec, base: BaseFacts, spread: float | None) -> _Usual:
         return _DECODER_HEAD if spec.method is Method.HEAD else _USUAL.get(spec.method, _Usual())
     if spec.method is Method.HEAD and spread is not None:
         # A step of Adam moves a weight by about the rate, whatever the size of the error.
-        return _Usual(NUMBERS_HEAD_EPOCHS, min(_MOST_RATE, NUMBERS_HEAD_RATE * (spread or 1.0)))
+        return _Usual(_NUMBERS_EPOCHS, min(MAX_LEARNING_RATE, _NUMBERS_RATE * (spread or 1.0)))
     if spec.method is Method.LORA and base.convolves:
         return _CONVOLUTIONS
     return _USUAL_ENCODING.get(spec.method) or _USUAL.get(spec.method, _Usual())
+
+
+def _for_longer(usual: _Usual, batch_rows: int, train_rows: int) -> _Usual:
+    """As many epochs as make `_FEW_STEPS`, at most `_MOST_EPOCHS`; no fewer than usual."""
+    epochs = min(_MOST_EPOCHS, float(math.ceil(_FEW_STEPS * batch_rows / train_rows)))
+    return replace(usual, epochs=max(usual.epochs, epochs))
 
 
 def _optimization(spec: TrainSpec, usual: _Usual, base: BaseFacts, train_rows: int) -> Optimization:

@@ -136,6 +136,9 @@ class ContrastiveOptions(Settings):
     """Of cosines, before the softmax over the batch."""
 
 
+MAX_LEARNING_RATE = 1.0
+
+
 class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Resolved from the method and the rows if max_steps is not set either."""
@@ -144,7 +147,7 @@ class Optimization(Settings):
     batch_rows: int = Field(default=8, ge=1, le=1024)
     micro_batch_rows: int | None = Field(default=None, ge=1, le=1024)
     """Resolved to batch_rows."""
-    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
     """Resolved from the base's width, the method and the rows."""
     schedule: Schedule = Schedule.COSINE
     warmup_fraction: float = Field(default=0.05, ge=0, le=0.5)
