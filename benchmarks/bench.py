@@ -122,11 +122,11 @@ class Bench:
             measure: ours.
             peers: the others' measurements by name; a name of `also` that is not here gets a figure without
                 a peer, so that nobody misses it.
-            own: our own measurements under other conditions.
+            own: our own measurements under other conditions; their turns are next to ours.
             also: peers that there should be.
         """
         beside = {**peers, **(own or {})}
-        found = take_turns(self.runs, {"": measure, **beside})
+        found = take_turns(self.runs, {"": measure, **(own or {}), **peers})
         for name in beside:
             yield compared(f"{prefix}_vs_{name}", unit, found[""], name, found[name])
         for name in also:

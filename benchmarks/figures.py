@@ -63,13 +63,16 @@ def compared(
 
 
 def take_turns(runs: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Each measurement once as a warm-up that is not kept, then all in turn, `runs` times."""
+    """Each measurement once as a warm-up that is not kept, then all in turn, `runs` times: forwards, backwards, and so
+    on, so that nobody always comes after the same one, or after the longest rest.
+    """
     for measure in measures.values():
         measure()
     found: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(runs):
-        for name, measure in measures.items():
-            found[name].append(measure())
+    forwards = list(measures)
+    for run in range(runs):
+        for name in forwards[::-1] if run % 2 else forwards:
+            found[name].append(measures[name]())
     return found
 
 

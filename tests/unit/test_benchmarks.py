@@ -59,9 +59,9 @@ def test_each_takes_its_turn_after_a_warm_up():
         order.append(name)
         return float(len(order))
 
-    found = take_turns(2, {"a": lambda: measure("a"), "b": lambda: measure("b")})
-    assert order == ["a", "b"] * 3
-    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    found = take_turns(3, {"a": lambda: measure("a"), "b": lambda: measure("b")})
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert found == {"a": [3.0, 6.0, 7.0], "b": [4.0, 5.0, 8.0]}
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.75, 3.0), (0.99, 4.0), (0.0, 1.0)])

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from finetuned import Bottleneck, Full, Head, Ia3, Layers, Lora, Qlora
+from finetuned import Bottleneck, Full, Head, Ia3, Layers, Lora, Qlora, WeightFormat
 
 T = TypeVar("T")
 
@@ -19,14 +19,18 @@ _KINDS: Mapping[str, type[Any]] = {
     "layers": Layers,
     "full": Full,
 }
+_QUANTIZED = (WeightFormat.INT8, WeightFormat.NF4)
 
 
-def method_settings(method: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def method_settings(
+    method: str | None, options: Mapping[str, Any], weight_format: Callable[[], WeightFormat]
+) -> dict[str, Any]:
     """The keyword of `client.train` that holds the method and its settings; none leaves it to the service.
 
     Args:
-        method: as given; None is lora where there are options.
+        method: as given; None is lora where there are options, and qlora where the base is quantized.
         options: settings by their names in the values of all methods; None and empty where not given.
+        weight_format: of the base; asked only where that decides.
 
     Raises:
         typer.BadParameter: an option is not for the method.
@@ -39,6 +43,8 @@ def method_settings(method: str | None, options: Mapping[str, Any]) -> dict[str,
     strays = sorted(name for name in given if name not in kind.__dataclass_fields__)
     if strays:
         raise typer.BadParameter(f"{', '.join(strays)} is no setting of {chosen}", param_hint="--method")
+    if method is None and weight_format() in _QUANTIZED:
+        chosen = "qlora"
     settings = kind(**given)
     return {chosen: Qlora(lora=settings) if chosen == "qlora" else settings}
 

@@ -15,6 +15,7 @@ from finetuned import (
     BottleneckPlacement,
     ClassificationOptions,
     ClassWeights,
+    Client,
     ContrastiveOptions,
     DataOptions,
     Dpo,
@@ -25,6 +26,7 @@ from finetuned import (
     Optimization,
     PromoteIf,
     Task,
+    WeightFormat,
 )
 from finetuned.cli.jobs import follow
 from finetuned.cli.method import by_module, method_settings
@@ -207,7 +209,7 @@ def train(
             task=Task(task) if task else None,
             objective=Objective(objective) if objective else None,
             dpo=dpo if dpo != Dpo() else None,
-            **method_settings(method, settings),
+            **method_settings(method, settings, lambda: _weight_format(client, base)),
             classification=classification if classification != ClassificationOptions() else None,
             contrastive=ContrastiveOptions(scale=scale) if scale is not None else None,
             optimization=Optimization(
@@ -244,6 +246,11 @@ def train(
             priority=priority,
         )
         follow(client, job, as_json=as_json, detach=detach)
+
+
+def _weight_format(client: Client, base: str | None) -> WeightFormat:
+    """Of the base that would be trained on."""
+    return (client.bases.get(base) if base else client.server_info().base).weight_format
 
 
 def _promotion(alias: str | None, metric: str, minimum: float | None, better: bool) -> PromoteIf | None:  # noqa: FBT001 - private
