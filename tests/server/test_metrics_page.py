@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 NAMING = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("deploy/alerts/**/*.yaml")]
 """Where metrics are named."""
 NO_METRICS = {"finetuned_service"}
+STEPS = 9 * 8
+"""Of nine sequences together, a token each."""
 PROMPT = RawText("what's the weather like in Paris today?")
 
 
@@ -28,14 +30,11 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> str:
     make_data_directory(directory)
     with running(directory / "data") as server, Client(server.endpoint) as client:
         use(client, server, directory)
-        # The engine's figures are a second old at most.
-        eventually(
-            lambda: (
-                'finetuned_adapter_info{adapter="tenants/default/adapters/measured/versions/1"'
-                in scrape(server.metrics_url)
-            )
-        )
-        return scrape(server.metrics_url)
+        # The engine's figures are a second old at most, and may be of the middle of the last reply.
+        eventually(lambda: value(scrape(server.metrics_url), "finetuned_engine_step_sequences_sum") >= STEPS)
+        page = scrape(server.metrics_url)
+        assert 'finetuned_adapter_info{adapter="tenants/default/adapters/measured/versions/1"' in page
+        return page
 
 
 def use(client: Client, server: TinyServer, directory: Path) -> None:
@@ -80,7 +79,7 @@ def test_figures_tell_what_was_done(used: str) -> None:
     assert value(used, "finetuned_refusals_total", reason="RESOURCE_NOT_FOUND") == 1
     assert value(used, "finetuned_adapter_load_seconds_count", tier="device") == 2
     assert value(used, "finetuned_adapter_evictions_total", tier="device") == 1
-    assert value(used, "finetuned_engine_step_sequences_sum") >= 9 * 8
+    assert value(used, "finetuned_engine_step_sequences_sum") >= STEPS
     assert value(used, "finetuned_training_step_seconds_count") == 4
     assert 4 * 4 * 8 < value(used, "finetuned_training_tokens_total") < 4 * 4 * 100
     assert value(used, "finetuned_job_checkpoints_total") >= 2
