@@ -212,9 +212,8 @@ def test_train_by_another_method(run: Run, rows: Path, server: FakeServer) -> No
     run("quantize", "int8", "small")
     server.change_base("tenants/default/bases/small")
     assert trained("--method qlora --rank 4")["qlora"]["lora"]["rank"] == 4
-    assert (
-        trained("--rank 4")["qlora"]["lora"]["rank"] == 4
-    )  # no method is named, and this base takes no other
+    # No method is named, and this base takes no other.
+    assert trained("--rank 4")["qlora"]["lora"]["rank"] == 4
 
 
 @pytest.mark.parametrize(
