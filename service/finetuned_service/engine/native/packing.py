@@ -28,6 +28,9 @@ from finetuned_service.engine.native.library import (
 )
 from finetuned_service.engine.native.weights import NativeWeights
 
+_READ_BEHIND_BYTES = 2048
+"""What `multiply_update` reads behind the last B, and multiplies with 0: at most 15 pairs of a panel's 32 columns."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedAdapter:
@@ -102,8 +105,9 @@ class AdapterPacker:
     def _pack_pairs(
         self, places: list[LoraPairStruct], sources: list[LoraSourceStruct], digest: str
     ) -> Tensor:
-        size_bytes = sum(2 * _elements(source) for source in sources)
+        size_bytes = sum(2 * _elements(source) for source in sources) + _READ_BEHIND_BYTES
         block = self._blocks.take(size_bytes) if sources else torch.empty(0, dtype=torch.uint8)
+        block[-_READ_BEHIND_BYTES:] = 0
         start = block.data_ptr()
         for place, source in zip(places, sources, strict=True):
             place.rank = source.rank + source.rank % 2

@@ -18,7 +18,7 @@ inline long widest_rank(const Model& model, const Segment& segment) {
   return widest;
 }
 
-// Blocks of rows and runs of heads. Returns the widest rank, rounded up to whole vectors, at least one.
+// Blocks of rows and runs of heads. Returns the widest rank, rounded up to what updates read, at least once.
 inline long plan_rows(Workspace& space, const Model& model, const Step& step) {
   space.rows.clear();
   space.first_of_block.clear();
@@ -58,7 +58,7 @@ inline long plan_rows(Workspace& space, const Model& model, const Step& step) {
     if (space.heads.empty() || space.heads.back().head != head) space.heads.push_back({head, i, i});
     space.heads.back().end = i + 1;
   }
-  return (widest + kLanes - 1) / kLanes * kLanes;
+  return (widest + kUpdateRanks - 1) / kUpdateRanks * kUpdateRanks;
 }
 
 // Blocks of query lines, `group` of a row for each head of keys, those with the same keys one after another; `slots` [T]

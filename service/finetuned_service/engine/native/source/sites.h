@@ -62,7 +62,8 @@ inline void multiply_panel(const Linear& linear, long panel, const Rows& x, long
   }
 }
 
-// x A^T of a block's rows, rounded to bfloat16 after `finish(values, rank)`, which takes 16 ranks from `rank` on.
+// x A^T of a block's rows, rounded to bfloat16 after `finish(values, rank)`, which takes 16 ranks from `rank` on; then 0, as far as
+// `multiply_update` reads.
 template <typename Finish>
 void shrink(const RowBlock& block, const LoraPair& pair, const Rows& x, const Rows& out, const Finish& finish) {
   alignas(64) float sums[kBlockRows][kLanes];
@@ -75,6 +76,8 @@ void shrink(const RowBlock& block, const LoraPair& pair, const Rows& x, const Ro
       multiply_chained<true>(block.rows, &sums[0][0], kLanes, x.at(block.row), a, 2 * ranks, x.pairs(), static_cast<int>(ranks));
     for (int r = 0; r < block.rows; ++r) out.put(block.row + r, first, finish(load(sums[r]), first));
   }
+  for (long first = (pair.rank + kLanes - 1) / kLanes * kLanes; first % kUpdateRanks != 0; first += kLanes)
+    for (int r = 0; r < block.rows; ++r) out.put(block.row + r, first, Float16{});
 }
 
 class Sites {
@@ -133,7 +136,7 @@ class Sites {
       const LoraPair& pair = rows->pair(at.layer, at.site);
       float* to = c + (rows->row - first) * stride;
       if (pair.rank > 0)
-        multiply<2, true>(rows->rows, to, stride, shrunk_[at.slot].at(rows->row), pair.b + panel * kPanel * pair.rank, 2 * kPanel,
+        multiply_update<2>(rows->rows, to, stride, shrunk_[at.slot].at(rows->row), pair.b + panel * kPanel * pair.rank, 2 * kPanel,
                           pair.rank / 2);
       if (rows->change != nullptr) scale_outputs(*rows, panel, at, to, stride);
     }

@@ -176,6 +176,8 @@ inline void multiply_tiles(int rows, float* c, long c_stride, RowsAt a, const bf
     }
 }
 
+constexpr int kRowsAsTiles = 4;  // at most
+
 // What a tile adds of few rows and at most 16 pairs, in vectors, to the same bits: the unit's own order and, with what
 // `Multiplying` sets, its own zeros for what is below the smallest normal number. A tile costs 200 cycles where its pairs are
 // copied.
@@ -220,6 +222,7 @@ template <int V, bool Accumulate, class Fetch = FetchNothing>
 inline void multiply(int rows, float* c, long c_stride, RowsAt a, const bf16* b, long b_stride, long pairs, Fetch&& fetch = Fetch{},
                      long pieces = 1, long piece_stride = 0) {
   if constexpr (Accumulate && std::is_same_v<std::decay_t<Fetch>, FetchNothing>) {
+    static_assert(kRowsAsTiles == 4);
     if (pieces == 1 && pairs <= kTile) switch (rows) {
         case 1: return multiply_as_tiles<1, V>(c, c_stride, a, b, b_stride, pairs);
         case 2: return multiply_as_tiles<2, V>(c, c_stride, a, b, b_stride, pairs);
@@ -232,6 +235,16 @@ inline void multiply(int rows, float* c, long c_stride, RowsAt a, const bf16* b,
     multiply_tiles<2, V, Accumulate>(rows, c, c_stride, a, b, b_stride, pairs, fetch, pieces, piece_stride);
   else
     multiply_tiles<1, V, Accumulate>(rows, c, c_stride, a, b, b_stride, pairs, fetch, pieces, piece_stride);
+}
+
+// What `multiply_update` reads of a row and of b: whole tiles.
+constexpr long kUpdateRanks = 2 * kTile;
+
+// c[rows x 16*V] += a * b, where a is 0 from `pairs` on up to whole tiles, and what follows b for as long is finite.
+template <int V>
+inline void multiply_update(int rows, float* c, long c_stride, RowsAt a, const bf16* b, long b_stride, long pairs) {
+  const bool few = rows <= kRowsAsTiles && pairs <= kTile;
+  multiply<V, true>(rows, c, c_stride, a, b, b_stride, few ? pairs : (pairs + kTile - 1) / kTile * kTile);
 }
 
 // c += a * b where b lies in `pieces` of `pairs` pairs each, `piece_stride` apart; a has no gaps.

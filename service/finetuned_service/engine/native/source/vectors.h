@@ -215,6 +215,15 @@ inline void multiply_chained(int rows, float* c, long c_stride, const uint32_t* 
   }
 }
 
+// What `multiply_update` reads of a row: what there is.
+constexpr long kUpdateRanks = kLanes;
+
+// c[rows x 16*V] += a * b.
+template <int V>
+inline void multiply_update(int rows, float* c, long c_stride, const uint32_t* a, const bf16* b, long b_stride, long pairs) {
+  multiply<V, true>(rows, c, c_stride, a, b, b_stride, pairs);
+}
+
 // What a thread holds while it multiplies: nothing.
 class Multiplying {
  public:
