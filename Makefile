@@ -68,8 +68,10 @@ chromium:
 	.venv-checkov/bin/pip --disable-pip-version-check --quiet install --requirement tests/checkov.txt
 	touch $@
 
-unit: install compiler chromium $(BIN)/promtool .venv-checkov/installed ## All tests but those that need a GPU
-	$(BIN)/pytest -m "not gpu"
+# A file's tests stay together: they share servers and bases. A process of tests takes up to 4 GiB.
+WORKERS ?= 2
+unit: install compiler chromium $(BIN)/promtool .venv-checkov/installed ## All tests but those that need a GPU (WORKERS=2 at once)
+	$(BIN)/pytest -m "not gpu" --numprocesses $(WORKERS) --dist loadfile
 
 # Engine and trainer beside the same oracles as on the CPU, and what only a GPU has.
 GPU_TESTS := tests/gpu $(wildcard tests/integration/test_engine_*.py) tests/integration/test_gpt2.py \

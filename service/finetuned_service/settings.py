@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     less time of the workers lately; jobs of higher priority do not wait so long."""
     job_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
     """Compute threads of a job process, which runs when serving leaves the processors idle; see job_share."""
-    job_share: float = Field(default=0.24, ge=0.0, le=0.5)
+    job_share: float = Field(default=0.22, ge=0.0, le=0.5)
     """The part of its time that the engine leaves to jobs of this server while requests keep it busy, by pauses
     between steps of at most 30 ms (on CPUs); besides it they have what serving leaves idle. 0 leaves them only that, and
     so does a worker apart from the server."""

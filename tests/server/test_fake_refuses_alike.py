@@ -33,7 +33,7 @@ from finetuned.errors import FinetunedError
 from finetuned.testing import FakeServer, _specs
 from finetuned_service.jobs.data_check import KINDS
 from finetuned_service.jobs.methods import METHODS_OF_TASK
-from finetuned_service.jobs.resolve import GENERATION_METRICS, USUAL_METRIC
+from finetuned_service.jobs.usual import GENERATION_METRICS, USUAL_METRIC
 from tiny_models import save_tiny_adapter
 from tiny_server import TINY, make_data_directory, running
 

@@ -14,18 +14,53 @@ from finetuned_service.engine.rest import MOST_SECONDS, Rest
 from tiny_models import save_tiny_base
 
 
+class Time:
+    """A clock that only moves when told to; it keeps what was slept."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 100.0, list[float]()
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+
+    def rest(self, share: float) -> Rest:
+        rest = Rest(self.sleep, lambda: self.now)
+        rest.share = share
+        return rest
+
+
 @pytest.mark.parametrize(
-    ("share", "worked", "slept"),
-    [(0.0, 0.02, []), (0.2, 0.0, []), (0.2, 0.02, [0.005]), (0.5, 0.01, [0.01]), (0.25, 9.0, [MOST_SECONDS])],
+    ("share", "busy", "slept"),
+    [(0.0, 0.02, []), (0.2, 0.02, [0.005]), (0.5, 0.01, [0.01]), (0.25, 9.0, [MOST_SECONDS])],
 )
-def test_a_pause_is_as_long_as_the_share_asks_for(share: float, worked: float, slept: list[float]) -> None:
-    found: list[float] = []
-    rest = Rest(found.append)
-    rest.share = share
-    rest.worked(worked)
+def test_a_pause_is_as_long_as_the_share_asks_for(share: float, busy: float, slept: list[float]) -> None:
+    time = Time()
+    rest = time.rest(share)
+    time.now += busy
+    rest.computed()
     rest.take()
-    rest.take()  # nothing was worked since
-    assert found == pytest.approx(slept)
+    rest.take()  # nothing was computed since
+    assert time.slept == pytest.approx(slept)
+
+
+def test_a_pause_counts_all_of_a_busy_engines_time_but_neither_pauses_nor_what_it_waited_for_requests() -> (
+    None
+):
+    time = Time()
+    rest = time.rest(0.2)
+    for _ in range(2):
+        time.now += 0.015  # the step
+        rest.computed()
+        time.now += 0.005  # its events are sent
+        rest.take()
+    assert time.slept == pytest.approx([0.005, 0.005])
+    time.now += 60.0  # no request
+    rest.take()
+    time.now += 0.004
+    rest.computed()
+    rest.take()
+    assert time.slept == pytest.approx([0.005, 0.005, 0.001])
 
 
 def test_an_engine_pauses_after_steps_once_it_is_told_to_and_until_it_is_told_otherwise(
@@ -59,7 +94,7 @@ def test_the_process_sends_what_a_step_told_before_it_pauses_and_ends_streams_be
 
         def step(self) -> list[str]:
             self.steps += 1
-            self.rest.worked(0.01)
+            self.rest.computed()
             return [f"step {self.steps}"]
 
         def abandon(self) -> list[str]:

@@ -12,8 +12,9 @@ import pytest
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
-from finetuned_service.jobs.resolve import default_learning_rate, resolve_train
+from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.jobs.usual import default_learning_rate
 from finetuned_service.vocabulary import Pooling
 from safetensors.numpy import save_file
 

@@ -126,9 +126,8 @@ class EngineLoop:
         chunks = self.scheduler.plan_step()
         if chunks:
             self.scheduler.charge(chunks)
-            began = time.monotonic()
             self._compute(chunks)
-            self.rest.worked(time.monotonic() - began)
+            self.rest.computed()
         elif not (self._events or self._warmed()):
             self._wait()
         events, self._events = self._events, []

@@ -15,20 +15,31 @@ MOST_SECONDS = 0.03
 
 
 class Rest:
-    """How long the engine's thread is to pause after what it has computed."""
+    """How long the engine's thread is to pause after a step.
 
-    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+    Args:
+        sleep: takes seconds.
+        clock: in seconds, never backwards.
+    """
+
+    def __init__(
+        self, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.share = 0.0
         """Of the time in which there is something to compute; 0 where no job runs."""
         self._sleep = sleep
-        self._worked_seconds = 0.0
+        self._clock = clock
+        self._since_seconds = clock()
+        self._computed = False
 
-    def worked(self, seconds: float) -> None:
-        """So long did a step compute."""
-        self._worked_seconds += seconds
+    def computed(self) -> None:
+        """A step had something to compute: the time since the last `take` was busy, and not spent waiting for requests."""
+        self._computed = True
 
     def take(self) -> None:
-        """Pause for what was worked since the last time; call it when the step's events are on their way."""
-        worked, self._worked_seconds = self._worked_seconds, 0.0
-        if self.share and worked:
-            self._sleep(min(MOST_SECONDS, worked * self.share / (1.0 - self.share)))
+        """Pause for what was busy since the last time; call it when the step's events are on their way."""
+        computed, self._computed = self._computed, False
+        if self.share and computed:
+            busy_seconds = self._clock() - self._since_seconds
+            self._sleep(min(MOST_SECONDS, busy_seconds * self.share / (1.0 - self.share)))
+        self._since_seconds = self._clock()

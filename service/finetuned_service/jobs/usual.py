@@ -1,0 +1,118 @@
+"""What is usual where a TrainSpec says nothing: epochs and learning rates by method, base and rows. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.jobs.methods import BaseFacts
+from finetuned_service.jobs.specs import MAX_LEARNING_RATE, TrainSpec
+from finetuned_service.vocabulary import Method, Objective, Task
+
+_EPOCHS = 3.0
+_FEW_STEPS, _MOST_EPOCHS = 240, 8.0
+"""Few rows with several labels are seen more often, until there are so many steps: most labels are in few of them.
+Measured: docs/decisions/2026-11-27-several-labels-are-learnt-for-longer.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """Defaults of a method."""
+
+    epochs: float = _EPOCHS
+    learning_rate: float | None = None
+    """None is `default_learning_rate` of the base."""
+    rate_share: float = 1.0
+    """Of that."""
+
+
+_USUAL: Mapping[Method, _Usual] = {
+    # A head is small, begins at zero, and its inputs are computed once: many cheap steps.
+    Method.HEAD: _Usual(epochs=30.0, learning_rate=1e-2),
+    # As in the paper (Liu et al. 2022, section 3.3).
+    Method.IA3: _Usual(learning_rate=3e-3),
+    Method.BOTTLENECK: _Usual(rate_share=0.5),
+    # LoRA Without Regret (Schulman et al. 2025): whole parameters want a tenth of LoRA's rate.
+    Method.LAYERS: _Usual(rate_share=0.1),
+    Method.FULL: _Usual(rate_share=0.1),
+}
+_DECODER_HEAD = _Usual(rate_share=0.1)
+_NUMBERS_EPOCHS, _NUMBERS_RATE = 10.0, 5e-3
+"""Of a head alone that learns numbers: what their words alone tell is soon learnt, and more only fits the rows. The rate is
+for numbers that spread by 1. Measured: docs/decisions/2026-11-27-numbers-set-the-rate-of-a-head.md."""
+
+_USUAL_ENCODING: Mapping[Method, _Usual] = {
+    # Measured: docs/decisions/2026-11-26-usual-rates-of-bases-that-encode.md.
+    Method.BOTTLENECK: _Usual(rate_share=1.0),
+    Method.LAYERS: _Usual(rate_share=0.5),
+    Method.FULL: _Usual(rate_share=0.2),
+}
+_CONVOLUTIONS = _Usual(rate_share=0.4)
+"""Of low-rank updates."""
+
+_DPO_RATE = 0.1
+"""Of a method's usual learning rate: DPO starts from a model that can answer, and soon leaves it. Recipes with
+LoRA (TRL's, Zephyr's) have 5e-6 to 5e-5 at the width where `default_learning_rate` gives 3e-4."""
+
+USUAL_METRIC: Mapping[tuple[Task, Objective | None], str] = {
+    (Task.TEXT_GENERATION, Objective.DPO): "reward_accuracy",
+    (Task.TEXT_CLASSIFICATION, None): "macro_f1",
+    (Task.TOKEN_CLASSIFICATION, None): "entity_f1",
+    (Task.IMAGE_CLASSIFICATION, None): "accuracy",
+    (Task.FEATURE_EXTRACTION, None): "mrr_at_10",
+}
+"""What decides a promotion where nobody says so, by task and objective; None is any. Else exact_match."""
+
+GENERATION_METRICS: Mapping[Objective, tuple[str, ...]] = {
+    Objective.SFT: ("exact_match", "loss"),
+    Objective.DPO: ("reward_accuracy", "reward_margin", "loss"),
+}
+"""What is measured of adapters that generate text, the usual one first."""
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """The starting point for LoRA on all linear layers of Llama-like models, to two digits.
+
+    Source: tinker-cookbook, `get_lr`: 5e-5 * 10 * (2000 / hidden size) ** 0.78.
+    """
+    return float(f"{5e-5 * 10 * (2000 / hidden_size) ** 0.78:.1e}")
+
+
+@dataclass(frozen=True, slots=True)
+class UsualSettings:
+    """What optimization has where it is not set."""
+
+    epochs: float
+    learning_rate: float
+
+
+def usual_settings(
+    spec: TrainSpec, base: BaseFacts, *, train_rows: int, kind: RowKind | None, spread: float | None
+) -> UsualSettings:
+    """See `resolve_train` for the arguments."""
+    usual = _usual(spec, base, spread)
+    if kind is RowKind.MULTI_LABEL_TEXT:
+        usual = _for_longer(usual, spec.optimization.batch_rows, train_rows)
+    rate = usual.learning_rate or usual.rate_share * default_learning_rate(base.hidden_size)
+    if spec.objective is Objective.DPO:
+        rate *= _DPO_RATE
+    return UsualSettings(usual.epochs, float(f"{rate:.1e}"))
+
+
+def _usual(spec: TrainSpec, base: BaseFacts, spread: float | None) -> _Usual:
+    if spec.task is Task.TEXT_GENERATION:
+        return _DECODER_HEAD if spec.method is Method.HEAD else _USUAL.get(spec.method, _Usual())
+    if spec.method is Method.HEAD and spread is not None:
+        # A step of Adam moves a weight by about the rate, whatever the size of the error.
+        return _Usual(_NUMBERS_EPOCHS, min(MAX_LEARNING_RATE, _NUMBERS_RATE * (spread or 1.0)))
+    if spec.method is Method.LORA and base.convolves:
+        return _CONVOLUTIONS
+    return _USUAL_ENCODING.get(spec.method) or _USUAL.get(spec.method, _Usual())
+
+
+def _for_longer(usual: _Usual, batch_rows: int, train_rows: int) -> _Usual:
+    """As many epochs as make `_FEW_STEPS`, at most `_MOST_EPOCHS`; no fewer than usual."""
+    epochs = min(_MOST_EPOCHS, float(math.ceil(_FEW_STEPS * batch_rows / train_rows)))
+    return replace(usual, epochs=max(usual.epochs, epochs))
