@@ -9,18 +9,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, exists, func, insert, select, update
 
-from finetuned_service.adapters.aliases import DEFAULT_ALIAS, Alias, find_alias, list_aliases
+from finetuned_service.adapters.aliases import DEFAULT_ALIAS, Alias, list_aliases
 from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.errors import NotFound
 from finetuned_service.names import AdapterSelector
-from finetuned_service.storage.schema import adapter_versions, adapters
+from finetuned_service.storage.schema import adapter_versions, adapters, aliases
 
 HAS_VERSIONS = exists().where(
     adapter_versions.c.tenant == adapters.c.tenant, adapter_versions.c.adapter == adapters.c.id
 )
 """What tells an adapter from the row that a deleted one leaves, which keeps its numbers from coming again."""
+
+# Built once: every request looks a version up, and to build a statement takes longer than to run it.
+_OF_ADAPTER = select(adapter_versions).where(
+    adapter_versions.c.tenant == bindparam("tenant"), adapter_versions.c.adapter == bindparam("adapter")
+)
+_BY_NUMBER = _OF_ADAPTER.where(adapter_versions.c.version == bindparam("version"))
+_BY_ALIAS = _OF_ADAPTER.join(
+    aliases,
+    and_(
+        aliases.c.tenant == adapter_versions.c.tenant,
+        aliases.c.adapter == adapter_versions.c.adapter,
+        aliases.c.version == adapter_versions.c.version,
+    ),
+).where(aliases.c.alias == bindparam("alias"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +118,12 @@ def parse_version(row: Row[Any], directory: Path) -> AdapterVersion:
 
 def find_version(connection: Connection, selector: AdapterSelector, directory: Path) -> AdapterVersion | None:
     """The version that a selector means at this moment, or None."""
-    tenant, adapter, number = selector.tenant, selector.adapter, selector.version
-    if number is None:
-        alias = find_alias(connection, tenant, adapter, selector.alias or DEFAULT_ALIAS)
-        if alias is None:
-            return None
-        number = alias.version
-    row = connection.execute(
-        select(adapter_versions).where(
-            adapter_versions.c.tenant == tenant,
-            adapter_versions.c.adapter == adapter,
-            adapter_versions.c.version == number,
-        )
-    ).one_or_none()
+    named = {"tenant": selector.tenant, "adapter": selector.adapter}
+    if selector.version is None:
+        found = connection.execute(_BY_ALIAS, named | {"alias": selector.alias or DEFAULT_ALIAS})
+    else:
+        found = connection.execute(_BY_NUMBER, named | {"version": selector.version})
+    row = found.one_or_none()
     return None if row is None else parse_version(row, directory)
 
 
