@@ -154,7 +154,6 @@ STUDIES: Mapping[str, Study] = {
             "smollm2",
             "exact_match",
             ("lora",),
-            seeds=1,
             batch_rows=4,
             epochs=1.0,
             objective=Objective.SFT,
