@@ -24,4 +24,4 @@ def model_of(spec: TrainSpec, base: Path, train: Path) -> Parameters:
             return EmbeddingModel.load(base, spec, base_inputs(read_config(base))[0])
         case _:
             data = read_head_data(spec, base, train, None)
-            return AdaptedEncoder.load(base, spec, data.head, beginning=data.beginning)
+            return AdaptedEncoder.load(base, spec, data.head, unit=data.unit)

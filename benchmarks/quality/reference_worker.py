@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -101,9 +101,11 @@ def _prepare(order: Order, model: Any) -> Prepared:
     told = told_by(raw_train)
     if not order.tuned:
         nn.init.zeros_(head.weight)
-        nn.init.constant_(head.bias, fmean(row[SCORE] for row in raw_train) if told == SCORE else 0.0)
+        nn.init.zeros_(head.bias)
     trained |= {f"classifier.{name}": parameter for name, parameter in head.named_parameters()}
-    labelling = Labelling(model, head, told, labels)
+    numbers = [row[SCORE] for row in raw_train] if told == SCORE else []
+    unit = {"mean": fmean(numbers), "spread": pstdev(numbers)} if numbers else {}
+    labelling = Labelling(model, head, told, labels, **unit)
     return Prepared(labelling, trained, [model, head], encode(raw_train), encode(raw_test))
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from finetuned_service.datasets.kinds import RowKind
-from finetuned_service.datasets.rows import spread_of_scores
 from finetuned_service.datasets.shapes import shape_of
 
 from benchmarks.quality.reviews import reviews
@@ -50,11 +49,6 @@ class RowFiles:
     def kind(self) -> RowKind:
         """Of the rows to learn from."""
         return shape_of(read(self.train)[0]).kind
-
-    @property
-    def spread(self) -> float | None:
-        """The standard deviation of the numbers to learn; None where there are none."""
-        return spread_of_scores(self.train) if self.kind is RowKind.SCORED_TEXT else None
 
 
 def rows_of(study: str, test_rows: int, train_rows: int | None = None) -> RowFiles:

@@ -223,7 +223,6 @@ def matched_spec(study: Study, method: str, seed: int, base: Path, files: RowFil
         base=BaseFacts.of_directory(base),
         train_rows=files.train_rows,
         kind=files.kind,
-        spread=files.spread,
     )
 
 
@@ -241,5 +240,4 @@ def default_spec(study: Study, method: str, seed: int, base: Path, files: RowFil
         base=BaseFacts.of_directory(base),
         train_rows=kept,
         kind=files.kind,
-        spread=files.spread,
     )

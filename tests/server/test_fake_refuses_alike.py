@@ -32,8 +32,8 @@ from finetuned import (
 from finetuned.errors import FinetunedError
 from finetuned.testing import FakeServer, _specs
 from finetuned_service.jobs.data_check import KINDS
+from finetuned_service.jobs.figures import FIGURES_OF_ROWS, GENERATION_FIGURES
 from finetuned_service.jobs.methods import METHODS_OF_TASK
-from finetuned_service.jobs.usual import GENERATION_METRICS, USUAL_METRIC
 from tiny_models import save_tiny_adapter
 from tiny_server import TINY, make_data_directory, running
 
@@ -177,6 +177,5 @@ def test_the_fake_server_has_the_service_s_tables() -> None:
         task.name: tuple(m.lower() for m in methods) for task, methods in METHODS_OF_TASK.items()
     } == dict(_specs.METHODS_OF_TASK)
     assert {task.name: dict(objectives) for task, objectives in KINDS.items()} == dict(_specs.KINDS_OF_TASK)
-    assert dict(GENERATION_METRICS) == dict(_specs.GENERATION_METRICS)
-    usual = {task.name: metric for (task, objective), metric in USUAL_METRIC.items() if objective is None}
-    assert usual == dict(_specs.USUAL_METRIC)
+    assert dict(GENERATION_FIGURES) == dict(_specs.GENERATION_FIGURES)
+    assert dict(FIGURES_OF_ROWS) == dict(_specs.FIGURES_OF_ROWS)

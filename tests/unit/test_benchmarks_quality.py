@@ -16,6 +16,7 @@ import torch
 from finetuned_service.adapters.head import Problem
 from finetuned_service.names import BaseName
 from finetuned_service.training.heads.model import summed_loss
+from finetuned_service.training.heads.unit import Unit
 from finetuned_service.vocabulary import Task
 from safetensors.torch import load_file, save_file
 from tiny_encoders import make_encoder_base, make_resnet_base
@@ -309,6 +310,18 @@ def test_the_reference_loses_what_ours_does(
     assert labelling.predictions(given) == predicted
 
 
+def test_the_reference_learns_numbers_in_the_unit_that_ours_has() -> None:
+    rows = [{"score": score, "vectors": torch.ones(1, 2)} for score in (40.0, 10.0, 40.0, 70.0)]
+    unit = Unit.of([row["score"] for row in rows])
+    head = torch.nn.Linear(2, 1)
+    labelling = Labelling(None, head, told_by(rows), (), mean=unit.mean, spread=unit.spread)
+    assert labelling.targets(rows)[:, 0].tolist() == pytest.approx([unit.told(row["score"]) for row in rows])
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    assert labelling.loss(rows).item() == pytest.approx(1.0)
+    assert labelling.predictions(rows) == {"numbers": [40.0] * 4}
+
+
 def test_rank_is_among_different_candidates() -> None:
     rows = [{"positive": "p"}, {"positive": "q"}, {"positive": "p"}]
     # The second anchor points at p; the third's own text is the first's, and no rival.
@@ -439,18 +452,17 @@ def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path], tm
     assert study.tuned_base in {"", *BASES}
 
 
-def test_numbers_to_learn_set_the_rate_of_a_head_as_at_submission(
+def test_a_head_that_learns_numbers_has_its_defaults_as_at_submission(
     bases: dict[Task, Path], tmp_path: Path
 ) -> None:
     files = RowFiles(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
     files.train.write_text("".join(f'{{"text": "a", "score": {score}}}\n' for score in (1, 5, 1, 5)))
-    assert files.spread == 2.0
     base = bases[Task.TEXT_CLASSIFICATION]
     for spec in (
         matched_spec(STUDIES["ratings"], "head", 1, base, files),
         default_spec(STUDIES["ratings"], "head", 1, base, files),
     ):
-        assert (spec.optimization.learning_rate, spec.optimization.epochs) == (1e-2, 10.0)
+        assert (spec.optimization.learning_rate, spec.optimization.epochs) == (5e-3, 10.0)
 
 
 def test_results_stay_and_make_a_table(tmp_path: Path) -> None:

@@ -250,8 +250,8 @@ def test_the_gradient_of_whole_parameters_is_that_of_transformers(base: Path, me
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         # At zero a head has no gradient to give to what is under it.
-        ours.weight.copy_(torch.randn(ours.weight.shape, generator=generator))
-        theirs.classifier.weight.copy_(ours.weight)
+        ours.head.weight.copy_(torch.randn(ours.head.weight.shape, generator=generator))
+        theirs.classifier.weight.copy_(ours.head.weight)
     rows = examples(head)
     ours.loss_of(rows, 1 / len(rows)).backward()
     reference_loss(theirs, rows, head).backward()

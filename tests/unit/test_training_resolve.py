@@ -45,25 +45,23 @@ def test_every_default_is_written_back():
 
 
 @pytest.mark.parametrize(
-    ("spread", "epochs", "rate"),
-    [(None, 30.0, 1e-2), (1.0, 10.0, 5e-3), (25.6, 10.0, 0.13), (1e6, 10.0, 1.0), (0.0, 10.0, 5e-3)],
+    ("kind", "epochs", "rate"),
+    [(None, 30.0, 1e-2), (RowKind.LABELLED_TEXT, 30.0, 1e-2), (RowKind.SCORED_TEXT, 10.0, 5e-3)],
 )
-def test_the_rate_of_a_head_that_learns_numbers_is_in_their_unit(
-    spread: float | None, epochs: float, rate: float
-) -> None:
+def test_a_head_that_learns_numbers_stops_sooner(kind: RowKind | None, epochs: float, rate: float) -> None:
     wanted: dict[str, object] = {"dataset": "tenants/t/datasets/d", "adapter": "a", "method": "HEAD"}
     spec = TrainSpec.model_validate(wanted | {"task": "text-classification"})
-    resolved = resolve_train(spec, base=ENCODES, train_rows=80, spread=spread)
+    resolved = resolve_train(spec, base=ENCODES, train_rows=80, kind=kind)
     assert (resolved.optimization.epochs, resolved.optimization.learning_rate) == (epochs, rate)
     assert TrainSpec.model_validate(resolved.model_dump()) == resolved
     own = TrainSpec.model_validate(
         wanted | {"task": "text-classification", "optimization": {"learning_rate": 0.5, "epochs": 2}}
     )
-    set_by_hand = resolve_train(own, base=ENCODES, train_rows=80, spread=spread).optimization
+    set_by_hand = resolve_train(own, base=ENCODES, train_rows=80, kind=kind).optimization
     assert (set_by_hand.epochs, set_by_hand.learning_rate) == (2.0, 0.5)
     # A method that changes the base keeps its own rate.
     lora = TrainSpec.model_validate(wanted | {"task": "text-classification", "method": "LORA"})
-    assert resolve_train(lora, base=ENCODES, train_rows=80, spread=spread).optimization == (
+    assert resolve_train(lora, base=ENCODES, train_rows=80, kind=kind).optimization == (
         resolve_train(lora, base=ENCODES, train_rows=80).optimization
     )
 
@@ -200,3 +198,38 @@ def test_facts_are_read_from_a_base(tmp_path: Path):
     names = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj")
     assert (facts.hidden_size, facts.context_tokens, facts.linear_modules) == (8, 32, names)
     assert facts.linear_kinds == ("q_proj", "up_proj")
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "figures"),
+    [
+        ("text-classification", RowKind.SCORED_TEXT, ["spearman", "pearson", "mean_absolute_error", "loss"]),
+        ("text-classification", RowKind.MULTI_LABEL_TEXT, ["macro_f1", "micro_f1", "exact_match", "loss"]),
+        ("text-classification", None, ["macro_f1", "accuracy", "loss"]),
+        ("token-classification", None, ["entity_f1", "accuracy", "loss"]),
+        ("feature-extraction", RowKind.PAIR, ["mrr_at_10", "recall_at_1", "recall_at_10"]),
+        ("feature-extraction", RowKind.SCORED_PAIR, ["spearman", "pearson"]),
+    ],
+)
+def test_a_promotion_is_decided_by_what_is_measured_of_the_held_out_rows(
+    task: str, kind: RowKind | None, figures: list[str]
+) -> None:
+    def resolved(metric: str, held_out: RowKind | None) -> str:
+        wanted: dict[str, object] = {
+            "dataset": "tenants/t/datasets/d",
+            "adapter": "a",
+            "method": "LORA",
+            "task": task,
+            "promote_if": {"alias": "prod", "metric": metric},
+        }
+        spec = TrainSpec.model_validate(wanted)
+        found = resolve_train(spec, base=ENCODES, train_rows=80, kind=kind, held_out=held_out).promote_if
+        assert found is not None
+        return found.metric
+
+    assert [resolved(metric, None) for metric in ("", *figures)] == [figures[0], *figures]
+    for other in {"exact_match", "macro_f1", "spearman"} - set(figures):
+        with pytest.raises(InvalidField, match=f"is '{other}'; .* measures {', '.join(figures)}"):
+            resolved(other, None)
+    if kind is RowKind.PAIR:
+        assert resolved("", RowKind.SCORED_PAIR) == "spearman"

@@ -28,9 +28,12 @@ class Labelling:
     told: str
     labels: tuple[str, ...]
     """In the order of the head's outputs; none for a number."""
+    mean: float = 0.0
+    spread: float = 1.0
+    """Numbers are learnt as how many times `spread` they are from `mean`."""
 
     def loss(self, rows: Sequence[Row]) -> Tensor:
-        """Mean cross-entropy of labels, in nats; of several labels each by itself; of numbers the squared error."""
+        """Mean cross-entropy of labels, in nats; of several labels each by itself; of numbers the squared error, in their unit."""
         outputs, targets = self.head(torch.cat(self.vectors(rows))), self.targets(rows)
         match self.told:
             case "labels":
@@ -41,12 +44,12 @@ class Labelling:
                 return functional.cross_entropy(outputs, targets)
 
     def targets(self, rows: Sequence[Row]) -> Tensor:
-        """Indices of labels; or `[N, labels]` of 0 and 1; or `[N, 1]` of numbers."""
+        """Indices of labels; or `[N, labels]` of 0 and 1; or `[N, 1]` of numbers in their unit."""
         match self.told:
             case "labels":
                 return torch.tensor([[float(label in row[LABELS]) for label in self.labels] for row in rows])
             case "score":
-                return torch.tensor([[row[SCORE]] for row in rows])
+                return torch.tensor([[(row[SCORE] - self.mean) / self.spread] for row in rows])
             case _:
                 return torch.tensor([self.labels.index(label) for row in rows for label in labels_of(row)])
 
@@ -76,7 +79,7 @@ class Labelling:
                 named = (zip(self.labels, row, strict=True) for row in flags)
                 return {"labels": [[label for label, on in row if on] for row in named]}
             case "score":
-                return {"numbers": [outputs.item() for outputs in found]}
+                return {"numbers": [self.mean + self.spread * outputs.item() for outputs in found]}
             case _:
                 return {"labels": [[self.labels[i] for i in row.argmax(1).tolist()] for row in found]}
 

@@ -6,7 +6,7 @@ label so large a part is told right, and the rest is taken for the next label.
 
 from __future__ import annotations
 
-from finetuned.testing._specs import usual_metric
+from finetuned.testing._specs import figures_of
 from finetuned.testing._store import Store
 from finetuned.v1 import common_pb2, dataset_service_pb2, job_pb2
 
@@ -24,11 +24,12 @@ def score_of(version: int) -> float:
     return version / (version + 1)
 
 
-def figures(version: int, spec: job_pb2.TrainSpec) -> list[common_pb2.Metric]:
-    """The figures of a version of an adapter, by the task of a resolved spec."""
+def figures(store: Store, version: int, spec: job_pb2.TrainSpec) -> list[common_pb2.Metric]:
+    """The figures of a version of an adapter that decides promotions unless told otherwise, by a resolved spec."""
     score = score_of(version)
+    usual, *_ = figures_of(spec, store.datasets[spec.eval_dataset or spec.dataset])
     return [
-        common_pb2.Metric(name=usual_metric(spec), value=score, higher_is_better=True),
+        common_pb2.Metric(name=usual, value=score, higher_is_better=True),
         common_pb2.Metric(name="loss", value=2.0 - score, higher_is_better=False),
     ]
 

@@ -32,16 +32,20 @@ KINDS_OF_TASK: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """Kinds of rows by objective, the usual one first."""
 
-GENERATION_METRICS: Mapping[str, tuple[str, ...]] = {
+GENERATION_FIGURES: Mapping[str, tuple[str, ...]] = {
     "SFT": ("exact_match", "loss"),
     "DPO": ("reward_accuracy", "reward_margin", "loss"),
 }
-USUAL_METRIC: Mapping[str, str] = {
-    "TEXT_CLASSIFICATION": "macro_f1",
-    "TOKEN_CLASSIFICATION": "entity_f1",
-    "IMAGE_CLASSIFICATION": "accuracy",
-    "FEATURE_EXTRACTION": "mrr_at_10",
+FIGURES_OF_ROWS: Mapping[str, tuple[str, ...]] = {
+    "LABELLED_TEXT": ("macro_f1", "accuracy", "loss"),
+    "MULTI_LABEL_TEXT": ("macro_f1", "micro_f1", "exact_match", "loss"),
+    "SCORED_TEXT": ("spearman", "pearson", "mean_absolute_error", "loss"),
+    "LABELLED_TOKENS": ("entity_f1", "accuracy", "loss"),
+    "LABELLED_IMAGE": ("accuracy", "macro_f1", "loss"),
+    "PAIR": ("mrr_at_10", "recall_at_1", "recall_at_10"),
+    "SCORED_PAIR": ("spearman", "pearson"),
 }
+"""What may decide a promotion, by what is held out; the first does where nobody says."""
 
 _PACKED = {common_pb2.WEIGHT_FORMAT_INT8, common_pb2.WEIGHT_FORMAT_NF4}
 
@@ -51,11 +55,12 @@ def task_of(spec: job_pb2.TrainSpec) -> str:
     return common_pb2.Task.Name(spec.task).removeprefix("TASK_")
 
 
-def usual_metric(spec: job_pb2.TrainSpec) -> str:
-    """What a version of a resolved spec is judged by."""
-    if spec.objective == common_pb2.OBJECTIVE_DPO:
-        return "reward_accuracy"
-    return USUAL_METRIC.get(task_of(spec), "exact_match")
+def figures_of(spec: job_pb2.TrainSpec, held_out: dataset_service_pb2.Dataset) -> tuple[str, ...]:
+    """What is measured of a version of a resolved spec on such rows; the usual one first."""
+    if spec.task == common_pb2.TASK_TEXT_GENERATION:
+        return GENERATION_FIGURES[common_pb2.Objective.Name(spec.objective).removeprefix("OBJECTIVE_")]
+    kind = dataset_service_pb2.RowKind.Name(held_out.row_kind)
+    return FIGURES_OF_ROWS[kind.removeprefix("ROW_KIND_")]
 
 
 def resolve(store: Store, tenant: str, spec: job_pb2.TrainSpec) -> None:
@@ -71,8 +76,7 @@ def resolve(store: Store, tenant: str, spec: job_pb2.TrainSpec) -> None:
     _refuse_method(spec)
     check_name(spec.adapter, f"tenants/{tenant}/adapters/{{}}", "spec.adapter")
     rows = _dataset(store, tenant, spec.dataset, "spec.dataset")
-    if spec.eval_dataset:
-        _dataset(store, tenant, spec.eval_dataset, "spec.eval_dataset")
+    held_out = _dataset(store, tenant, spec.eval_dataset, "spec.eval_dataset") if spec.eval_dataset else rows
     _resolve_objective(spec, dataset_service_pb2.RowKind.Name(rows.row_kind).removeprefix("ROW_KIND_"))
     base = named_base(store, tenant, spec.base)
     if spec.WhichOneof("method") is None:
@@ -81,7 +85,7 @@ def resolve(store: Store, tenant: str, spec: job_pb2.TrainSpec) -> None:
     spec.base = base.name
     _refuse_unread(spec)
     _resolve_settings(spec)
-    _resolve_promotion(spec)
+    _resolve_promotion(spec, held_out)
 
 
 def named_base(store: Store, tenant: str, name: str) -> base_service_pb2.Base:
@@ -223,18 +227,20 @@ def _fill(message: Any, **defaults: float) -> None:
             setattr(message, field, value)
 
 
-def _resolve_promotion(spec: job_pb2.TrainSpec) -> None:
+def _resolve_promotion(spec: job_pb2.TrainSpec, held_out: dataset_service_pb2.Dataset) -> None:
     if not spec.HasField("promote_if"):
         return
     if not spec.eval_dataset and spec.data.holdout_fraction == 0:
         raise InvalidField.one("spec.promote_if", "needs held-out rows to measure; give an eval_dataset")
-    promotion = spec.promote_if
-    promotion.metric = promotion.metric or usual_metric(spec)
-    if spec.task == common_pb2.TASK_TEXT_GENERATION:
-        objective = common_pb2.Objective.Name(spec.objective).removeprefix("OBJECTIVE_")
-        measured = GENERATION_METRICS[objective]
-        if promotion.metric not in measured:
-            raise InvalidField.one(
-                "spec.promote_if.metric",
-                f"is {promotion.metric!r}; OBJECTIVE_{objective} measures {', '.join(measured)}",
-            )
+    promotion, measured = spec.promote_if, figures_of(spec, held_out)
+    promotion.metric = promotion.metric or measured[0]
+    if promotion.metric not in measured:
+        answers = spec.task == common_pb2.TASK_TEXT_GENERATION
+        way = (
+            common_pb2.Objective.Name(spec.objective)
+            if answers
+            else f"the task {task_of(spec).lower().replace('_', '-')} with such rows"
+        )
+        raise InvalidField.one(
+            "spec.promote_if.metric", f"is {promotion.metric!r}; {way} measures {', '.join(measured)}"
+        )

@@ -36,7 +36,7 @@ def quantize(store: Store) -> Iterator[Happening]:
 
 def _baseline(store: Store) -> Happening:
     def happen(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
-        job.baseline_metrics.extend(figures(0, job.train))
+        job.baseline_metrics.extend(figures(store, 0, job.train))
         event.evaluation.subject = "baseline"
         event.evaluation.metrics.extend(job.baseline_metrics)
         if (matrix := confusion(store, job, 0)) is not None:
@@ -103,7 +103,7 @@ def _publish(store: Store, job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         task=job.train.task,
     )
     number = int(version.name.rpartition("/")[2])
-    version.metrics.extend(figures(number, job.train))
+    version.metrics.extend(figures(store, number, job.train))
     job.metrics.extend(version.metrics)
     if (matrix := confusion(store, job, number)) is not None:
         job.confusion.CopyFrom(matrix)

@@ -203,9 +203,7 @@ class Optimization:
     micro_batch_rows: int | None = None
     """How many of them run at once at most; default batch_rows."""
     learning_rate: float | None = None
-    """The peak; the default is chosen from the base's width, its kind and the method, for preferences a tenth of it, and
-    for heads that learn numbers from how far those spread.
-    """
+    """The peak; the default is chosen from the base's width, its kind and the method, for preferences a tenth of it."""
     schedule: LearningRateSchedule | None = None
     """Default COSINE."""
     warmup_fraction: float | None = None

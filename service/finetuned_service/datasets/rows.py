@@ -10,7 +10,6 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from statistics import pstdev
 from typing import Any, assert_never
 
 from finetuned_service.datasets import conversation, fields
@@ -80,15 +79,6 @@ def read_rows(path: Path) -> Iterator[Row]:
                 f"line {number} is a {kind_of(row)} row; expected PROMPT_COMPLETION, CHAT or TEXT rows"
             )
         yield row
-
-
-def spread_of_scores(path: Path) -> float:
-    """The standard deviation of the numbers of a stored dataset of SCORED_TEXT rows; 0 if all are the same.
-
-    Raises:
-        InvalidData: as `rows_of`.
-    """
-    return pstdev(row.score for row in rows_of(path, ScoredText))
 
 
 def stored_rows(path: Path) -> Iterator[DatasetRow]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, BaseFacts, refuse_method
 from finetuned_service.jobs.specs import ClassificationOptions, ContrastiveOptions, TrainSpec
-from finetuned_service.jobs.usual import GENERATION_METRICS
 from finetuned_service.vocabulary import ClassWeights, Objective, Task
 
 
-def refuse_contradictions(spec: TrainSpec, base: BaseFacts, max_rank: int) -> None:
-    """See that a resolved spec can run.
+def refuse_contradictions(spec: TrainSpec, base: BaseFacts, max_rank: int, figures: tuple[str, ...]) -> None:
+    """See that a resolved spec can run; `figures` are what it will measure.
 
     Raises:
         InvalidField: it cannot; all violations at once.
@@ -20,7 +19,7 @@ def refuse_contradictions(spec: TrainSpec, base: BaseFacts, max_rank: int) -> No
         *_preferences(spec),
         *_sizes(spec, base),
         *_weights(spec),
-        *_promotion(spec),
+        *_promotion(spec, figures),
     ]
     if refusals:
         violations = [violation for refusal in refusals for violation in refusal.violations]
@@ -94,7 +93,7 @@ def _weights(spec: TrainSpec) -> list[FinetunedError]:
     return []
 
 
-def _promotion(spec: TrainSpec) -> list[FinetunedError]:
+def _promotion(spec: TrainSpec, figures: tuple[str, ...]) -> list[FinetunedError]:
     if spec.promote_if is None:
         return []
     if not spec.eval_dataset and spec.data.holdout_fraction == 0:
@@ -104,17 +103,16 @@ def _promotion(spec: TrainSpec) -> list[FinetunedError]:
                 "needs held-out rows to measure; give an eval_dataset or a holdout_fraction above 0",
             )
         ]
-    answers = spec.task is Task.TEXT_GENERATION
-    measured = GENERATION_METRICS[spec.objective or Objective.SFT] if answers else ()
-    if answers and spec.promote_if.metric not in measured:
+    metric = spec.promote_if.metric
+    if metric not in figures:
         return [
             InvalidField.one(
                 "spec.promote_if.metric",
-                f"is {spec.promote_if.metric!r}; OBJECTIVE_{spec.objective or Objective.SFT} measures "
-                f"{', '.join(measured)}",
+                f"is {metric!r}; {_way(spec)} measures {', '.join(figures)}",
             )
         ]
-    if answers and spec.promote_if.metric == "exact_match" and spec.evaluation.generation_rows == 0:
+    answers = spec.task is Task.TEXT_GENERATION
+    if answers and metric == "exact_match" and spec.evaluation.generation_rows == 0:
         return [
             InvalidField.one(
                 "spec.promote_if.metric",
@@ -122,3 +120,9 @@ def _promotion(spec: TrainSpec) -> list[FinetunedError]:
             )
         ]
     return []
+
+
+def _way(spec: TrainSpec) -> str:
+    if spec.task is Task.TEXT_GENERATION:
+        return f"OBJECTIVE_{spec.objective or Objective.SFT}"
+    return f"the task {spec.task} with such rows"

@@ -9,6 +9,7 @@ import math
 
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.jobs.contradictions import refuse_contradictions
+from finetuned_service.jobs.figures import figures_of
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, MAX_RANK, BaseFacts, resolve_method
 from finetuned_service.jobs.specs import (
     ClassificationOptions,
@@ -18,7 +19,7 @@ from finetuned_service.jobs.specs import (
     PromoteIf,
     TrainSpec,
 )
-from finetuned_service.jobs.usual import USUAL_METRIC, UsualSettings, usual_settings
+from finetuned_service.jobs.usual import UsualSettings, usual_settings
 from finetuned_service.vocabulary import ClassWeights, Objective, Task
 
 DEFAULT_MAX_ROW_TOKENS = 1024
@@ -33,7 +34,7 @@ def resolve_train(
     train_rows: int,
     max_rank: int = MAX_RANK,
     kind: RowKind | None = None,
-    spread: float | None = None,
+    held_out: RowKind | None = None,
 ) -> TrainSpec:
     """The same spec with every default written back.
 
@@ -43,22 +44,23 @@ def resolve_train(
         train_rows: rows trained on in one epoch, at least 1 (without the held-out ones).
         max_rank: the largest that the server serves.
         kind: of the rows; None leaves what depends on it as for most.
-        spread: the standard deviation of the numbers that a head alone learns; None for all else.
+        held_out: the kind of the rows that are measured; None is that of the others.
 
     Raises:
         InvalidField: the settings contradict each other, the base or the data; all violations at once.
     """
-    usual = usual_settings(spec, base, train_rows=train_rows, kind=kind, spread=spread)
+    usual = usual_settings(spec, base, train_rows=train_rows, kind=kind)
+    figures = figures_of(spec, held_out or kind)
     resolved = resolve_method(spec, base).model_copy(
         update={
             "optimization": _optimization(spec.optimization, usual, train_rows),
             "data": _data(spec.data, base),
             "dpo": (spec.dpo or DpoSettings()) if spec.objective is Objective.DPO else spec.dpo,
-            "promote_if": _promote_if(spec),
+            "promote_if": _promote_if(spec.promote_if, figures),
             "classification": _classification(spec),
         }
     )
-    refuse_contradictions(resolved, base, max_rank)
+    refuse_contradictions(resolved, base, max_rank, figures)
     return resolved
 
 
@@ -89,11 +91,10 @@ def _data(data: DataOptions, base: BaseFacts) -> DataOptions:
     )
 
 
-def _promote_if(spec: TrainSpec) -> PromoteIf | None:
-    if spec.promote_if is None or spec.promote_if.metric:
-        return spec.promote_if
-    named = USUAL_METRIC.get((spec.task, spec.objective)) or USUAL_METRIC.get((spec.task, None))
-    return PromoteIf.model_validate(spec.promote_if.model_dump() | {"metric": named or "exact_match"})
+def _promote_if(wanted: PromoteIf | None, figures: tuple[str, ...]) -> PromoteIf | None:
+    if wanted is None or wanted.metric:
+        return wanted
+    return PromoteIf.model_validate(wanted.model_dump() | {"metric": figures[0]})
 
 
 def _classification(spec: TrainSpec) -> ClassificationOptions:

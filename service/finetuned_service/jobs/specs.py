@@ -202,6 +202,7 @@ class PromoteIf(Settings):
         "entity_f1",
         "spearman",
         "pearson",
+        "mean_absolute_error",
         "reward_accuracy",
         "reward_margin",
         "mrr_at_10",

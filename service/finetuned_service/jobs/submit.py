@@ -13,8 +13,6 @@ from pathlib import Path
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.family import TASKS
-from finetuned_service.datasets.kinds import RowKind
-from finetuned_service.datasets.rows import spread_of_scores
 from finetuned_service.datasets.store import Dataset, DatasetStore
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound
 from finetuned_service.jobs.continuing import Start, continued, find_start, refuse_other_head
@@ -38,7 +36,7 @@ from finetuned_service.names import AdapterSelector, BaseName, ResourceName, che
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.tenancy.stored import directory_bytes
-from finetuned_service.vocabulary import DataReport, Family, Method, WeightFormat
+from finetuned_service.vocabulary import DataReport, Family, WeightFormat
 
 _DESCRIPTION_BYTES = 64 * 1024
 _EARLIER_JOBS = 50
@@ -162,7 +160,7 @@ class Submission:
             train_rows=max(1, round(rows.rows * share)),
             max_rank=self.max_rank,
             kind=rows.row_kind,
-            spread=_spread(spec, rows),
+            held_out=held_out.row_kind if held_out else None,
         )
         self._refuse_larger_than_memory(resolved, base)
         report = self.report(resolved, rows.path, held_out.path if held_out else None)
@@ -309,9 +307,3 @@ class Submission:
         succeeded = JobFilter(states=(JobState.SUCCEEDED,), kind="train")
         newest = self.store.list(tenant, succeeded, PageRequest(size=_EARLIER_JOBS))
         return next((job for job in newest.items if is_like(job, spec)), None)
-
-
-def _spread(spec: TrainSpec, rows: Dataset) -> float | None:
-    """Of the numbers that a head alone learns; nobody else asks."""
-    asked = spec.method is Method.HEAD and rows.row_kind is RowKind.SCORED_TEXT
-    return spread_of_scores(rows.path) if asked else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.jobs.methods import BaseFacts
-from finetuned_service.jobs.specs import MAX_LEARNING_RATE, TrainSpec
+from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.vocabulary import Method, Objective, Task
 
 _EPOCHS = 3.0
@@ -39,9 +39,9 @@ _USUAL: Mapping[Method, _Usual] = {
     Method.FULL: _Usual(rate_share=0.1),
 }
 _DECODER_HEAD = _Usual(rate_share=0.1)
-_NUMBERS_EPOCHS, _NUMBERS_RATE = 10.0, 5e-3
-"""Of a head alone that learns numbers: what their words alone tell is soon learnt, and more only fits the rows. The rate is
-for numbers that spread by 1. Measured: docs/decisions/2026-11-27-numbers-set-the-rate-of-a-head.md."""
+_NUMBERS = _Usual(epochs=10.0, learning_rate=5e-3)
+"""Of a head alone that learns numbers: what their words alone tell is soon learnt, and more only fits the rows.
+Measured: docs/decisions/2026-11-27-numbers-set-the-rate-of-a-head.md."""
 
 _USUAL_ENCODING: Mapping[Method, _Usual] = {
     # Measured: docs/decisions/2026-11-26-usual-rates-of-bases-that-encode.md.
@@ -55,21 +55,6 @@ _CONVOLUTIONS = _Usual(rate_share=0.4)
 _DPO_RATE = 0.1
 """Of a method's usual learning rate: DPO starts from a model that can answer, and soon leaves it. Recipes with
 LoRA (TRL's, Zephyr's) have 5e-6 to 5e-5 at the width where `default_learning_rate` gives 3e-4."""
-
-USUAL_METRIC: Mapping[tuple[Task, Objective | None], str] = {
-    (Task.TEXT_GENERATION, Objective.DPO): "reward_accuracy",
-    (Task.TEXT_CLASSIFICATION, None): "macro_f1",
-    (Task.TOKEN_CLASSIFICATION, None): "entity_f1",
-    (Task.IMAGE_CLASSIFICATION, None): "accuracy",
-    (Task.FEATURE_EXTRACTION, None): "mrr_at_10",
-}
-"""What decides a promotion where nobody says so, by task and objective; None is any. Else exact_match."""
-
-GENERATION_METRICS: Mapping[Objective, tuple[str, ...]] = {
-    Objective.SFT: ("exact_match", "loss"),
-    Objective.DPO: ("reward_accuracy", "reward_margin", "loss"),
-}
-"""What is measured of adapters that generate text, the usual one first."""
 
 
 def default_learning_rate(hidden_size: int) -> float:
@@ -89,10 +74,10 @@ class UsualSettings:
 
 
 def usual_settings(
-    spec: TrainSpec, base: BaseFacts, *, train_rows: int, kind: RowKind | None, spread: float | None
+    spec: TrainSpec, base: BaseFacts, *, train_rows: int, kind: RowKind | None
 ) -> UsualSettings:
     """See `resolve_train` for the arguments."""
-    usual = _usual(spec, base, spread)
+    usual = _usual(spec, base, kind)
     if kind is RowKind.MULTI_LABEL_TEXT:
         usual = _for_longer(usual, spec.optimization.batch_rows, train_rows)
     rate = usual.learning_rate or usual.rate_share * default_learning_rate(base.hidden_size)
@@ -101,12 +86,11 @@ def usual_settings(
     return UsualSettings(usual.epochs, float(f"{rate:.1e}"))
 
 
-def _usual(spec: TrainSpec, base: BaseFacts, spread: float | None) -> _Usual:
+def _usual(spec: TrainSpec, base: BaseFacts, kind: RowKind | None) -> _Usual:
     if spec.task is Task.TEXT_GENERATION:
         return _DECODER_HEAD if spec.method is Method.HEAD else _USUAL.get(spec.method, _Usual())
-    if spec.method is Method.HEAD and spread is not None:
-        # A step of Adam moves a weight by about the rate, whatever the size of the error.
-        return _Usual(_NUMBERS_EPOCHS, min(MAX_LEARNING_RATE, _NUMBERS_RATE * (spread or 1.0)))
+    if spec.method is Method.HEAD and kind is RowKind.SCORED_TEXT:
+        return _NUMBERS
     if spec.method is Method.LORA and base.convolves:
         return _CONVOLUTIONS
     return _USUAL_ENCODING.get(spec.method) or _USUAL.get(spec.method, _Usual())

@@ -28,6 +28,8 @@ from finetuned_service.training.trainable import R, Trainable
 
 WriteFunction = Callable[[Path], None]
 """Writes the model's adapter as it is now into a directory that exists."""
+ReadFunction = Callable[[Path], None]
+"""Makes the model's adapter that of a directory, or raises InvalidField."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Attempt(Generic[R]):
     heldout_rows: Sequence[R]
     report: ReportFunction
     stop: StopFlag
+    read: ReadFunction | None = None
+    """None puts the tensors of the files into the model's parameters."""
     measure: Callable[[Sequence[R]], HeldOut] | None = None
     """Of held-out rows; None measures the loss alone."""
     whole_batches: bool = False
@@ -77,7 +81,7 @@ class Attempt(Generic[R]):
             report=self.report,
         )
         if task.start_directory:
-            read_adapter(Path(task.start_directory), self.model)
+            self._read(Path(task.start_directory))
         checkpoints.refuse_over_budget(self.model)
         refuse_without_device_room(self.model, task.limits)
         state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
@@ -99,6 +103,12 @@ class Attempt(Generic[R]):
             best = trainer.state.best
             self._write(checkpoints, best.step if best else trainer.state.step)
         return ended, trainer.state
+
+    def _read(self, directory: Path) -> None:
+        if self.read is None:
+            read_adapter(directory, self.model)
+        else:
+            self.read(directory)
 
     def _trainer(
         self,

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head
@@ -19,12 +18,13 @@ from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.features import request_of
-from finetuned_service.training.heads.model import beside_head, empty_head, summed_loss, targets_of
+from finetuned_service.training.heads.model import TrainedHead
+from finetuned_service.training.heads.unit import Unit
 from finetuned_service.training.methods import install
 
 
 class AdaptedEncoder:
-    """See `training.loop.Trainable`. The head's weights begin at zero, the method where the base is as it was."""
+    """See `training.loop.Trainable`. The method begins where the base is as it was."""
 
     def __init__(
         self,
@@ -33,26 +33,25 @@ class AdaptedEncoder:
         head: Head,
         geometry: BaseGeometry,
         weights: Sequence[float] | None = None,
-        beginning: float = 0.0,
+        unit: Unit | None = None,
     ) -> None:
         """Args:
         module: as `load_module` gives it; changed in place. The method and the head go where it is.
         spec: resolved.
         head: what the outputs mean.
         geometry: of the base's files.
-        weights: how much each output counts in the loss; None for all alike.
-        beginning: of the head's bias; see `HeadData`.
+        weights: see `TrainedHead`.
+        unit: see `TrainedHead`.
         """
         device = module.device
         torch.manual_seed(spec.optimization.seed)
         method = install(module, spec, geometry)
         self._forward = forward_of(module)
-        self._head = head
-        self._weights = None if weights is None else torch.tensor(weights, device=device)
+        self._told = head
         self._switched = method.switched
-        self.weight, self.bias = empty_head(head, geometry.width, device, beginning)
+        self.head = TrainedHead(head, geometry.width, weights, unit, device)
         put_on(module, device)
-        self.installed = beside_head(method, self.weight, self.bias, head)
+        self.installed = self.head.beside(method)
 
     @classmethod
     def load(
@@ -62,11 +61,11 @@ class AdaptedEncoder:
         head: Head,
         weights: Sequence[float] | None = None,
         device: torch.device = CPU,
-        beginning: float = 0.0,
+        unit: Unit | None = None,
     ) -> AdaptedEncoder:
         """The method of a resolved spec on the base in `directory`, on the device."""
         module = load_module(directory, device)
-        return cls(module, spec, head, BaseGeometry.of_files(directory), weights, beginning)
+        return cls(module, spec, head, BaseGeometry.of_files(directory), weights, unit)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""
@@ -74,16 +73,14 @@ class AdaptedEncoder:
 
     def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar."""
-        requests = [request_of(row, self._head) for row in rows]
+        requests = [request_of(row, self._told) for row in rows]
         vectors: list[Tensor] = []
         for row, request, encoded in zip(rows, requests, self._forward.run(requests), strict=True):
             exact = encoded.float()
             wanted = request.encode
             pooled = pool(exact, wanted.pooling if wanted else None)
             vectors.append(exact[list(row.places)] if row.places else pooled)
-        outputs = functional.linear(torch.cat(vectors), self.weight, self.bias)
-        targets = targets_of(rows, self._head, outputs.device)
-        return scale * summed_loss(outputs, targets, self._head.problem, self._weights)
+        return scale * self.head.loss(torch.cat(vectors), rows)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Dropout of the method on or off; the base has none that trains."""

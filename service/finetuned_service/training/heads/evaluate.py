@@ -29,6 +29,7 @@ from finetuned_service.training.heads.scores import (
     pearson,
     spearman,
 )
+from finetuned_service.training.heads.unit import Unit
 from finetuned_service.vocabulary import ConfusionMatrix, Metric, Task
 
 Outputs = list[NDArray[np.float32]]
@@ -106,16 +107,19 @@ def without_looking(train: Sequence[Example], examples: Sequence[Example], head:
     return [np.repeat(row[None], example.supervised_tokens, 0) for example in examples]
 
 
-def scored(outputs: Outputs, examples: Sequence[Example], head: Head) -> HeadResult:
-    """The figures of the head's task; at least one example."""
+def scored(outputs: Outputs, examples: Sequence[Example], head: Head, unit: Unit | None = None) -> HeadResult:
+    """The figures of the head's task; at least one example. The loss is in the unit, as in training."""
     rows: Any = np.concatenate(outputs)
     targets = targets_of(examples, head)
     total = summed_loss(torch.from_numpy(rows).double(), _exact(targets), head.problem)
-    loss = Metric(name="loss", value=float(total) / len(targets), higher_is_better=False)
+    scale = 1.0 if unit is None else unit.spread
+    losses = [Metric(name="loss", value=float(total) / len(targets) / scale**2, higher_is_better=False)]
     confusion = None
     if head.problem is Problem.REGRESSION:
         expected, found = targets.numpy()[:, 0].astype(np.float64), rows[:, 0].astype(np.float64)
         figures = {"spearman": spearman(expected, found), "pearson": pearson(expected, found)}
+        off = float(np.abs(found - expected).mean())
+        losses.append(Metric(name="mean_absolute_error", value=off, higher_is_better=False))
         answers = tuple(f"{value:.4g}" for value in found)
     elif head.problem is Problem.MULTI_LABEL:
         flags, told = targets.numpy() > 0.5, rows > 0
@@ -127,7 +131,7 @@ def scored(outputs: Outputs, examples: Sequence[Example], head: Head) -> HeadRes
         figures, answers = _of_labels(found, targets.numpy(), outputs, examples, head)
         confusion = confusion_matrix(targets.numpy(), found, head.labels)
     metrics = tuple(Metric(name=name, value=value, higher_is_better=True) for name, value in figures.items())
-    return HeadResult((*metrics, loss), answers, confusion)
+    return HeadResult((*metrics, *losses), answers, confusion)
 
 
 def expected_answer(example: Example, head: Head) -> str:

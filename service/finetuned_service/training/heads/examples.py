@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.bases.images import prepare_image
@@ -22,6 +21,7 @@ from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText, ScoredText
 from finetuned_service.training.fitting import TextFitter
+from finetuned_service.training.heads.unit import Unit
 from finetuned_service.training.heads.weights import label_weights
 from finetuned_service.training.row_faults import RowFaults
 from finetuned_service.vocabulary import DataReport, Pooling
@@ -65,11 +65,11 @@ class HeadData:
     report: DataReport
 
     @property
-    def beginning(self) -> float:
-        """Of the head's bias: the mean of the numbers to learn, which the weights need not carry then; 0 of labels."""
+    def unit(self) -> Unit:
+        """Of the numbers to learn; labels have none."""
         if self.head.problem is not Problem.REGRESSION:
-            return 0.0
-        return fmean(example.targets[0] for example in self.train)
+            return Unit()
+        return Unit.of([example.targets[0] for example in self.train])
 
 
 def read_head_data(

@@ -1,8 +1,9 @@
-"""A head over features that never change, and its loss (`training/loop.py` trains it)."""
+"""A head that trains, and one over features that never change, with its loss (`training/loop.py` trains it)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +13,87 @@ from finetuned_service.adapters.head import CLASSIFIER, Head, Problem
 from finetuned_service.adapters.layouts.head import BIAS, HEAD_KEY, HEAD_TYPE, WEIGHT
 from finetuned_service.bases.device import CPU
 from finetuned_service.training.heads.examples import Example
+from finetuned_service.training.heads.unit import Unit
 from finetuned_service.training.methods import Installed
+
+_WEIGHT, _BIAS = f"{CLASSIFIER}.{WEIGHT}", f"{CLASSIFIER}.{BIAS}"
+
+
+class TrainedHead:
+    """The parameters of a head. They begin at zero: before the first step every answer is equally likely, or every number
+    the mean. Numbers are learnt in their unit; the files of an adapter have the same head as it answers, in numbers.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        width: int,
+        weights: Sequence[float] | None = None,
+        unit: Unit | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        """Args:
+        head: what its outputs mean.
+        width: of what it reads.
+        weights: how much each output counts in the loss; None for all alike.
+        unit: of the numbers; None takes them as they are.
+        device: where all of it lies.
+        """
+        self._head, self._unit = head, unit or Unit()
+        self._weights = None if weights is None else torch.tensor(weights, device=device)
+        self.weight = nn.Parameter(torch.zeros(head.outputs, width, device=device))
+        """`[outputs, width]`, float32, as `bias [outputs]`."""
+        self.bias = nn.Parameter(torch.zeros(head.outputs, device=device))
+
+    def loss(self, vectors: Tensor, rows: Sequence[Example]) -> Tensor:
+        """Summed over the rows, whose vectors `[N, width]` are float32; a scalar."""
+        outputs = functional.linear(vectors, self.weight, self.bias)
+        targets = targets_of(rows, self._head, outputs.device, self._unit)
+        return summed_loss(outputs, targets, self._head.problem, self._weights)
+
+    def beside(self, method: Installed) -> Installed:
+        """What trains, of a method that has this head: both."""
+        config = {**method.config, HEAD_KEY: self._head.model_dump(mode="json")}
+        classifier = {_WEIGHT: self.weight, _BIAS: self.bias}
+        return replace(method, parameters={**method.parameters, **classifier}, config=config)
+
+    def stored(self, installed: Installed) -> Installed:
+        """What the files hold of what `beside` gave: it answers in numbers."""
+        unit = self._unit
+        if unit == Unit():
+            return installed
+        with torch.no_grad():
+            weight = nn.Parameter((self.weight.double() * unit.spread).float())
+            bias = nn.Parameter((self.bias.double() * unit.spread + unit.mean).float())
+        return replace(installed, parameters={**installed.parameters, _WEIGHT: weight, _BIAS: bias})
+
+    @torch.no_grad()
+    def take_stored(self) -> None:
+        """The parameters are what files hold: go on with them in the unit."""
+        unit = self._unit
+        self.weight.copy_(self.weight.double() / unit.spread)
+        self.bias.copy_((self.bias.double() - unit.mean) / unit.spread)
 
 
 class HeadModel:
-    """See `training.loop.Trainable`. Its weights begin at zero: before the first step every answer is equally likely, or
-    every number the same.
-    """
+    """See `training.loop.Trainable`."""
 
     def __init__(
         self,
         head: Head,
         features: Mapping[int, Tensor],
         weights: Sequence[float] | None = None,
-        beginning: float = 0.0,
+        unit: Unit | None = None,
     ) -> None:
         """Args:
         head: what its outputs mean.
         features: float32, by the examples' numbers; see `features.py`.
-        weights: how much each output counts in the loss; None for all alike.
-        beginning: of the bias; see `HeadData`.
+        weights: see `TrainedHead`.
+        unit: see `TrainedHead`.
         """
-        self._head, self._features = head, features
-        self._weights = None if weights is None else torch.tensor(weights)
-        self.weight, self.bias = empty_head(head, next(iter(features.values())).shape[1], beginning=beginning)
-        alone = Installed({}, config={"peft_type": HEAD_TYPE})
-        self.installed = beside_head(alone, self.weight, self.bias, head)
+        self._features = features
+        self.head = TrainedHead(head, next(iter(features.values())).shape[1], weights, unit)
+        self.installed = self.head.beside(Installed({}, config={"peft_type": HEAD_TYPE}))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""
@@ -45,34 +101,21 @@ class HeadModel:
 
     def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar."""
-        inputs = torch.cat([self._features[row.number] for row in rows])
-        outputs = functional.linear(inputs, self.weight, self.bias)
-        return scale * summed_loss(outputs, targets_of(rows, self._head), self._head.problem, self._weights)
+        return scale * self.head.loss(torch.cat([self._features[row.number] for row in rows]), rows)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Nothing behaves otherwise in training."""
 
 
-def empty_head(
-    head: Head, width: int, device: torch.device = CPU, beginning: float = 0.0
-) -> tuple[nn.Parameter, nn.Parameter]:
-    """`[outputs, width]` at zero and `[outputs]` at `beginning`, on the device."""
-    weight = torch.zeros(head.outputs, width, device=device)
-    bias = torch.full((head.outputs,), beginning, device=device)
-    return nn.Parameter(weight), nn.Parameter(bias)
-
-
-def beside_head(method: Installed, weight: nn.Parameter, bias: nn.Parameter, head: Head) -> Installed:
-    """What the files of an adapter hold that is a method's and has a head."""
-    classifier = {f"{CLASSIFIER}.{WEIGHT}": weight, f"{CLASSIFIER}.{BIAS}": bias}
-    config = {**method.config, HEAD_KEY: head.model_dump(mode="json")}
-    return Installed({**method.parameters, **classifier}, method.switched, config)
-
-
-def targets_of(rows: Sequence[Example], head: Head, device: torch.device = CPU) -> Tensor:
-    """`[N]` int64 of indices; `[N, labels]` of flags; or `[N, 1]` of numbers."""
+def targets_of(
+    rows: Sequence[Example], head: Head, device: torch.device = CPU, unit: Unit | None = None
+) -> Tensor:
+    """`[N]` int64 of indices; `[N, labels]` of flags; or `[N, 1]` of numbers, as they are or in a unit."""
     if head.problem is Problem.SINGLE_LABEL:
         return torch.tensor([int(target) for row in rows for target in row.targets], device=device)
+    if head.problem is Problem.REGRESSION and unit is not None:
+        told = [[unit.told(target) for target in row.targets] for row in rows]
+        return torch.tensor(told, dtype=torch.float32, device=device)
     return torch.tensor([row.targets for row in rows], dtype=torch.float32, device=device)
 
 

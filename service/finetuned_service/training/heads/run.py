@@ -21,7 +21,7 @@ from finetuned_service.jobs.events import Environment, EvaluationFinished, Notic
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
-from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
+from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.attempt import Attempt
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import (
@@ -107,7 +107,7 @@ def _baseline(job: _Job) -> HeadResult | None:
     if not job.data.heldout:
         return None
     outputs = without_looking(job.data.train, job.data.heldout, job.data.head)
-    return _told(job, "baseline", scored(outputs, job.data.heldout, job.data.head))
+    return _told(job, "baseline", scored(outputs, job.data.heldout, job.data.head, job.data.unit))
 
 
 def _incumbent(job: _Job) -> HeadResult | None:
@@ -145,7 +145,7 @@ def _measured(
     head = own or job.data.head
     outputs = answered(job.base, handle, job.data.heldout, head, job.task.limits.threads, job.task.device)
     outputs = in_order_of(job.data.head, head, outputs)
-    return _told(job, subject, scored(outputs, job.data.heldout, job.data.head), step)
+    return _told(job, subject, scored(outputs, job.data.heldout, job.data.head, job.data.unit), step)
 
 
 def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadResult:
@@ -164,18 +164,28 @@ def _train(job: _Job) -> tuple[Ended, int]:
     model, seconds_afterwards = _model(job)
     images = job.task.spec.task is Task.IMAGE_CLASSIFICATION
     task_type = None if images else ENCODER_TASK_TYPE
+
+    def read(directory: Path) -> None:
+        read_adapter(directory, model)
+        model.head.take_stored()
+
     attempt = Attempt(
         task=job.task,
         environment=job.environment,
         digest=job.digest,
         model=model,
         write=lambda directory: write_adapter(
-            directory, model.installed, job.task.spec.base, torch.float32, task_type=task_type
+            directory,
+            model.head.stored(model.installed),
+            job.task.spec.base,
+            torch.float32,
+            task_type=task_type,
         ),
         train_rows=job.data.train,
         heldout_rows=job.data.heldout,
         report=job.report,
         stop=job.stop,
+        read=read,
     )
     ended, state = attempt.run(seconds_afterwards=seconds_afterwards)
     return ended, state.best.step if state.best else state.step
@@ -185,14 +195,14 @@ def _model(job: _Job) -> tuple[HeadModel | AdaptedEncoder, float | None]:
     """What trains, and how long the held-out rows will take afterwards; see `Attempt.run`."""
     spec, data, device = job.task.spec, job.data, resolve_device(job.task.device)
     if spec.method is not Method.HEAD:
-        model = AdaptedEncoder.load(job.base, spec, data.head, data.weights, device, data.beginning)
+        model = AdaptedEncoder.load(job.base, spec, data.head, data.weights, device, data.unit)
         return model, None
     job.report(Progress(phase="encoding"))
     started = time.perf_counter()
     examples = [*data.train, *data.heldout]
     found = features_of(EncoderModel.load(job.base, device=device), examples, data.head)
     features = {number: rows.clone() for number, rows in found}
-    model = HeadModel(data.head, features, data.weights, data.beginning)
+    model = HeadModel(data.head, features, data.weights, data.unit)
     # A head trains on what its base has made of the rows, and is measured on the held-out ones themselves.
     share = _tokens(data.heldout) / _tokens(examples)
     return model, share * (time.perf_counter() - started)
