@@ -93,6 +93,30 @@ def test_few_rows_with_several_labels_are_seen_more_often(
         assert (found.epochs, found.max_steps) == expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch_rows", "epochs", "steps"),
+    [(144, 8, 6.0, 108), (270, 8, 4.0, 135), (320, 8, 3.0, 120), (9000, 8, 3.0, 3375), (144, 4, 4.0, 144)],
+)
+def test_few_answers_are_seen_more_often(rows: int, batch_rows: int, epochs: float, steps: int) -> None:
+    usual = (3.0, math.ceil(3 * rows / batch_rows))
+    for method, kind, expected in (
+        ("LORA", RowKind.CHAT, (epochs, steps)),
+        ("LORA", RowKind.PROMPT_COMPLETION, (epochs, steps)),
+        # Measured for answers and low-rank updates alone.
+        ("LORA", RowKind.TEXT, usual),
+        ("IA3", RowKind.CHAT, usual),
+        ("LORA", None, usual),
+    ):
+        spec = TrainSpec.model_validate(
+            {
+                "dataset": "tenants/t/datasets/d", "adapter": "a", "method": method,
+                "optimization": {"batch_rows": batch_rows},
+            }
+        )
+        found = resolve_train(spec, base=BASE, train_rows=rows, kind=kind).optimization
+        assert (found.epochs, found.max_steps) == expected
+
+
 def test_a_resolved_spec_stays_as_it_is():
     assert resolve_train(resolve(), base=BASE, train_rows=7) == resolve()
 

@@ -193,8 +193,9 @@ class Optimization:
     """Settings of AdamW and its schedule."""
 
     epochs: float | None = None
-    """How often every training row is seen; default 3; for rows with several labels as many as make 240 steps, at least 3
-    and at most 8; for heads over bases that encode 30, or 10 where they learn numbers. Ignored if max_steps is set.
+    """How often every training row is seen; default 3. Few rows are seen more often: with several labels until there are
+    240 steps, at most 8 times; answers by Lora and Qlora until there are 120, at most 6 times. Heads over bases that
+    encode have 30, or 10 where they learn numbers. Ignored if max_steps is set.
     """
     max_steps: int | None = None
     """Optimiser steps."""

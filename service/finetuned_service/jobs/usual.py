@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.jobs.methods import BaseFacts
@@ -12,9 +12,20 @@ from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.vocabulary import Method, Objective, Task
 
 _EPOCHS = 3.0
-_FEW_STEPS, _MOST_EPOCHS = 240, 8.0
-"""Few rows with several labels are seen more often, until there are so many steps: most labels are in few of them.
-Measured: docs/decisions/2026-11-27-several-labels-are-learnt-for-longer.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Longer:
+    """Few rows are seen more often than usual: until there are so many steps, at most so often."""
+
+    steps: int
+    most_epochs: float
+
+
+_SEVERAL_LABELS = _Longer(240, 8.0)
+"""Most labels are in few of the rows. Measured: docs/decisions/2026-11-27-several-labels-are-learnt-for-longer.md."""
+_ANSWERS = _Longer(120, 6.0)
+"""Measured: docs/decisions/2026-11-27-few-answers-are-learnt-for-longer.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +89,14 @@ def usual_settings(
 ) -> UsualSettings:
     """See `resolve_train` for the arguments."""
     usual = _usual(spec, base, kind)
-    if kind is RowKind.MULTI_LABEL_TEXT:
-        usual = _for_longer(usual, spec.optimization.batch_rows, train_rows)
+    epochs = usual.epochs
+    if (longer := _longer(spec, kind)) is not None:
+        enough = float(math.ceil(longer.steps * spec.optimization.batch_rows / train_rows))
+        epochs = max(epochs, min(longer.most_epochs, enough))
     rate = usual.learning_rate or usual.rate_share * default_learning_rate(base.hidden_size)
     if spec.objective is Objective.DPO:
         rate *= _DPO_RATE
-    return UsualSettings(usual.epochs, float(f"{rate:.1e}"))
+    return UsualSettings(epochs, float(f"{rate:.1e}"))
 
 
 def _usual(spec: TrainSpec, base: BaseFacts, kind: RowKind | None) -> _Usual:
@@ -96,7 +109,8 @@ def _usual(spec: TrainSpec, base: BaseFacts, kind: RowKind | None) -> _Usual:
     return _USUAL_ENCODING.get(spec.method) or _USUAL.get(spec.method, _Usual())
 
 
-def _for_longer(usual: _Usual, batch_rows: int, train_rows: int) -> _Usual:
-    """As many epochs as make `_FEW_STEPS`, at most `_MOST_EPOCHS`; no fewer than usual."""
-    epochs = min(_MOST_EPOCHS, float(math.ceil(_FEW_STEPS * batch_rows / train_rows)))
-    return replace(usual, epochs=max(usual.epochs, epochs))
+def _longer(spec: TrainSpec, kind: RowKind | None) -> _Longer | None:
+    if kind is RowKind.MULTI_LABEL_TEXT:
+        return _SEVERAL_LABELS
+    answers = kind in {RowKind.PROMPT_COMPLETION, RowKind.CHAT}
+    return _ANSWERS if answers and spec.method in {Method.LORA, Method.QLORA} else None
