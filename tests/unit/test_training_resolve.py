@@ -94,27 +94,37 @@ def test_few_rows_with_several_labels_are_seen_more_often(
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_rows", "epochs", "steps"),
-    [(144, 8, 6.0, 108), (270, 8, 4.0, 135), (320, 8, 3.0, 120), (9000, 8, 3.0, 3375), (144, 4, 4.0, 144)],
+    ("rows", "batch_rows", "epochs", "steps", "rate"),
+    [
+        (144, 8, 6.0, 108, 2e-3),
+        (270, 8, 4.0, 135, 2e-3),
+        (320, 8, 3.0, 120, 1.3e-3),
+        (9000, 8, 3.0, 3375, 1.3e-3),
+        (144, 4, 4.0, 144, 2e-3),
+    ],
 )
-def test_few_answers_are_seen_more_often(rows: int, batch_rows: int, epochs: float, steps: int) -> None:
-    usual = (3.0, math.ceil(3 * rows / batch_rows))
+def test_few_answers_are_seen_more_often_and_at_a_higher_rate(
+    rows: int, batch_rows: int, epochs: float, steps: int, rate: float
+) -> None:
+    usual = (3.0, math.ceil(3 * rows / batch_rows), 1.3e-3)
     for method, kind, expected in (
-        ("LORA", RowKind.CHAT, (epochs, steps)),
-        ("LORA", RowKind.PROMPT_COMPLETION, (epochs, steps)),
+        ("LORA", RowKind.CHAT, (epochs, steps, rate)),
+        ("LORA", RowKind.PROMPT_COMPLETION, (epochs, steps, rate)),
         # Measured for answers and low-rank updates alone.
         ("LORA", RowKind.TEXT, usual),
-        ("IA3", RowKind.CHAT, usual),
+        ("IA3", RowKind.CHAT, (*usual[:2], 3e-3)),
         ("LORA", None, usual),
     ):
         spec = TrainSpec.model_validate(
             {
-                "dataset": "tenants/t/datasets/d", "adapter": "a", "method": method,
+                "dataset": "tenants/t/datasets/d",
+                "adapter": "a",
+                "method": method,
                 "optimization": {"batch_rows": batch_rows},
             }
         )
         found = resolve_train(spec, base=BASE, train_rows=rows, kind=kind).optimization
-        assert (found.epochs, found.max_steps) == expected
+        assert (found.epochs, found.max_steps, found.learning_rate) == expected
 
 
 def test_a_resolved_spec_stays_as_it_is():

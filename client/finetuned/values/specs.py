@@ -204,7 +204,9 @@ class Optimization:
     micro_batch_rows: int | None = None
     """How many of them run at once at most; default batch_rows."""
     learning_rate: float | None = None
-    """The peak; the default is chosen from the base's width, its kind and the method, for preferences a tenth of it."""
+    """The peak; the default is chosen from the base's width, its kind and the method, for preferences a tenth of it,
+    for few answers (see epochs) half as much again.
+    """
     schedule: LearningRateSchedule | None = None
     """Default COSINE."""
     warmup_fraction: float | None = None

@@ -20,11 +20,13 @@ class _Longer:
 
     steps: int
     most_epochs: float
+    rate_share: float = 1.0
+    """Of the usual rate, where they are."""
 
 
 _SEVERAL_LABELS = _Longer(240, 8.0)
 """Most labels are in few of the rows. Measured: docs/decisions/2026-11-27-several-labels-are-learnt-for-longer.md."""
-_ANSWERS = _Longer(120, 6.0)
+_ANSWERS = _Longer(120, 6.0, rate_share=1.5)
 """Measured: docs/decisions/2026-11-27-few-answers-are-learnt-for-longer.md."""
 
 
@@ -90,10 +92,12 @@ def usual_settings(
     """See `resolve_train` for the arguments."""
     usual = _usual(spec, base, kind)
     epochs = usual.epochs
-    if (longer := _longer(spec, kind)) is not None:
-        enough = float(math.ceil(longer.steps * spec.optimization.batch_rows / train_rows))
-        epochs = max(epochs, min(longer.most_epochs, enough))
     rate = usual.learning_rate or usual.rate_share * default_learning_rate(base.hidden_size)
+    longer = _longer(spec, kind)
+    if longer and epochs * train_rows < longer.steps * spec.optimization.batch_rows:
+        enough = float(math.ceil(longer.steps * spec.optimization.batch_rows / train_rows))
+        epochs = min(longer.most_epochs, enough)
+        rate *= longer.rate_share
     if spec.objective is Objective.DPO:
         rate *= _DPO_RATE
     return UsualSettings(epochs, float(f"{rate:.1e}"))
