@@ -96,7 +96,7 @@ def usual_settings(
     longer = _longer(spec, kind)
     if longer and epochs * train_rows < longer.steps * spec.optimization.batch_rows:
         enough = float(math.ceil(longer.steps * spec.optimization.batch_rows / train_rows))
-        epochs = min(longer.most_epochs, enough)
+        epochs = max(epochs, min(longer.most_epochs, enough))
         rate *= longer.rate_share
     if spec.objective is Objective.DPO:
         rate *= _DPO_RATE
