@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -475,7 +476,7 @@ def test_the_objective_follows_from_the_rows(client: Any, tmp_path: Path) -> Non
     client.datasets.upload(path, "pairs")
     job = client.jobs.wait(client.train(dataset="pairs", adapter="mine").name)
     assert (job.train.objective, job.train.dpo) == (Objective.DPO, Dpo(beta=0.1, label_smoothing=0.0))
-    assert [metric.name for metric in job.metrics] == ["reward_accuracy", "loss"]
+    assert [metric.name for metric in job.metrics] == ["reward_accuracy", "reward_margin", "loss"]
     asked = client.train(
         dataset="pairs", adapter="mine", objective=Objective.DPO, dpo=Dpo(beta=0.3, label_smoothing=0.1)
     )
@@ -527,7 +528,7 @@ def test_each_task_has_its_methods_rows_and_figures(client: Any, tmp_path: Path)
     assert (job.train.head, job.train.lora.rank) == (None, 16)
     assert (job.data_report.train_rows, job.data_report.eval_rows) == (9, 1)
     done = client.jobs.wait(job.name).check()
-    assert [metric.name for metric in done.metrics] == ["macro_f1", "loss"]
+    assert [metric.name for metric in done.metrics] == ["macro_f1", "accuracy", "loss"]
     assert (done.confusion.labels, done.confusion.rows) == (("a", "b"), ((2, 3), (3, 2)))
     assert done.baseline_confusion.rows == ((0, 5), (5, 0))
     told = [event.evaluation.confusion for event in client.jobs.events(job.name) if event.evaluation]
@@ -584,3 +585,27 @@ def test_figures_for_tensorboard(client: Any, fake_server: FakeServer, tmp_path:
     run = client.quantize("int8", "small")
     with pytest.raises(InvalidField, match="Quantize run"):
         client.jobs.tensorboard(run.name, tmp_path / "logs")
+
+
+def test_a_job_measures_what_its_held_out_rows_measure(client: Any, tmp_path: Path) -> None:
+    for name, row in (
+        ("stars", {"text": "a", "score": 0.5}),
+        ("pairs", {"anchor": "a", "positive": "b"}),
+        ("labels", {"text": "a", "label": "x"}),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for _ in range(10)))
+        client.datasets.upload(path, name)
+    asked = {"adapter": "mine", "task": Task.TEXT_CLASSIFICATION, "lora": Lora()}
+    job = client.train(dataset="stars", promote_if=PromoteIf(alias="prod"), **asked)
+    assert job.train.promote_if.metric == "spearman"
+    done = client.jobs.wait(job.name)
+    assert [metric.name for metric in done.metrics] == ["spearman", "pearson", "mean_absolute_error", "loss"]
+    assert [metric.higher_is_better for metric in done.metrics] == [True, True, False, False]
+    with pytest.raises(InvalidField, match=r"metric: is 'macro_f1'; .* measures spearman, pearson"):
+        client.train(dataset="stars", promote_if=PromoteIf(alias="prod", metric="macro_f1"), **asked)
+    with pytest.raises(InvalidField, match=r"eval_dataset: .*labels holds LABELLED_TEXT rows"):
+        client.train(dataset="stars", eval_dataset="labels", **asked)
+    vectors = {"adapter": "near", "task": Task.FEATURE_EXTRACTION, "lora": Lora()}
+    found = client.jobs.wait(client.train(dataset="pairs", **vectors).name)
+    assert [metric.name for metric in found.metrics] == ["mrr_at_10", "recall_at_1", "recall_at_10"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
 from finetuned_service.jobs.rerun import BASE_DECIDES, METHOD_DECIDES, defaulted_from_base, spec_again
@@ -16,11 +17,11 @@ OLD = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj", "v
 NEW = BaseFacts(hidden_size=512, context_tokens=200, linear_modules=("qkv_proj",))
 
 
-def record_of(**asked: object) -> Job:
+def record_of(kind: RowKind | None = None, **asked: object) -> Job:
     """A job as the store has it, with its spec resolved on the old base."""
     job = train_job(**({"method": Method.LORA} | asked))
     assert isinstance(job.spec, TrainSpec)
-    resolved = resolve_train(job.spec, base=OLD, train_rows=100)
+    resolved = resolve_train(job.spec, base=OLD, train_rows=100, kind=kind)
     defaulted = defaulted_from_base(job.spec, job.spec.method)
     changes = {"id": "j1", "spec": resolved, "defaulted_from_base": defaulted}
     return job.model_copy(update=changes)
@@ -49,6 +50,10 @@ def test_what_was_set_stays():
 def test_on_the_same_base_it_is_the_same_spec():
     record = record_of(lora=LoraSettings(rank=3))
     assert resolve_train(spec_again(record, "bases/tiny"), base=OLD, train_rows=100) == record.spec
+    answers = record_of(RowKind.CHAT, lora=LoraSettings(rank=3))
+    again = resolve_train(spec_again(answers, "bases/tiny"), base=OLD, train_rows=100, kind=RowKind.CHAT)
+    assert again == answers.spec
+    assert answers.spec != record.spec
 
 
 def test_all_that_a_base_decides_of_one_method_is_open():

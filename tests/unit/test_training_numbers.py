@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finetuned_service.adapters.files import stored_head
-from finetuned_service.jobs.events import Progress
-from finetuned_service.jobs.task import EXIT_FINISHED, TrainFinished
+from finetuned_service.adapters.files import stored_digest, stored_head
+from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.events import Notice, Progress
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished
 from finetuned_service.training.adapter import adapter_handle
 from finetuned_service.training.heads.evaluate import answered, scored
 from finetuned_service.training.heads.examples import HeadData, read_head_data
 from finetuned_service.training.heads.unit import Unit
 from finetuned_service.training.run import run
 from tiny_encoders import make_encoder_base
-from training_tasks import Reports, make_task
+from training_tasks import Reports, SetAfter, make_task
 
 WORDS = ("good", "bad", "happy", "awful")
 STARS = {"good": 4.0, "happy": 5.0, "bad": 2.0, "awful": 1.0}
@@ -123,6 +124,31 @@ def test_a_version_of_other_numbers_is_continued_where_it_was(
     np.testing.assert_allclose(second, first, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_job_of_numbers_that_was_stopped_goes_on_to_the_same_bytes(
+    encoder: Path, tmp_path: Path, method: str
+) -> None:
+    told = rows(300.0, 70_000.0)
+    whole, *_ = learn(tmp_path / "whole", encoder, told, method)
+    task = make_task(
+        tmp_path / "parts", encoder, train=told, heldout=told, task="text-classification", **METHODS[method]
+    )
+    assert run(task, Reports(), SetAfter(37)) == EXIT_STOPPED
+    again = Reports()
+    assert run(task, again, threading.Event()) == EXIT_FINISHED
+    assert again.of(Notice)[0].text == "goes on from the checkpoint after step 37"
+    assert stored_digest(Path(task.output_directory)) == stored_digest(whole)
+
+
+def test_a_number_that_no_head_can_tell_is_refused(encoder: Path, tmp_path: Path) -> None:
+    told = [*rows(1.0, 0.0), {"text": "the cat sat", "score": -2e38}]
+    task = make_task(
+        tmp_path, encoder, train=told, heldout=rows(1.0, 0.0), task="text-classification", method="HEAD"
+    )
+    with pytest.raises(InvalidData, match=r"has the score -2e\+38; a head tells numbers up to 1.0e\+38"):
+        run(task, Reports(), threading.Event())
+
+
 def test_the_unit_of_numbers() -> None:
     numbers = [3.0, -4.0, 10.0, 10.0]
     unit = Unit.of(numbers)
@@ -132,6 +158,7 @@ def test_the_unit_of_numbers() -> None:
     )
     assert Unit.of([7.0, 7.0]) == Unit(7.0, 1.0)
     assert Unit.of([7.0]).told(7.0) == 0.0
+    assert Unit.of([0.1] * 3) == Unit(0.1, 1.0)
     largest = Unit.of([-1e300, 1e300])
     assert math.isclose(largest.spread, 1e300)
     assert (largest.told(1e300), largest.told(-1e300)) == pytest.approx((1.0, -1.0))

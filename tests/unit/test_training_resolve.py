@@ -98,7 +98,8 @@ def test_few_rows_with_several_labels_are_seen_more_often(
     [
         (144, 8, 6.0, 108, 1.9e-3),
         (270, 8, 4.0, 135, 1.9e-3),
-        (320, 8, 3.0, 120, 1.3e-3),
+        (320, 8, 3.0, 120, 1.9e-3),
+        (402, 8, 3.0, 151, 1.3e-3),
         (9000, 8, 3.0, 3375, 1.3e-3),
         (144, 4, 4.0, 144, 1.9e-3),
     ],
@@ -125,6 +126,24 @@ def test_few_answers_are_seen_more_often_and_at_a_higher_rate(
         )
         found = resolve_train(spec, base=BASE, train_rows=rows, kind=kind).optimization
         assert (found.epochs, found.max_steps, found.learning_rate) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "rate"),
+    [
+        ({"max_steps": 7}, 1.9e-3),
+        ({"max_steps": 3000}, 1.3e-3),
+        ({"epochs": 2.0}, 1.9e-3),
+        ({"epochs": 20.0}, 1.3e-3),
+        ({"learning_rate": 0.25}, 0.25),
+    ],
+)
+def test_the_higher_rate_of_answers_is_for_short_runs(asked: dict[str, float], rate: float) -> None:
+    wanted: dict[str, object] = {"dataset": "tenants/t/datasets/d", "adapter": "a", "method": "LORA"}
+    spec = TrainSpec.model_validate(wanted | {"optimization": asked})
+    assert (
+        resolve_train(spec, base=BASE, train_rows=144, kind=RowKind.CHAT).optimization.learning_rate == rate
+    )
 
 
 def test_a_resolved_spec_stays_as_it_is():
@@ -243,6 +262,8 @@ def test_facts_are_read_from_a_base(tmp_path: Path):
         ("token-classification", None, ["entity_f1", "accuracy", "loss"]),
         ("feature-extraction", RowKind.PAIR, ["mrr_at_10", "recall_at_1", "recall_at_10"]),
         ("feature-extraction", RowKind.SCORED_PAIR, ["spearman", "pearson"]),
+        ("text-generation", RowKind.CHAT, ["exact_match", "loss"]),
+        ("text-generation", RowKind.TEXT, ["loss"]),
     ],
 )
 def test_a_promotion_is_decided_by_what_is_measured_of_the_held_out_rows(

@@ -119,7 +119,7 @@ def train(
     ] = None,
     scale: Annotated[float | None, _option(METHOD, "vectors: of cosines before the softmax; 20.")] = None,
     epochs: Annotated[
-        float | None, _option(STEPS, "Passes over the rows; 3, few of them up to 8, heads 30.")
+        float | None, _option(STEPS, "Passes over the rows; 3, or more of few rows; heads 30.")
     ] = None,
     max_steps: Annotated[int | None, _option(STEPS, "Optimiser steps, instead of epochs.")] = None,
     batch_rows: Annotated[int | None, _option(STEPS, "Rows in a step; 8.")] = None,

@@ -17,6 +17,8 @@ _LABELLED = {
     dataset_service_pb2.ROW_KIND_LABELLED_TOKENS,
 }
 """Rows of one label each, or of one for each word."""
+_ERRORS = {"loss", "mean_absolute_error"}
+"""The lower, the better."""
 
 
 def score_of(version: int) -> float:
@@ -25,12 +27,13 @@ def score_of(version: int) -> float:
 
 
 def figures(store: Store, version: int, spec: job_pb2.TrainSpec) -> list[common_pb2.Metric]:
-    """The figures of a version of an adapter that decides promotions unless told otherwise, by a resolved spec."""
+    """All figures of a version of an adapter, by a resolved spec."""
     score = score_of(version)
-    usual, *_ = figures_of(spec, store.datasets[spec.eval_dataset or spec.dataset])
     return [
-        common_pb2.Metric(name=usual, value=score, higher_is_better=True),
-        common_pb2.Metric(name="loss", value=2.0 - score, higher_is_better=False),
+        common_pb2.Metric(name=name, value=2.0 - score, higher_is_better=False)
+        if name in _ERRORS
+        else common_pb2.Metric(name=name, value=score, higher_is_better=True)
+        for name in figures_of(spec, store.datasets[spec.eval_dataset or spec.dataset])
     ]
 
 

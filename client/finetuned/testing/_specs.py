@@ -58,9 +58,10 @@ def task_of(spec: job_pb2.TrainSpec) -> str:
 def figures_of(spec: job_pb2.TrainSpec, held_out: dataset_service_pb2.Dataset) -> tuple[str, ...]:
     """What is measured of a version of a resolved spec on such rows; the usual one first."""
     if spec.task == common_pb2.TASK_TEXT_GENERATION:
+        if held_out.row_kind == dataset_service_pb2.ROW_KIND_TEXT:
+            return ("loss",)
         return GENERATION_FIGURES[common_pb2.Objective.Name(spec.objective).removeprefix("OBJECTIVE_")]
-    kind = dataset_service_pb2.RowKind.Name(held_out.row_kind)
-    return FIGURES_OF_ROWS[kind.removeprefix("ROW_KIND_")]
+    return FIGURES_OF_ROWS[_kind(held_out)]
 
 
 def resolve(store: Store, tenant: str, spec: job_pb2.TrainSpec) -> None:
@@ -77,7 +78,8 @@ def resolve(store: Store, tenant: str, spec: job_pb2.TrainSpec) -> None:
     check_name(spec.adapter, f"tenants/{tenant}/adapters/{{}}", "spec.adapter")
     rows = _dataset(store, tenant, spec.dataset, "spec.dataset")
     held_out = _dataset(store, tenant, spec.eval_dataset, "spec.eval_dataset") if spec.eval_dataset else rows
-    _resolve_objective(spec, dataset_service_pb2.RowKind.Name(rows.row_kind).removeprefix("ROW_KIND_"))
+    _resolve_objective(spec, _kind(rows))
+    _refuse_other_kind(spec, rows, held_out)
     base = named_base(store, tenant, spec.base)
     if spec.WhichOneof("method") is None:
         getattr(spec, _usual_method(store, spec, base)).SetInParent()
@@ -162,6 +164,25 @@ def _resolve_objective(spec: job_pb2.TrainSpec, kind: str) -> None:
             f"{spec.dataset} holds {kind} rows; the task {task_of(spec)} with OBJECTIVE_{objective} trains on "
             f"{' or '.join(objectives[objective])} rows: choose another dataset",
         )
+
+
+def _refuse_other_kind(
+    spec: job_pb2.TrainSpec, rows: dataset_service_pb2.Dataset, held_out: dataset_service_pb2.Dataset
+) -> None:
+    """What is written, and vectors, are measured on other kinds of rows as well."""
+    objective = common_pb2.Objective.Name(spec.objective).removeprefix("OBJECTIVE_")
+    several = objective in {"SFT", "CONTRASTIVE"}
+    allowed = KINDS_OF_TASK[task_of(spec)][objective] if several else (_kind(rows),)
+    if _kind(held_out) not in allowed:
+        raise InvalidField.one(
+            "spec.eval_dataset",
+            f"{held_out.name} holds {_kind(held_out)} rows; {rows.name} is evaluated on "
+            f"{' or '.join(allowed)} rows: choose another dataset",
+        )
+
+
+def _kind(dataset: dataset_service_pb2.Dataset) -> str:
+    return dataset_service_pb2.RowKind.Name(dataset.row_kind).removeprefix("ROW_KIND_")
 
 
 def _refuse_format(spec: job_pb2.TrainSpec, base: base_service_pb2.Base) -> None:

@@ -212,7 +212,7 @@ class ExportedLogs:
 @final
 @dataclass(frozen=True, slots=True)
 class Overfitting:
-    """A held-out loss that rises again, in nats per supervised token."""
+    """A held-out loss that rises again, in the unit of `Progress.loss`."""
 
     best_step: int
     best_loss: float

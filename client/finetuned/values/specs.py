@@ -205,7 +205,7 @@ class Optimization:
     """How many of them run at once at most; default batch_rows."""
     learning_rate: float | None = None
     """The peak; the default is chosen from the base's width, its kind and the method, for preferences a tenth of it,
-    for few answers (see epochs) half as much again.
+    for answers (see epochs) in runs of at most 150 steps half as much again.
     """
     schedule: LearningRateSchedule | None = None
     """Default COSINE."""
@@ -279,9 +279,9 @@ class PromoteIf:
 
     alias: str
     metric: str = ""
-    """The figure that decides: "loss", or one that task and objective measure; default their usual one."""
+    """The figure that decides, one of those that the held-out rows measure; default their usual one."""
     minimum: float | None = None
-    """What the figure must reach; for the loss, what it must not exceed."""
+    """What the figure must reach; for losses and errors, what it must not exceed."""
     better_than_current: bool = False
     """It must beat the aliased version on the same held-out rows."""
 

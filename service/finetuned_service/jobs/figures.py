@@ -13,6 +13,8 @@ GENERATION_FIGURES: Mapping[Objective, tuple[str, ...]] = {
     Objective.DPO: ("reward_accuracy", "reward_margin", "loss"),
 }
 """Of adapters that generate text. The first is the one that decides where nobody says."""
+_FIGURES_OF_PLAIN_TEXT = ("loss",)
+"""It asks for no answer."""
 
 FIGURES_OF_ROWS: Mapping[RowKind, tuple[str, ...]] = {
     RowKind.LABELLED_TEXT: ("macro_f1", "accuracy", "loss"),
@@ -36,5 +38,7 @@ _USUAL_ROWS: Mapping[Task, RowKind] = {
 def figures_of(spec: TrainSpec, held_out: RowKind | None) -> tuple[str, ...]:
     """The names of what is measured on held-out rows of that kind; None is the usual one of the task."""
     if spec.task is Task.TEXT_GENERATION:
+        if held_out is RowKind.TEXT:
+            return _FIGURES_OF_PLAIN_TEXT
         return GENERATION_FIGURES[spec.objective or Objective.SFT]
     return FIGURES_OF_ROWS[held_out or _USUAL_ROWS[spec.task]]

@@ -73,7 +73,7 @@ def spec_again(record: Job, base: str) -> TrainSpec:
 
 
 def _follows_from_rows(spec: TrainSpec, path: str) -> bool:
-    """The rate of a head over a base that encodes is of its rows, whatever the base."""
+    """The rate of a head over a base that encodes goes with its epochs and its rows, whatever the base."""
     return path == _RATE and spec.method is Method.HEAD and spec.task is not Task.TEXT_GENERATION
 
 

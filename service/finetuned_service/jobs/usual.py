@@ -20,14 +20,14 @@ class _Longer:
 
     steps: int
     most_epochs: float
-    rate_share: float = 1.0
-    """Of the usual rate, where they are."""
 
 
 _SEVERAL_LABELS = _Longer(240, 8.0)
 """Most labels are in few of the rows. Measured: docs/decisions/2026-11-27-several-labels-are-learnt-for-longer.md."""
-_ANSWERS = _Longer(120, 6.0, rate_share=1.5)
-"""Measured: docs/decisions/2026-11-27-few-answers-are-learnt-for-longer.md."""
+_ANSWERS = _Longer(120, 6.0)
+_SHORT_RUN_STEPS, _SHORT_RUN_RATE = 150, 1.5
+"""Answers are learnt at so many times the usual rate by runs of at most so many steps.
+Measured, both: docs/decisions/2026-11-27-few-answers-are-learnt-for-longer.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,15 @@ def usual_settings(
 ) -> UsualSettings:
     """See `resolve_train` for the arguments."""
     usual = _usual(spec, base, kind)
-    epochs = usual.epochs
-    rate = usual.learning_rate or usual.rate_share * default_learning_rate(base.hidden_size)
+    wanted, epochs = spec.optimization, usual.epochs
     longer = _longer(spec, kind)
-    if longer and epochs * train_rows < longer.steps * spec.optimization.batch_rows:
-        enough = float(math.ceil(longer.steps * spec.optimization.batch_rows / train_rows))
+    if longer is not None:
+        enough = float(math.ceil(longer.steps * wanted.batch_rows / train_rows))
         epochs = max(epochs, min(longer.most_epochs, enough))
-        rate *= longer.rate_share
+    rate = usual.learning_rate or usual.rate_share * default_learning_rate(base.hidden_size)
+    steps = wanted.max_steps or (wanted.epochs or epochs) * train_rows / wanted.batch_rows
+    if longer is _ANSWERS and steps <= _SHORT_RUN_STEPS:
+        rate *= _SHORT_RUN_RATE
     if spec.objective is Objective.DPO:
         rate *= _DPO_RATE
     return UsualSettings(epochs, float(f"{rate:.1e}"))

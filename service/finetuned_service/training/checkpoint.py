@@ -27,6 +27,10 @@ from finetuned_service.training.generators import generator_states, restore_gene
 from finetuned_service.training.trainable import Parameters
 from finetuned_service.vocabulary import Value
 
+MEANING_OF_CHECKPOINTS = "numbers in their unit"
+"""Another one for each change of what the parameters, losses or states in checkpoints mean: a job begins anew instead of going
+on from one that an older build has left.
+"""
 LEAST_CHECKPOINTS = 3
 """What must have room: the newest, the best, and the one that is being written."""
 
@@ -37,7 +41,7 @@ _MOMENT = "optimizer."
 
 
 class Evaluation(Value):
-    """The held-out loss after a step, in nats per supervised token."""
+    """The held-out loss after a step; see `loop.HeldOut`."""
 
     step: int
     loss: float

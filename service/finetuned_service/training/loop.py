@@ -42,7 +42,7 @@ class Step:
     """One finished optimizer step."""
 
     loss: float
-    """Mean over what the batch's rows supervise, in nats, before the step."""
+    """Mean over what the batch's rows supervise, in nats (of numbers in their unit, squared), before the step."""
     learning_rate: float
     tokens: int
     seconds: float
@@ -53,7 +53,7 @@ class HeldOut:
     """What was measured of held-out rows between steps."""
 
     loss: float
-    """Mean over what they supervise, in nats; decides what the best checkpoint is."""
+    """Mean over what they supervise, in the unit of the training loss; decides what the best checkpoint is."""
     metrics: tuple[Metric, ...] = ()
     """What is told beside it."""
 
@@ -242,7 +242,7 @@ class Trainer(Generic[R]):
 
 @torch.no_grad()
 def heldout_loss(model: Trainable[R], rows: Sequence[R], parts: Sequence[Sequence[R]] | None = None) -> float:
-    """Mean loss of what the rows supervise, in nats; at least one row. `parts` are computed together."""
+    """Mean loss of what the rows supervise; at least one row. `parts` are computed together."""
     scale = 1.0 / sum(row.supervised_tokens for row in rows)
     model.train(mode=False)
     loss = sum(model.loss_of(part, scale).item() for part in parts or micro_batches(rows, EVALUATION_ROWS))

@@ -29,7 +29,7 @@ from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.attempt import Attempt
-from finetuned_service.training.checkpoint import RunState
+from finetuned_service.training.checkpoint import MEANING_OF_CHECKPOINTS, RunState
 from finetuned_service.training.cuda import memory_room, prepare_device
 from finetuned_service.training.data import JobData, read_job_data
 from finetuned_service.training.embeddings.run import run_embeddings
@@ -165,7 +165,10 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
 
 
 def _digest(task: TrainTask) -> str:
-    parts = (task.spec.model_dump_json(), task.base_digest, task.train_digest, task.eval_digest)
+    parts = (
+        *(task.spec.model_dump_json(), task.base_digest, task.train_digest, task.eval_digest),
+        MEANING_OF_CHECKPOINTS,
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -54,12 +54,18 @@ class Curves:
         losses = {"training": self.loss, "held-out": self.heldout.get("loss", {})}
         losses = {name: values for name, values in losses.items() if values}
         if losses:
-            yield Chart("Loss, nats per supervised token", _sorted(losses), best)
+            yield Chart(_title(job), _sorted(losses), best)
         for name, values in self.heldout.items():
             if name != "loss":
                 yield Chart(f"{name} on the held-out rows", _sorted({name: values}), best)
         if self.learning_rate:
             yield Chart("Learning rate", _sorted({"learning rate": self.learning_rate}))
+
+
+def _title(job: Job) -> str:
+    """A loss of numbers has no nats: it is a part of their variance."""
+    numbers = any(metric.name == "mean_absolute_error" for metric in (*job.metrics, *job.baseline_metrics))
+    return "Loss, squared error over the variance" if numbers else "Loss, nats per supervised token"
 
 
 def _put(values: dict[int, float], step: int, value: float) -> None:

@@ -111,9 +111,11 @@ def scored(outputs: Outputs, examples: Sequence[Example], head: Head, unit: Unit
     """The figures of the head's task; at least one example. The loss is in the unit, as in training."""
     rows: Any = np.concatenate(outputs)
     targets = targets_of(examples, head)
-    total = summed_loss(torch.from_numpy(rows).double(), _exact(targets), head.problem)
-    scale = 1.0 if unit is None else unit.spread
-    losses = [Metric(name="loss", value=float(total) / len(targets) / scale**2, higher_is_better=False)]
+    given, exact = torch.from_numpy(rows).double(), _exact(targets)
+    if unit is not None and head.problem is Problem.REGRESSION:
+        given, exact = given / unit.spread, exact / unit.spread
+    total = float(summed_loss(given, exact, head.problem))
+    losses = [Metric(name="loss", value=total / len(targets), higher_is_better=False)]
     confusion = None
     if head.problem is Problem.REGRESSION:
         expected, found = targets.numpy()[:, 0].astype(np.float64), rows[:, 0].astype(np.float64)

@@ -26,6 +26,9 @@ from finetuned_service.training.heads.weights import label_weights
 from finetuned_service.training.row_faults import RowFaults
 from finetuned_service.vocabulary import DataReport, Pooling
 
+MOST_SCORE = 1e38
+"""Heads answer in float32, and what is furthest away is not the mean."""
+
 LabelledRow = LabelledText | MultiLabelText | ScoredText | LabelledTokens | LabelledImage
 
 
@@ -169,7 +172,7 @@ class _Encoding:
             case MultiLabelText(text, labels, pair):
                 return self._of_text(text, pair, number, lambda: self._flags(labels))
             case ScoredText(text, score, pair):
-                return self._of_text(text, pair, number, lambda: (score,))
+                return self._of_text(text, pair, number, lambda: (_number(score),))
             case _:
                 raise InvalidData("has no label")
 
@@ -211,6 +214,14 @@ class _Encoding:
         if not places:
             raise InvalidData("has no word of which the tokenizer makes a token")
         return Example(number, encoded.token_ids, tuple(targets), tuple(places), shown=text)
+
+
+def _number(score: float) -> float:
+    if abs(score) > MOST_SCORE:
+        raise InvalidData(
+            f"has the score {score:g}; a head tells numbers up to {MOST_SCORE:.1e}: give them in another unit"
+        )
+    return score
 
 
 def _starts(tokens: Sequence[str]) -> Iterator[int]:

@@ -21,11 +21,12 @@ class Unit:
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Unit:
         """Of at least one; those that are all the same spread by 1."""
+        # Their mean may be a bit off.
+        if min(numbers) == max(numbers):
+            return cls(numbers[0])
         mean = fmean(numbers)
         # Numbers near the largest there is have squares beyond it.
         furthest = max(abs(number - mean) for number in numbers)
-        if not furthest:
-            return cls(mean)
         return cls(mean, furthest * math.sqrt(fmean(((number - mean) / furthest) ** 2 for number in numbers)))
 
     def told(self, number: float) -> float:
