@@ -68,7 +68,7 @@ chromium:
 	.venv-checkov/bin/pip --disable-pip-version-check --quiet install --requirement tests/checkov.txt
 	touch $@
 
-# A file's tests stay together: they share servers and bases. A process of tests takes up to 4 GiB.
+# A file's tests stay together: they share servers and bases. A process of tests takes some 2 GiB beside its servers.
 WORKERS ?= 2
 unit: install compiler chromium $(BIN)/promtool .venv-checkov/installed ## All tests but those that need a GPU (WORKERS=2 at once)
 	$(BIN)/pytest -m "not gpu" --numprocesses $(WORKERS) --dist loadfile
