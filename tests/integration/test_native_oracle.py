@@ -10,6 +10,7 @@ import dataclasses
 import pytest
 import torch
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.lazy_pages import ReadyBlocks
 from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.native.build import library_path
@@ -115,6 +116,27 @@ def test_a_prompt_cut_into_chunks_is_the_same_bit_for_bit(model, adapters, chunk
             whole = engine.logits(prompt, handle_of(adapter))
         with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=chunk)) as engine:
             assert torch.equal(whole, engine.logits(prompt, handle_of(adapter)))
+
+
+def test_what_lay_in_an_adapters_memory_before_changes_no_bit(model, adapters, monkeypatch):
+    """Products read whole tiles: behind the last B, too, and multiply what is there with zero."""
+    prompt = random_prompt(5, 40)
+
+    def logits():
+        with OfflineEngine(model, CONFIG) as engine:
+            return [engine.logits(prompt, handle_of(adapter)) for adapter in adapters]
+
+    expected, take, taken = logits(), ReadyBlocks.take, []
+
+    def take_used(blocks, size_bytes):
+        taken.append(size_bytes)
+        return take(blocks, size_bytes).fill_(255)  # NaN, as bfloat16 and as float32
+
+    monkeypatch.setattr(ReadyBlocks, "take", take_used)
+    found = logits()
+    assert len(taken) >= len(adapters) - 1
+    for before, after in zip(expected, found, strict=True):
+        assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
