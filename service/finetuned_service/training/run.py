@@ -165,10 +165,8 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
 
 
 def _digest(task: TrainTask) -> str:
-    parts = (
-        *(task.spec.model_dump_json(), task.base_digest, task.train_digest, task.eval_digest),
-        MEANING_OF_CHECKPOINTS,
-    )
+    data = (task.base_digest, task.train_digest, task.eval_digest)
+    parts = (MEANING_OF_CHECKPOINTS, task.spec.model_dump_json(), *data)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
