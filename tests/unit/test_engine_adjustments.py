@@ -6,6 +6,7 @@ import pytest
 import torch
 from finetuned_service.engine.adjustments import Adjustments
 from finetuned_service.engine.choice import TokenChoice
+from finetuned_service.engine.draws import draw_tokens
 from finetuned_service.engine.messages import Sampling, Submit
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -53,10 +54,10 @@ def test_repetition_penalty_is_that_of_transformers(penalty):
 
 def test_the_smallest_repetition_penalty_leaves_a_distribution():
     sampling = Sampling(20, temperature=1.0, repetition_penalty=1e-45, seed=3)
-    for logits, scores, _ in walk(sampling):
+    for _, scores, _ in walk(sampling):
         assert bool(torch.isfinite(scores).all())
-        choice = TokenChoice(Submit(1, PROMPT, None, sampling), ENDS, CPU)
-        assert choice.choose(logits) in range(VOCABULARY)
+        [token_id] = draw_tokens(scores[None], [sampling], [0.5])
+        assert token_id in range(VOCABULARY)
 
 
 @pytest.mark.parametrize(("frequency", "presence"), [(0.7, 0.0), (0.0, 1.5), (-2.0, 2.0), (0.25, -0.5)])
@@ -119,14 +120,5 @@ def test_the_logits_themselves_stay_as_they_are():
     choice = TokenChoice(Submit(1, PROMPT, None, Sampling(8, logit_bias=((4, 100.0),))), ENDS, CPU)
     logits = random_logits(1)
     before = logits.clone()
-    assert choice.choose(logits) == 4
+    assert int(choice.scores(logits).argmax()) == 4
     torch.testing.assert_close(logits, before, atol=0, rtol=0)
-
-
-def test_a_drawn_token_follows_the_adjusted_logits():
-    sampling = Sampling(4000, temperature=1.0, seed=5, logit_bias=((4, -100.0),))
-    choice = TokenChoice(Submit(1, PROMPT, None, sampling), ENDS, CPU)
-    logits = torch.zeros(VOCABULARY)
-    drawn = torch.tensor([choice.choose(logits) for _ in range(2000)]).bincount(minlength=VOCABULARY)
-    assert drawn[4] == 0
-    assert (drawn > 0).sum() == VOCABULARY - 1

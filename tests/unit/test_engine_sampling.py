@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from finetuned_service.engine.draws import draw_tokens
 from finetuned_service.engine.messages import Sampling
-from finetuned_service.engine.sampling import (
-    draw_token,
-    filtered_probabilities,
-    greedy_tokens,
-    make_generator,
-    token_logprobs,
-)
+from finetuned_service.engine.sampling import greedy_tokens, make_generator, tokens_logprobs, uniform_number
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -33,58 +28,100 @@ def oracle(logits, sampling):
     return LogitsProcessorList(warpers)(torch.zeros(1, 1, dtype=torch.int64), logits[None])[0].softmax(-1)
 
 
-def spread_out(probabilities, ids, size):
-    return torch.zeros(size).index_add_(0, ids, probabilities)
+def shares(logits, sampling, draws=2000):
+    """How often each token of `logits [vocabulary]` comes of evenly spread numbers."""
+    numbers = [(number + 0.5) / draws for number in range(draws)]
+    tokens = draw_tokens(logits.expand(draws, -1), [sampling] * draws, numbers)
+    return torch.tensor(tokens).bincount(minlength=logits.shape[0]) / draws
+
+
+def assert_shares_of_transformers(logits, sampling, draws=2000):
+    """A token's numbers are an interval, of which an even spread misses at most one at each end."""
+    expected = oracle(logits, sampling)
+    actual = shares(logits, sampling, draws)
+    torch.testing.assert_close(actual, expected, atol=1.5 / draws, rtol=0.0)
+    assert not bool(((actual > 0) & (expected == 0)).any()), "drawn, though it was not kept"
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("top_k", [0, 1, 5, 1000])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 100, 1000])
 @pytest.mark.parametrize("top_p", [0.0, 0.1, 0.7, 0.999, 1.0])
-def test_probabilities_are_those_of_transformers(temperature, top_k, top_p):
+def test_draws_are_from_the_distribution_of_transformers(temperature, top_k, top_p):
     sampling = Sampling(8, temperature=temperature, top_k=top_k, top_p=top_p)
-    for seed in range(5):
-        logits = random_logits(seed)
-        actual = spread_out(*filtered_probabilities(logits, sampling), 400)
-        torch.testing.assert_close(actual, oracle(logits, sampling), atol=1e-6, rtol=1e-5)
+    for seed in range(3):
+        assert_shares_of_transformers(random_logits(seed), sampling)
 
 
-def test_a_wide_nucleus_of_a_large_vocabulary_is_exact():
+@pytest.mark.parametrize("others", [{"top_p": 0.9}, {"top_k": 700}, {"top_k": 3000, "top_p": 0.8}, {}])
+def test_what_is_kept_of_a_large_flat_vocabulary_is_exact(others):
     logits = random_logits(0, size=20_000, spread=0.5)
-    sampling = Sampling(8, temperature=1.0, top_p=0.9)
-    probabilities, ids = filtered_probabilities(logits, sampling)
-    assert probabilities.shape[0] > 1024
-    actual = spread_out(probabilities, ids, 20_000)
-    torch.testing.assert_close(actual, oracle(logits, sampling), atol=1e-7, rtol=1e-3)
+    sampling = Sampling(8, temperature=1.0, **others)
+    kept = oracle(logits, sampling) > 0
+    assert int(kept.sum()) > 64
+    drawn = shares(logits, sampling, draws=3000)
+    assert not bool((drawn[~kept] > 0).any())
+    # In sums of a hundred tokens each, the likeliest first: single ones are rarer than the draws.
+    order = logits.argsort(descending=True)
+    actual, expected = (shares[order].view(-1, 100).sum(-1) for shares in (drawn, oracle(logits, sampling)))
+    torch.testing.assert_close(actual, expected, atol=0.01, rtol=0.0)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9])
+def test_the_first_to_reach_top_p_is_the_last_kept(top_p):
+    logits = random_logits(3, size=5000, spread=1.0)
+    sampling = Sampling(8, temperature=1.0, top_p=top_p)
+    kept = oracle(logits, sampling) > 0
+    last = 1.0 - 1e-9  # falls to the least likely of those kept, however many were looked at
+    [token_id] = draw_tokens(logits[None], [sampling], [last])
+    assert kept[token_id]
+    assert float(logits[token_id]) == float(logits[kept].min())
 
 
 def test_all_that_tie_with_the_kth_stay():
     logits = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0])
-    probabilities, ids = filtered_probabilities(logits, Sampling(8, temperature=1.0, top_k=2))
-    actual = spread_out(probabilities, ids, 5)
-    torch.testing.assert_close(actual, torch.tensor([0.0, 1 / 3, 1 / 3, 1 / 3, 0.0]))
+    drawn = shares(logits, Sampling(8, temperature=1.0, top_k=2), draws=300)
+    torch.testing.assert_close(drawn, torch.tensor([0.0, 1 / 3, 1 / 3, 1 / 3, 0.0]))
+    many = torch.zeros(500)
+    many[:3] = 5.0
+    drawn = shares(many, Sampling(8, temperature=1.0, top_k=10), draws=5000)
+    assert int((drawn > 0).sum()) == 500  # the tie reaches beyond the candidates that are looked at first
+
+
+@pytest.mark.parametrize("others", [{}, {"top_p": 0.9}, {"top_k": 50}, {"top_k": 50, "top_p": 0.9}])
+def test_what_is_forbidden_is_never_drawn(others):
+    logits = torch.full((3000,), -torch.inf)
+    logits[[7, 2999]] = torch.tensor([1.0, 0.0])
+    sampling = Sampling(8, temperature=1.0, **others)
+    numbers = [0.0, 0.5, 0.9999999999999999]
+    assert draw_tokens(logits.expand(3, -1), [sampling] * 3, numbers) == [7, 7, 2999]
 
 
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    sampling = Sampling(8, temperature=1.0, seed=3)
-    generator = make_generator(sampling)
-    drawn = torch.tensor([draw_token(logits, sampling, generator) for _ in range(4000)])
-    actual = drawn.bincount(minlength=4) / 4000
+    generator = make_generator(Sampling(8, temperature=1.0, seed=3))
+    numbers = [uniform_number(generator) for _ in range(4000)]
+    drawn = draw_tokens(logits.expand(4000, -1), [Sampling(8, temperature=1.0)] * 4000, numbers)
+    actual = torch.tensor(drawn).bincount(minlength=4) / 4000
     torch.testing.assert_close(actual, logits.softmax(-1), atol=0.025, rtol=0.0)
 
 
-def test_a_seed_gives_its_tokens_whatever_else_is_drawn():
-    sampling = Sampling(8, temperature=1.0, top_p=0.9, seed=11)
-    rows = [random_logits(seed) for seed in range(6)]
-    alone = make_generator(sampling)
-    expected = [draw_token(row, sampling, alone) for row in rows]
-    beside = make_generator(sampling)
-    other = make_generator(Sampling(8, temperature=1.0, seed=12))
-    actual = []
-    for row in rows:
-        draw_token(row, sampling, other)
-        actual.append(draw_token(row, sampling, beside))
-    assert actual == expected
+def test_a_row_is_drawn_alike_alone_and_beside_others():
+    kinds = [{}, {"top_p": 0.9}, {"top_k": 40}, {"top_k": 200, "top_p": 0.5}, {"top_p": 0.9999}]
+    samplings = [
+        Sampling(8, temperature=temperature, **kind)
+        for kind in kinds
+        for temperature in (0.1, 0.8, 3.0, 30.0)
+    ]
+    logits = torch.stack([random_logits(seed, size=4099) for seed in range(len(samplings))])
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        numbers = torch.rand(len(samplings), generator=generator, dtype=torch.float64).tolist()
+        together = draw_tokens(logits, samplings, numbers)
+        alone = [
+            draw_tokens(logits[row : row + 1], [sampling], [numbers[row]])[0]
+            for row, sampling in enumerate(samplings)
+        ]
+        assert together == alone
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-45])
@@ -94,7 +131,7 @@ def test_the_smallest_temperatures_draw_the_most_likely_token(temperature, other
     for seed in range(5):
         logits = random_logits(seed)
         generator = make_generator(sampling)
-        assert draw_token(logits, sampling, generator) == int(logits.argmax())
+        assert draw_tokens(logits[None], [sampling], [uniform_number(generator)]) == [int(logits.argmax())]
 
 
 def test_greedy_takes_the_first_of_equal_maxima():
@@ -110,9 +147,9 @@ def test_rows_that_are_not_finite_have_no_token():
 
 
 def test_logprobs_are_of_the_raw_logits():
-    logits = random_logits(1).bfloat16()
+    logits = torch.stack([random_logits(1), random_logits(2)]).bfloat16()
     expected = logits.double().log_softmax(-1)
-    actual = token_logprobs(logits, 17, 3)
-    assert actual.logprob == pytest.approx(float(expected[17]), abs=1e-5)
-    assert actual.top_token_ids == tuple(expected.topk(3).indices.tolist())
-    assert actual.top_logprobs == pytest.approx(expected.topk(3).values.tolist(), abs=1e-5)
+    for row, actual in enumerate(tokens_logprobs(logits, [17, 3], 3)):
+        assert actual.logprob == pytest.approx(float(expected[row, (17, 3)[row]]), abs=1e-5)
+        assert actual.top_token_ids == tuple(expected[row].topk(3).indices.tolist())
+        assert actual.top_logprobs == pytest.approx(expected[row].topk(3).values.tolist(), abs=1e-5)

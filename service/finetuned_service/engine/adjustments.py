@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from finetuned_service.engine.draws import LEAST_DIVISOR
 from finetuned_service.engine.messages import Sampling, Submit
-from finetuned_service.engine.sampling import LEAST_DIVISOR
 
 
 @final

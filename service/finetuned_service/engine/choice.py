@@ -10,12 +10,12 @@ from torch import Tensor
 from finetuned_service.engine.adjustments import Adjustments
 from finetuned_service.engine.constraint import Constraint
 from finetuned_service.engine.messages import Submit
-from finetuned_service.engine.sampling import draw_token, make_generator
+from finetuned_service.engine.sampling import make_generator, uniform_number
 
 
 @final
 class TokenChoice:
-    """Adjusts the logits, keeps to the grammar, draws; holds what of that goes on from token to token."""
+    """Adjusts the logits and keeps to the grammar; holds what of that goes on from token to token."""
 
     def __init__(
         self,
@@ -36,27 +36,37 @@ class TokenChoice:
         """The reply is over: its grammar allows nothing more."""
         return self._constraint is not None and self._constraint.complete
 
-    def choose(self, logits: Tensor) -> int | None:
-        """The next token for finite `logits [vocabulary]`, which stay as they are; None if the reply is over, also because
-        all that its grammar allows next are stop tokens, and it is too early for those.
+    @property
+    def drawn(self) -> bool:
+        """By a number (`uniform`), instead of the most likely one."""
+        return self._generator is not None
+
+    def uniform(self) -> float:
+        """The next number of `[0, 1)` that a token is drawn by."""
+        assert self._generator is not None, "greedy"
+        return uniform_number(self._generator)
+
+    def scores(self, logits: Tensor) -> Tensor | None:
+        """Finite `logits [vocabulary]` as the request adjusts them and its grammar allows, in float32 then; the logits
+        themselves stay as they are. None if the reply is over, also because all that its grammar allows next are stop
+        tokens, and it is too early for those.
 
         Raises:
             FinetunedError: if the grammar cannot be followed.
         """
-        scores = logits
-        if self._adjustments is not None or self._constraint is not None:
-            scores = logits.to(torch.float32, copy=True)
+        if self._adjustments is None and self._constraint is None:
+            return logits
+        scores = logits.to(torch.float32, copy=True)
+        early = self._adjustments is not None and self._adjustments.too_early
         if self._adjustments is not None:
             self._adjustments.apply(scores)
-        if self._constraint is not None:
-            early = self._adjustments is not None and self._adjustments.too_early
-            if not self._constraint.apply(scores, may_end=not (early or self._sampling.ignore_eos)):
-                return None
-        if self._adjustments is not None and self._adjustments.too_early and bool(scores.max() == -torch.inf):
+        if self._constraint is not None and not self._constraint.apply(
+            scores, may_end=not (early or self._sampling.ignore_eos)
+        ):
             return None
-        if self._generator is not None:
-            return draw_token(scores, self._sampling, self._generator)
-        return int(scores.argmax())
+        if early and bool(scores.max() == -torch.inf):
+            return None
+        return scores
 
     def took(self, token_id: int) -> None:
         """The reply goes on with a token.

@@ -273,9 +273,9 @@ class EngineLoop:
         self._counts.add_step(chunks, time.monotonic() - began)
 
     def _tell_tokens(self, step: StepLogits, now: float) -> None:
-        for row, sequence in enumerate(step.chosen):
+        for sequence, chosen in zip(step.chosen, self._replies.choose(step), strict=True):
             try:
-                tokens = self._replies.extend(sequence, step.logits[row], step.greedy[row], now)
+                tokens = self._replies.extend(sequence, chosen, now)
             except FinetunedError as error:
                 self._fail(sequence, error)
                 continue

@@ -6,21 +6,11 @@ import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
-from finetuned_service.engine.adjustments import Adjustments
-from finetuned_service.engine.choice import TokenChoice
-from finetuned_service.engine.constraint import Constraint
-from finetuned_service.engine.messages import Encoded, FinishReason, Sampling, Submit, TokenLogprobs, Tokens
-from finetuned_service.engine.runner import Model
-from finetuned_service.engine.sampling import token_logprobs
+from finetuned_service.engine.choices import Choices, Chosen, not_finite
+from finetuned_service.engine.messages import Encoded, FinishReason, Submit, TokenLogprobs, Tokens
+from finetuned_service.engine.runner import Model, StepLogits
 from finetuned_service.engine.sequence import Sequence
-from finetuned_service.errors import (
-    AdapterIncompatible,
-    FinetunedError,
-    Internal,
-    InvalidField,
-    PromptTooLong,
-    ResourceExhausted,
-)
+from finetuned_service.errors import InvalidField, PromptTooLong, ResourceExhausted
 
 
 def limit_tokens(submit: Submit, model: Model, kv_capacity_tokens: int) -> int:
@@ -88,42 +78,41 @@ def encoded(sequence: Sequence, rows: Tensor, now_seconds: float) -> Encoded:
         FinetunedError: if it is not finite.
     """
     if not bool(torch.isfinite(rows).all()):
-        raise _not_finite(sequence)
+        raise not_finite(sequence)
     data = rows.contiguous().numpy().tobytes()
     return Encoded(sequence.request_id, data, rows.shape[1], now_seconds - sequence.admitted_seconds)
 
 
 class Replies:
-    """Chooses tokens and tells ends. Holds the choices of sequences that are not plainly greedy."""
+    """Appends the chosen tokens and tells ends."""
 
     def __init__(self, end_token_ids: frozenset[int], device: torch.device) -> None:
         self._end_token_ids = end_token_ids
-        self._device = device
-        self._choices: dict[int, TokenChoice] = {}
+        self._choices = Choices(end_token_ids, device)
 
     def begin(self, sequence: Sequence, matcher: LLMatcher | None = None) -> None:
         """A sequence that will have tokens to choose; `matcher` is its grammar's, if it has one."""
-        if matcher is not None or _is_special(sequence.request.sampling):
-            constraint = None if matcher is None else Constraint(matcher, self._end_token_ids)
-            self._choices[sequence.request_id] = TokenChoice(
-                sequence.request, self._end_token_ids, self._device, constraint
-            )
+        self._choices.begin(sequence, matcher)
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence ended."""
-        self._choices.pop(sequence.request_id, None)
+        self._choices.forget(sequence)
 
-    def extend(self, sequence: Sequence, logits: Tensor, greedy: int | None, now_seconds: float) -> Tokens:
-        """Choose the sequence's next token from `logits [vocabulary]` and append it, or end the sequence.
+    def choose(self, step: StepLogits) -> list[Chosen]:
+        """What comes next in each of `step.chosen`; all that are drawn in one go."""
+        return self._choices.choose(step)
+
+    def extend(self, sequence: Sequence, chosen: Chosen, now_seconds: float) -> Tokens:
+        """Append to the sequence what was chosen, or end the sequence.
 
         Raises:
-            FinetunedError: if the logits are not finite, or its grammar cannot be followed.
+            FinetunedError: if the logits were not finite, or its grammar cannot be followed.
+            Exception: what else went wrong with this row alone.
         """
-        if greedy is None:
-            raise _not_finite(sequence)
-        sampling = sequence.request.sampling
-        choice = self._choices.get(sequence.request_id)
-        token_id = greedy if choice is None else choice.choose(logits)
+        if isinstance(chosen, Exception):
+            raise chosen
+        sampling, token_id = sequence.request.sampling, chosen.token_id
+        choice = self._choices.find(sequence)
         is_first = sequence.first_token_seconds is None
         first_seconds = sequence.first_token_seconds or now_seconds
         sequence.first_token_seconds = first_seconds
@@ -139,8 +128,7 @@ class Replies:
                 choice.took(token_id)
             sequence.tokens.append(token_id)
             token_ids = (token_id,)
-            if sampling.logprobs:
-                logprobs = (token_logprobs(logits, token_id, sampling.logprobs),)
+            logprobs = chosen.logprobs
             if choice is not None and choice.complete:
                 finish = FinishReason.END
             elif len(sequence.tokens) == sequence.limit_tokens:
@@ -154,17 +142,3 @@ class Replies:
             prefill_seconds=first_seconds - sequence.admitted_seconds if is_first else 0.0,
             decode_seconds=now_seconds - first_seconds if finish else 0.0,
         )
-
-
-def _is_special(sampling: Sampling) -> bool:
-    return sampling.temperature != 0.0 or Adjustments.wanted(sampling)
-
-
-def _not_finite(sequence: Sequence) -> FinetunedError:
-    if sequence.adapter is None:
-        return Internal.opaque()
-    return AdapterIncompatible(
-        f"with adapter {sequence.adapter.digest} the base computes values that are not finite; "
-        "train it again with a smaller learning rate or alpha",
-        metadata={"adapter_digest": sequence.adapter.digest},
-    )
