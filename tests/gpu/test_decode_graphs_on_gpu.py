@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from finetuned_service.bases.device import resolve_device
 from finetuned_service.engine import decode_graphs, graph_recorder
 from finetuned_service.engine.config import EngineConfig
@@ -153,3 +155,30 @@ def test_one_whose_capture_fails_serves_without_graphs(
         (completion,) = engine.generate(requests(adapters, 1, 14))
         assert captured(engine) == 0
     assert completion.token_ids == oracle_tokens(load_peft(base, None), list(random_prompt(0, 3)), 14)
+
+
+def test_what_an_ended_engine_left_is_not_freed_while_another_captures() -> None:
+    """A graph in a circle is freed by the garbage collector, whose turn comes whenever objects are made."""
+    device = resolve_device("cuda")
+    recorder = graph_recorder.CudaRecorder(device)
+    numbers = torch.arange(4.0, device=device)
+
+    def double() -> tuple[torch.Tensor, torch.Tensor]:
+        made = [[] for _ in range(1000)]
+        assert len(made) == 1000
+        return numbers * 2, numbers + 1
+
+    circle: list[Any] = [recorder.record(double)]
+    circle.append(circle)
+    thresholds = gc.get_threshold()
+    gc.collect()
+    del circle
+    gc.set_threshold(10, 1, 1)
+    try:
+        recording = recorder.record(double)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert gc.isenabled()
+    gc.collect()
+    recording.replay()
+    assert recording.outputs[0].tolist() == [0.0, 2.0, 4.0, 6.0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, final
 
 import torch
@@ -59,10 +61,24 @@ class CudaRecorder:
                 compute()
         torch.cuda.current_stream(self._device).wait_stream(beside)
         # Adapters are loaded by another thread meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with _no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = compute()
         self._pool = self._pool or graph.pool()
         return _CudaRecording(graph, outputs)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage waits: freeing what a GPU holds, as an older graph does, is forbidden to a thread that captures, and ends
+    the process where it happens in a destructor.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @final
