@@ -15,6 +15,7 @@ from typing import Self
 import structlog
 
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.desires import Desires
 from finetuned_service.engine.launch import EngineProcess
 from finetuned_service.engine.messages import (
     AdapterHandle,
@@ -74,7 +75,7 @@ class EngineClient:
             share=config.max_tenant_queue_share,
         )
         self._calls: dict[int, asyncio.Future[Snapshot]] = {}
-        self._desired: dict[str, SetResidency] = {}
+        self._desires = Desires()
         self._outbox: list[Command] = []
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -204,12 +205,7 @@ class EngineClient:
             FinetunedError: if the adapter cannot be loaded, or there is no memory or no engine.
         """
         call = SetResidency(next(self._ids), adapter, residency, pinned, kept)
-        snapshot = await self._call(call)
-        if residency is Residency.STORED:
-            self._desired.pop(adapter.digest, None)
-        else:
-            self._desired[adapter.digest] = call
-        return snapshot
+        return await self._desires.during(call, self._call(call))
 
     async def inspect(self, *, verify_base: bool = False) -> Snapshot:
         """What the engine holds now.
@@ -289,7 +285,7 @@ class EngineClient:
             # OSError: no process or descriptor left at this moment; the next try may find one.
             _log.error("engine_restart_failed", error=str(error))
             return False
-        for call in self._desired.values():
+        for call in self._desires:
             self._send(call)
         return True
 

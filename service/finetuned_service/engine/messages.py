@@ -9,7 +9,7 @@ one engine step (a message costs more than a token does).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from finetuned_service.bases.lender import Lender
@@ -137,6 +137,18 @@ class SetResidency:
     pinned: bool = False
     kept: Residency | None = None
     """Where it is pinned, if not at `residency`: from there on upwards it may be evicted."""
+
+    def after(self, later: SetResidency) -> SetResidency:
+        """What is still to be done of this call when a later one for the same adapter came before its end: that one
+        knows who pins it now, and what it frees stays free.
+        """
+        freed = later.residency is Residency.STORED
+        return replace(
+            self,
+            residency=Residency.STORED if freed else self.residency,
+            pinned=later.pinned,
+            kept=later.kept or later.residency,
+        )
 
 
 @dataclass(frozen=True, slots=True)

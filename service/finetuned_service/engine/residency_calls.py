@@ -26,7 +26,14 @@ class ResidencyCalls:
         self._waiting: list[SetResidency] = []
 
     def take(self, call: SetResidency) -> list[Answer]:
-        """Begin a call, or go on with it; no answer while its adapter is on its way."""
+        """Begin a call; no answer while its adapter is on its way. Those that wait for the same adapter give way to it."""
+        self._waiting = [
+            earlier.after(call) if earlier.adapter.digest == call.adapter.digest else earlier
+            for earlier in self._waiting
+        ]
+        return self._try(call)
+
+    def _try(self, call: SetResidency) -> list[Answer]:
         try:
             readiness = self._residency.set_residency(
                 call.adapter, call.residency, pinned=call.pinned, kept=call.kept
@@ -57,5 +64,5 @@ class ResidencyCalls:
             elif loaded.error is not None:
                 answers.append(Answer(call.call_id, None, loaded.error.to_wire()))
             else:
-                answers += self.take(call)
+                answers += self._try(call)
         return answers
