@@ -48,12 +48,13 @@ class Gate:
         self.holds[handle.digest] -= 1
 
 
-def make_scheduler(gate, *, max_running=4, max_prefill_tokens=8, kv_capacity_tokens=100):
+def make_scheduler(gate, *, max_running=4, max_prefill_tokens=8, kv_capacity_tokens=100, **others):
     return Scheduler(
         max_running=max_running,
         max_prefill_tokens=max_prefill_tokens,
         kv_capacity_tokens=kv_capacity_tokens,
         adapters=gate,
+        **others,
     )
 
 

@@ -13,6 +13,7 @@ from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.allocator import Range
 from finetuned_service.engine.batch import build_batch
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.decode_graphs import DecodeGraphs
 from finetuned_service.engine.decode_shapes import (
     KEYS,
@@ -29,7 +30,6 @@ from finetuned_service.engine.lora_bank import LoraBanks, Placement
 from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.place import AdapterPlace
-from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.engine.sites import SiteKernel, SiteKind, SiteTable
 from tiny_models import random_prompt, save_tiny_adapter, save_tiny_base

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 from finetuned_service.engine.gate import Readiness
 from finetuned_service.engine.scheduler import LOADS_AHEAD, MAX_OVERTAKES, PREPARED_AHEAD
-from finetuned_service.engine.sequence import Phase
+from finetuned_service.engine.sequence import Phase, Sequence
 from finetuned_service.errors import AdapterIncompatible
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,6 +175,49 @@ def test_prompts_share_the_budget_beside_all_decoding_rows(gate):
     ]
 
 
+def test_long_prompts_of_a_tenant_do_not_delay_the_short_one_of_another(gate):
+    scheduler = make_scheduler(gate, max_prefill_tokens=8, kv_capacity_tokens=200)
+    enqueue(scheduler, *(sequence(i, prompt=40, tenant="long") for i in range(3)))
+    scheduler.admit(0.0)
+    advance(scheduler)
+    enqueue(scheduler, sequence(9, prompt=3, tenant="short"))
+    scheduler.admit(0.0)
+    shape = []
+    for _ in range(2):
+        shape.append([(c.sequence.request_id, c.rows) for c in scheduler.plan_step()])
+        advance(scheduler)
+    assert shape == [[(0, 5), (9, 3)], [(9, 1), (0, 8)]]
+
+
+def test_a_tenant_of_many_short_prompts_lets_a_long_one_of_another_end(gate):
+    scheduler = make_scheduler(gate, max_prefill_tokens=8, kv_capacity_tokens=400)
+    enqueue(scheduler, sequence(0, prompt=100, tenant="long"))
+    scheduler.admit(0.0)
+    steps = 0
+    while not scheduler.running[0].new_tokens:
+        steps += 1
+        enqueue(scheduler, sequence(steps, prompt=8, new=1, tenant="short"))
+        scheduler.admit(0.0)
+        advance(scheduler)
+    assert steps == 25, "half of each step's budget is for its own"
+
+
+def test_nothing_of_an_ended_sequence_is_kept_until_its_deadline(gate):
+    scheduler = make_scheduler(gate)
+    enqueue(scheduler, sequence(0, deadline=1.0))  # always before the others, and never over
+    for i in range(1, 1000):
+        one = sequence(i, deadline=3600.0)
+        enqueue(scheduler, one)
+        scheduler.end(one)
+    del one
+    alive = [thing for thing in gc.get_objects() if type(thing) is Sequence]
+    assert not any(one.request.deadline_seconds == 3600.0 for one in alive)
+    assert len(scheduler._deadlines._heap) < 200
+    assert scheduler.next_deadline_seconds == 1.0
+    assert ids(scheduler.expired(2.0)) == [0]
+    assert scheduler.next_deadline_seconds is None
+
+
 def test_the_last_chunk_of_a_prompt_chooses_a_token(gate):
     scheduler = make_scheduler(gate, max_prefill_tokens=4)
     enqueue(scheduler, sequence(1, prompt=6))
@@ -224,6 +268,81 @@ def test_whatever_comes_and_goes_limits_hold_and_all_end(data):
         advance(scheduler)
     assert [one.phase for one in everyone] == [Phase.ENDED] * len(everyone)
     assert (scheduler.kv.used, gate.holds.total()) == (0, 0)
+
+
+class Sharing:
+    """A scheduler as the native path has it: blocks, a cache of prefixes, tenants, deadlines. In its arena tokens, and whose
+    they are, stand for keys and values."""
+
+    def __init__(self):
+        self.gate, self.arena = Gate(), {}
+        self.scheduler = make_scheduler(
+            self.gate,
+            max_running=3,
+            max_prefill_tokens=5,
+            kv_capacity_tokens=40,
+            kv_block_tokens=4,
+            shares_prefixes=True,
+        )
+
+    def step(self, now):
+        for late in self.scheduler.expired(now):
+            self.scheduler.end(late, sound=True)
+        self.scheduler.admit(now)
+        self.scheduler.share_prefixes(self._copy)
+        chunks = self.scheduler.plan_step()
+        assert sum(chunk.rows for chunk in chunks if not chunk.sequence.new_tokens) <= 5
+        self.scheduler.charge(chunks)
+        for chunk in chunks:
+            self._compute(chunk)
+        running = list(self.scheduler.running.values())
+        spans = sorted((one.kv.start, one.kv.end) for one in running)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        assert self.scheduler.kv_tokens_used == sum(one.kv.length for one in running)
+
+    def _copy(self, found):
+        for place in range(found.tokens):
+            self.arena[found.target + place] = self.arena[found.source + place]
+
+    def _compute(self, chunk):
+        one, completes = chunk.sequence, chunk.completes
+        for place in range(one.computed_tokens, one.computed_tokens + chunk.rows):
+            self.arena[one.kv.start + place] = (one.cache_key, one.tokens[place])
+        one.computed_tokens += chunk.rows
+        held = [self.arena[one.kv.start + place] for place in range(one.computed_tokens)]
+        assert held == [(one.cache_key, token) for token in one.tokens[: one.computed_tokens]]
+        if completes:
+            one.tokens.append(1000 + one.request_id)
+            if len(one.tokens) == one.limit_tokens:
+                self.scheduler.end(one, sound=True)
+
+
+ARRIVALS = st.tuples(
+    st.integers(1, 20),
+    st.integers(1, 6),
+    st.sampled_from([None, "a", "b"]),
+    st.sampled_from("tu"),
+    st.sampled_from([None, 3.0, 30.0]),
+)
+"""Prompt, reply, adapter, tenant, seconds until the deadline."""
+
+
+@given(data=st.data())
+def test_what_prompts_share_was_computed_for_the_same_tokens_and_nothing_leaks(data):
+    world, everyone = Sharing(), []
+    for now, (*kind, seconds) in enumerate(data.draw(st.lists(ARRIVALS, max_size=25))):
+        everyone.append(sequence(now, *kind, deadline=None if seconds is None else now + seconds))
+        enqueue(world.scheduler, everyone[-1])
+        for _ in range(data.draw(st.integers(0, 2))):
+            world.step(float(now))
+        if data.draw(st.booleans()):
+            world.scheduler.end(data.draw(st.sampled_from(everyone)), sound=data.draw(st.booleans()))
+    for _ in range(400):
+        world.step(29.0)
+    assert [one.phase for one in everyone] == [Phase.ENDED] * len(everyone)
+    assert (world.scheduler.kv_tokens_used, world.gate.holds.total()) == (0, 0)
+    assert world.scheduler.kv.used == world.scheduler.prefixes.used
+    assert world.scheduler.next_deadline_seconds is None
 
 
 def check_limits(scheduler, gate):

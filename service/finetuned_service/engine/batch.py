@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from finetuned_service.engine.attention_rows import PackedRows, RowSpan, plan_rows
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.kv_cache import KvArena
 from finetuned_service.engine.lora_bank import Placement
 from finetuned_service.engine.lora_kernel import LoraRows
 from finetuned_service.engine.place import AdapterPlace
-from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.engine.site_kernel import AdaptedRows, RowRun
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.histogram import STEP_SECONDS, STEP_SEQUENCES, STEP_TOKENS, Histogram
 from finetuned_service.engine.messages import HistogramCounts
-from finetuned_service.engine.scheduler import Chunk
 
 _COUNTERS = (
     "steps",

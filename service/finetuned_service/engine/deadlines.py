@@ -14,6 +14,7 @@ from finetuned_service.errors import DeadlineExceeded
 _MEASURED_STARTS = 64
 _FEWEST_STARTS = 8
 """With fewer the pace of the queue is not known, and nobody is refused for it."""
+_FEWEST_SWEPT = 64
 _SAFETY = 0.5
 """Who would be in time if the queue moved twice as fast as it does is let in."""
 
@@ -22,28 +23,35 @@ class Deadlines:
     """The sequences that have one; tells those whose time is over."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Sequence]] = []
+        self._heap: list[tuple[float, int]] = []
+        """Deadline and request id, also of some that have ended."""
+        self._live: dict[int, Sequence] = {}
 
     def add(self, sequence: Sequence) -> None:
         if (deadline_seconds := sequence.request.deadline_seconds) is not None:
-            heapq.heappush(self._heap, (deadline_seconds, sequence.request_id, sequence))
+            self._live[sequence.request_id] = sequence
+            heapq.heappush(self._heap, (deadline_seconds, sequence.request_id))
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence ended: nothing of it is kept until its deadline, which may be hours away."""
+        self._live.pop(sequence.request_id, None)
+        if len(self._heap) > _FEWEST_SWEPT + 2 * len(self._live):
+            self._heap = [entry for entry in self._heap if entry[1] in self._live]
+            heapq.heapify(self._heap)
 
     @property
     def next_seconds(self) -> float | None:
         """When the next one is over; None if no sequence that waits or runs has one."""
-        self._drop_ended()
+        while self._heap and self._heap[0][1] not in self._live:
+            heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def expired(self, now_seconds: float) -> list[Sequence]:
         """Sequences that wait or run and whose time is over; each is told once."""
         found: list[Sequence] = []
         while (next_seconds := self.next_seconds) is not None and next_seconds <= now_seconds:
-            found.append(heapq.heappop(self._heap)[2])
+            found.append(self._live.pop(heapq.heappop(self._heap)[1]))
         return found
-
-    def _drop_ended(self) -> None:
-        while self._heap and self._heap[0][2].phase is Phase.ENDED:
-            heapq.heappop(self._heap)
 
 
 class StartPace:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.lora_bank import Placement
-from finetuned_service.engine.scheduler import Chunk
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 KEYS = (128, 512, 2048, 8192, 32_768, 131_072)

@@ -17,6 +17,7 @@ import torch
 
 from finetuned_service.bases.device import usual_prefill_tokens
 from finetuned_service.engine.arrivals import Arrivals
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.counts import EngineCounts
 from finetuned_service.engine.deadlines import expiry
@@ -43,7 +44,7 @@ from finetuned_service.engine.residency import ResidencyManager
 from finetuned_service.engine.residency_calls import ResidencyCalls
 from finetuned_service.engine.rest import Rest
 from finetuned_service.engine.runner import Model, StepLogits
-from finetuned_service.engine.scheduler import Chunk, Scheduler
+from finetuned_service.engine.scheduler import Scheduler
 from finetuned_service.engine.sequence import Phase, Sequence
 from finetuned_service.errors import (
     DeadlineExceeded,

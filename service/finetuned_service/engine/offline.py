@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.gate import Readiness
 from finetuned_service.engine.loop import EngineLoop
@@ -32,7 +33,6 @@ from finetuned_service.engine.messages import (
     Tokens,
 )
 from finetuned_service.engine.runner import Model
-from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.errors import FinetunedError, ResourceExhausted, from_wire
 

@@ -8,6 +8,7 @@ from typing import final
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.batch import build_batch
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.decode_graphs import DecodeGraphs
 from finetuned_service.engine.decode_shapes import Decoding, usual_shapes
@@ -17,7 +18,6 @@ from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
 from finetuned_service.engine.sampling import greedy_tokens
-from finetuned_service.engine.scheduler import Chunk
 
 
 @final

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from finetuned_service.bases.shared_tensor import SharedTensor
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.memory import Memory
 from finetuned_service.engine.prefix_cache import PrefixCopy
-from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 
 PlaceOf = Callable[[TokenSequence], Any]

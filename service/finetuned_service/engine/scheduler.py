@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from finetuned_service.engine.allocator import Range, RangeAllocator
+from finetuned_service.engine.chunks import Chunk, prompt_chunks
 from finetuned_service.engine.deadlines import Deadlines, StartPace, refuse_late
 from finetuned_service.engine.drains import Drains
 from finetuned_service.engine.fair_queue import FairQueue
@@ -35,19 +36,6 @@ LOADS_AHEAD = 4
 """Sequences whose turn it was and whose adapters are on their way."""
 PREPARED_AHEAD = 4
 """Adapters next in turn that are brought or kept in place while there is no room for their sequences."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """`rows` tokens of a sequence, from `sequence.computed_tokens` on, for the next forward."""
-
-    sequence: Sequence
-    rows: int
-
-    @property
-    def completes(self) -> bool:
-        """Its last row is the newest token: its logits choose the next one."""
-        return self.rows == self.sequence.pending_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +156,7 @@ class Scheduler:
         """
         self.waiting.pop(sequence.request_id, None)
         self.running.pop(sequence.request_id, None)
+        self._deadlines.forget(sequence)
         if self._loading.pop(sequence.request_id, None) is not None:
             self._queue.charge(sequence, -_prompt_cost(sequence))  # it was given nothing
         else:
@@ -233,23 +222,11 @@ class Scheduler:
         return tokens
 
     def plan_step(self) -> list[Chunk]:
-        """One row for each decoding sequence, then prompt chunks in order of admission, within the budget."""
-        decoding: list[Chunk] = []
-        prefill: list[Chunk] = []
-        budget_tokens = self._max_prefill_tokens
-        for sequence in self.running.values():
-            if sequence.new_tokens:
-                decoding.append(Chunk(sequence, 1))
-            elif budget_tokens and not (
-                sequence.whole and prefill and sequence.pending_tokens > budget_tokens
-            ):
-                # One that is whole may exceed the budget alone: contexts of encoders are short.
-                rows = (
-                    sequence.pending_tokens if sequence.whole else min(sequence.pending_tokens, budget_tokens)
-                )
-                prefill.append(Chunk(sequence, rows))
-                budget_tokens = max(0, budget_tokens - rows)
-        return decoding + prefill
+        """One row for each decoding sequence, then prompt chunks within the budget (`prompt_chunks`)."""
+        running = self.running.values()
+        decoding = [Chunk(sequence, 1) for sequence in running if sequence.new_tokens]
+        prompts = [sequence for sequence in running if not sequence.new_tokens]
+        return decoding + prompt_chunks(prompts, self._max_prefill_tokens)
 
     def _has_room(self, sequence: Sequence) -> bool:
         if len(self.running) >= self._max_running:

@@ -22,6 +22,7 @@ from finetuned_service.bases.resident import share
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.encoders import attention
 from finetuned_service.engine.encoders.adapted import adapted_rows
@@ -35,7 +36,6 @@ from finetuned_service.engine.module_change import install_module_sites
 from finetuned_service.engine.place import AdapterPlace
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, Runner, StepLogits
-from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.engine.site_kernel import build_module_changes, build_site_kernels
 from finetuned_service.engine.sites import CurrentStep, SiteTable, install_sites

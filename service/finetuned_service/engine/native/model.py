@@ -20,6 +20,7 @@ from finetuned_service.bases.load import load_base, stored_tensors
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
+from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.lazy_pages import PagesAhead, huge_page_bytes
 from finetuned_service.engine.model import end_token_ids, fingerprint
@@ -36,7 +37,6 @@ from finetuned_service.engine.native.packing import AdapterPacker
 from finetuned_service.engine.native.weights import NativeWeights
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
-from finetuned_service.engine.scheduler import Chunk
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 from finetuned_service.engine.sites import SiteTable, find_sites
 from finetuned_service.errors import StartRefused
