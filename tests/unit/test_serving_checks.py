@@ -204,6 +204,28 @@ def test_a_prompt_is_cut_where_the_caller_chose(truncation, max_tokens, kept, ne
     assert (prompt.truncated_tokens, prompt.max_new_tokens) == (100 - len(kept), new_tokens)
 
 
+@pytest.mark.parametrize(
+    ("truncation", "kept"),
+    [
+        (Truncation.KEEP_START, [*range(49), *range(95, 100)]),
+        (Truncation.KEEP_END, [*range(46, 100)]),
+    ],
+)
+def test_what_closes_a_conversation_is_never_cut(truncation, kept):
+    settings = GenerationSettings(max_tokens=10, truncation=truncation)
+    prompt = fit_prompt(range(100), settings, CONTEXT, FIELD, closing_tokens=5)
+    assert prompt.token_ids == tuple(kept)
+    assert prompt.truncated_tokens == 46
+
+
+def test_no_room_but_for_what_closes_a_conversation_is_refused():
+    settings = GenerationSettings(max_tokens=59, truncation=Truncation.KEEP_START)
+    with pytest.raises(
+        PromptTooLong, match=r"may keep 5 tokens beside the reply, and 5 of them end the last message"
+    ):
+        fit_prompt(range(100), settings, CONTEXT, FIELD, closing_tokens=5)
+
+
 def test_a_prompt_leaves_room_for_the_shortest_reply():
     assert fitted(50, min_tokens=14).max_new_tokens == 14
     with pytest.raises(PromptTooLong, match="has 51 tokens and the reply at least 14; the context holds 64"):

@@ -114,6 +114,21 @@ def test_real_packaged_base_equals_transformers(smollm2_directory: Path) -> None
     assert ours.eos_tokens == ("<|im_end|>",)
 
 
+@pytest.mark.parametrize("words", ["what now?", " what now?\n", "assistant", "a <|im_end|> b"])
+def test_what_closes_a_conversation_is_what_follows_the_words(smollm2_directory: Path, words: str) -> None:
+    tokenizer = BaseTokenizer.load(smollm2_directory)
+    messages = [ChatMessage("user", "hello"), ChatMessage("assistant", "hi"), ChatMessage("user", words)]
+    token_ids = tokenizer.encode_conversation(messages)
+    closing = token_ids[len(token_ids) - tokenizer.closing_tokens(messages) :]
+    after = "\n" if words.endswith("\n") else ""
+    assert closing == tokenizer.encode(f"{after}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_nothing_closes_a_conversation_without_words(smollm2_directory: Path) -> None:
+    tokenizer = BaseTokenizer.load(smollm2_directory)
+    assert tokenizer.closing_tokens([ChatMessage("user", " ")]) == 0
+
+
 def test_template_of_the_tokenizer_config_is_read(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, template=None, chat_template="one {{ messages[0].content }}")
     assert BaseTokenizer.load(tmp_path).render([SYSTEM], add_generation_prompt=False) == (

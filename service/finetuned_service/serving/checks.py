@@ -66,15 +66,26 @@ def grammar_of(generation: GenerationSettings) -> str:
 
 
 def fit_prompt(
-    token_ids: Sequence[int], generation: GenerationSettings, context_tokens: int, field: str
+    token_ids: Sequence[int],
+    generation: GenerationSettings,
+    context_tokens: int,
+    field: str,
+    closing_tokens: int = 0,
 ) -> Prompt:
     """Cut a prompt as the caller chose, and decide how many tokens the reply may have.
 
     Without a wish for the reply's length a prompt fits if it leaves one token (or `min_tokens`), and a prompt
     that is cut leaves `DEFAULT_MAX_TOKENS`, but keeps half of the context unless `min_tokens` needs more.
 
+    Args:
+        token_ids: the whole prompt.
+        generation: the caller's settings.
+        context_tokens: of the base.
+        field: what errors name.
+        closing_tokens: how many at the end stay whatever is cut: without them it is nobody's turn to answer.
+
     Raises:
-        PromptTooLong: it does not fit and no truncation was chosen.
+        PromptTooLong: it does not fit and no truncation was chosen, or there is no room but for what closes it.
         InvalidField: it is empty.
     """
     if not token_ids:
@@ -89,8 +100,14 @@ def fit_prompt(
                 metadata={"prompt_tokens": str(found), "context_tokens": str(context_tokens)},
             )
         room = context_tokens - (wanted or max(least, min(DEFAULT_MAX_TOKENS, context_tokens // 2)))
-        from_end = generation.truncation is Truncation.KEEP_END
-        token_ids = token_ids[found - room :] if from_end else token_ids[:room]
+        if room <= closing_tokens:
+            raise PromptTooLong(
+                f"{field} may keep {room} tokens beside the reply, and {closing_tokens} of them end the last message and "
+                "begin the answer. Ask for fewer tokens",
+                metadata={"prompt_tokens": str(found), "context_tokens": str(context_tokens)},
+            )
+        first = 0 if generation.truncation is Truncation.KEEP_START else found - room
+        token_ids = [*token_ids[first : first + room - closing_tokens], *token_ids[found - closing_tokens :]]
     new_tokens = wanted or min(max(DEFAULT_MAX_TOKENS, least), context_tokens - len(token_ids))
     return Prompt(tuple(token_ids), found - len(token_ids), new_tokens)
 

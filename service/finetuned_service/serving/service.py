@@ -37,6 +37,7 @@ from finetuned_service.serving.values import (
     ServedBy,
     ServeEvent,
     Timing,
+    Truncation,
 )
 from finetuned_service.telemetry.logs import logger
 from finetuned_service.text.stream import TextStream
@@ -199,12 +200,15 @@ class Serving:
         return self.tokenizer
 
     def _prompt(self, call: ServeCall, index: int) -> Prompt:
+        closing_tokens = 0
         match call.inputs[index]:
             case Conversation(messages):
                 token_ids = self._tokenizer.encode_conversation(messages)
+                if call.generation.truncation is Truncation.KEEP_START:
+                    closing_tokens = self._tokenizer.closing_tokens(messages)
             case Content(text):
                 token_ids = self._tokenizer.encode(text, add_special_tokens=True)
-        return fit_prompt(token_ids, call.generation, self.context_tokens, f"inputs[{index}]")
+        return fit_prompt(token_ids, call.generation, self.context_tokens, f"inputs[{index}]", closing_tokens)
 
     def _follow(
         self, call: ServeCall, prepared: _Prepared, reply: Reply, first_samples: dict[int, int]

@@ -206,6 +206,19 @@ class BaseTokenizer:
         """
         return self.encode(self.render(messages, add_generation_prompt=True))
 
+    def closing_tokens(self, messages: Sequence[ChatMessage]) -> int:
+        """How many tokens at the end of `encode_conversation` are not the last message's words: what ends the message and
+        begins the assistant's turn; 0 where the template changes the words.
+
+        Raises:
+            InvalidField: as `render`.
+        """
+        spoken = self.render(messages, add_generation_prompt=False)
+        rendered = self.render(messages, add_generation_prompt=True)
+        words = messages[-1].content.strip()
+        place = spoken.rfind(words) if words and rendered.startswith(spoken) else -1
+        return 0 if place < 0 else len(self.encode(rendered[place + len(words) :]))
+
 
 def end_tokens(directory: Path) -> frozenset[int]:
     """All tokens that end a reply of a base; none where it has no tokenizer, or its files name none.
