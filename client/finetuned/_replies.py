@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -10,7 +9,7 @@ from typing import final
 
 from finetuned._calls.serving import reply_of, sample_of
 from finetuned.errors import Internal
-from finetuned.values.replies import Delta, Done, Reply, Sample, ServedBy, ServeEvent
+from finetuned.values.replies import Delta, Done, Reply, ReplyTokens, Sample, ServedBy, ServeEvent
 
 
 @final
@@ -50,11 +49,11 @@ class ReplyParts:
 
     def _sample(self, done: Done, place: int) -> Sample:
         deltas = [delta for delta in self._deltas if delta.sample == place]
-        return dataclasses.replace(
-            sample_of("".join(delta.text for delta in deltas), done, place),
+        tokens = ReplyTokens(
             token_ids=tuple(token for delta in deltas for token in delta.token_ids),
             logprobs=tuple(item for delta in deltas for item in delta.logprobs),
         )
+        return sample_of("".join(delta.text for delta in deltas), done, place, tokens)
 
 
 @final

@@ -160,6 +160,19 @@ def test_a_batch_embeds_and_each_request_fails_alone(encoder: TinyServer) -> Non
     assert answer.items[1].error.reason == "INVALID_FIELD"
 
 
+def test_a_batch_of_many_inputs_fills_the_engine_but_not_its_queue(encoder: TinyServer) -> None:
+    with Client(encoder.endpoint) as client:
+        limits = client.server_info().limits
+    inputs = [content(common.Part(text=text)) for text in TEXTS[:2]]
+    one = pb.ServeAdapterRequest(plain_base=pb.PlainBase(), embed=pb.Embed(), inputs=inputs)
+    count = limits.max_running_sequences + limits.max_queued_sequences  # twice the places there are
+    request = pb.BatchServeAdapterRequest(parent="tenants/default", requests=[one] * count)
+    with grpc.insecure_channel(encoder.endpoint) as channel:
+        answer = grpc_pb.ServingServiceStub(channel).BatchServeAdapter(request)
+    assert [item.error.reason for item in answer.items] == [""] * count
+    assert [len(item.reply.results) for item in answer.items] == [len(inputs)] * count
+
+
 def test_images_become_the_vectors_of_transformers(vision: TinyServer) -> None:
     images = [random_image(seed, 16, 16) for seed in range(3)]
     with Client(vision.endpoint) as client:

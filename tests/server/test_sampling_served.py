@@ -86,6 +86,24 @@ def test_many_requests_take_samples_and_constraints(client: Client) -> None:
     assert isinstance(bad, InvalidField)
 
 
+def test_tokens_and_logprobs_of_many_requests_are_those_of_single_ones(client: Client) -> None:
+    plain = GenerateRequest(PROMPT, plain_base=True, max_tokens=5, ignore_eos=True)
+    several = GenerateRequest(PROMPT, n=2, logprobs=3, **DRAWN)
+    first, second = client.generate_many([plain, several])
+    assert isinstance(first, Reply)
+    assert isinstance(second, Reply)
+    alone = client.generate(PROMPT, plain_base=True, max_tokens=5, ignore_eos=True)
+    assert (first.token_ids, first.logprobs) == (alone.token_ids, ())
+    assert len(first.token_ids) == 5
+    drawn = client.generate(PROMPT, n=2, logprobs=3, **DRAWN)
+    for actual, expected in zip(second.samples, drawn.samples, strict=True):
+        assert actual.token_ids == expected.token_ids
+        assert [entry.top_token_ids for entry in actual.logprobs] == [
+            entry.top_token_ids for entry in expected.logprobs
+        ]
+        assert len(actual.logprobs) == len(actual.token_ids)
+
+
 def test_samples_of_a_batch_fill_the_engine_but_not_its_queue(client: Client) -> None:
     """4 run and 4 wait: 6 requests of 3 samples at once would find no place."""
     replies = client.generate_many([GenerateRequest(PROMPT, n=3, **DRAWN)] * 6)

@@ -13,7 +13,16 @@ from finetuned._status import from_error
 from finetuned.errors import FinetunedError, InvalidField
 from finetuned.v1 import common_pb2
 from finetuned.v1 import serving_service_pb2 as pb
-from finetuned.values.replies import Done, FinishReason, Outcome, Reply, Sample, ServedBy, ServeEvent
+from finetuned.values.replies import (
+    Done,
+    FinishReason,
+    Outcome,
+    Reply,
+    ReplyTokens,
+    Sample,
+    ServedBy,
+    ServeEvent,
+)
 from finetuned.values.requests import GenerateRequest, Message, Prompt, RawText, Role, Truncation
 from finetuned.values.server import ServerInfo
 
@@ -139,14 +148,20 @@ def _item(item: pb.BatchItem) -> Reply | FinetunedError:
     if item.WhichOneof("outcome") != "reply":
         return from_error(item.error)
     done = convert.read(item.reply.done, Done)
-    samples = [sample_of(text, done, place) for place, text in enumerate(item.reply.texts or [""])]
+    tokens = [convert.read(one, ReplyTokens) for one in item.reply.tokens]
+    samples = [
+        sample_of(
+            text, done, place, tokens[place] if place < len(tokens) else ReplyTokens()
+        )  # of an older server
+        for place, text in enumerate(item.reply.texts or [""])
+    ]
     return reply_of(samples, convert.read(item.reply.served_by, ServedBy), done)
 
 
-def sample_of(text: str, done: Done, place: int) -> Sample:
+def sample_of(text: str, done: Done, place: int, tokens: ReplyTokens) -> Sample:
     """The sample with that place among the samples of a request with one input."""
     outcome = _outcome(done, place)
-    return Sample(text, outcome.finish_reason, outcome.stop)
+    return Sample(text, outcome.finish_reason, outcome.stop, tokens.token_ids, tokens.logprobs)
 
 
 def reply_of(samples: Sequence[Sample], served_by: ServedBy, done: Done) -> Reply:

@@ -63,7 +63,7 @@ class FakeServing(ServingServiceServicer):
         item = pb.BatchItem()
         request.parent = request.parent or parent
         try:
-            texts: dict[tuple[int, int], str] = {}
+            deltas: dict[tuple[int, int], list[pb.Delta]] = {}
             for answer in self._serve(request):
                 if answer.WhichOneof("event") == "started":
                     item.reply.served_by.CopyFrom(answer.started.served_by)
@@ -72,11 +72,16 @@ class FakeServing(ServingServiceServicer):
                 elif answer.WhichOneof("event") == "result":
                     item.reply.results.append(answer.result)
                 else:
-                    place = answer.delta.input, answer.delta.sample
-                    texts[place] = texts.get(place, "") + answer.delta.text
+                    deltas.setdefault((answer.delta.input, answer.delta.sample), []).append(answer.delta)
             if not item.reply.results:
                 places = itertools.product(range(len(request.inputs)), range(samples(request.generate)))
-                item.reply.texts.extend(texts.get(place, "") for place in places)
+                for place in places:
+                    parts = deltas.get(place, [])
+                    item.reply.texts.append("".join(part.text for part in parts))
+                    tokens = item.reply.tokens.add()
+                    for part in parts:
+                        tokens.token_ids.extend(part.token_ids)
+                        tokens.logprobs.extend(part.logprobs)
         except FinetunedError as error:
             item.error.CopyFrom(to_message(error))
         return item

@@ -354,16 +354,26 @@ class BatchItem(_message.Message):
     def __init__(self, reply: _Optional[_Union[BatchReply, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class BatchReply(_message.Message):
-    __slots__ = ("served_by", "texts", "done", "results")
+    __slots__ = ("served_by", "texts", "done", "results", "tokens")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     served_by: ServedBy
     texts: _containers.RepeatedScalarFieldContainer[str]
     done: Done
     results: _containers.RepeatedCompositeFieldContainer[Result]
-    def __init__(self, served_by: _Optional[_Union[ServedBy, _Mapping]] = ..., texts: _Optional[_Iterable[str]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+    tokens: _containers.RepeatedCompositeFieldContainer[ReplyTokens]
+    def __init__(self, served_by: _Optional[_Union[ServedBy, _Mapping]] = ..., texts: _Optional[_Iterable[str]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., tokens: _Optional[_Iterable[_Union[ReplyTokens, _Mapping]]] = ...) -> None: ...
+
+class ReplyTokens(_message.Message):
+    __slots__ = ("token_ids", "logprobs")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

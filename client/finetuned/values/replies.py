@@ -51,6 +51,15 @@ class TokenLogprobs:
 
 @final
 @dataclass(frozen=True, slots=True)
+class ReplyTokens:
+    """The tokens of a whole reply."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a reply: whole characters, and the tokens behind them."""
 
@@ -163,8 +172,8 @@ class Sample:
     stop: str
     """The stop string that ended it, if one did."""
     token_ids: tuple[int, ...] = ()
-    """Not told for requests of `generate_many`; nor are the logprobs."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each of `token_ids`, if the request asked for them."""
 
 
 @final
@@ -184,7 +193,6 @@ class Reply:
     timing: Timing
     """Of the slowest sample."""
     token_ids: tuple[int, ...] = ()
-    """Not told for requests of `generate_many`; nor are the logprobs."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     samples: tuple[Sample, ...] = ()
     """As many as `n` of the request said, in order."""

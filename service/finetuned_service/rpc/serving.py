@@ -29,6 +29,7 @@ from finetuned_service.rpc.convert.serving import (
     call_from_proto,
     done_to_proto,
     event_to_proto,
+    reply_tokens_to_proto,
     served_by_to_proto,
 )
 from finetuned_service.serving.checks import MAX_REPLIES
@@ -92,8 +93,8 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
         deadline_seconds = _deadline_seconds(context)
 
         async def answer(item: pb.ServeAdapterRequest) -> pb.BatchItem:
-            replies = len(item.inputs) * max(1, item.generate.n) if item.HasField("generate") else 1
-            needed = min(most, max(1, replies))
+            samples = item.generate.n if item.HasField("generate") else 1
+            needed = min(most, max(1, len(item.inputs) * max(1, samples)))
             async with turn:  # two that each hold half of what they need would wait for each other
                 for _ in range(needed):
                     await places.acquire()
@@ -119,7 +120,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 call, generation=dataclasses.replace(call.generation, delta_tokens=MAX_DELTA_TOKENS)
             )
         reply = pb.BatchReply()
-        texts: dict[tuple[int, int], str] = {}
+        deltas: dict[tuple[int, int], list[Delta]] = {}
         results: dict[int, pb.Result] = {}
         async with aclosing(self._serve(call)) as events:
             async for event in events:
@@ -127,8 +128,7 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                     case ServedBy():
                         reply.served_by.CopyFrom(served_by_to_proto(event))
                     case Delta():
-                        place = event.input, event.sample
-                        texts[place] = texts.get(place, "") + event.text
+                        deltas.setdefault((event.input, event.sample), []).append(event)
                     case Done():
                         reply.done.CopyFrom(done_to_proto(event))
                     case _:
@@ -137,7 +137,10 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
             reply.results.extend(results[i] for i in range(len(call.inputs)))
         else:
             places = itertools.product(range(len(call.inputs)), range(call.generation.samples))
-            reply.texts.extend(texts.get(place, "") for place in places)
+            for place in places:
+                parts = deltas.get(place, [])
+                reply.texts.append("".join(part.text for part in parts))
+                reply.tokens.append(reply_tokens_to_proto(parts))
         return reply
 
     async def GetServerInfo(  # noqa: N802 - the contract's name

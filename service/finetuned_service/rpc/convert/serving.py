@@ -164,6 +164,15 @@ def event_to_proto(event: ServeEvent | EncodeResult) -> pb.ServeAdapterResponse:
             return pb.ServeAdapterResponse(done=done_to_proto(event))
 
 
+def reply_tokens_to_proto(deltas: Iterable[Delta]) -> pb.ReplyTokens:
+    """Those of one reply, in its order."""
+    tokens = pb.ReplyTokens()
+    for delta in deltas:
+        tokens.token_ids.extend(delta.token_ids)
+        tokens.logprobs.extend(_logprobs(entry) for entry in delta.logprobs)
+    return tokens
+
+
 def served_by_to_proto(served_by: ServedBy) -> pb.ServedBy:
     return pb.ServedBy(
         adapter_version=served_by.adapter_version,
