@@ -101,6 +101,26 @@ def test_logits_equal_pefts(model, adapters, oracle, index):
     torch.testing.assert_close(oracle_logits(oracle.models[index], prompt), actual, atol=2e-4, rtol=2e-4)
 
 
+def test_a_shared_beginning_gives_pefts_replies_and_crosses_no_border(model, adapters, oracle):
+    """Same beginnings with every method and the plain base, for two tenants, in one batch and again after it."""
+    shared = random_prompt(7, 37)
+    kinds = [(tenant, index) for tenant in ("acme", "globex") for index in range(COUNT)]
+    asked, expected = [], []
+    for number, (tenant, index) in enumerate(kinds * 2):
+        prompt = (*shared, *random_prompt(20 + number, 5))
+        one = submit(number, prompt, adapters[index])
+        asked.append(dataclasses.replace(one, tenant=tenant))
+        expected.append(oracle(index, prompt))
+    with OfflineEngine(model, dataclasses.replace(CONFIG, max_prefill_tokens=48)) as engine:
+        first = engine.generate(asked[: len(kinds)])
+        assert engine.inspect().counters["prefix_tokens_reused"] == 0, "all of other weights or tenants"
+        second = engine.generate(asked[len(kinds) :])
+        reused = engine.inspect().counters["prefix_tokens_reused"]
+        assert engine.inspect().kv_tokens_used == 0
+    assert [reply.token_ids for reply in [*first, *second]] == expected
+    assert reused == len(kinds) * 32  # whole blocks of the 37
+
+
 def test_adapters_change_the_logits_clearly(oracle):
     prompt = random_prompt(1, 40)
     plain = oracle_logits(oracle.models[0], prompt)

@@ -50,6 +50,12 @@ class KvArena:
         heads = torch.arange(self._keys[0].shape[0], device=slots.device)
         return (heads[:, None] * self.capacity_tokens + slots).view(-1)
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Keys and values of all layers, from the slots at `source` to those at `target`, which do not overlap."""
+        for stored in (*self._keys, *self._values):
+            stored[:, target : target + tokens] = stored[:, source : source + tokens]
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store rows `[kv_heads, T, head_dim]` at `slots [T]`; the layer's whole key and value arenas."""
         layer_keys, layer_values = self._keys[layer], self._values[layer]

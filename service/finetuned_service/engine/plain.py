@@ -24,8 +24,9 @@ from finetuned_service.engine.sampling import greedy_tokens
 class PlainRunner:
     """Any architecture, dtype, weight format and device that transformers loads."""
 
-    kv_block_tokens = 1
-    shares_prefixes = False
+    kv_block_tokens = 16
+    """Only whole blocks of prompts are shared, and compared as such."""
+    shares_prefixes = True
     idle_work_proceeds = False
 
     def __init__(self, model: EngineModel, config: EngineConfig) -> None:
@@ -79,8 +80,8 @@ class PlainRunner:
         return self._graphs is not None and self._graphs.warm()
 
     def copy_kv(self, copy: PrefixCopy) -> None:
-        """Never asked for: bits of rows depend on their batch-mates here."""
-        raise NotImplementedError(copy)
+        """See `runner.Runner`."""
+        self._arena.copy(copy.source, copy.target, copy.tokens)
 
     def close(self) -> None:
         """Nothing but memory, which goes with the object."""

@@ -55,7 +55,9 @@ class Runner(Protocol):
 
     @property
     def shares_prefixes(self) -> bool:
-        """Keys and values do not depend on batch-mates or chunks, so that copies are as good as computed ones."""
+        """Keys and values of prompts may be copied: to the same bits as computed ones where those do not depend on
+        batch-mates and chunks, elsewhere to values that another batch might have given.
+        """
         ...
 
     @property
