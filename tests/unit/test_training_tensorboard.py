@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import struct
 import threading
@@ -12,6 +14,7 @@ import pytest
 import torch
 from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished, TrainTask
+from finetuned_service.training.event_file import EventFile
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Value
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -62,6 +65,23 @@ class StopAfter(Reports):
             self._stop.set()
 
 
+class FullDisk:
+    """A file that takes so many bytes more, and then none."""
+
+    def __init__(self, file, room_bytes: int, number: int) -> None:
+        self._file, self._room_bytes, self._number = file, room_bytes, number
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        taken = bytes(data[: self._room_bytes])
+        if not taken:
+            raise OSError(self._number, os.strerror(self._number))
+        self._room_bytes -= len(taken)
+        return self._file.write(taken)
+
+
 @pytest.fixture
 def task(tmp_path: Path) -> TrainTask:
     made = make_task(
@@ -103,3 +123,21 @@ def test_an_attempt_that_goes_on_replaces_what_it_repeats(task):
     assert sessions == [1, 4]
     assert set(logged(task)["train/loss"]) == {1, 2, 3, 4, 5, 6}
     assert len(list(Path(task.log_directory).iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_without_room_for_figures_stops_the_run_and_it_goes_on_later(task, monkeypatch, number):
+    write_whole = EventFile.write
+
+    def write(file: EventFile, event: Event) -> None:
+        if event.step == 3:
+            file._file = FullDisk(file._file, 7, number)
+        write_whole(file, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventFile, "write", write)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            run(task, Reports(), threading.Event())
+    assert set(logged(task)["train/loss"]) == {1, 2}
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
+    assert set(logged(task)["train/loss"]) == {1, 2, 3, 4, 5, 6}
