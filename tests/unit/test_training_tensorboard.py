@@ -18,6 +18,7 @@ from finetuned_service.training.event_file import EventFile
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Value
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 from training_tasks import Reports, counting_rows, make_base, make_task
 
 
@@ -47,8 +48,11 @@ def records(path: Path) -> Iterator[Event]:
     """TFRecord: length, its checksum, data, its checksum."""
     data = path.read_bytes()
     while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        yield Event.FromString(data[12 : 12 + length])
+        length, length_checksum = struct.unpack("<QI", data[:12])
+        content = data[12 : 12 + length]
+        (checksum,) = struct.unpack("<I", data[12 + length : 16 + length])
+        assert (length_checksum, checksum) == (masked_crc32c(data[:8]), masked_crc32c(content))
+        yield Event.FromString(content)
         data = data[16 + length :]
 
 
@@ -127,15 +131,15 @@ def test_an_attempt_that_goes_on_replaces_what_it_repeats(task):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_without_room_for_figures_stops_the_run_and_it_goes_on_later(task, monkeypatch, number):
-    write_whole = EventFile.write
+    add = EventFile.add_scalar
 
-    def write(file: EventFile, event: Event) -> None:
-        if event.step == 3:
+    def without_room(file: EventFile, tag: str, value: float, step: int) -> None:
+        if step == 3:
             file._file = FullDisk(file._file, 7, number)
-        write_whole(file, event)
+        add(file, tag, value, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EventFile, "write", write)
+        patch.setattr(EventFile, "add_scalar", without_room)
         with pytest.raises(OSError, match=os.strerror(number)):
             run(task, Reports(), threading.Event())
     assert set(logged(task)["train/loss"]) == {1, 2}

@@ -11,10 +11,13 @@ import struct
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
+_messages: Any = event_pb2  # made as it is imported, without types
 _VERSION = "brain.Event:2"
 
 
@@ -32,14 +35,22 @@ class EventFile:
         path = directory / f"events.out.tfevents.{int(time.time())}.{own}"
         # Unbuffered: who reads while the job runs sees all, and nothing waits for the end to fail.
         self._file = path.open("xb", buffering=0)
-        self.write(Event(file_version=_VERSION))
+        self._write(_messages.Event(file_version=_VERSION))
 
-    def write(self, event: Event) -> None:
-        """Add an event of now.
+    def start_at(self, step: int) -> None:
+        """Take back what files before this one say of `step` and of later ones."""
+        start = _messages.SessionLog(status=_messages.SessionLog.START)
+        self._write(_messages.Event(step=step, session_log=start))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Add a figure.
 
         Raises:
             OSError: there is no room; the file is as it was before.
         """
+        self._write(_messages.Event(step=step, summary=scalar(tag, value)))
+
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         whole_bytes = self._file.tell()
         rest = memoryview(_record(event.SerializeToString()))

@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
 from finetuned_service.jobs.events import EvaluationFinished, Progress
 from finetuned_service.jobs.process import ReportFunction
 from finetuned_service.jobs.task import TrainFinished
@@ -67,13 +64,13 @@ class TensorBoardLog:
     def _write(self, group: str, step: int, figures: Iterable[tuple[str, float]]) -> None:
         for name, value in figures:
             if math.isfinite(value):
-                self._opened(step).write(Event(step=step, summary=scalar(f"{group}/{name}", value)))
+                self._opened(step).add_scalar(f"{group}/{name}", value, step)
 
     def _opened(self, step: int) -> EventFile:
         """The file; at first what earlier attempts wrote from this step on is taken back."""
         if self._file is None:
             self._file = EventFile(self._directory)
-            self._file.write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+            self._file.start_at(step)
         return self._file
 
 
