@@ -16,7 +16,7 @@ from finetuned import (
     Severity,
 )
 from finetuned.testing import FakeServer
-from finetuned.values.common import ConfusionMatrix, LabelCount, Task
+from finetuned.values.common import ConfusionMatrix, LabelCount, LengthSummary, Task
 from finetuned.values.events import Checkpoint, EvaluationFinished, Progress
 from finetuned.values.jobs import DataReport, EvaluationSample
 
@@ -57,7 +57,7 @@ def classified(job: Job) -> Job:
             duplicate_rows=1,
             leaked_rows=0,
             similar_leaked_rows=0,
-            row_tokens=None,
+            row_tokens=LengthSummary(mean=10.04, median=9, p90=11, p95=12, p99=13, longest=14),
             train_labels=labels,
             eval_labels=labels[:1],
             imbalance_ratio=4.0,

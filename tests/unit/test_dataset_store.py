@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from finetuned_service.datasets.formats.choose import DataFormat
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
@@ -30,6 +31,7 @@ from finetuned_service.storage.pages import PageRequest
 from finetuned_service.storage.retention import Retention
 from finetuned_service.storage.schema import uploads
 from sqlalchemy import update
+from tiny_data import archive, picture
 from tiny_limits import stored_limits
 
 TENANT = "acme"
@@ -281,6 +283,15 @@ def test_refused_rows_leave_nothing(store, tmp_path, data):
     assert store.list(TENANT, PageRequest()).items == ()
     with pytest.raises(NotFound):
         store.uploads.get(TENANT, "up")
+
+
+def test_a_damaged_file_of_another_format_leaves_nothing(store, tmp_path):
+    folder = archive({".": b"", "cat/a.png": picture()})
+    store.uploads.start(TENANT, "up", "rows")
+    store.uploads.append(TENANT, "up", 0, folder)
+    with pytest.raises(InvalidData, match="has no name of a file"):
+        store.finish(TENANT, "up", len(folder), b"", NO_REQUEST, DataFormat.IMAGE_FOLDER)
+    assert kept(tmp_path) == []
 
 
 def test_the_same_rows_under_the_same_id_are_the_same_dataset(store, tmp_path):

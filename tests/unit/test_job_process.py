@@ -239,6 +239,20 @@ def test_a_full_disk_suspends_the_job(tmp_path):
     assert "goes on by itself when there is room again" in suspended.text
 
 
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))",
+        "OSError(errno.ENOSPC, '')",
+        "RuntimeError('SafetensorError: I/O error: ' + os.strerror(errno.EDQUOT))",
+    ],
+)
+def test_a_full_quota_suspends_the_job_as_a_full_disk_does(tmp_path, raised):
+    done = run_python(job(f"import errno, os; raise {raised}"), write_task(tmp_path))
+    suspended = reports_of(done)[-1]
+    assert (done.returncode, suspended.kind, suspended.reason) == (EXIT_FAILED, "suspended", "DISK_FULL")
+
+
 def test_a_tensor_larger_than_the_machine_is_the_users_fault(tmp_path):
     done = run_python(job("import torch; torch.empty(2**50)"), write_task(tmp_path))
     failed = reports_of(done)[-1]

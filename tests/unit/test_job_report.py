@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from both_clients import write_rows
-from finetuned import ConfusionMatrix, Job
+from finetuned import ConfusionMatrix, Job, Metric, Objective
 from finetuned.cli.app import app
 from finetuned.cli.exit_codes import ExitCode
 from finetuned.cli.job_report import html_report
 from finetuned.cli.job_report.confusion import confusion_tables
 from finetuned.cli.job_report.curves import Curves
 from finetuned.testing import FakeServer
+from finetuned.values.common import Task
 from job_reports import HOSTILE, classified, events, finished_job
 from typer.testing import CliRunner
 
@@ -76,6 +77,70 @@ def test_the_confusion_matrices_are_those_of_all_held_out_rows(job: Job) -> None
     assert "Of all 111 rows held out" in page
     assert 'id="confusion-1"' in page
     assert 'id="confusion-2"' in page
+
+
+def titled(job: Job, task: Task, objective: Objective, labels: bool | None, *figures: str) -> str:
+    """The title of the loss of a job on rows with labels, without any, or not counted yet (None)."""
+    assert job.train is not None
+    report = classified(job).data_report
+    assert report is not None
+    report = None if labels is None else replace(report, train_labels=report.train_labels if labels else ())
+    metrics = tuple(Metric(name, 0.5, higher_is_better=True) for name in figures)
+    spec = replace(job.train, task=task, objective=objective)
+    made = replace(job, train=spec, data_report=report, metrics=(), baseline_metrics=metrics)
+    return next(Curves.of(events()).charts(made)).title
+
+
+@pytest.mark.parametrize(
+    ("task", "objective", "labels", "figures", "title"),
+    [
+        (Task.TEXT_GENERATION, Objective.SFT, False, ("exact_match",), "Loss, nats per supervised token"),
+        (Task.TEXT_GENERATION, Objective.DPO, False, (), "Loss, nats per pair"),
+        (Task.TEXT_CLASSIFICATION, Objective.CLASSIFICATION, True, ("macro_f1",), "Loss, nats per row"),
+        (
+            Task.TEXT_CLASSIFICATION,
+            Objective.CLASSIFICATION,
+            False,
+            (),
+            "Loss, squared error over the variance",
+        ),
+        (
+            Task.TEXT_CLASSIFICATION,
+            Objective.CLASSIFICATION,
+            None,
+            ("spearman", "mean_absolute_error"),
+            "Loss, squared error over the variance",
+        ),
+        (Task.IMAGE_CLASSIFICATION, Objective.CLASSIFICATION, True, (), "Loss, nats per row"),
+        (Task.TOKEN_CLASSIFICATION, Objective.CLASSIFICATION, True, (), "Loss, nats per word"),
+        (Task.FEATURE_EXTRACTION, Objective.CONTRASTIVE, False, ("mrr_at_10",), "Loss, nats per pair"),
+        (
+            Task.FEATURE_EXTRACTION,
+            Objective.CONTRASTIVE,
+            False,
+            ("spearman", "pearson"),
+            "Loss, squared error of the cosine per pair",
+        ),
+        (Task.FEATURE_EXTRACTION, Objective.CONTRASTIVE, False, (), "Loss per pair"),
+    ],
+)
+def test_a_loss_is_titled_by_what_the_job_trains(
+    job: Job, task: Task, objective: Objective, labels: bool | None, figures: tuple[str, ...], title: str
+) -> None:
+    assert titled(job, task, objective, labels, *figures) == title
+
+
+def test_lengths_and_the_balance_of_labels_are_shown(job: Job) -> None:
+    page = html_report(classified(job), events())
+    assert "mean 10.0, median 9, 90% 11, 95% 12, 99% 13, longest 14" in page
+    assert "Of the rows trained on, the most frequent label is 4.0 times the rarest." in page
+    report = classified(job).data_report
+    assert report is not None
+    even = replace(report, row_tokens=None, imbalance_ratio=1.0)
+    page = html_report(replace(classified(job), data_report=even), events())
+    assert "before any is cut" not in page
+    assert 'id="labels"' in page
+    assert 'id="imbalance"' not in page
 
 
 def test_labels_that_share_a_row_are_told_as_so_many_others(job: Job) -> None:

@@ -20,11 +20,13 @@ from finetuned_service.errors import (
     RequestIdReused,
 )
 from finetuned_service.jobs.census import take_census
-from finetuned_service.jobs.events import Notice, Progress, StateChanged
+from finetuned_service.jobs.events import Estimate, EstimateBasis, Notice, Progress, StateChanged
 from finetuned_service.jobs.queue import Ending, JobQueue
+from finetuned_service.jobs.record import apply_reports
 from finetuned_service.jobs.rows import Lease, LeaseLost
 from finetuned_service.jobs.states import Fault, JobState, StateReason
 from finetuned_service.jobs.store import JobFilter, JobStore
+from finetuned_service.jobs.task import Estimated
 from finetuned_service.jobs.values import Job
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
@@ -492,12 +494,25 @@ def test_a_queued_job_is_paused_at_once_and_resumed(store, queue, job):
     assert queue.claim("worker", MINUTE)[0].id == job.id
 
 
-def test_a_job_that_has_shown_what_it_takes_does_not_wait_again(store, queue):
+@pytest.mark.parametrize("paused_too", ["", "when it has stopped", "meanwhile"])
+def test_a_job_that_has_shown_what_it_takes_does_not_wait_again(store, queue, paused_too):
     shown = store.create(train_job().model_copy(update={"pause_after_estimate": True}), NO_REQUEST)
     _, lease = queue.claim("worker", MINUTE)
+    measured = Estimated(estimate=Estimate(steps=9, basis=EstimateBasis.MEASURED))
+    queue.record(lease, lambda job: apply_reports(job, [measured]), ())
+    if paused_too == "meanwhile":
+        store.pause(TENANT, shown.id)
     queue.pause(lease, StateReason.ESTIMATED, [Notice(text="shown")])
-    assert queue.release(lease, Ending(JobState.PAUSED, StateReason.ESTIMATED)).pause_after_estimate
+    assert queue.release(lease, Ending(JobState.QUEUED, StateReason.ESTIMATED)).pause_after_estimate
+    if paused_too:
+        assert store.pause(TENANT, shown.id).state_reason is StateReason.USER
     assert not store.resume(TENANT, shown.id).pause_after_estimate
+
+
+def test_a_job_that_was_paused_before_it_has_shown_what_it_takes_still_does(store):
+    shown = store.create(train_job().model_copy(update={"pause_after_estimate": True}), NO_REQUEST)
+    store.pause(TENANT, shown.id)
+    assert store.resume(TENANT, shown.id).pause_after_estimate
 
 
 def test_a_running_job_is_told_to_pause_and_its_result_may_come_first(store, queue, job, lease):

@@ -20,7 +20,7 @@ from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinish
 from finetuned_service.training.embeddings.figures import rankings, retrieval
 from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
 from finetuned_service.training.embeddings.model import EmbeddingModel
-from finetuned_service.training.embeddings.pairs import PairExample
+from finetuned_service.training.embeddings.pairs import PairExample, read_embedding_data
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Method, Pooling, Task
 from scipy.stats import spearmanr
@@ -252,3 +252,16 @@ def test_rows_that_cannot_be_trained_on(
     task = make_task(tmp_path, encoder, train=rows, heldout=rows, task="feature-extraction", lora=LORA)
     with pytest.raises(InvalidData, match=message):
         run(task, Reports(), threading.Event())
+
+
+def test_a_row_of_which_several_texts_are_cut_is_one_row(encoder: Path, tmp_path: Path) -> None:
+    long, short = "cat sat " * 20, "cat"
+    rows = [
+        {"anchor": long, "positive": long + "flew", "negatives": [long + "ran"]},
+        {"anchor": short, "positive": long},
+        {"anchor": short, "positive": short + " mat"},
+    ]
+    data = {"max_row_tokens": 8, "long_rows": "TRUNCATE"}
+    task = make_task(tmp_path, encoder, train=rows, heldout=rows, task="feature-extraction", data=data)
+    found = read_embedding_data(task.spec, encoder, Path(task.train_path), Path(task.eval_path))
+    assert found.report.truncated_rows == 4  # two of each part

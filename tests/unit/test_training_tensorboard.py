@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import struct
 import threading
@@ -12,9 +14,11 @@ import pytest
 import torch
 from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished, TrainTask
+from finetuned_service.training.event_file import EventFile
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Value
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 from training_tasks import Reports, counting_rows, make_base, make_task
 
 
@@ -44,8 +48,11 @@ def records(path: Path) -> Iterator[Event]:
     """TFRecord: length, its checksum, data, its checksum."""
     data = path.read_bytes()
     while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        yield Event.FromString(data[12 : 12 + length])
+        length, length_checksum = struct.unpack("<QI", data[:12])
+        content = data[12 : 12 + length]
+        (checksum,) = struct.unpack("<I", data[12 + length : 16 + length])
+        assert (length_checksum, checksum) == (masked_crc32c(data[:8]), masked_crc32c(content))
+        yield Event.FromString(content)
         data = data[16 + length :]
 
 
@@ -60,6 +67,23 @@ class StopAfter(Reports):
         super().__call__(report)
         if isinstance(report, Progress) and report.phase == "training" and report.step == self._step:
             self._stop.set()
+
+
+class FullDisk:
+    """A file that takes so many bytes more, and then none."""
+
+    def __init__(self, file, room_bytes: int, number: int) -> None:
+        self._file, self._room_bytes, self._number = file, room_bytes, number
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        taken = bytes(data[: self._room_bytes])
+        if not taken:
+            raise OSError(self._number, os.strerror(self._number))
+        self._room_bytes -= len(taken)
+        return self._file.write(taken)
 
 
 @pytest.fixture
@@ -103,3 +127,21 @@ def test_an_attempt_that_goes_on_replaces_what_it_repeats(task):
     assert sessions == [1, 4]
     assert set(logged(task)["train/loss"]) == {1, 2, 3, 4, 5, 6}
     assert len(list(Path(task.log_directory).iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_without_room_for_figures_stops_the_run_and_it_goes_on_later(task, monkeypatch, number):
+    add = EventFile.add_scalar
+
+    def without_room(file: EventFile, tag: str, value: float, step: int) -> None:
+        if step == 3:
+            file._file = FullDisk(file._file, 7, number)
+        add(file, tag, value, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventFile, "add_scalar", without_room)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            run(task, Reports(), threading.Event())
+    assert set(logged(task)["train/loss"]) == {1, 2}
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
+    assert set(logged(task)["train/loss"]) == {1, 2, 3, 4, 5, 6}

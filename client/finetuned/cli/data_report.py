@@ -19,7 +19,7 @@ def show_dataset_report(report: DatasetReport) -> None:
         {
             "repeated rows": report.duplicate_rows or None,
             "rows that contradict": report.conflicting_rows or None,
-            "imbalance": _ratio(report.imbalance_ratio),
+            "imbalance": imbalance(report.imbalance_ratio),
         },
     )
     _warn(report.warnings)
@@ -35,10 +35,15 @@ def show_data_report(report: DataReport) -> None:
             "cut rows": report.truncated_rows or None,
             "left out for their length": report.dropped_rows or None,
             "nearly leaked rows": report.similar_leaked_rows or None,
-            "imbalance": _ratio(report.imbalance_ratio),
+            "imbalance": imbalance(report.imbalance_ratio),
         },
     )
     _warn(report.warnings)
+
+
+def imbalance(ratio: float) -> str | None:
+    """How far apart labels are in number; None where they are not."""
+    return f"the most frequent label is {ratio:.1f} times the rarest" if ratio > 1 else None
 
 
 def _show_lengths(unit: str, found: LengthSummary | None) -> None:
@@ -56,10 +61,6 @@ def _show_labels(columns: dict[str, Sequence[LabelCount]]) -> None:
     shown = [[item.label, *(count.get(item.label, 0) for count in counts)] for item in first[:_SHOWN_LABELS]]
     more = f" ({_SHOWN_LABELS} of {len(first)})" if len(first) > _SHOWN_LABELS else ""
     print_table(f"Labels{more}", ["label", *columns], shown)
-
-
-def _ratio(ratio: float) -> str | None:
-    return f"the most frequent label is {ratio:.1f} times the rarest" if ratio > 1 else None
 
 
 def _warn(warnings: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ class Progress:
     step: int
     total_steps: int
     loss: float
-    """The last step's mean loss per supervised token."""
+    """The last step's mean loss: per supervised token, or word, row or pair, as the task learns from them."""
     tokens_per_second: float
     eta_seconds: float | None
     learning_rate: float

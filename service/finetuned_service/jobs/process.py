@@ -8,7 +8,6 @@ way out has a report or an exit code that the dispatcher knows (`jobs/task.py`).
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -28,6 +27,7 @@ from finetuned_service.jobs.memory import MEMORY, memory_watchdog
 from finetuned_service.jobs.room import DISK_FULL
 from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.task import EXIT_FAILED, Failed, QuantizeTask, Suspended, TaskLimits, TrainTask
+from finetuned_service.storage.files import says_full_disk
 from finetuned_service.telemetry.logs import configure, logger
 from finetuned_service.vocabulary import Value
 
@@ -293,7 +293,7 @@ def _failure(error: Exception, memory_remedy: str) -> Failed | Suspended:
         error = ResourceExhausted(f"a single tensor does not fit into the memory. {memory_remedy}")
     if type(error).__name__ == "OutOfMemoryError":  # torch's of a GPU; torch is not imported here
         error = _device_refusal(error, memory_remedy)
-    if os.strerror(errno.ENOSPC) in str(error):  # safetensors has a class of its own for what the system says
+    if says_full_disk(error):
         _LOG.error("job_disk_full", exc_info=error)
         return Suspended(reason="DISK_FULL", text=DISK_FULL)
     if isinstance(error, FinetunedError) and error.status is not Status.INTERNAL:

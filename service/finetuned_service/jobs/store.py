@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection, delete, exists, insert, select
 
 from finetuned_service.errors import InvalidField, JobStateConflict, NotFound, OutOfRange, ResourceInUse
-from finetuned_service.jobs.events import EventBody, JobEvent, Notice, StateChanged
+from finetuned_service.jobs.events import EstimateBasis, EventBody, JobEvent, Notice, StateChanged
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -253,8 +253,9 @@ class JobStore:
                     + ("" if job.state.final else ": wait until it has stopped"),
                     metadata={"state": job.state},
                 )
-            if job.state_reason is StateReason.ESTIMATED:
-                job = job.model_copy(update={"pause_after_estimate": False})  # it has been shown
+            # The reason does not tell whether it has been shown: a pause of the user's may have come on top.
+            if job.estimate is not None and job.estimate.basis is EstimateBasis.MEASURED:
+                job = job.model_copy(update={"pause_after_estimate": False})
             return move_job(connection, job, JobState.QUEUED, StateReason.USER)
 
     def delete(self, tenant: str, job_id: str) -> None:

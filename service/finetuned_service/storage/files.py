@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finetuned_service.errors import ResourceExhausted
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEFTOVER_SECONDS = 24 * 3600
 """Nothing that is still being made is older."""
 
@@ -35,8 +36,14 @@ def refusing_full_disk() -> Generator[None]:
         ) from error
 
 
-def says_full_disk(error: OSError) -> bool:
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+def says_full_disk(error: Exception) -> bool:
+    """Whether the disk, or a quota on it, is why.
+
+    Libraries that are not Python (safetensors) have classes of their own, with the system's words.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return any(os.strerror(number) in str(error) for number in _FULL)
 
 
 def sync_directory(directory: Path) -> None:

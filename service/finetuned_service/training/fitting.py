@@ -18,7 +18,8 @@ class TextFitter:
 
     def __init__(self, tokenizer: BaseTokenizer | None, options: DataOptions) -> None:
         self._tokenizer, self._options = tokenizer, options
-        self.truncated = 0
+        self.truncated_texts = 0
+        """A row may have several."""
 
     def fitted(self, text: str, pair: str | None = None) -> EncodedText | None:
         """The tokens of a text, or of a pair; None where its row is left out.
@@ -40,5 +41,5 @@ class TextFitter:
             case LongRows.DROP:
                 return None
             case LongRows.TRUNCATE:
-                self.truncated += 1
+                self.truncated_texts += 1
                 return encoded.only(encoded.kept(most, from_end=False))

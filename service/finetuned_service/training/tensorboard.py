@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from tensorboardX import SummaryWriter
-
 from finetuned_service.jobs.events import EvaluationFinished, Progress
 from finetuned_service.jobs.process import ReportFunction
 from finetuned_service.jobs.task import TrainFinished
+from finetuned_service.training.event_file import EventFile
 from finetuned_service.vocabulary import Metric, Value
 
 
@@ -27,11 +24,14 @@ class TensorBoardLog:
     Args:
         directory: made when there is something to write; earlier attempts' files may be in it.
         report: takes everything.
+
+    Raises:
+        OSError: where it is called, if the figures cannot be written; a full disk suspends the job, as with a checkpoint.
     """
 
     def __init__(self, directory: Path, report: ReportFunction) -> None:
         self._directory, self._report = directory, report
-        self._writer: SummaryWriter | None = None
+        self._file: EventFile | None = None
         self._baseline: tuple[Metric, ...] = ()
         self._training = False
         self._step = 0
@@ -40,8 +40,8 @@ class TensorBoardLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
     def __call__(self, report: Value) -> None:
         self._report(report)
@@ -66,17 +66,12 @@ class TensorBoardLog:
             if math.isfinite(value):
                 self._opened(step).add_scalar(f"{group}/{name}", value, step)
 
-    def _opened(self, step: int) -> SummaryWriter:
-        """The writer; at first what earlier attempts wrote from this step on is taken back."""
-        if self._writer is None:
-            self._writer = SummaryWriter(
-                logdir=str(self._directory),
-                purge_step=step,
-                flush_secs=10,
-                # Files are named by the second; two attempts may begin in one.
-                filename_suffix=f".{os.getpid()}-{time.monotonic_ns()}",
-            )
-        return self._writer
+    def _opened(self, step: int) -> EventFile:
+        """The file; at first what earlier attempts wrote from this step on is taken back."""
+        if self._file is None:
+            self._file = EventFile(self._directory)
+            self._file.start_at(step)
+        return self._file
 
 
 def _figures(progress: Progress) -> Iterable[tuple[str, float]]:

@@ -12,10 +12,11 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from finetuned._names import short
+from finetuned.cli.data_report import imbalance
 from finetuned.cli.job_report.charts import line_chart
 from finetuned.cli.job_report.confusion import confusion_tables
 from finetuned.cli.job_report.curves import Curves
-from finetuned.cli.job_report.facts import cost, lineage, metric_table, settings
+from finetuned.cli.job_report.facts import cost, lengths, lineage, metric_table, settings
 from finetuned.values.events import JobEvent, Severity
 from finetuned.values.jobs import Job
 
@@ -47,6 +48,8 @@ def html_report(job: Job, events: Iterable[JobEvent]) -> str:
         subjects=metric_table(job),
         confusions=list(confusion_tables(job)),
         samples=job.samples[:MOST_SAMPLES],
+        lengths=lengths(job.data_report) if job.data_report else "",
+        imbalance=imbalance(job.data_report.imbalance_ratio) if job.data_report else None,
         labels=(job.data_report.train_labels[:MOST_LABELS] if job.data_report else ()),
         eval_labels={c.label: c.count for c in job.data_report.eval_labels} if job.data_report else {},
         settings=settings(job),

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
+from finetuned.values.common import Task
 from finetuned.values.events import JobEvent
 from finetuned.values.jobs import Job
+from finetuned.values.specs import Objective
 
 
 @final
@@ -63,9 +65,40 @@ class Curves:
 
 
 def _title(job: Job) -> str:
-    """A loss of numbers has no nats: it is a part of their variance."""
-    numbers = any(metric.name == "mean_absolute_error" for metric in (*job.metrics, *job.baseline_metrics))
-    return "Loss, squared error over the variance" if numbers else "Loss, nats per supervised token"
+    """The loss is a mean, of what and over what follows from what the job trains."""
+    spec = job.train
+    task = spec.task if spec else Task.UNKNOWN
+    if task is Task.TEXT_CLASSIFICATION and _learns_numbers(job):
+        return "Loss, squared error over the variance"
+    if task in {Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION}:
+        return "Loss, nats per row"
+    if task is Task.TOKEN_CLASSIFICATION:
+        return "Loss, nats per word"
+    if task is Task.FEATURE_EXTRACTION:
+        return _title_of_vectors(job)
+    if spec and spec.objective is Objective.DPO:
+        return "Loss, nats per pair"
+    return "Loss, nats per supervised token"
+
+
+def _learns_numbers(job: Job) -> bool:
+    """By their figures; without held-out rows, by the report on the data: numbers are no labels."""
+    figures, report = _figures(job), job.data_report
+    if figures:
+        return "mean_absolute_error" in figures
+    return report is not None and not report.train_labels
+
+
+def _title_of_vectors(job: Job) -> str:
+    """Nothing of a job but its figures tells pairs with a score from others."""
+    figures = _figures(job)
+    if "spearman" in figures:
+        return "Loss, squared error of the cosine per pair"
+    return "Loss, nats per pair" if figures else "Loss per pair"
+
+
+def _figures(job: Job) -> set[str]:
+    return {metric.name for metric in (*job.metrics, *job.baseline_metrics)}
 
 
 def _put(values: dict[int, float], step: int, value: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from finetuned.cli.cost import expected, taken
 from finetuned.cli.output import duration, size, to_json
-from finetuned.values.jobs import Job
+from finetuned.values.jobs import DataReport, Job
 
 Facts = list[tuple[str, str]]
 
@@ -57,6 +57,21 @@ def cost(job: Job) -> Facts:
         "expected beforehand": expected(estimate) if estimate else None,
     }
     return [(name, str(value)) for name, value in facts.items() if value is not None]
+
+
+def lengths(report: DataReport) -> str:
+    """How the lengths of rows are spread; empty where they have none, as images."""
+    found = report.row_tokens
+    if found is None or not found.longest:
+        return ""
+    spread = {
+        "median": found.median,
+        "90%": found.p90,
+        "95%": found.p95,
+        "99%": found.p99,
+        "longest": found.longest,
+    }
+    return f"mean {found.mean:.1f}, " + ", ".join(f"{name} {value}" for name, value in spread.items())
 
 
 def lineage(job: Job) -> Facts:

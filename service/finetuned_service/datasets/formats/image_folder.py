@@ -14,6 +14,10 @@ from finetuned_service.datasets.limits import DataLimits
 from finetuned_service.errors import InvalidData
 
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
+"""What the library raises of a zip that is damaged, or of a kind that it does not read."""
+_ENCRYPTED, _PATCHED = 0x1 | 0x40, 0x20
+"""Flags of an entry (APPNOTE 4.4.4)."""
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file browsers leave in folders."""
 _MAX_RATIO = 100
@@ -39,7 +43,7 @@ def read_image_folder(source: Path, limits: DataLimits) -> Records:
         with zipfile.ZipFile(source) as archive:
             for entry in _images(archive.infolist(), limits):
                 yield Record(f"entry {entry.filename!r}", _content(archive, entry, limits))
-    except zipfile.BadZipFile as error:
+    except _DAMAGE as error:
         raise InvalidData(f"the file is not readable as a zip ({error}); write it again") from error
 
 
@@ -94,14 +98,18 @@ def _refuse_bombs(entries: Sequence[zipfile.ZipInfo], limits: DataLimits) -> Non
 def _refuse_escape(entry: zipfile.ZipInfo) -> None:
     name = entry.filename
     parts = PurePosixPath(name).parts
+    if not name or not (parts or entry.is_dir()):
+        raise _refused(entry, "has no name of a file; names are folder/file")
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in entry.orig_filename:
         raise _refused(entry, "points out of the zip; names are folder/file, without '..', '\\' and drives")
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in {0, stat.S_IFREG, stat.S_IFDIR}:
         raise _refused(entry, "is a link or a device; put the image itself there")
-    if entry.flag_bits & 0x1:
+    if not 0 <= entry.header_offset < 2**32:
+        raise _refused(entry, "is said to lie outside of the file; write the zip again")
+    if entry.flag_bits & _ENCRYPTED:
         raise _refused(entry, "is encrypted; write the zip without a password")
-    if entry.compress_type not in _METHODS:
+    if entry.compress_type not in _METHODS or entry.flag_bits & _PATCHED:
         raise _refused(entry, "is compressed in a way that is not read; use deflate, or store it")
 
 
@@ -132,7 +140,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limits: DataLimit
         return InvalidData(f"has {entry.file_size} bytes; allowed: {limits.max_image_bytes}")
     try:
         image = archive.read(entry)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except _DAMAGE as error:
         return InvalidData(f"is damaged in the zip ({error})")
     return {"image": image, "label": PurePosixPath(entry.filename).parent.name}
 

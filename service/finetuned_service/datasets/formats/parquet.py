@@ -13,6 +13,7 @@ from typing import Any
 from finetuned_service.datasets.formats.columns import MAY_LACK, check_header, field_of
 from finetuned_service.datasets.formats.record import Record, Records
 from finetuned_service.datasets.limits import DataLimits
+from finetuned_service.datasets.shapes import shown
 from finetuned_service.errors import InvalidData
 
 _BATCH_ROWS = 64
@@ -34,8 +35,9 @@ def read_parquet(source: Path, limits: DataLimits, columns: Mapping[str, str]) -
         with parquet.ParquetFile(source) as head:
             _check_size(head.metadata, limits)
             schema = head.schema_arrow
-            text = [name for name in schema.names if _is_text(pa, schema.field(name).type)]
+        # First: a column that is there twice has no field of its name.
         check_header(schema.names, columns)
+        text = [name for name in schema.names if _is_text(pa, schema.field(name).type)]
         wanted = [name for name in schema.names if field_of(name, columns)]
         number = 0
         with parquet.ParquetFile(source, read_dictionary=text) as file:
@@ -43,11 +45,10 @@ def read_parquet(source: Path, limits: DataLimits, columns: Mapping[str, str]) -
                 for place in range(batch.num_rows):
                     number += 1
                     cells = {
-                        field_of(name, columns): batch.column(name)[place].as_py()
-                        for name in batch.schema.names
+                        field_of(name, columns): batch.column(name)[place] for name in batch.schema.names
                     }
                     yield Record(f"row {number}", _content(cells))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         said = str(error).partition("\n")[0][:200]
         raise InvalidData(f"the file is not readable as Parquet ({said}); write it again") from error
 
@@ -72,9 +73,31 @@ def _is_text(pa: Any, kind: Any) -> bool:
 
 
 def _content(cells: dict[str, Any]) -> object:
-    picture = cells.get("image")
+    """`cells` are scalars of pyarrow, by field."""
+    try:
+        values = {name: _value(name, cell) for name, cell in cells.items()}
+    except InvalidData as error:
+        return error
+    picture = values.get("image")
     if isinstance(picture, dict) and "bytes" in picture:
         if picture["bytes"] is None:
             return InvalidData("image has no bytes, only a path; write the images into the file")
-        cells["image"] = picture["bytes"]
-    return {name: value for name, value in cells.items() if not (value is None and name in MAY_LACK)}
+        values["image"] = picture["bytes"]
+    return {name: value for name, value in values.items() if not (value is None and name in MAY_LACK)}
+
+
+def _value(name: str, cell: Any) -> Any:
+    """A cell as Python has it.
+
+    Raises:
+        InvalidData: it holds bytes that are no text, or a date, a time or a struct that Python cannot hold.
+    """
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start + 1} is 0x{error.object[error.start]:02X}"
+        raise InvalidData(f"{shown(name)} is not UTF-8: {found}; write the column again as UTF-8") from error
+    except (ValueError, OverflowError) as error:
+        raise InvalidData(
+            f"{shown(name)} cannot be read ({error}); expected a string, a number, a list of them or an image"
+        ) from error

@@ -89,7 +89,7 @@ def read_embedding_data(
     report = data_report(
         [_counted(example) for example in examples],
         [_counted(example) for example in heldout],
-        truncated_rows=encoding.fitter.truncated,
+        truncated_rows=encoding.truncated,
         dropped_rows=encoding.dropped,
     )
     report = with_rows(report, train, held_out, (len(example.token_ids) for example in examples))
@@ -105,9 +105,9 @@ class _Encoding:
     """Encodes rows and remembers what is wrong with them."""
 
     def __init__(self, fitter: TextFitter) -> None:
-        self.fitter = fitter
+        self._fitter = fitter
         self.faults = RowFaults()
-        self.dropped = 0
+        self.truncated = self.dropped = 0
 
     def examples(self, rows: Iterable[DatasetRow], where: str) -> tuple[PairExample, ...]:
         found: list[PairExample] = []
@@ -135,8 +135,10 @@ class _Encoding:
                 texts = (sentence1, sentence2)
             case _:
                 raise InvalidData("is no pair")
-        encoded = [self.fitter.fitted(text) for text in texts]
+        truncated_before = self._fitter.truncated_texts
+        encoded = [self._fitter.fitted(text) for text in texts]
         tokens = [text.token_ids for text in encoded if text is not None]
         if len(tokens) < len(texts):
             return None
+        self.truncated += self._fitter.truncated_texts > truncated_before
         return PairExample(tokens[0], tokens[1], tuple(tokens[2:]), score, texts)

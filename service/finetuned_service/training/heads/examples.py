@@ -144,7 +144,8 @@ class _Encoding:
 
     @property
     def truncated(self) -> int:
-        return self._texts.truncated
+        """Rows, which have one text each."""
+        return self._texts.truncated_texts
 
     def examples(self, rows: Iterable[DatasetRow], where: str, first: int) -> tuple[Example, ...]:
         """The rows that can be used, numbered from `first` on."""
