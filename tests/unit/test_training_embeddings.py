@@ -240,9 +240,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_p
     [
         (
             [{"sentence1": "a", "sentence2": "b", "score": 4.2}] * 3,
-            "training row 1 has the score 4.2; a cosine",
+            "line 1 has the score 4.2; a cosine",
         ),
-        ([{"anchor": "the cat " * 30, "positive": "b"}] * 3, "training row 1 has 62 tokens"),
+        ([{"anchor": "the cat " * 30, "positive": "b"}] * 3, "line 1 has 62 tokens"),
         ([{"anchor": "a", "positive": "b"}], "1 rows are left to train on"),
     ],
 )
@@ -252,3 +252,22 @@ def test_rows_that_cannot_be_trained_on(
     task = make_task(tmp_path, encoder, train=rows, heldout=rows, task="feature-extraction", lora=LORA)
     with pytest.raises(InvalidData, match=message):
         run(task, Reports(), threading.Event())
+
+
+def test_rows_are_named_as_they_stand_in_the_file(encoder: Path, tmp_path: Path) -> None:
+    rows = [
+        *PAIRS,
+        {"anchor": "the cat " * 30, "positive": "b"},
+        {"anchor": "the dog " * 30, "positive": "c"},
+    ]
+    task = make_task(
+        tmp_path, encoder, train=rows, task="feature-extraction", lora=LORA, data={"holdout_fraction": 0.4}
+    )
+    with pytest.raises(InvalidData, match="2 rows cannot be used") as refused:
+        run(task, Reports(), threading.Event())
+    assert {violation.field for violation in refused.value.violations} == {"line 28", "line 29"}
+    apart = make_task(
+        tmp_path / "apart", encoder, train=PAIRS, heldout=rows, task="feature-extraction", lora=LORA
+    )
+    with pytest.raises(InvalidData, match="eval_dataset line 28 has 62 tokens"):
+        run(apart, Reports(), threading.Event())

@@ -338,7 +338,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
         (
             [{"text": "the cat " * 30, "label": "a"}, {"text": "a dog", "label": "b"}],
             {},
-            "training row 1 has 62 tokens; max_row_tokens allows 40",
+            "line 1 has 62 tokens; max_row_tokens allows 40",
         ),
     ],
 )
@@ -350,6 +350,23 @@ def test_rows_that_cannot_be_trained_on(
     )
     with pytest.raises(InvalidData, match=message):
         run(task, Reports(), threading.Event())
+
+
+def test_rows_are_named_as_they_stand_in_the_file(encoder: Path, tmp_path: Path) -> None:
+    rows = [
+        *MOODS,
+        {"text": "the cat " * 30, "label": "up"},
+        MOODS[0],
+        {"text": "the dog " * 30, "label": "down"},
+    ]
+    settings: dict[str, Any] = {"task": "text-classification", "method": "HEAD"}
+    task = make_task(tmp_path, encoder, train=rows, data={"holdout_fraction": 0.4}, **settings)
+    with pytest.raises(InvalidData, match="2 rows cannot be used") as refused:
+        run(task, Reports(), threading.Event())
+    assert {violation.field for violation in refused.value.violations} == {"line 37", "line 39"}
+    apart = make_task(tmp_path / "apart", encoder, train=MOODS, heldout=rows, **settings)
+    with pytest.raises(InvalidData, match="eval_dataset line 37 has 62 tokens"):
+        run(apart, Reports(), threading.Event())
 
 
 def written(directory: Path, config: dict[str, Any], **tensors: torch.Tensor) -> Path:

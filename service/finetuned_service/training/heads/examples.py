@@ -94,8 +94,9 @@ def read_head_data(
     pooling, image = base_inputs(read_config(base_directory))
     head = _head(spec, kind, rows.classes, pooling)
     encoding = _Encoding(spec, head, base_directory, image)
-    train = encoding.examples(rows.train, "training row", 0)
-    heldout = encoding.examples(rows.held_out, "held-out row", len(train))
+    train = encoding.examples(zip(rows.train_lines, rows.train, strict=True), "line", 0)
+    held_out = zip(rows.held_out_lines, rows.held_out, strict=True)
+    heldout = encoding.examples(held_out, "eval_dataset line" if eval_path else "line", len(train))
     encoding.faults.refuse()
     if not train:
         raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
@@ -146,14 +147,14 @@ class _Encoding:
     def truncated(self) -> int:
         return self._texts.truncated
 
-    def examples(self, rows: Iterable[DatasetRow], where: str, first: int) -> tuple[Example, ...]:
-        """The rows that can be used, numbered from `first` on."""
+    def examples(self, rows: Iterable[tuple[int, DatasetRow]], where: str, first: int) -> tuple[Example, ...]:
+        """The rows that can be used, numbered from `first` on; each comes with its line in the file that `where` names."""
         found: list[Example] = []
-        for number, row in enumerate(rows, start=1):
+        for line, row in rows:
             try:
                 example = self._example(row, first + len(found))
             except (InvalidData, InvalidField) as error:
-                self.faults.add(f"{where} {number}", error.message)
+                self.faults.add(f"{where} {line}", error.message)
                 continue
             if example is None:
                 self.dropped += 1
