@@ -18,7 +18,7 @@ from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Pair, ScoredPair
 from finetuned_service.training.fitting import TextFitter
-from finetuned_service.training.row_faults import RowFaults
+from finetuned_service.training.row_faults import RowFaults, refuse_none_held_out
 from finetuned_service.vocabulary import DataReport, Pooling
 
 Tokens = tuple[int, ...]
@@ -80,6 +80,7 @@ def read_embedding_data(
     tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
     encoding = _Encoding(TextFitter(tokenizer, spec.data))
     examples = encoding.examples(train, "line")
+    dropped = encoding.dropped
     heldout = encoding.examples(held_out, "eval_dataset line" if eval_path else "line")
     encoding.faults.refuse()
     if len(examples) < 2:
@@ -87,6 +88,8 @@ def read_embedding_data(
             f"{len(examples)} rows are left to train on; a row is told apart from the others of its step, so at least 2 "
             "are needed: add rows, or raise max_row_tokens"
         )
+    if eval_path is not None:
+        refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
     report = data_report(
         [_counted(example) for example in examples],
         [_counted(example) for example in heldout],

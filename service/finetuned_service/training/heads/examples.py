@@ -23,7 +23,7 @@ from finetuned_service.training.fitting import TextFitter
 from finetuned_service.training.heads.images import HeldImage, ImageShelf
 from finetuned_service.training.heads.unit import Unit
 from finetuned_service.training.heads.weights import label_weights
-from finetuned_service.training.row_faults import RowFaults
+from finetuned_service.training.row_faults import RowFaults, refuse_none_held_out
 from finetuned_service.vocabulary import DataReport, Pooling
 
 MOST_SCORE = 1e38
@@ -93,7 +93,7 @@ def read_head_data(
         decoded_bytes: room for images that stay decoded; none is for whoever asks for the report alone.
 
     Raises:
-        InvalidData: rows that cannot be trained on, by line, or labels that only one part has.
+        InvalidData: rows that cannot be trained on, by line, labels that only one part has, or a part without rows.
     """
     kind = type(next(stored_rows(train_path)))
     rows: JobRows[DatasetRow] = read_job_rows(
@@ -108,11 +108,14 @@ def read_head_data(
     shelf = ImageShelf(image, decoded_bytes) if image else None
     encoding = _Encoding(spec, head, base_directory, shelf)
     train = encoding.examples(zip(rows.train_lines, rows.train, strict=True), "line", 0)
+    dropped = encoding.dropped
     held_out = zip(rows.held_out_lines, rows.held_out, strict=True)
     heldout = encoding.examples(held_out, "eval_dataset line" if eval_path else "line", len(train))
     encoding.faults.refuse()
     if not train:
         raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
+    if eval_path is not None:
+        refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
     weights = label_weights(spec.classification, head, [example.targets for example in train])
     report = data_report(
         [_counted(example) for example in train],
