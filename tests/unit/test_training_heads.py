@@ -353,19 +353,17 @@ def test_rows_that_cannot_be_trained_on(
 
 
 def test_rows_are_named_as_they_stand_in_the_file(encoder: Path, tmp_path: Path) -> None:
-    rows = [
-        *MOODS,
-        {"text": "the cat " * 30, "label": "up"},
-        MOODS[0],
-        {"text": "the dog " * 30, "label": "down"},
-    ]
+    # Some of both are held out.
+    long = [{"text": f"{row['text']} {'cat ' * 50}", "label": row["label"]} for row in MOODS[:9]]
+    rows = [row for pair in zip(MOODS[9:18], long, strict=True) for row in pair]
     settings: dict[str, Any] = {"task": "text-classification", "method": "HEAD"}
     task = make_task(tmp_path, encoder, train=rows, data={"holdout_fraction": 0.4}, **settings)
-    with pytest.raises(InvalidData, match="2 rows cannot be used") as refused:
+    with pytest.raises(InvalidData, match="9 rows cannot be used") as refused:
         run(task, Reports(), threading.Event())
-    assert {violation.field for violation in refused.value.violations} == {"line 37", "line 39"}
+    named = sorted(violation.field for violation in refused.value.violations)
+    assert named == sorted(f"line {number}" for number in range(2, 19, 2))
     apart = make_task(tmp_path / "apart", encoder, train=MOODS, heldout=rows, **settings)
-    with pytest.raises(InvalidData, match="eval_dataset line 37 has 62 tokens"):
+    with pytest.raises(InvalidData, match=r"9 rows .* eval_dataset line 2 has \d+ tokens"):
         run(apart, Reports(), threading.Event())
 
 
