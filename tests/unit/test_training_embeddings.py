@@ -240,9 +240,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_p
     [
         (
             [{"sentence1": "a", "sentence2": "b", "score": 4.2}] * 3,
-            "training row 1 has the score 4.2; a cosine",
+            "line 1 has the score 4.2; a cosine",
         ),
-        ([{"anchor": "the cat " * 30, "positive": "b"}] * 3, "training row 1 has 62 tokens"),
+        ([{"anchor": "the cat " * 30, "positive": "b"}] * 3, "line 1 has 62 tokens"),
         ([{"anchor": "a", "positive": "b"}], "1 rows are left to train on"),
     ],
 )
@@ -265,3 +265,18 @@ def test_a_row_of_which_several_texts_are_cut_is_one_row(encoder: Path, tmp_path
     task = make_task(tmp_path, encoder, train=rows, heldout=rows, task="feature-extraction", data=data)
     found = read_embedding_data(task.spec, encoder, Path(task.train_path), Path(task.eval_path))
     assert found.report.truncated_rows == 4  # two of each part
+
+
+def test_rows_are_named_as_they_stand_in_the_file(encoder: Path, tmp_path: Path) -> None:
+    # Some of both are held out.
+    long = [{**row, "anchor": f"{row['anchor']} {'cat ' * 50}"} for row in PAIRS[:9]]
+    rows = [row for pair in zip(PAIRS[9:18], long, strict=True) for row in pair]
+    settings: dict[str, Any] = {"task": "feature-extraction", "lora": LORA}
+    task = make_task(tmp_path, encoder, train=rows, data={"holdout_fraction": 0.4}, **settings)
+    with pytest.raises(InvalidData, match="9 rows cannot be used") as refused:
+        run(task, Reports(), threading.Event())
+    named = sorted(violation.field for violation in refused.value.violations)
+    assert named == sorted(f"line {number}" for number in range(2, 19, 2))
+    apart = make_task(tmp_path / "apart", encoder, train=PAIRS, heldout=rows, **settings)
+    with pytest.raises(InvalidData, match=r"9 rows .* eval_dataset line 2 has \d+ tokens"):
+        run(apart, Reports(), threading.Event())

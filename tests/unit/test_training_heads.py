@@ -338,7 +338,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
         (
             [{"text": "the cat " * 30, "label": "a"}, {"text": "a dog", "label": "b"}],
             {},
-            "training row 1 has 62 tokens; max_row_tokens allows 40",
+            "line 1 has 62 tokens; max_row_tokens allows 40",
         ),
     ],
 )
@@ -350,6 +350,21 @@ def test_rows_that_cannot_be_trained_on(
     )
     with pytest.raises(InvalidData, match=message):
         run(task, Reports(), threading.Event())
+
+
+def test_rows_are_named_as_they_stand_in_the_file(encoder: Path, tmp_path: Path) -> None:
+    # Some of both are held out.
+    long = [{"text": f"{row['text']} {'cat ' * 50}", "label": row["label"]} for row in MOODS[:9]]
+    rows = [row for pair in zip(MOODS[9:18], long, strict=True) for row in pair]
+    settings: dict[str, Any] = {"task": "text-classification", "method": "HEAD"}
+    task = make_task(tmp_path, encoder, train=rows, data={"holdout_fraction": 0.4}, **settings)
+    with pytest.raises(InvalidData, match="9 rows cannot be used") as refused:
+        run(task, Reports(), threading.Event())
+    named = sorted(violation.field for violation in refused.value.violations)
+    assert named == sorted(f"line {number}" for number in range(2, 19, 2))
+    apart = make_task(tmp_path / "apart", encoder, train=MOODS, heldout=rows, **settings)
+    with pytest.raises(InvalidData, match=r"9 rows .* eval_dataset line 2 has \d+ tokens"):
+        run(apart, Reports(), threading.Event())
 
 
 def written(directory: Path, config: dict[str, Any], **tensors: torch.Tensor) -> Path:

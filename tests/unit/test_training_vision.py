@@ -16,8 +16,8 @@ from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.adapters.site_ops import AddLowRank, ScaleRows
+from finetuned_service.bases.inputs import ImageInput
 from finetuned_service.engine.adapter_weights import load_op
-from finetuned_service.engine.messages import Pixels
 from finetuned_service.engine.module_change import RowChange
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.continuing import Start, continued
@@ -28,10 +28,11 @@ from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import answered
 from finetuned_service.training.heads.examples import Example
+from finetuned_service.training.heads.images import HeldImage, ImageShelf
 from finetuned_service.training.methods.convolution import LoraConvolution
 from finetuned_service.vocabulary import Method, Task
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_encoders import make_vision_base
+from tiny_encoders import make_vision_base, random_image
 from tiny_models import peft_warnings_allowed
 from torch import Tensor, nn
 from torch.nn import functional
@@ -71,15 +72,20 @@ METHODS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+def held(count: int = 6) -> list[HeldImage]:
+    form = ImageInput(channels=1, height=16, width=16, mean=(0.5,), std=(0.25,))
+    return [ImageShelf(form, 0).take(random_image(seed)) for seed in range(count)]
+
+
 def images(count: int = 6) -> Tensor:
-    return torch.randn(count, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    found = [image.pixels() for image in held(count)]
+    return torch.stack(
+        [torch.frombuffer(bytearray(p.data), dtype=torch.float32).view(p.shape) for p in found]
+    )
 
 
 def examples() -> list[Example]:
-    return [
-        Example(number, (0,), (float(number % 3),), pixels=Pixels(image.numpy().tobytes(), (1, 16, 16)))
-        for number, image in enumerate(images())
-    ]
+    return [Example(number, (0,), (float(number % 3),), image=image) for number, image in enumerate(held())]
 
 
 def resolved(base: Path, **settings: Any) -> TrainSpec:

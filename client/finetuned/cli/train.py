@@ -142,7 +142,9 @@ def train(
     weight_decay: Annotated[float | None, _option(STEPS, "AdamW's; 0.")] = None,
     seed: Annotated[int | None, _option(STEPS, "Order of rows, weights, dropout; 0.")] = None,
     kept_checkpoints: Annotated[int | None, _option(STEPS, "Newest ones kept, besides the best; 2.")] = None,
-    evaluations: Annotated[int | None, _option(EVALUATION, "Held-out losses on the way; 4.")] = None,
+    evaluations: Annotated[
+        int | None, _option(EVALUATION, "How often held-out rows are measured on the way; 4.")
+    ] = None,
     patience: Annotated[int | None, _option(EVALUATION, "Of early stopping; 2; 0 never stops.")] = None,
     generation_rows: Annotated[int | None, _option(EVALUATION, "Rows answered for exact match; 100.")] = None,
     generation_max_tokens: Annotated[int | None, _option(EVALUATION, "Bound of each answer; 128.")] = None,

@@ -262,7 +262,8 @@ class EvaluationOptions:
     """Settings of evaluation and early stopping."""
 
     evaluations: int | None = None
-    """How many times the held-out loss is measured; default 4; 0 only at the end."""
+    """How many times the held-out rows are measured on the way: their loss and the figures of their task, but the exact
+    match of written answers, which is measured at the end alone; default 4; 0 only at the end."""
     early_stopping_patience: int | None = None
     """Stops after so many evaluations without a better loss; default 2; 0 never stops early."""
     generation_rows: int | None = None

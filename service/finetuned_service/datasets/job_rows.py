@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -23,6 +23,9 @@ class JobRows(Generic[AnyRow]):
     classes: tuple[str, ...]
     """What a head has to tell apart, sorted: the labels of both parts, or their tags (with `O`); empty for rows
     without any."""
+    train_lines: Sequence[int]
+    """Where each row stands in its file, from 1 on."""
+    held_out_lines: Sequence[int]
 
 
 def read_job_rows(
@@ -46,9 +49,16 @@ def read_job_rows(
         said = differing_labels(_labels(rows), _labels(held_out))
         if said:
             raise InvalidData(f"eval_dataset {said}")
-        return JobRows(rows, held_out, _classes((*rows, *held_out)))
+        classes = _classes((*rows, *held_out))
+        return JobRows(rows, held_out, classes, range(1, len(rows) + 1), range(1, len(held_out) + 1))
     kept, taken = split(rows, holdout_fraction, seed)
-    return JobRows(tuple(rows[i] for i in kept), tuple(rows[i] for i in taken), _classes(rows))
+    return JobRows(
+        train=tuple(rows[i] for i in kept),
+        held_out=tuple(rows[i] for i in taken),
+        classes=_classes(rows),
+        train_lines=[i + 1 for i in kept],
+        held_out_lines=[i + 1 for i in taken],
+    )
 
 
 def _classes(rows: Iterable[DatasetRow]) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def with_rows(
     Args:
         report: what was counted in ids.
         train: the rows that are trained on.
-        held_out: the rows of the evaluation.
+        held_out: the rows of the evaluation, also those that are too long for it.
         row_tokens: lengths of the rows trained on, before any was cut.
     """
     seen = {fingerprint(row) for row in train}
@@ -88,7 +88,7 @@ def with_rows(
             "imbalance_ratio": imbalance_ratio(labels),
         }
     )
-    return report.model_copy(update={"warnings": tuple(_warnings(report))})
+    return report.model_copy(update={"warnings": tuple(_warnings(report, len(held_out)))})
 
 
 def _labels(rows: Sequence[DatasetRow]) -> tuple[LabelCount, ...]:
@@ -98,7 +98,12 @@ def _labels(rows: Sequence[DatasetRow]) -> tuple[LabelCount, ...]:
     return label_counts(counts)
 
 
-def _warnings(report: DataReport) -> Iterable[str]:
+def _warnings(report: DataReport, held_out_rows: int) -> Iterable[str]:
+    if held_out_rows and not report.eval_rows:
+        yield (
+            f"all {held_out_rows} rows that were held out are too long and left out: nothing is evaluated, and the job never "
+            "stops early; raise max_row_tokens, or give an eval_dataset"
+        )
     leaked = max(report.leaked_rows, report.similar_leaked_rows)
     if leaked:
         yield (

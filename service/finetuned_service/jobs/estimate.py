@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.family import width_of
+from finetuned_service.bases.inputs import base_inputs
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.errors import ResourceExhausted
 from finetuned_service.jobs.events import Estimate, EstimateBasis
@@ -22,6 +23,8 @@ _STATE_BYTES = 4 * 4
 """Of each number that trains: itself, its gradient and two moments of AdamW, in 32 bits."""
 _ACTIVATION_BYTES = 2
 """Of each number that a layer keeps: 16 bits."""
+DECODED_IMAGES_BYTES = 128 * 1024 * 1024
+"""Images that a job keeps decoded between its steps take no more, a byte for each value; others are decoded each time."""
 _LIKE_TOKENS = 3.0
 """An earlier job tells of one with at most so many times its tokens, or as few: of a trial's two steps little was training."""
 
@@ -68,6 +71,8 @@ def estimate_train(
     alone = spec.method is Method.HEAD and spec.task is not Task.TEXT_GENERATION
     on_device = budget.on_device and not alone
     least_bytes = RUNTIME_BYTES + (0 if on_device else trained_bytes)
+    if spec.task is Task.IMAGE_CLASSIFICATION:
+        least_bytes += _images_bytes(base_directory, report)
     estimate = Estimate(
         steps=steps,
         tokens=tokens,
@@ -92,6 +97,15 @@ def estimate_train(
         "basis": EstimateBasis.EARLIER_JOB,
     }
     return estimate.model_copy(update=found)
+
+
+def _images_bytes(base_directory: Path, report: DataReport) -> int:
+    """Of the images that are kept decoded."""
+    _, form = base_inputs(read_config(base_directory))
+    if form is None:
+        return 0
+    image_bytes = form.channels * form.height * form.width
+    return min(report.train_rows + report.eval_rows, DECODED_IMAGES_BYTES // image_bytes) * image_bytes
 
 
 def _kept_layers(spec: TrainSpec, layers: int) -> int:

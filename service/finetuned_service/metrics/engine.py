@@ -23,7 +23,10 @@ _COUNTERS: Mapping[str, tuple[str, str]] = {
         "Prompt tokens whose keys and values came from the prefix cache.",
     ),
     "decode_tokens": ("finetuned_engine_decode_tokens", "Tokens processed one at a time, after the prompt."),
-    "step_failures": ("finetuned_engine_step_failures", "Forward passes that raised an error; each of its sequences is tried again alone."),
+    "step_failures": (
+        "finetuned_engine_step_failures",
+        "Forward passes that raised an error; each of its sequences is tried again alone.",
+    ),
     "adapter_loads": ("finetuned_adapter_loads", "Adapters brought into the serving layout."),
     "load_failures": ("finetuned_adapter_load_failures", "Adapters that could not be loaded."),
     "adapter_drains": (

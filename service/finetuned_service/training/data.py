@@ -20,7 +20,7 @@ from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Row
 from finetuned_service.training.questions import refuse_unwritable
-from finetuned_service.training.row_faults import RowFaults, too_long
+from finetuned_service.training.row_faults import RowFaults, refuse_none_held_out, too_long
 from finetuned_service.vocabulary import DataReport
 
 
@@ -55,20 +55,23 @@ def read_job_data(
         eval_path: canonical rows to hold out; None takes `holdout_fraction` of the training rows.
 
     Raises:
-        InvalidData: rows that cannot be trained on, by line, or none to train on.
+        InvalidData: rows that cannot be trained on, by line, none to train on, or none left of those to hold out.
     """
     refuse_unwritable(tokenizer, spec.evaluation.baseline)
     encoding = _Encoding(tokenizer, spec.data)
     train = encoding.examples(read_rows(train_path), "line")
+    dropped = encoding.dropped
     heldout: list[Example] = []
     if eval_path is not None:
         heldout = encoding.examples(read_rows(eval_path), "eval_dataset line")
     encoding.faults.refuse()
     if not train:
         raise InvalidData(
-            f"all {encoding.dropped} rows are longer than max_row_tokens ({spec.data.max_row_tokens}) and "
+            f"all {dropped} rows are longer than max_row_tokens ({spec.data.max_row_tokens}) and "
             "long_rows leaves them out; raise max_row_tokens or shorten the rows"
         )
+    if eval_path is not None:
+        refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
     return JobData(*divided(spec, train, None if eval_path is None else heldout, encoding))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,15 @@ from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
 
 _RUNNING = 64
+_AT_ONCE = 2 * _RUNNING
+"""Requests that the engine has: those of a step and those of the next. All the images of a job would be too many."""
 
 
 def encoded(
-    base_directory: Path, requests: Sequence[Submit], threads: int, device: str = "cpu"
+    base_directory: Path, requests: Iterable[Submit], threads: int, device: str = "cpu"
 ) -> dict[int, NDArray[np.float32]]:
     """What each request becomes, by its number: `[1, width]` or `[tokens, width]`, or what its adapter's head
-    makes of that.
+    makes of that. They are asked for as the engine has room for them.
 
     Raises:
         FinetunedError: an adapter cannot be applied.
@@ -34,12 +37,16 @@ def encoded(
         kv_capacity_tokens=_RUNNING * model.context_tokens,
     )
     found: dict[int, NDArray[np.float32]] = {}
+    waiting, asked = iter(requests), 0
     with OfflineEngine(model, config) as engine:
-        engine.deliver(*requests)
-        while len(found) < len(requests):
+        while True:
+            more = list(islice(waiting, _AT_ONCE - (asked - len(found))))
+            engine.deliver(*more)
+            asked += len(more)
+            if len(found) == asked:
+                return found
             for event in engine.step():
                 if isinstance(event, Failed):
                     raise from_wire(event.error)
                 if isinstance(event, Encoded):
                     found[event.request_id] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
-    return found

@@ -33,7 +33,7 @@ class RowPreview:
         if spec.task is Task.FEATURE_EXTRACTION:
             return read_embedding_data(spec, base, train_path, eval_path).report
         if spec.task in CLASSIFICATION_TASKS:
-            return read_head_data(spec, base, train_path, eval_path).report
+            return read_head_data(spec, base, train_path, eval_path, decoded_bytes=0).report
         tokenizer = BaseTokenizer.load(base)
         if spec.objective is Objective.DPO:
             return read_pair_data(spec, tokenizer, train_path, eval_path).report

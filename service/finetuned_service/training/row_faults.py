@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finetuned_service.errors import FinetunedError, InvalidData, Violation
 
 
@@ -35,4 +37,24 @@ def too_long(found_tokens: int, limit: int) -> str:
     return (
         f"has {found_tokens} tokens; max_row_tokens allows {limit}. Shorten it, raise max_row_tokens, or "
         "choose long_rows TRUNCATE or DROP"
+    )
+
+
+def refuse_none_held_out(held_out: Sequence[object], dropped_rows: int, most_tokens: int | None) -> None:
+    """Refuse an eval_dataset whose rows are all left out: the job would never be measured, nor stopped early.
+
+    Args:
+        held_out: those of its rows that can be used.
+        dropped_rows: the others.
+        most_tokens: `max_row_tokens`.
+
+    Raises:
+        InvalidData: there are only others.
+    """
+    if held_out:
+        return
+    raise InvalidData(
+        f"eval_dataset: all {dropped_rows} rows are longer than max_row_tokens ({most_tokens}) and long_rows leaves them "
+        "out, so nothing would be evaluated; raise max_row_tokens, shorten the rows, or unset eval_dataset to hold out a "
+        "part of the training rows"
     )

@@ -41,7 +41,11 @@ def measured(
         for number, tokens in enumerate(texts)
     ]
     found = encoded(base_directory, requests, threads, device)
-    vectors = {tokens: found[number][0] for number, tokens in enumerate(texts)}
+    return scored(rows, {tokens: found[number][0] for number, tokens in enumerate(texts)})
+
+
+def scored(rows: Sequence[PairExample], vectors: Mapping[Tokens, Vectors]) -> PairResult:
+    """The figures of the rows, as of `measured`, from the vectors `[width]` of all their texts."""
     if rows[0].score is not None:
         return _similarity(rows, vectors)
     return _retrieval(rows, vectors)

@@ -11,6 +11,8 @@ Vectors = NDArray[np.float32]
 
 DEPTH = 10
 """How far down a ranking MRR and recall look."""
+_QUERIES_AT_ONCE = 256
+"""Beside what trains there is no room for the cosine of every query and every text."""
 
 
 def cosines(first: Vectors, second: Vectors) -> NDArray[np.float64]:
@@ -26,9 +28,13 @@ def normalized(vectors: Vectors) -> NDArray[np.float64]:
 
 
 def rankings(queries: Vectors, corpus: Vectors) -> NDArray[np.int64]:
-    """`[N, M]`: for each query the corpus by falling cosine; of equals the first comes first."""
-    scores = normalized(queries) @ normalized(corpus).T
-    return np.argsort(-scores, axis=1, kind="stable")
+    """`[N, M]`, or `[N, DEPTH]` of a larger corpus: for each query the corpus by falling cosine; of equals the first comes
+    first.
+    """
+    texts = normalized(corpus).T
+    starts = range(0, len(queries), _QUERIES_AT_ONCE)
+    scores = (normalized(queries[start : start + _QUERIES_AT_ONCE]) @ texts for start in starts)
+    return np.concatenate([np.argsort(-part, axis=1, kind="stable")[:, :DEPTH].copy() for part in scores])
 
 
 def retrieval(ranked: NDArray[np.int64], relevant: Sequence[frozenset[int]]) -> dict[str, float]:

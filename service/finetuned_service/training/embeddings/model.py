@@ -16,8 +16,11 @@ from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.messages import Encode, Sampling, Submit
 from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.training.embeddings.evaluate import scored
+from finetuned_service.training.embeddings.figures import Vectors
 from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
 from finetuned_service.training.embeddings.pairs import PairExample, Tokens
+from finetuned_service.training.loop import HeldOut
 from finetuned_service.training.methods import install
 from finetuned_service.vocabulary import Pooling
 
@@ -38,6 +41,7 @@ class EmbeddingModel:
         put_on(module, device)
         self._forward = forward_of(module)
         self._pooling, self._scale = pooling, spec.contrastive.scale
+        self._batch_rows = spec.optimization.batch_rows
 
     @classmethod
     def load(
@@ -52,17 +56,33 @@ class EmbeddingModel:
 
     def loss_of(self, rows: Sequence[PairExample], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar. All have scores, or none has."""
-        anchors = self._vectors([row.anchor for row in rows])
-        candidates = [row.positive for row in rows]
+        return scale * self._loss(rows, self._vectors(_anchors(rows)), self._vectors(_candidates(rows)))
+
+    @torch.no_grad()
+    def measure(self, rows: Sequence[PairExample]) -> HeldOut:
+        """The mean loss of held-out rows in batches as large as a step's, and how well their texts are found among all of
+        theirs, or their scores told; at least one row.
+        """
+        parts = [rows[start : start + self._batch_rows] for start in range(0, len(rows), self._batch_rows)]
+        scale, loss, vectors = 1.0 / len(rows), 0.0, dict[Tokens, Vectors]()
+        self.train(mode=False)
+        for part in parts:
+            anchors, candidates = self._vectors(_anchors(part)), self._vectors(_candidates(part))
+            loss += (scale * self._loss(part, anchors, candidates)).item()
+            found = torch.cat([anchors, candidates]).float().cpu().numpy()
+            vectors.update(zip((*_anchors(part), *_candidates(part)), found, strict=True))
+        self.train(mode=True)
+        return HeldOut(loss, scored(rows, vectors).metrics)
+
+    def _loss(self, rows: Sequence[PairExample], anchors: Tensor, candidates: Tensor) -> Tensor:
+        """Summed over the rows; the vectors `[N, width]` and `[M, width]` of their texts."""
         scores = [row.score for row in rows if row.score is not None]
         if scores:
             targets = torch.tensor(scores, dtype=anchors.dtype, device=anchors.device)
-            return scale * cosine_loss(anchors, self._vectors(candidates), targets)
-        candidates += [negative for row in rows for negative in row.negatives]
-        same = torch.tensor(
-            [[text == row.positive for text in candidates] for row in rows], device=anchors.device
-        )
-        return scale * in_batch_loss(anchors, self._vectors(candidates), same, self._scale)
+            return cosine_loss(anchors, candidates, targets)
+        texts = _candidates(rows)
+        same = torch.tensor([[text == row.positive for text in texts] for row in rows], device=anchors.device)
+        return in_batch_loss(anchors, candidates, same, self._scale)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Dropout of the method on or off; the base has none that trains."""
@@ -81,3 +101,12 @@ class EmbeddingModel:
         place = {tokens: number for number, tokens in enumerate(distinct)}
         vectors = torch.cat([pool(rows.to(wide), self._pooling) for rows in found])
         return vectors[[place[tokens] for tokens in texts]]
+
+
+def _anchors(rows: Sequence[PairExample]) -> list[Tokens]:
+    return [row.anchor for row in rows]
+
+
+def _candidates(rows: Sequence[PairExample]) -> list[Tokens]:
+    """The positives in the rows' order, then all negatives."""
+    return [*(row.positive for row in rows), *(negative for row in rows for negative in row.negatives)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Pair, ScoredPair
 from finetuned_service.training.fitting import TextFitter
-from finetuned_service.training.row_faults import RowFaults
+from finetuned_service.training.row_faults import RowFaults, refuse_none_held_out
 from finetuned_service.vocabulary import DataReport, Pooling
 
 Tokens = tuple[int, ...]
@@ -71,28 +71,33 @@ def read_embedding_data(
     """
     pooling, image = base_inputs(read_config(base_directory))
     rows = tuple(stored_rows(train_path))
+    # By their lines.
     if eval_path is not None:
-        train, held_out = rows, tuple(stored_rows(eval_path))
+        train, held_out = dict(enumerate(rows, 1)), dict(enumerate(stored_rows(eval_path), 1))
     else:
-        kept, taken = split(rows, spec.data.holdout_fraction, spec.optimization.seed)
-        train, held_out = tuple(rows[i] for i in kept), tuple(rows[i] for i in taken)
+        parts = split(rows, spec.data.holdout_fraction, spec.optimization.seed)
+        train, held_out = ({index + 1: rows[index] for index in part} for part in parts)
     tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
     encoding = _Encoding(TextFitter(tokenizer, spec.data))
-    examples = encoding.examples(train, "training row")
-    heldout = encoding.examples(held_out, "held-out row")
+    examples = encoding.examples(train, "line")
+    dropped = encoding.dropped
+    heldout = encoding.examples(held_out, "eval_dataset line" if eval_path else "line")
     encoding.faults.refuse()
     if len(examples) < 2:
         raise InvalidData(
             f"{len(examples)} rows are left to train on; a row is told apart from the others of its step, so at least 2 "
             "are needed: add rows, or raise max_row_tokens"
         )
+    if eval_path is not None:
+        refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
     report = data_report(
         [_counted(example) for example in examples],
         [_counted(example) for example in heldout],
         truncated_rows=encoding.truncated,
         dropped_rows=encoding.dropped,
     )
-    report = with_rows(report, train, held_out, (len(example.token_ids) for example in examples))
+    row_tokens = (len(example.token_ids) for example in examples)
+    report = with_rows(report, list(train.values()), list(held_out.values()), row_tokens)
     return EmbeddingData(examples, heldout, pooling, report)
 
 
@@ -109,13 +114,14 @@ class _Encoding:
         self.faults = RowFaults()
         self.truncated = self.dropped = 0
 
-    def examples(self, rows: Iterable[DatasetRow], where: str) -> tuple[PairExample, ...]:
+    def examples(self, rows: Mapping[int, DatasetRow], where: str) -> tuple[PairExample, ...]:
+        """The rows that can be used; they are given by their lines in the file that `where` names."""
         found: list[PairExample] = []
-        for number, row in enumerate(rows, start=1):
+        for line, row in rows.items():
             try:
                 example = self._example(row)
             except InvalidData as error:
-                self.faults.add(f"{where} {number}", error.message)
+                self.faults.add(f"{where} {line}", error.message)
                 continue
             if example is None:
                 self.dropped += 1

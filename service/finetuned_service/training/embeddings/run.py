@@ -113,6 +113,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
         heldout_rows=job.data.heldout,
         report=job.report,
         stop=job.stop,
+        measure=model.measure,
         whole_batches=True,
     )
     ended, state = attempt.run()

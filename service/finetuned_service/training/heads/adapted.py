@@ -71,8 +71,8 @@ class AdaptedEncoder:
         """By their names in the adapter's file, without its prefix."""
         yield from self.installed.parameters.items()
 
-    def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
-        """`scale` times the summed loss of the rows; a scalar."""
+    def outputs_of(self, rows: Sequence[Example]) -> Tensor:
+        """See `measure.Answering`."""
         requests = [request_of(row, self._told) for row in rows]
         vectors: list[Tensor] = []
         for row, request, encoded in zip(rows, requests, self._forward.run(requests), strict=True):
@@ -80,7 +80,11 @@ class AdaptedEncoder:
             wanted = request.encode
             pooled = pool(exact, wanted.pooling if wanted else None)
             vectors.append(exact[list(row.places)] if row.places else pooled)
-        return scale * self.head.loss(torch.cat(vectors), rows)
+        return self.head.outputs(torch.cat(vectors))
+
+    def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
+        """`scale` times the summed loss of the rows; a scalar."""
+        return scale * self.head.loss(self.outputs_of(rows), rows)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Dropout of the method on or off; the base has none that trains."""

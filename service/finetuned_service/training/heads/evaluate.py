@@ -56,7 +56,7 @@ def answered(
     device: str = "cpu",
 ) -> Outputs:
     """The outputs of the adapter's head for each example: `[1, outputs]`, or a row for each of its places."""
-    requests = [replace(request_of(example, head), adapter=adapter) for example in examples]
+    requests = (replace(request_of(example, head), adapter=adapter) for example in examples)
     found = encoded(base_directory, requests, threads, device)
     return [
         found[example.number][list(example.places)] if example.places else found[example.number]

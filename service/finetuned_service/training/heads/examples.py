@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetuned_service.adapters.head import Head, Problem
-from finetuned_service.bases.images import prepare_image
-from finetuned_service.bases.inputs import ImageInput, base_inputs
+from finetuned_service.bases.inputs import base_inputs
 from finetuned_service.bases.manifest import read_config
 from finetuned_service.datasets.job_rows import JobRows, read_job_rows
 from finetuned_service.datasets.kinds import DatasetRow, LabelledImage
 from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
-from finetuned_service.engine.messages import Pixels
 from finetuned_service.errors import InvalidData, InvalidField
+from finetuned_service.jobs.estimate import DECODED_IMAGES_BYTES
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText, ScoredText
 from finetuned_service.training.fitting import TextFitter
+from finetuned_service.training.heads.images import HeldImage, ImageShelf
 from finetuned_service.training.heads.unit import Unit
 from finetuned_service.training.heads.weights import label_weights
-from finetuned_service.training.row_faults import RowFaults
+from finetuned_service.training.row_faults import RowFaults, refuse_none_held_out
 from finetuned_service.vocabulary import DataReport, Pooling
 
 MOST_SCORE = 1e38
@@ -46,7 +46,7 @@ class Example:
     """Of the tokens that have targets: the first piece of each word."""
     second_start: int = 0
     """See `Encode.second_start`."""
-    pixels: Pixels | None = None
+    image: HeldImage | None = None
     shown: str = ""
     """For people."""
 
@@ -76,12 +76,24 @@ class HeadData:
 
 
 def read_head_data(
-    spec: TrainSpec, base_directory: Path, train_path: Path, eval_path: Path | None
+    spec: TrainSpec,
+    base_directory: Path,
+    train_path: Path,
+    eval_path: Path | None,
+    *,
+    decoded_bytes: int = DECODED_IMAGES_BYTES,
 ) -> HeadData:
     """Read, encode and split the rows of a resolved spec whose task is not text generation.
 
+    Args:
+        spec: resolved.
+        base_directory: of the base.
+        train_path: canonical rows.
+        eval_path: canonical rows to hold out; None takes `holdout_fraction` of the training rows.
+        decoded_bytes: room for images that stay decoded; none is for whoever asks for the report alone.
+
     Raises:
-        InvalidData: rows that cannot be trained on, by line, or labels that only one part has.
+        InvalidData: rows that cannot be trained on, by line, labels that only one part has, or a part without rows.
     """
     kind = type(next(stored_rows(train_path)))
     rows: JobRows[DatasetRow] = read_job_rows(
@@ -93,12 +105,17 @@ def read_head_data(
     )
     pooling, image = base_inputs(read_config(base_directory))
     head = _head(spec, kind, rows.classes, pooling)
-    encoding = _Encoding(spec, head, base_directory, image)
-    train = encoding.examples(rows.train, "training row", 0)
-    heldout = encoding.examples(rows.held_out, "held-out row", len(train))
+    shelf = ImageShelf(image, decoded_bytes) if image else None
+    encoding = _Encoding(spec, head, base_directory, shelf)
+    train = encoding.examples(zip(rows.train_lines, rows.train, strict=True), "line", 0)
+    dropped = encoding.dropped
+    held_out = zip(rows.held_out_lines, rows.held_out, strict=True)
+    heldout = encoding.examples(held_out, "eval_dataset line" if eval_path else "line", len(train))
     encoding.faults.refuse()
     if not train:
         raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
+    if eval_path is not None:
+        refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
     weights = label_weights(spec.classification, head, [example.targets for example in train])
     report = data_report(
         [_counted(example) for example in train],
@@ -107,13 +124,13 @@ def read_head_data(
         dropped_rows=encoding.dropped,
     )
     # An image has no length that anything is cut to.
-    row_tokens = (len(example.token_ids) for example in train if example.pixels is None)
+    row_tokens = (len(example.token_ids) for example in train if example.image is None)
     return HeadData(train, heldout, head, weights, with_rows(report, rows.train, rows.held_out, row_tokens))
 
 
 def _counted(example: Example) -> EncodedRow:
-    # Images have one token each; told apart by their pixels, so that repeated ones are counted.
-    ids = [hash(example.pixels)] if example.pixels else list(example.token_ids)
+    # Images have one token each; told apart by what they show, so that repeated ones are counted.
+    ids = [example.image.content] if example.image else list(example.token_ids)
     return EncodedRow(ids, [True] * len(ids))
 
 
@@ -134,10 +151,10 @@ def _head(spec: TrainSpec, kind: type[DatasetRow], classes: tuple[str, ...], usu
 class _Encoding:
     """Encodes rows with resolved options and remembers what is wrong with them."""
 
-    def __init__(self, spec: TrainSpec, head: Head, base_directory: Path, image: ImageInput | None) -> None:
-        self._image = image
+    def __init__(self, spec: TrainSpec, head: Head, base_directory: Path, images: ImageShelf | None) -> None:
+        self._images = images
         self._place = {label: place for place, label in enumerate(head.labels)}
-        tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
+        tokenizer = None if images else BaseTokenizer.load(base_directory, generates=False)
         self._texts = TextFitter(tokenizer, spec.data)
         self.faults = RowFaults()
         self.dropped = 0
@@ -147,14 +164,14 @@ class _Encoding:
         """Rows, which have one text each."""
         return self._texts.truncated_texts
 
-    def examples(self, rows: Iterable[DatasetRow], where: str, first: int) -> tuple[Example, ...]:
-        """The rows that can be used, numbered from `first` on."""
+    def examples(self, rows: Iterable[tuple[int, DatasetRow]], where: str, first: int) -> tuple[Example, ...]:
+        """The rows that can be used, numbered from `first` on; each comes with its line in the file that `where` names."""
         found: list[Example] = []
-        for number, row in enumerate(rows, start=1):
+        for line, row in rows:
             try:
                 example = self._example(row, first + len(found))
             except (InvalidData, InvalidField) as error:
-                self.faults.add(f"{where} {number}", error.message)
+                self.faults.add(f"{where} {line}", error.message)
                 continue
             if example is None:
                 self.dropped += 1
@@ -184,12 +201,9 @@ class _Encoding:
         return tuple(float(label in labels) for label in self._place)
 
     def _of_image(self, data: bytes, number: int, target: float) -> Example:
-        if self._image is None:
+        if self._images is None:
             raise InvalidData("is an image; this base takes text")
-        image = prepare_image(data, None, self._image, "image")
-        return Example(
-            number, (0,), (target,), pixels=Pixels(image.data, image.shape), shown=f"image {number}"
-        )
+        return Example(number, (0,), (target,), image=self._images.take(data), shown=f"image {number}")
 
     def _of_text(
         self, text: str, pair: str, number: int, targets: Callable[[], tuple[float, ...]]

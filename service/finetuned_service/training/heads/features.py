@@ -41,7 +41,7 @@ def request_of(example: Example, head: Head) -> Submit:
         None,
         Sampling(1),
         encode=Encode(pooling, example.second_start),
-        pixels=example.pixels,
+        pixels=example.image.pixels() if example.image else None,
     )
 
 

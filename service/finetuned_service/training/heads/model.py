@@ -45,9 +45,12 @@ class TrainedHead:
         """`[outputs, width]`, float32, as `bias [outputs]`."""
         self.bias = nn.Parameter(torch.zeros(head.outputs, device=device))
 
-    def loss(self, vectors: Tensor, rows: Sequence[Example]) -> Tensor:
-        """Summed over the rows, whose vectors `[N, width]` are float32; a scalar."""
-        outputs = functional.linear(vectors, self.weight, self.bias)
+    def outputs(self, vectors: Tensor) -> Tensor:
+        """`[N, outputs]` of vectors `[N, width]` in float32; of numbers in their unit."""
+        return functional.linear(vectors, self.weight, self.bias)
+
+    def loss(self, outputs: Tensor, rows: Sequence[Example]) -> Tensor:
+        """Summed over the rows, of which `outputs` gave `[N, outputs]`; a scalar."""
         targets = targets_of(rows, self._head, outputs.device, self._unit)
         return summed_loss(outputs, targets, self._head.problem, self._weights)
 
@@ -99,9 +102,13 @@ class HeadModel:
         """By their names in the adapter's file, without its prefix."""
         yield from self.installed.parameters.items()
 
+    def outputs_of(self, rows: Sequence[Example]) -> Tensor:
+        """See `measure.Answering`."""
+        return self.head.outputs(torch.cat([self._features[row.number] for row in rows]))
+
     def loss_of(self, rows: Sequence[Example], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar."""
-        return scale * self.head.loss(torch.cat([self._features[row.number] for row in rows]), rows)
+        return scale * self.head.loss(self.outputs_of(rows), rows)
 
     def train(self, mode: bool) -> None:  # noqa: FBT001 - as nn.Module.train
         """Nothing behaves otherwise in training."""

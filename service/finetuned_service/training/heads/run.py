@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from finetuned_service.training.heads.evaluate import (
 )
 from finetuned_service.training.heads.examples import HeadData, read_head_data
 from finetuned_service.training.heads.features import features_of
+from finetuned_service.training.heads.measure import measure
 from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended
@@ -186,6 +188,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
         report=job.report,
         stop=job.stop,
         read=read,
+        measure=partial(measure, model, job.data.head, job.data.unit),
     )
     ended, state = attempt.run(seconds_afterwards=seconds_afterwards)
     return ended, state.best.step if state.best else state.step

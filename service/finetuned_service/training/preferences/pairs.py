@@ -15,7 +15,7 @@ from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Preference
 from finetuned_service.training.data import divided
 from finetuned_service.training.questions import refuse_unwritable
-from finetuned_service.training.row_faults import RowFaults, too_long
+from finetuned_service.training.row_faults import RowFaults, refuse_none_held_out, too_long
 from finetuned_service.vocabulary import DataReport
 
 
@@ -67,20 +67,23 @@ def read_pair_data(
     """Read, encode and split the pairs of a resolved spec; arguments as of `read_job_data`.
 
     Raises:
-        InvalidData: rows that cannot be trained on, by line, or none to train on.
+        InvalidData: rows that cannot be trained on, by line, none to train on, or none left of those to hold out.
     """
     refuse_unwritable(tokenizer, spec.evaluation.baseline)
     encoding = _Encoding(tokenizer, spec)
     train = encoding.examples(rows_of(train_path, Preference), "line")
+    dropped = encoding.dropped
     heldout: list[PairExample] = []
     if eval_path is not None:
         heldout = encoding.examples(rows_of(eval_path, Preference), "eval_dataset line")
     encoding.faults.refuse()
     if not train:
         raise InvalidData(
-            f"of all {encoding.dropped} pairs an answer is longer than max_row_tokens ({encoding.limit}) and long_rows "
+            f"of all {dropped} pairs an answer is longer than max_row_tokens ({encoding.limit}) and long_rows "
             "leaves them out; raise max_row_tokens or shorten the answers"
         )
+    if eval_path is not None:
+        refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
     return PairData(*divided(spec, train, None if eval_path is None else heldout, encoding))
 
 
