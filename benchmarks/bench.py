@@ -54,10 +54,12 @@ class Bench:
         adapters: Sequence[Path] = (),
         new_tokens: int = NEW_TOKENS,
         prompt_tokens: int = PROMPT_TOKENS,
+        **drawn: float,
     ) -> Sequences:
-        """Fresh prompts; the adapters in turn, or the plain base."""
+        """Fresh prompts; the adapters in turn, or the plain base. `drawn`: `temperature` and `top_p`, else greedy."""
         chosen = list(itertools.islice(itertools.cycle(adapters or [None]), count))
-        return Sequences([self.prompts.draw(prompt_tokens) for _ in range(count)], chosen, new_tokens)
+        prompts = [self.prompts.draw(prompt_tokens) for _ in range(count)]
+        return Sequences(prompts, chosen, new_tokens, **drawn)
 
     def rate(
         self,
@@ -66,11 +68,12 @@ class Bench:
         adapters: Sequence[Path] = (),
         new_tokens: int = NEW_TOKENS,
         prompt_tokens: int = PROMPT_TOKENS,
+        **drawn: float,
     ) -> Callable[[], float]:
         """A measurement: new tokens per second of `count` sequences that start together; see `sequences`."""
 
         def measure() -> float:
-            sequences = self.sequences(count, adapters, new_tokens, prompt_tokens)
+            sequences = self.sequences(count, adapters, new_tokens, prompt_tokens, **drawn)
             return sequences.tokens / who.seconds(sequences)
 
         return measure

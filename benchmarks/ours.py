@@ -50,7 +50,11 @@ class Ours:
 
     async def _gather(self, sequences: Sequences) -> list[Reply]:
         calls = [
-            self.client.generate(**arguments(prompt, adapter, sequences.new_tokens))
+            self.client.generate(
+                **arguments(prompt, adapter, sequences.new_tokens),
+                temperature=sequences.temperature,
+                top_p=None if sequences.top_p == 1.0 else sequences.top_p,
+            )
             for prompt, adapter in zip(sequences.prompts, sequences.adapters, strict=True)
         ]
         return await asyncio.gather(*calls)

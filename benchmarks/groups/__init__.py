@@ -9,12 +9,26 @@ from benchmarks.figures import Figure
 from benchmarks.groups.adapters import cold, loads, zipf
 from benchmarks.groups.process import memory, start
 from benchmarks.groups.step import floor, transport
-from benchmarks.groups.throughput import base, mixed, prefill, ranks
+from benchmarks.groups.throughput import base, mixed, prefill, ranks, sampled
 from benchmarks.groups.training import training
 
 Group = Callable[[Bench], Iterator[Figure]]
 
 GROUPS: dict[str, Group] = {
     group.__name__: group
-    for group in (base, mixed, ranks, prefill, cold, loads, zipf, transport, training, start, memory, floor)
+    for group in (
+        base,
+        mixed,
+        sampled,
+        ranks,
+        prefill,
+        cold,
+        loads,
+        zipf,
+        transport,
+        training,
+        start,
+        memory,
+        floor,
+    )
 }

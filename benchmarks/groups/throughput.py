@@ -14,6 +14,7 @@ from benchmarks.peers.process import Generates, Sequences
 
 PEERS = ("vllm", "peft", "llamacpp")
 UNIT = "tokens/s"
+DRAWN = {"temperature": 0.8, "top_p": 0.95}
 LONG_PROMPT_TOKENS = 1000
 LONG_PROMPTS = 2
 RANKS = (64, 16, 16, 8, 8, 8, 4, 4)
@@ -65,6 +66,26 @@ def mixed(bench: Bench) -> Iterator[Figure]:
                 own={"own_base": bench.rate(ours, count)},
                 also=PEERS,
             )
+
+
+def sampled(bench: Bench) -> Iterator[Figure]:
+    """32 sequences on 8 adapters, each token drawn, beside vLLM's and beside our own greedy ones."""
+    adapters = bench.adapters(8)
+    with (
+        bench.server() as ours,
+        bench.started(
+            vllm=start.vllm(bench.base, sequences=32, context_tokens=CONTEXT_TOKENS, max_loras=8)
+        ) as peers,
+    ):
+        ours.add(adapters)
+        yield from bench.beside(
+            "sampled_32",
+            UNIT,
+            bench.rate(ours, 32, adapters, **DRAWN),
+            {name: bench.rate(peer, 32, adapters, **DRAWN) for name, peer in peers.items()},
+            own={"own_greedy": bench.rate(ours, 32, adapters)},
+            also=("vllm",),
+        )
 
 
 def ranks(bench: Bench) -> Iterator[Figure]:

@@ -28,6 +28,9 @@ class Sequences:
     prompts: Sequence[Prompt]
     adapters: Sequence[Path | None]
     new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy; only vLLM's worker and ours draw."""
+    top_p: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -64,8 +67,9 @@ class Peer:
         Raises:
             PeerFailed: it ended, or generated another number of tokens.
         """
+        drawn = {"temperature": sequences.temperature, "top_p": sequences.top_p}
         rows = [
-            {"token_ids": prompt.token_ids, "adapter": None if adapter is None else str(adapter)}
+            {"token_ids": prompt.token_ids, "adapter": None if adapter is None else str(adapter), **drawn}
             for prompt, adapter in zip(sequences.prompts, sequences.adapters, strict=True)
         ]
         answer = self.ask({"rows": rows, "new_tokens": sequences.new_tokens})

@@ -34,7 +34,16 @@ def start(settings: Settings) -> Generate:
     numbers: dict[str, int] = {}
 
     def generate(rows: Sequence[Row], new_tokens: int) -> int:
-        sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=True)
+        sampling = [
+            SamplingParams(
+                temperature=row.temperature,
+                top_p=row.top_p,
+                max_tokens=new_tokens,
+                ignore_eos=True,
+                detokenize=True,
+            )
+            for row in rows
+        ]
         requests = []
         for row in rows:
             if row.adapter is None:

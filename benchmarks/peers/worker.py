@@ -1,7 +1,8 @@
 """The side of a peer's process: settings as JSON in the first argument, then a command a line, an answer a
 line. What the peer prints goes to its log.
 
-    generate {rows: [{token_ids, adapter}], new_tokens} -> {seconds, tokens}    adapter: a directory, or null
+    generate {rows: [{token_ids, adapter, temperature, top_p}], new_tokens} -> {seconds, tokens}
+    adapter: a directory, or null; temperature: 0 is greedy
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ class Row:
 
     token_ids: list[int]
     adapter: str | None
+    temperature: float
+    top_p: float
 
 
 Generate = Callable[[Sequence[Row], int], int]
-"""Greedy, end of sequence ignored: rows and new tokens of each -> tokens generated in all."""
+"""End of sequence ignored; greedy where the worker says nothing else: rows and new tokens of each -> tokens generated in all."""
 
 
 Command = Mapping[str, Any]
