@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence as Rows
+
 import torch
-from finetuned_service.engine import choices as module
-from finetuned_service.engine.choices import Choices, ChosenToken
+from finetuned_service.engine.choices import Choices, ChosenToken, DrawFunction
 from finetuned_service.engine.draws import draw_tokens
 from finetuned_service.engine.messages import AdapterHandle, Sampling, Submit
 from finetuned_service.engine.runner import StepLogits
@@ -30,8 +30,12 @@ def random_logits(rows: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def begun(sequences: list[Sequence]) -> Choices:
-    choices = Choices(ENDS, CPU)
+def drawn(rows: Rows[torch.Tensor], samplings: Rows[Sampling], uniforms: Rows[float]) -> list[int]:
+    return draw_tokens(torch.stack(list(rows)), samplings, uniforms)
+
+
+def begun(sequences: list[Sequence], draw: DrawFunction = drawn) -> Choices:
+    choices = Choices(ENDS, CPU, draw)
     for one in sequences:
         choices.begin(one, None)
     return choices
@@ -93,17 +97,16 @@ def test_a_row_that_cannot_be_adjusted_fails_alone() -> None:
     assert [first, last] == [expected[0], expected[2]]
 
 
-def test_a_row_that_cannot_be_drawn_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_cannot_be_drawn_fails_alone() -> None:
     sequences = [sequence(number, Sampling(8, temperature=1.0, seed=number)) for number in range(3)]
     logits = random_logits(3)
     expected = begun(sequences).choose(step(sequences, logits))
 
-    def draw(scores: torch.Tensor, samplings: list[Sampling], uniforms: list[float]) -> list[int]:
+    def draw(rows: Rows[torch.Tensor], samplings: Rows[Sampling], uniforms: Rows[float]) -> list[int]:
         if any(sampling.seed == 1 for sampling in samplings):
             raise RuntimeError("no")
-        return draw_tokens(scores, samplings, uniforms)
+        return drawn(rows, samplings, uniforms)
 
-    monkeypatch.setattr(module, "draw_tokens", draw)
-    first, failed, last = begun(sequences).choose(step(sequences, logits))
+    first, failed, last = begun(sequences, draw).choose(step(sequences, logits))
     assert isinstance(failed, RuntimeError)
     assert [first, last] == [expected[0], expected[2]]

@@ -7,40 +7,7 @@ import torch
 from finetuned_service.engine.draws import draw_tokens
 from finetuned_service.engine.messages import Sampling
 from finetuned_service.engine.sampling import greedy_tokens, make_generator, tokens_logprobs, uniform_number
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-
-
-def random_logits(seed, size=400, spread=4.0):
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * spread
-
-
-def oracle(logits, sampling):
-    warpers = [TemperatureLogitsWarper(sampling.temperature)]
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    return LogitsProcessorList(warpers)(torch.zeros(1, 1, dtype=torch.int64), logits[None])[0].softmax(-1)
-
-
-def shares(logits, sampling, draws=2000):
-    """How often each token of `logits [vocabulary]` comes of evenly spread numbers."""
-    numbers = [(number + 0.5) / draws for number in range(draws)]
-    tokens = draw_tokens(logits.expand(draws, -1), [sampling] * draws, numbers)
-    return torch.tensor(tokens).bincount(minlength=logits.shape[0]) / draws
-
-
-def assert_shares_of_transformers(logits, sampling, draws=2000):
-    """A token's numbers are an interval, of which an even spread misses at most one at each end."""
-    expected = oracle(logits, sampling)
-    actual = shares(logits, sampling, draws)
-    torch.testing.assert_close(actual, expected, atol=1.5 / draws, rtol=0.0)
-    assert not bool(((actual > 0) & (expected == 0)).any()), "drawn, though it was not kept"
+from sampling_oracle import assert_shares_of_transformers, oracle, random_logits, shares
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -49,7 +16,7 @@ def assert_shares_of_transformers(logits, sampling, draws=2000):
 def test_draws_are_from_the_distribution_of_transformers(temperature, top_k, top_p):
     sampling = Sampling(8, temperature=temperature, top_k=top_k, top_p=top_p)
     for seed in range(3):
-        assert_shares_of_transformers(random_logits(seed), sampling)
+        assert_shares_of_transformers(draw_tokens, random_logits(seed), sampling)
 
 
 @pytest.mark.parametrize("others", [{"top_p": 0.9}, {"top_k": 700}, {"top_k": 3000, "top_p": 0.8}, {}])
@@ -58,7 +25,7 @@ def test_what_is_kept_of_a_large_flat_vocabulary_is_exact(others):
     sampling = Sampling(8, temperature=1.0, **others)
     kept = oracle(logits, sampling) > 0
     assert int(kept.sum()) > 64
-    drawn = shares(logits, sampling, draws=3000)
+    drawn = shares(draw_tokens, logits, sampling, draws=3000)
     assert not bool((drawn[~kept] > 0).any())
     # In sums of a hundred tokens each, the likeliest first: single ones are rarer than the draws.
     order = logits.argsort(descending=True)
@@ -66,24 +33,25 @@ def test_what_is_kept_of_a_large_flat_vocabulary_is_exact(others):
     torch.testing.assert_close(actual, expected, atol=0.01, rtol=0.0)
 
 
-@pytest.mark.parametrize("top_p", [0.3, 0.9])
-def test_the_first_to_reach_top_p_is_the_last_kept(top_p):
-    logits = random_logits(3, size=5000, spread=1.0)
-    sampling = Sampling(8, temperature=1.0, top_p=top_p)
-    kept = oracle(logits, sampling) > 0
-    last = 1.0 - 1e-9  # falls to the least likely of those kept, however many were looked at
-    [token_id] = draw_tokens(logits[None], [sampling], [last])
-    assert kept[token_id]
-    assert float(logits[token_id]) == float(logits[kept].min())
+def test_a_number_falls_to_the_kept_token_of_its_share_in_the_order_of_ids():
+    logits = torch.tensor([0.2, 0.1, 0.4, 0.3]).log()
+    for others, expected in (
+        ({}, [0, 0, 1, 2, 2, 3, 3]),
+        ({"top_p": 0.6}, [2, 2, 2, 2, 3, 3, 3]),
+        ({"top_k": 3}, [0, 0, 2, 2, 2, 3, 3]),
+    ):
+        numbers = [0.0, 0.19, 0.25, 0.42, 0.66, 0.75, 0.9999999999999999]
+        sampling = Sampling(8, temperature=1.0, **others)
+        assert draw_tokens(logits.expand(7, -1), [sampling] * 7, numbers) == expected
 
 
 def test_all_that_tie_with_the_kth_stay():
     logits = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0])
-    drawn = shares(logits, Sampling(8, temperature=1.0, top_k=2), draws=300)
+    drawn = shares(draw_tokens, logits, Sampling(8, temperature=1.0, top_k=2), draws=300)
     torch.testing.assert_close(drawn, torch.tensor([0.0, 1 / 3, 1 / 3, 1 / 3, 0.0]))
     many = torch.zeros(500)
     many[:3] = 5.0
-    drawn = shares(many, Sampling(8, temperature=1.0, top_k=10), draws=5000)
+    drawn = shares(draw_tokens, many, Sampling(8, temperature=1.0, top_k=10), draws=5000)
     assert int((drawn > 0).sum()) == 500  # the tie reaches beyond the candidates that are looked at first
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import final
 
@@ -13,7 +14,6 @@ from torch import Tensor
 from finetuned_service.engine.adjustments import Adjustments
 from finetuned_service.engine.choice import TokenChoice
 from finetuned_service.engine.constraint import Constraint
-from finetuned_service.engine.draws import draw_tokens
 from finetuned_service.engine.messages import Sampling, TokenLogprobs
 from finetuned_service.engine.runner import StepLogits
 from finetuned_service.engine.sampling import tokens_logprobs
@@ -31,6 +31,8 @@ class ChosenToken:
     """The token's, if they were asked for."""
 
 
+DrawFunction = Callable[[Rows[Tensor], Rows[Sampling], Rows[float]], list[int]]
+"""See `runner.Runner.draw`."""
 Chosen = ChosenToken | Exception
 """An exception where one sequence alone fails."""
 
@@ -49,10 +51,11 @@ class _Draw:
 class Choices:
     """Chooses the tokens of a step together; holds what sequences need for it that are not plainly greedy."""
 
-    def __init__(self, end_token_ids: frozenset[int], device: torch.device) -> None:
-        """Args: end_token_ids: the base's; device: of the logits."""
+    def __init__(self, end_token_ids: frozenset[int], device: torch.device, draw: DrawFunction) -> None:
+        """Args: end_token_ids: the base's; device: of the logits; draw: a runner's."""
         self._end_token_ids = end_token_ids
         self._device = device
+        self._draw_tokens = draw
         self._special: dict[int, TokenChoice] = {}
 
     def begin(self, sequence: Sequence, matcher: LLMatcher | None) -> None:
@@ -100,8 +103,11 @@ class Choices:
 
         def draw(rows: list[int]) -> None:
             some = [drawn[row] for row in rows]
-            scores = torch.stack([one.scores for one in some])
-            tokens = draw_tokens(scores, [one.sampling for one in some], [one.uniform for one in some])
+            tokens = self._draw_tokens(
+                [one.scores for one in some],
+                [one.sampling for one in some],
+                [one.uniform for one in some],
+            )
             for row, token_id in zip(rows, tokens, strict=True):
                 chosen[row] = ChosenToken(token_id)
 

@@ -1,8 +1,9 @@
 """Draws of tokens: all rows of a step at once, and each as if it were alone.
 
-Temperature, then top-k, then top-p, as transformers' warpers do it (https://arxiv.org/abs/1904.09751 for top-p);
-then the token in whose share of the distribution a row's own uniform number falls. Every operation is one along the
-rows, so that a row's token depends on its numbers alone and not on how many others are drawn beside it.
+Temperature, then top-k, then top-p, as transformers' warpers do it (https://arxiv.org/abs/1904.09751 for top-p); then the
+token in whose share of the distribution, in the order of the ids, a row's own uniform number falls. Every operation is one
+along the rows, so that a row's token depends on its numbers alone and not on how many others are drawn beside it. The
+native path does the same in `native/source/draws.h`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class _Drawing:
         return told
 
     def from_highest(self, candidates: int) -> list[int | None]:
-        """Drawn from what top-k and top-p keep, most likely first.
+        """Drawn from what top-k and top-p keep, in the order of the ids.
 
         Args:
             candidates: how many of the highest scores are looked at; None comes of a row that may keep others as well.
@@ -105,7 +106,9 @@ class _Drawing:
         # A token stays while those before it have less than top_p in sum; the first always stays.
         beyond = cumulative - shares >= mass
         beyond[:, 0] = False
-        places = _places(shares.masked_fill_(beyond, 0.0).cumsum(dim=-1), self.uniforms)
+        ids, order = ids.sort(dim=-1)
+        shares = shares.masked_fill_(beyond, 0.0).gather(-1, order)
+        places = _places(shares.cumsum(dim=-1), self.uniforms)
         drawn = ids.gather(-1, places[:, None])[:, 0].masked_fill_(~known, -1)
         told: list[int] = drawn.tolist()
         return [None if token_id < 0 else token_id for token_id in told]

@@ -96,7 +96,7 @@ class EngineLoop:
         self._arrivals = Arrivals(
             self._grammars.begin, self.scheduler.find, shares_prefixes=self.runner.shares_prefixes
         )
-        self._replies = Replies(model.end_token_ids, model.device)
+        self._replies = Replies(model.end_token_ids, model.device, self.runner.draw)
         self._deltas = Deltas()
 
     def deliver(self, delivery: Delivery) -> None:

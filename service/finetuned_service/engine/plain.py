@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
+import torch
+from torch import Tensor
+
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_memory import AdapterMemory
 from finetuned_service.engine.batch import build_batch
@@ -12,8 +15,10 @@ from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.decode_graphs import DecodeGraphs
 from finetuned_service.engine.decode_shapes import Decoding, usual_shapes
+from finetuned_service.engine.draws import draw_tokens
 from finetuned_service.engine.graph_recorder import recorder_of
 from finetuned_service.engine.lora_bank import LoraBanks
+from finetuned_service.engine.messages import Sampling
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.runner import PlaceOf, StepLogits
@@ -74,6 +79,12 @@ class PlainRunner:
             return None
         logits, greedy = found
         return StepLogits(logits, tuple(chunk.sequence for chunk in chunks), greedy)
+
+    def draw(
+        self, rows: Sequence[Tensor], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int]:
+        """See `runner.Runner`."""
+        return draw_tokens(torch.stack(list(rows)), samplings, uniforms)
 
     def warm(self) -> bool:
         """See `runner.Runner`."""

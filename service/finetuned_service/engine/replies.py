@@ -6,7 +6,7 @@ import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
-from finetuned_service.engine.choices import Choices, Chosen, not_finite
+from finetuned_service.engine.choices import Choices, Chosen, DrawFunction, not_finite
 from finetuned_service.engine.messages import Encoded, FinishReason, Submit, TokenLogprobs, Tokens
 from finetuned_service.engine.runner import Model, StepLogits
 from finetuned_service.engine.sequence import Sequence
@@ -86,9 +86,10 @@ def encoded(sequence: Sequence, rows: Tensor, now_seconds: float) -> Encoded:
 class Replies:
     """Appends the chosen tokens and tells ends."""
 
-    def __init__(self, end_token_ids: frozenset[int], device: torch.device) -> None:
+    def __init__(self, end_token_ids: frozenset[int], device: torch.device, draw: DrawFunction) -> None:
+        """Arguments as of `Choices`."""
         self._end_token_ids = end_token_ids
-        self._choices = Choices(end_token_ids, device)
+        self._choices = Choices(end_token_ids, device, draw)
 
     def begin(self, sequence: Sequence, matcher: LLMatcher | None = None) -> None:
         """A sequence that will have tokens to choose; `matcher` is its grammar's, if it has one."""

@@ -18,6 +18,7 @@ from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.memory import Memory
+from finetuned_service.engine.messages import Sampling
 from finetuned_service.engine.prefix_cache import PrefixCopy
 from finetuned_service.engine.sequence import Sequence as TokenSequence
 
@@ -76,6 +77,12 @@ class Runner(Protocol):
 
     def run(self, chunks: Sequence[Chunk], place_of: PlaceOf, *, all_logits: bool = False) -> StepLogits:
         """One forward for all chunks; each sequence holds its KV range and its adapter."""
+        ...
+
+    def draw(
+        self, rows: Sequence[Tensor], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int]:
+        """A token for each of `rows`, scores `[vocabulary]`; arguments as of `draws.draw_tokens`."""
         ...
 
     def warm(self) -> bool:

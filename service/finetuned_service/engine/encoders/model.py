@@ -30,7 +30,7 @@ from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.encoders.text import TextForward
 from finetuned_service.engine.encoders.vision import VisionForward
 from finetuned_service.engine.lora_bank import LoraBanks
-from finetuned_service.engine.messages import Submit
+from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import fingerprint
 from finetuned_service.engine.module_change import install_module_sites
 from finetuned_service.engine.place import AdapterPlace
@@ -187,6 +187,12 @@ class EncoderRunner:
             return self._model.forward.run(requests)
         finally:
             current.kernels = current.modules = None
+
+    def draw(
+        self, rows: Sequence[Tensor], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int]:
+        """Never asked for: nothing is continued here."""
+        raise NotImplementedError
 
     def warm(self) -> bool:
         """See `runner.Runner`."""

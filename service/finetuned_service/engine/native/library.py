@@ -1,4 +1,4 @@
-"""The compiled decoder's functions and structs, as `source/decoder.h` and `change.h` declare them. Torch-free.
+"""The compiled decoder's functions and structs, as `source/decoder.h`, `change.h` and `draws.h` declare them. Torch-free.
 
 Arrays enter as addresses; whoever calls keeps them alive until the call returns.
 """
@@ -6,7 +6,7 @@ Arrays enter as addresses; whoever calls keeps them alive until the call returns
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,18 @@ class StepStruct(Structure):
     )
 
 
+class DrawStruct(Structure):
+    """`Draw`."""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("top_p", c_double),
+        ("uniform", c_double),
+        ("divisor", c_float),
+        ("top_k", c_int32),
+    )
+
+
 class Library:
     """The functions of one compiled library."""
 
@@ -205,6 +217,9 @@ class Library:
         self.decoder_free = function("decoder_free", None, c_void_p)
         self.decoder_step = function(
             "decoder_step", c_int, c_void_p, POINTER(ModelStruct), POINTER(StepStruct)
+        )
+        self.decoder_draw = function(
+            "decoder_draw", c_int, c_void_p, POINTER(DrawStruct), c_int, c_int, POINTER(c_int32)
         )
         self.pack_panels = function("pack_panels", None, c_void_p, c_int64, c_int64, c_void_p)
         self.unpack_panels = function("unpack_panels", None, c_void_p, c_int64, c_int64, c_void_p)

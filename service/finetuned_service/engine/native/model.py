@@ -22,12 +22,15 @@ from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
 from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.draws import LEAST_DIVISOR
 from finetuned_service.engine.lazy_pages import PagesAhead, huge_page_bytes
+from finetuned_service.engine.messages import Sampling
 from finetuned_service.engine.model import end_token_ids, fingerprint
 from finetuned_service.engine.native.adapters import NativeAdapters, Placed, neighbours
 from finetuned_service.engine.native.geometry import check_geometry
 from finetuned_service.engine.native.library import (
     PANEL,
+    DrawStruct,
     Library,
     SegmentStruct,
     SpanStruct,
@@ -246,6 +249,31 @@ class NativeRunner:
         return StepLogits(
             logits, tuple(chosen), [] if all_logits else [None if i < 0 else i for i in highest]
         )
+
+    def draw(
+        self, rows: Sequence[Tensor], samplings: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> list[int]:
+        """See `runner.Runner`.
+
+        Raises:
+            MemoryError: if there is none.
+        """
+        scores = [row.float().contiguous() for row in rows]
+        draws = [
+            DrawStruct(
+                logits=row.data_ptr(),
+                top_p=sampling.top_p,
+                uniform=uniform,
+                divisor=max(sampling.temperature, LEAST_DIVISOR),
+                top_k=min(sampling.top_k, self._vocabulary),
+            )
+            for row, sampling, uniform in zip(scores, samplings, uniforms, strict=True)
+        ]
+        tokens = (c_int32 * len(draws))()
+        array = (DrawStruct * len(draws))(*draws)
+        if self._library.decoder_draw(self._decoder, array, len(draws), self._vocabulary, tokens):
+            raise MemoryError
+        return list(tokens)
 
 
 def _int32(values: list[int]) -> object:

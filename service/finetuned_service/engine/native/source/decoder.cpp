@@ -1,4 +1,5 @@
 // The functions that Python calls (`library.py`).
+#include "draws.h"
 #include "forward.h"
 
 namespace finetuned {
@@ -7,6 +8,7 @@ namespace {
 struct Decoder {
   Team team;
   Workspace space;
+  std::vector<Drawer> drawers;  // one a thread, once there is something to draw
   explicit Decoder(int threads) : team(threads), space(threads) {}
 };
 
@@ -38,6 +40,21 @@ int finetuned_decoder_step(void* decoder, const Model* model, const Step* step) 
   } catch (const std::bad_alloc&) {
     return 1;
   }
+}
+
+// 0, or 1 if there was no memory for it. `tokens [count]`, of draws over one vocabulary, which is the same in every call.
+int finetuned_decoder_draw(void* decoder, const Draw* draws, int count, int vocabulary, int32_t* tokens) {
+  auto& all = *static_cast<Decoder*>(decoder);
+  try {
+    all.drawers.reserve(static_cast<size_t>(all.team.size()));
+    while (static_cast<int>(all.drawers.size()) < all.team.size()) all.drawers.emplace_back(vocabulary);
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  all.team.run([&](int thread) {
+    all.team.each(thread, count, [&](long i) { tokens[i] = all.drawers[static_cast<size_t>(thread)].token(draws[i]); });
+  });
+  return 0;
 }
 
 void finetuned_pack_panels(const uint16_t* weight, int64_t outputs, int64_t inputs, uint16_t* packed) {
