@@ -76,7 +76,7 @@ class Choices:
 
     def choose(self, step: StepLogits) -> list[Chosen]:
         """What comes next in each of `step.chosen`. A row that fails does so alone."""
-        chosen = [
+        chosen: list[Chosen] = [
             not_finite(sequence) if greedy is None else ChosenToken(greedy)
             for sequence, greedy in zip(step.chosen, step.greedy, strict=True)
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol, final
 
@@ -68,7 +68,7 @@ class CudaRecorder:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _no_collection() -> Generator[None]:
     """Garbage waits: freeing what a GPU holds, as an older graph does, is forbidden to a thread that captures, and ends
     the process where it happens in a destructor.
     """
