@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 import torch
-from finetuned_service.engine.draws import draw_tokens
+from finetuned_service.engine.draws import NONE, draw_tokens
 from finetuned_service.engine.messages import Sampling
 from finetuned_service.engine.native.library import DrawStruct
 from sampling_oracle import assert_shares_of_transformers, oracle, random_logits, shares
@@ -75,6 +75,14 @@ def test_the_same_numbers_draw_the_same_tokens_as_in_pytorch(draw, size, spread)
         draw(logits[i : i + 1], samplings[i : i + 1], [float(numbers[i])])[0] for i in range(len(actual))
     ]
     assert actual == alone
+
+
+@pytest.mark.parametrize("others", [{}, {"top_p": 0.9}, {"top_k": 3}])
+def test_what_is_no_distribution_is_told(draw, others):
+    samplings = [Sampling(8, temperature=temperature, **others) for temperature in (1.0, float("nan"))]
+    good, bad = draw(random_logits(1).expand(2, -1), samplings, [0.5, 0.5])
+    assert good >= 0
+    assert bad == NONE
 
 
 def test_all_that_tie_with_the_kth_stay(draw):

@@ -64,6 +64,14 @@ def test_what_is_forbidden_is_never_drawn(others):
     assert draw_tokens(logits.expand(3, -1), [sampling] * 3, numbers) == [7, 7, 2999]
 
 
+@pytest.mark.parametrize("others", [{}, {"top_p": 0.9}, {"top_k": 3}])
+def test_what_is_no_distribution_is_refused(others):
+    good = Sampling(8, temperature=1.0, **others)
+    bad = Sampling(8, temperature=float("nan"), **others)
+    with pytest.raises(ValueError, match="no distribution"):
+        draw_tokens(random_logits(1).expand(2, -1), [good, bad], [0.5, 0.5])
+
+
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     generator = make_generator(Sampling(8, temperature=1.0, seed=3))

@@ -143,7 +143,8 @@ def test_one_pass_gives_loss_and_figures(encoder: Path, tmp_path: Path) -> None:
     data = read_head_data(task.spec, encoder, Path(task.train_path), Path(task.eval_path))
     inner = AdaptedEncoder.load(encoder, task.spec, data.head, data.weights, unit=data.unit)
     with torch.no_grad():
-        inner.head.weight.normal_(generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)  # of the CPU, wherever the weights are
+        inner.head.weight.copy_(torch.randn(inner.head.weight.shape, generator=generator))
     model = Counting(inner)
     found = measure(model, data.head, data.unit, data.heldout)
     assert model.training

@@ -19,6 +19,9 @@ from finetuned_service.engine.messages import Sampling
 LEAST_DIVISOR = 1e-6
 """Of logits. A temperature below draws the most likely token all the same, and what logits are divided by must not make
 them infinite."""
+NONE = -1
+"""Drawn from what is no distribution."""
+_UNKNOWN = -2
 _CANDIDATES = (64, 1024)
 """Where top-k and top-p look first: ordering a whole vocabulary costs milliseconds a row, and is rarely needed."""
 
@@ -30,6 +33,9 @@ def draw_tokens(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequenc
         logits: of each row the highest is finite; what must not be drawn is -inf.
         samplings: of each row, with a temperature above 0.
         uniforms: of each row a number of `[0, 1)`, evenly distributed.
+
+    Raises:
+        ValueError: a row is no distribution.
     """
     divisors = [max(sampling.temperature, LEAST_DIVISOR) for sampling in samplings]
     scores = logits.float() / torch.tensor(divisors, device=logits.device)[:, None]
@@ -54,7 +60,18 @@ def draw_tokens(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequenc
             if token_id is not None:
                 tokens[row] = token_id
         left = [row for row, token_id in zip(left, found, strict=True) if token_id is None]
+    refuse_none_drawn(tokens)
     return tokens
+
+
+def refuse_none_drawn(tokens: Sequence[int]) -> None:
+    """Raise where a row drew `NONE`.
+
+    Raises:
+        ValueError: it is no distribution.
+    """
+    if NONE in tokens:
+        raise ValueError("scores over a temperature that are no distribution")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,9 +126,9 @@ class _Drawing:
         ids, order = ids.sort(dim=-1)
         shares = shares.masked_fill_(beyond, 0.0).gather(-1, order)
         places = _places(shares.cumsum(dim=-1), self.uniforms)
-        drawn = ids.gather(-1, places[:, None])[:, 0].masked_fill_(~known, -1)
-        told: list[int] = drawn.tolist()
-        return [None if token_id < 0 else token_id for token_id in told]
+        drawn = ids.gather(-1, places.clamp(min=0)[:, None])[:, 0].masked_fill_(places == NONE, NONE)
+        told: list[int] = drawn.masked_fill_(~known, _UNKNOWN).tolist()
+        return [None if token_id == _UNKNOWN else token_id for token_id in told]
 
     def _highest(self, candidates: int) -> tuple[Tensor, Tensor, bool]:
         """Scores and ids `[rows, candidates]`, descending; whether that is the whole vocabulary."""
@@ -123,8 +140,11 @@ class _Drawing:
 
 
 def _places(cumulative: Tensor, uniforms: Tensor) -> Tensor:
-    """For each row of `cumulative [rows, n]` the first place whose sum is above the row's share of the last one."""
+    """For each row of `cumulative [rows, n]` the first place whose sum is above the row's share of the last one; NONE if that
+    is not a number above 0: on a GPU an index out of range would end the process with all its streams.
+    """
     total = cumulative[:, -1]
     # A product may be rounded up to the total, which no sum is above.
     wanted = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, wanted[:, None], right=True)[:, 0]
+    places = torch.searchsorted(cumulative, wanted[:, None], right=True)[:, 0]
+    return places.masked_fill_(~(total > 0), NONE)

@@ -22,7 +22,7 @@ from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.attention import refuse_partial_attention
 from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
-from finetuned_service.engine.draws import LEAST_DIVISOR
+from finetuned_service.engine.draws import LEAST_DIVISOR, refuse_none_drawn
 from finetuned_service.engine.lazy_pages import PagesAhead, huge_page_bytes
 from finetuned_service.engine.messages import Sampling
 from finetuned_service.engine.model import end_token_ids, fingerprint
@@ -257,6 +257,7 @@ class NativeRunner:
 
         Raises:
             MemoryError: if there is none.
+            ValueError: as of `draws.draw_tokens`.
         """
         scores = [row.float().contiguous() for row in rows]
         draws = [
@@ -273,6 +274,7 @@ class NativeRunner:
         array = (DrawStruct * len(draws))(*draws)
         if self._library.decoder_draw(self._decoder, array, len(draws), self._vocabulary, tokens):
             raise MemoryError
+        refuse_none_drawn(tokens)
         return list(tokens)
 
 

@@ -35,6 +35,7 @@ class Drawer {
     candidates_.reserve(static_cast<size_t>(vocabulary));
   }
 
+  // -1 if it is no distribution.
   int32_t token(const Draw& draw) {
     const bool limits_k = draw.top_k > 0 && draw.top_k < vocabulary_;
     weigh(draw);
@@ -144,6 +145,7 @@ class Drawer {
   int32_t place(double uniform) const {
     double total = 0.0;
     for (long block = 0; block < padded_ / kBlock; ++block) total += sum_of_block(block);
+    if (!(total > 0)) return -1;
     // A product may be rounded up to the total, which no sum is above.
     const double wanted = std::min(uniform * total, std::nextafter(total, 0.0));
     double before = 0.0;
