@@ -211,7 +211,7 @@ class Settings(BaseSettings):
     """How long an upload waits for its end, after its start."""
     min_free_disk_bytes: int = Field(default=256 * MIB, ge=0)
     """Room that data_dir must have for the server to start, and for jobs to go on: with less they are paused,
-    and resumed when there is twice as much."""
+    and resumed when there is what each wants beside it, at least as much again."""
     sweep_interval_seconds: float = Field(default=3600.0, ge=1.0, le=7 * 86_400.0)
     """Time between two sweeps, which remove what has expired and files that nothing names."""
     limits: TenantLimits = TenantLimits()

@@ -16,7 +16,6 @@ from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.runner import DispatcherSettings, JobRunner, remove_leftovers
-from finetuned_service.jobs.states import StateReason
 from finetuned_service.telemetry.logs import logger
 
 __all__ = ["Dispatcher", "DispatcherSettings"]
@@ -80,8 +79,8 @@ class Dispatcher:
         for job in self._queue.recover(MAX_ATTEMPTS):
             self._observer.left(job)
         self._rounds += 1
-        if self._rounds % _ROOM_ROUNDS == 0 and self._room.returned():
-            self._queue.resume(StateReason.DISK_FULL)
+        if self._rounds % _ROOM_ROUNDS == 0:
+            self._queue.resume(self._room)
         while len(self._watchers) < self._settings.max_running and self._take_one():
             pass
         if len(self._watchers) == self._settings.max_running:

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
 
 from finetuned_service.errors import Internal
 from finetuned_service.jobs.events import EventBody, Notice
+from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -85,7 +86,12 @@ class JobQueue:
                 )
             )
             # What an attempt before this one has found wrong is over.
-            changes: dict[str, object] = {"error": None, "fault": None, "preempting": False}
+            changes: dict[str, object] = {
+                "error": None,
+                "fault": None,
+                "preempting": False,
+                "disk_bytes_wanted": 0,
+            }
             if job.start_time is None:
                 changes["start_time"] = datetime.now(UTC)
             job = job.model_copy(update=changes)
@@ -107,17 +113,23 @@ class JobQueue:
             trim_events(connection, job, self._max_events)
             return job
 
-    def pause(self, lease: Lease, reason: StateReason, bodies: Sequence[EventBody]) -> Job:
-        """Have a job that runs under the lease stop for a reason of the worker's; one that was told to stop
-        already is left as it is.
+    def pause(
+        self,
+        lease: Lease,
+        reason: StateReason,
+        bodies: Sequence[EventBody],
+        change: Callable[[Job], Job] = _unchanged,
+    ) -> Job:
+        """Have a job that runs under the lease stop for a reason of the worker's, with a change to its record; one that
+        was told to stop already is only changed.
 
         Raises:
             LeaseLost: another worker has taken the job over.
         """
         with self._database.begin() as connection:
-            job = held_job(connection, lease)
+            job = change(held_job(connection, lease))
             if job.state is not JobState.RUNNING:
-                return job
+                return append_events(connection, job, ())
             return move_job(connection, append_events(connection, job, bodies), JobState.PAUSING, reason)
 
     def preempt(self, *, patience_seconds: float, slice_seconds: float) -> Job | None:
@@ -144,18 +156,22 @@ class JobQueue:
             return None
         return victim(connection, time.time(), patience_seconds=patience_seconds, slice_seconds=slice_seconds)
 
-    def resume(self, reason: StateReason) -> list[Job]:
-        """Queue all jobs again that were paused for the reason; returns them."""
+    def resume(self, room: Room) -> list[Job]:
+        """Queue jobs again that a full disk had paused, the oldest first, as far as each has the room that it wants
+        beside those before it; returns them.
+        """
         if not self._any(jobs.c.state == JobState.PAUSED):
             return []
         with self._database.begin() as connection:
-            query = select(jobs.c.document).where(jobs.c.state == JobState.PAUSED).with_for_update()
-            found = [Job.model_validate_json(row.document) for row in connection.execute(query)]
-            return [
-                move_job(connection, job, JobState.QUEUED, reason)
-                for job in found
-                if job.state_reason is reason
-            ]
+            query = select(jobs.c.document).where(jobs.c.state == JobState.PAUSED).order_by(jobs.c.sequence)
+            rows = connection.execute(query.with_for_update()).all()
+            resumed, spare_bytes = list[Job](), room.spare_bytes()
+            for job in (Job.model_validate_json(row.document) for row in rows):
+                wanted_bytes = room.wanted_bytes(job.disk_bytes_wanted)
+                if job.state_reason is StateReason.DISK_FULL and wanted_bytes <= spare_bytes:
+                    spare_bytes -= wanted_bytes
+                    resumed.append(move_job(connection, job, JobState.QUEUED, StateReason.DISK_FULL))
+            return resumed
 
     def release(self, lease: Lease, ending: Ending) -> Job:
         """End the hold on a job.

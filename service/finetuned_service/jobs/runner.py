@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -147,7 +147,7 @@ class JobRunner:
             raise
         except OSError as error:
             if says_full_disk(error):
-                return self._pause_for_disk(keeper, DISK_FULL)
+                return self._pause_for_disk(keeper, DISK_FULL, self._room.more_than_now_bytes())
             return after_error(error, job.name)
         except Exception as error:  # noqa: BLE001 - whatever it was, the job must not stay RUNNING
             return after_error(error, job.name)
@@ -216,17 +216,33 @@ class JobRunner:
         if word.reason == "ENGINE_ENDED":
             return lost_engine(job, word.text)
         if word.reason == "DISK_FULL":
-            return self._pause_for_disk(keeper, word.text)
+            wanted_bytes = word.disk_bytes_wanted or self._room.more_than_now_bytes()
+            ending = self._pause_for_disk(keeper, word.text, wanted_bytes)
+            # One that was told to stop before is not told by that that it could not keep its last steps.
+            told = (Notice(severity="WARNING", text=word.text),) if job.state is JobState.PAUSING else ()
+            return replace(ending, bodies=told)
         return self._pause(keeper, Notice(text=word.text), StateReason.ESTIMATED)
 
-    def _pause_for_disk(self, keeper: LeaseKeeper, why: str) -> Ending:
-        return self._pause(keeper, Notice(severity="WARNING", text=why), StateReason.DISK_FULL)
+    def _pause_for_disk(self, keeper: LeaseKeeper, why: str, wanted_bytes: int = 0) -> Ending:
+        """`wanted_bytes` are what the job has told that it wants."""
 
-    def _pause(self, keeper: LeaseKeeper, notice: Notice, reason: StateReason) -> Ending:
+        def wanting(job: Job) -> Job:
+            most = max(job.disk_bytes_wanted, wanted_bytes)
+            return job.model_copy(update={"disk_bytes_wanted": most})
+
+        return self._pause(keeper, Notice(severity="WARNING", text=why), StateReason.DISK_FULL, wanting)
+
+    def _pause(
+        self,
+        keeper: LeaseKeeper,
+        notice: Notice,
+        reason: StateReason,
+        change: Callable[[Job], Job] = lambda job: job,
+    ) -> Ending:
         """Have the job wait, for room on the disk or to be told to begin; the ending is for a job whose process is
         not running.
         """
-        self._insist(keeper, lambda: self._queue.pause(keeper.lease, reason, [notice]))
+        self._insist(keeper, lambda: self._queue.pause(keeper.lease, reason, [notice], change))
         return Ending(JobState.QUEUED, reason)
 
     def _stop_if_asked(self, process: JobProcess, keeper: LeaseKeeper, kill_at: float) -> float:

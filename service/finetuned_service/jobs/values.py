@@ -109,6 +109,8 @@ class Job(Value):
     """The last time that the held-out loss turned; None while it falls."""
     usage: Usage | None = None
     """Of all attempts that have ended."""
+    disk_bytes_wanted: int = 0
+    """Room on the disk, beyond what must stay free, before it goes on by itself after a full disk had paused it."""
     pause_after_estimate: bool = False
     """It measures what it will take, and then waits to be told to begin."""
 
