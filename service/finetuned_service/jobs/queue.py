@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
 
 from finetuned_service.errors import Internal
-from finetuned_service.jobs.events import EventBody, Notice
+from finetuned_service.jobs.events import EventBody, Notice, Progress
 from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.rows import (
     HELD_STATES,
@@ -91,6 +91,7 @@ class JobQueue:
                 "fault": None,
                 "preempting": False,
                 "disk_bytes_wanted": 0,
+                "steps_since": None,
             }
             if job.start_time is None:
                 changes["start_time"] = datetime.now(UTC)
@@ -109,7 +110,10 @@ class JobQueue:
     def record(self, lease: Lease, change: Callable[[Job], Job], bodies: Sequence[EventBody]) -> Job:
         """Apply a change to the job's record and append its events, under the lease."""
         with self._database.begin() as connection:
-            job = append_events(connection, change(held_job(connection, lease)), bodies)
+            job = change(held_job(connection, lease))
+            if job.steps_since is None and any(_tells_a_step(body) for body in bodies):
+                job = job.model_copy(update={"steps_since": time.time()})
+            job = append_events(connection, job, bodies)
             trim_events(connection, job, self._max_events)
             return job
 
@@ -145,7 +149,8 @@ class JobQueue:
                 return None
             query = select(jobs.c.document).where(jobs.c.id == chosen.job_id).with_for_update()
             job = Job.model_validate_json(connection.execute(query).scalar_one())
-            job = job.model_copy(update={"preempting": True})
+            lost = job.slices_lost + (chosen.slice_over and job.steps_since is None)
+            job = job.model_copy(update={"preempting": True, "slices_lost": lost})
             text = f"{chosen.why}: this one writes a checkpoint, stops, and goes on when there is a place"
             return append_events(connection, job, [Notice(text=text)])
 
@@ -231,6 +236,10 @@ class JobQueue:
         """Whether there is such a job. An idle worker only reads, and is in no writer's way."""
         with self._database.read() as connection:
             return connection.execute(select(jobs.c.id).where(condition).limit(1)).first() is not None
+
+
+def _tells_a_step(body: EventBody) -> bool:
+    return isinstance(body, Progress) and body.phase == "training" and body.step > 0
 
 
 def _given_back(job: Job, reason: StateReason) -> tuple[JobState, StateReason]:

@@ -89,6 +89,11 @@ class Job(Value):
     priority: Priority = Priority.NORMAL
     preempting: bool = False
     """It runs, and is to make room for a job that comes first."""
+    steps_since: float | None = None
+    """When the attempt that runs has told of its first step, in seconds since the epoch: from then on a stop loses
+    nothing. None before that."""
+    slices_lost: int = 0
+    """How often it had to make room for its turn's end before it had told of a step: each has doubled its next slice."""
     losses: int = 0
     """How often its process or its worker was lost; the other attempts do not count against it."""
     engine_ends: int = 0

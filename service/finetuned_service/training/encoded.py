@@ -13,17 +13,23 @@ from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Encoded, Failed, Submit
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
+from finetuned_service.jobs.pace import Phase
 
 _RUNNING = 64
 
 
 def encoded(
-    base_directory: Path, requests: Sequence[Submit], threads: int, device: str = "cpu"
+    base_directory: Path,
+    requests: Sequence[Submit],
+    threads: int,
+    device: str = "cpu",
+    phase: Phase | None = None,
 ) -> dict[int, NDArray[np.float32]]:
     """What each request becomes, by its number: `[1, width]` or `[tokens, width]`, or what its adapter's head
-    makes of that.
+    makes of that. `phase` has a step for each request.
 
     Raises:
+        Stopped: the process was asked to stop.
         FinetunedError: an adapter cannot be applied.
     """
     model = load_model(base_directory, device=device)
@@ -36,10 +42,12 @@ def encoded(
     found: dict[int, NDArray[np.float32]] = {}
     with OfflineEngine(model, config) as engine:
         engine.deliver(*requests)
-        while len(found) < len(requests):
+        while (before := len(found)) < len(requests):
             for event in engine.step():
                 if isinstance(event, Failed):
                     raise from_wire(event.error)
                 if isinstance(event, Encoded):
                     found[event.request_id] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
+            if phase is not None:
+                phase.advance(steps=len(found) - before)
     return found

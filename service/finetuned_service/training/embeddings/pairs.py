@@ -13,6 +13,8 @@ from finetuned_service.datasets.kinds import DatasetRow
 from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.pace import until_stopped
+from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -62,11 +64,16 @@ class EmbeddingData:
 
 
 def read_embedding_data(
-    spec: TrainSpec, base_directory: Path, train_path: Path, eval_path: Path | None
+    spec: TrainSpec,
+    base_directory: Path,
+    train_path: Path,
+    eval_path: Path | None,
+    stop: StopFlag | None = None,
 ) -> EmbeddingData:
     """Read, encode and split the rows of a resolved spec whose task is feature extraction.
 
     Raises:
+        Stopped: the process was asked to stop (`stop`).
         InvalidData: rows that cannot be trained on, by line, or too few.
     """
     pooling, image = base_inputs(read_config(base_directory))
@@ -78,8 +85,8 @@ def read_embedding_data(
         train, held_out = tuple(rows[i] for i in kept), tuple(rows[i] for i in taken)
     tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
     encoding = _Encoding(TextFitter(tokenizer, spec.data))
-    examples = encoding.examples(train, "training row")
-    heldout = encoding.examples(held_out, "held-out row")
+    examples = encoding.examples(until_stopped(train, stop), "training row")
+    heldout = encoding.examples(until_stopped(held_out, stop), "held-out row")
     encoding.faults.refuse()
     if len(examples) < 2:
         raise InvalidData(

@@ -16,6 +16,8 @@ from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.engine.messages import Pixels
 from finetuned_service.errors import InvalidData, InvalidField
+from finetuned_service.jobs.pace import until_stopped
+from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -76,11 +78,16 @@ class HeadData:
 
 
 def read_head_data(
-    spec: TrainSpec, base_directory: Path, train_path: Path, eval_path: Path | None
+    spec: TrainSpec,
+    base_directory: Path,
+    train_path: Path,
+    eval_path: Path | None,
+    stop: StopFlag | None = None,
 ) -> HeadData:
     """Read, encode and split the rows of a resolved spec whose task is not text generation.
 
     Raises:
+        Stopped: the process was asked to stop (`stop`).
         InvalidData: rows that cannot be trained on, by line, or labels that only one part has.
     """
     kind = type(next(stored_rows(train_path)))
@@ -94,8 +101,8 @@ def read_head_data(
     pooling, image = base_inputs(read_config(base_directory))
     head = _head(spec, kind, rows.classes, pooling)
     encoding = _Encoding(spec, head, base_directory, image)
-    train = encoding.examples(rows.train, "training row", 0)
-    heldout = encoding.examples(rows.held_out, "held-out row", len(train))
+    train = encoding.examples(until_stopped(rows.train, stop), "training row", 0)
+    heldout = encoding.examples(until_stopped(rows.held_out, stop), "held-out row", len(train))
     encoding.faults.refuse()
     if not train:
         raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
