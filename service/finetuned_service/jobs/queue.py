@@ -60,7 +60,7 @@ class JobQueue:
     """Jobs to be run. Every method is one transaction."""
 
     def __init__(self, database: Database, max_events: int = 10_000) -> None:
-        """`max_events` of a job are kept; older ones are trimmed."""
+        """`max_events` of a job are kept at most; older ones are thinned."""
         self._database = database
         self._max_events = max_events
 
