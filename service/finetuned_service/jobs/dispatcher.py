@@ -10,12 +10,13 @@ import threading
 import time
 
 from finetuned_service.jobs.assignment import Assignments
+from finetuned_service.jobs.dispatcher_settings import DispatcherSettings
 from finetuned_service.jobs.endings import MAX_ATTEMPTS
 from finetuned_service.jobs.observer import JobObserver
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.room import Room
-from finetuned_service.jobs.runner import DispatcherSettings, JobRunner, remove_leftovers
+from finetuned_service.jobs.runner import JobRunner, remove_leftovers
 from finetuned_service.telemetry.logs import logger
 
 __all__ = ["Dispatcher", "DispatcherSettings"]
