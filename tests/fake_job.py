@@ -129,7 +129,8 @@ class Process:
             "checkpoint": lambda value: report("checkpoint", step=int(value)),
             "used": lambda value: report("usage", memory_bytes=int(value)),
             "gate": lambda _: wait_for(self.directory / "go"),
-            "stop": lambda _: self._wait_for_stop(),
+            "stop": lambda _: self._end_when_stopped(),
+            "until-stop": lambda _: self._wait_for_stop(),
             "stubborn": lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN),
             "hang": lambda _: wait_for(self.directory / "never"),
             "orphan": lambda _: leave_an_orphan(),
@@ -141,7 +142,9 @@ class Process:
             "failed": lambda _: report("failed", error=TOO_LONG, fault="USER"),
             "over-memory": lambda _: report("failed", error=OVER_MEMORY, fault="USER"),
             "paused": lambda _: report("suspended", reason="ESTIMATED", text="it waits"),
-            "suspended": lambda _: report("suspended", reason="DISK_FULL", text="the disk is full"),
+            "suspended": lambda wanted: report(
+                "suspended", reason="DISK_FULL", text="the disk is full", disk_bytes_wanted=int(wanted or 0)
+            ),
             "no-engine": lambda _: report("suspended", reason="ENGINE_ENDED", text="the engine has ended"),
             "crash": lambda _: os.kill(os.getpid(), signal.SIGKILL),
             "exit": lambda value: sys.exit(int(value)),
@@ -166,6 +169,9 @@ class Process:
         end = time.monotonic() + LONG_SECONDS
         while not self.stopped and time.monotonic() < end:
             time.sleep(0.005)
+
+    def _end_when_stopped(self) -> None:
+        self._wait_for_stop()
         (self.work / "checkpoint").touch()
         sys.exit(EXIT_STOPPED)
 

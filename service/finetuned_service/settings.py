@@ -176,8 +176,8 @@ class Settings(BaseSettings):
     max_running_jobs: int = Field(default=1, ge=1, le=64)
     """The most jobs at once."""
     job_slice_seconds: float = Field(default=1800.0, ge=1.0, le=7 * 86_400.0)
-    """How long a job runs before it makes room, with a checkpoint, for a waiting job of a tenant that has had
-    less time of the workers lately; jobs of higher priority do not wait so long."""
+    """How long a job runs, from its first step on, before it makes room, with a checkpoint, for a waiting job of a
+    tenant that has had less time of the workers lately; jobs of higher priority do not wait so long."""
     job_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
     """Compute threads of a job process, which runs when serving leaves the processors idle; see job_share."""
     job_share: float = Field(default=0.22, ge=0.0, le=0.5)
@@ -211,7 +211,7 @@ class Settings(BaseSettings):
     """How long an upload waits for its end, after its start."""
     min_free_disk_bytes: int = Field(default=256 * MIB, ge=0)
     """Room that data_dir must have for the server to start, and for jobs to go on: with less they are paused,
-    and resumed when there is twice as much."""
+    and resumed when there is what each wants beside it, at least as much again."""
     sweep_interval_seconds: float = Field(default=3600.0, ge=1.0, le=7 * 86_400.0)
     """Time between two sweeps, which remove what has expired and files that nothing names."""
     limits: TenantLimits = TenantLimits()

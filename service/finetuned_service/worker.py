@@ -106,6 +106,7 @@ def build_dispatcher(
                 threads=settings.job_threads,
                 memory_budget_bytes=settings.job_memory_bytes,
                 checkpoint_bytes=settings.job_checkpoint_bytes,
+                reserved_disk_bytes=settings.min_free_disk_bytes,
                 device_budget_bytes=settings.job_device_bytes,
             ),
             device=settings.device,

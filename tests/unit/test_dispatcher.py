@@ -24,6 +24,7 @@ from tiny_jobs import TENANT, quantize_job, train_job
 from tiny_worker import Workplace, alive, eventually
 
 SUCCEED = "note,adapter=0.25,finished=0.5"
+GIGABYTE = 10**9
 
 
 @pytest.fixture
@@ -308,6 +309,35 @@ def test_a_process_that_meets_a_full_disk_pauses_the_job_until_there_is_room(pla
         disk.free_bytes = 10**12
         job = place.reaches(submitted, JobState.SUCCEEDED)
     assert job.attempt == 1
+
+
+@pytest.mark.parametrize(("told", "wanted"), [("", 3 * GIGABYTE), (f"={16 * GIGABYTE}", 16 * GIGABYTE)])
+def test_a_full_disk_is_not_tried_again_before_it_has_what_the_job_wants(place, monkeypatch, told, wanted):
+    disk = Disk(monkeypatch)
+    disk.free_bytes = 3 * GIGABYTE
+    submitted = place.submit(train_job())
+    settings = {"min_free_disk_bytes": GIGABYTE}
+    program = f"once:suspended{told},once:exit=1,{SUCCEED}"
+    with place.dispatcher(program, **settings):
+        paused = place.reaches(submitted, JobState.PAUSED)
+    # Two are to spare; where nobody knows what it would have taken, it wants one more than that.
+    assert paused.disk_bytes_wanted == wanted
+    disk.free_bytes = wanted + GIGABYTE - 1
+    assert place.queue.resume(room.Room(place.directory, GIGABYTE)) == []
+    disk.free_bytes += 1
+    with place.dispatcher(program, **settings):
+        job = place.reaches(submitted, JobState.SUCCEEDED)
+    assert [state for state, _ in reasons(place, job)].count("PAUSED") == 1
+
+
+def test_a_pause_whose_checkpoint_has_no_room_says_so(place, monkeypatch):
+    Disk(monkeypatch)
+    submitted = place.submit(train_job())
+    with place.dispatcher("note,until-stop,suspended=7,exit=1"):
+        place.first_pid(submitted)
+        place.store.pause(TENANT, submitted.id)
+        paused = place.reaches(submitted, JobState.PAUSED)
+    assert (paused.state_reason, place.notices(paused)[-1]) == (StateReason.USER, "the disk is full")
 
 
 def test_a_job_that_has_measured_itself_waits_to_be_told_to_begin(place):

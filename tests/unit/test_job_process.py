@@ -236,7 +236,27 @@ def test_a_full_disk_suspends_the_job(tmp_path):
     )
     suspended = reports_of(done)[-1]
     assert (done.returncode, suspended.kind, suspended.reason) == (EXIT_FAILED, "suspended", "DISK_FULL")
-    assert "goes on by itself when there is room again" in suspended.text
+    assert suspended.disk_bytes_wanted == 0, "nobody knows"
+    assert "goes on by itself when there is more room than now" in suspended.text
+
+
+def test_what_has_no_room_on_the_disk_suspends_the_job_and_tells_how_much_it_wants(tmp_path):
+    done = run_python(
+        "from finetuned_service.jobs.room import Room\n"
+        + job("Room('.', 10**6, lambda _: 3 * 10**6).refuse_without(4 * 10**6, 'a checkpoint')"),
+        write_task(tmp_path),
+    )
+    suspended = reports_of(done)[-1]
+    assert (done.returncode, suspended.reason, suspended.disk_bytes_wanted) == (
+        EXIT_FAILED,
+        "DISK_FULL",
+        4 * 10**6,
+    )
+    assert suspended.text.startswith(
+        "the server's disk has 3.0 MB left, of which 1.0 MB must stay free (min_free_disk_bytes), and a checkpoint "
+        "takes 4.0 MB: the job is paused before that is written"
+    )
+    assert "goes on by itself when 68 MB are free" in suspended.text
 
 
 @pytest.mark.parametrize(

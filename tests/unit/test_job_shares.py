@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 
 import pytest
-from finetuned_service.jobs.events import Notice
+from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.rows import Lease
 from finetuned_service.jobs.shares import HALF_LIFE_SECONDS
 from finetuned_service.jobs.states import JobState, Priority, StateReason
-from finetuned_service.jobs.store import JobStore
+from finetuned_service.jobs.store import JobFilter, JobStore
 from finetuned_service.jobs.values import Job
 from finetuned_service.storage.database import Database
+from finetuned_service.storage.pages import PageRequest
 from tiny_jobs import NO_REQUEST, train_job
 from tiny_limits import stored_limits
 
@@ -51,6 +52,11 @@ class Place:
         claimed = self.queue.claim("worker", 10 * 3600.0)
         assert claimed is not None
         return claimed
+
+    def queued(self, tenant: str) -> int:
+        return len(
+            self.store.list(tenant, JobFilter(states=(JobState.QUEUED,)), PageRequest.parse(9, "")).items
+        )
 
     def run(self, seconds: float) -> Job:
         """The next job, which takes so long."""
@@ -146,3 +152,44 @@ def test_a_tenant_that_has_had_more_waits(place):
     place.submit("b")
     place.clock.now += 2000.0
     assert place.preempt() == ""
+
+
+def test_a_job_that_is_long_before_its_first_step_comes_to_it_and_to_its_end_while_others_wait(place):
+    """Encoding takes two and a half slices, and is done again after each stop; steps are kept."""
+    encoding_seconds, steps_seconds, tick_seconds = 4500.0, 4000.0, 50.0
+    long = place.submit("a")
+    trained_seconds, encoded_in_all_seconds, attempts = 0.0, 0.0, list[float]()
+    while trained_seconds < steps_seconds and len(attempts) < 9:
+        if place.queued("b") == 0:
+            place.submit("b")  # others always wait
+        job, lease = place.claim()
+        if job.id != long.id:
+            place.clock.now += 60.0
+            place.queue.release(lease, Ending(JobState.SUCCEEDED))
+            continue
+        ran_seconds = 0.0
+        if place.queued("b") == 0:
+            place.submit("b")
+        while trained_seconds < steps_seconds and not place.preempt():
+            ran_seconds += tick_seconds
+            place.clock.now += tick_seconds
+            if ran_seconds > encoding_seconds:
+                trained_seconds += tick_seconds
+                place.queue.record(lease, lambda job: job, [Progress(phase="training", step=1)])
+            else:
+                encoded_in_all_seconds += tick_seconds
+                place.queue.record(lease, lambda job: job, [Progress(phase="encoding", step=1)])
+        attempts.append(ran_seconds)
+        place.queue.release(lease, Ending(JobState.QUEUED, StateReason.PREEMPTED))
+    # A slice, twice as long, and then as long as it takes and a slice of steps, twice; the rest of the steps.
+    assert attempts == [1800.0, 3600.0, 4500.0 + 1850.0, 4500.0 + 1850.0, 4500.0 + 300.0]
+    assert place.store.get("a", long.id).slices_lost == 2
+
+
+def test_a_stop_for_a_higher_priority_lengthens_no_slice(place):
+    place.submit("a")
+    _, lease = place.claim()
+    place.submit("b", Priority.HIGH)
+    place.clock.now += 3.0
+    assert place.preempt()
+    assert place.queue.renew(lease, MINUTE).slices_lost == 0

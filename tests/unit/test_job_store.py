@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from finetuned_service.errors import (
@@ -23,6 +24,7 @@ from finetuned_service.jobs.census import take_census
 from finetuned_service.jobs.events import Estimate, EstimateBasis, Notice, Progress, StateChanged
 from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.record import apply_reports
+from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.rows import Lease, LeaseLost
 from finetuned_service.jobs.states import Fault, JobState, StateReason
 from finetuned_service.jobs.store import JobFilter, JobStore
@@ -37,6 +39,7 @@ from tiny_jobs import NO_REQUEST, TENANT, quantize_job, train_job
 from tiny_limits import stored_limits
 
 MINUTE = 60.0
+GIGABYTE = 10**9
 
 
 @pytest.fixture
@@ -89,6 +92,11 @@ def states_told(store, job: Job) -> list[tuple[JobState, StateReason, int]]:
         for event in store.events(TENANT, job.id, 0, 1000)
         if isinstance(event.body, StateChanged)
     ]
+
+
+def with_free(free_bytes: int) -> Room:
+    """The room of a disk with so much free, of which a gigabyte must stay so."""
+    return Room(Path("jobs"), GIGABYTE, lambda _: free_bytes)
 
 
 def unchanged(job: Job) -> Job:
@@ -541,7 +549,7 @@ def test_what_a_full_disk_paused_goes_on_by_itself_unless_the_user_paused_it_too
     queue.release(lease, Ending(JobState.QUEUED))
     store.pause(TENANT, other.id)
     assert states_told(store, job)[-1] == (JobState.PAUSED, StateReason.DISK_FULL, 1)
-    (resumed,) = queue.resume(StateReason.DISK_FULL)
+    (resumed,) = queue.resume(with_free(10**12))
     assert (resumed.id, resumed.state, resumed.state_reason) == (
         job.id,
         JobState.QUEUED,
@@ -551,7 +559,32 @@ def test_what_a_full_disk_paused_goes_on_by_itself_unless_the_user_paused_it_too
     queue.pause(again, StateReason.DISK_FULL, [])
     queue.release(again, Ending(JobState.QUEUED))
     assert store.pause(TENANT, job.id).state_reason is StateReason.USER
-    assert queue.resume(StateReason.DISK_FULL) == []
+    assert queue.resume(with_free(10**12)) == []
+
+
+def test_a_job_goes_on_when_the_disk_has_what_it_said_it_wants_and_not_before(store, queue, job, lease):
+    def wanting(gigabytes):
+        return lambda job: job.model_copy(update={"disk_bytes_wanted": gigabytes * GIGABYTE})
+
+    other = store.create(train_job(), NO_REQUEST)
+    queue.pause(lease, StateReason.DISK_FULL, [], wanting(12))
+    queue.pause(lease, StateReason.DISK_FULL, [], wanting(16))
+    queue.release(lease, Ending(JobState.QUEUED))
+    _, of_other = queue.claim("worker", MINUTE)
+    queue.pause(of_other, StateReason.DISK_FULL, [], wanting(12))
+    queue.release(of_other, Ending(JobState.QUEUED))
+
+    for gigabytes in (0, 1, 2, 12):
+        assert queue.resume(with_free(gigabytes * GIGABYTE)) == [], "one of them must stay free"
+    assert [resumed.id for resumed in queue.resume(with_free(14 * GIGABYTE))] == [other.id]
+    assert queue.resume(with_free(14 * GIGABYTE)) == []
+    again, lease = queue.claim("worker", MINUTE)
+    assert (again.id, again.disk_bytes_wanted) == (other.id, 0)
+    queue.pause(lease, StateReason.DISK_FULL, [], wanting(12))
+    queue.release(lease, Ending(JobState.QUEUED))
+    # Not both: the second would take what the first was resumed for.
+    assert [resumed.id for resumed in queue.resume(with_free(28 * GIGABYTE))] == [job.id]
+    assert [resumed.id for resumed in queue.resume(with_free(28 * GIGABYTE))] == [other.id]
 
 
 def test_only_finished_jobs_without_a_version_are_deleted(store, database, job, tmp_path):

@@ -11,10 +11,10 @@ from finetuned_service.bases.load import load_base
 from finetuned_service.bases.manifest import compute_digest, read_manifest
 from finetuned_service.datasets.rows import to_json
 from finetuned_service.errors import InvalidField, ResourceExhausted
+from finetuned_service.jobs import pace
 from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.specs import QuantizeSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, QuantizeFinished
-from finetuned_service.quantization import pace
 from finetuned_service.quantization.plan import plan_quantization
 from finetuned_service.quantization.run import run
 from finetuned_service.text.values import PromptCompletion

@@ -14,6 +14,7 @@ import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinished
@@ -26,7 +27,7 @@ from finetuned_service.vocabulary import Method, Pooling, Task
 from scipy.stats import spearmanr
 from tiny_bottlenecks import add_bottlenecks
 from tiny_encoders import make_encoder_base
-from training_tasks import Reports, SetAfter, make_task
+from training_tasks import Reports, StopAfter, make_task
 from transformers import AutoModel
 
 ANIMALS = ("cat", "dog", "bird")
@@ -226,13 +227,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(encoder: Path, tmp_p
     _, whole = train(tmp_path / "whole", encoder, PAIRS, lora={"rank": 4, "dropout": 0.1})
     settings = {"task": "feature-extraction", "lora": {"rank": 4, "dropout": 0.1}, "optimization": FAST}
     task = make_task(tmp_path / "parts", encoder, train=PAIRS, **settings)
-    assert run(task, Reports(), SetAfter(23)) == EXIT_STOPPED
+    stop = StopAfter(23)
+    assert run(task, stop, stop) == EXIT_STOPPED
     assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     digests = [
         check_adapter(Path(made.output_directory), BaseGeometry.of_directory(encoder), 64).digest
         for made in (whole, task)
     ]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("phase", ["preparing", "baseline", "evaluating"])
+def test_a_run_that_is_stopped_before_or_after_its_steps_ends_by_itself(
+    encoder: Path, tmp_path: Path, phase: str
+) -> None:
+    settings = {"task": "feature-extraction", "optimization": FAST}
+    task = make_task(tmp_path, encoder, train=PAIRS, **settings)
+    stop = StopAfter(phase=phase)
+    assert run(task, stop, stop) == EXIT_STOPPED
+    assert stop.reports.of(Progress)[-1].phase == phase
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from finetuned_service.jobs.events import Notice, Progress
+from finetuned_service.jobs.pace import Stopped
 from finetuned_service.jobs.specs import Baseline, BaselineExample, EvaluationOptions
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Text
-from finetuned_service.training.evaluate import Evaluator, Stopped, TokenScoring
+from finetuned_service.training.evaluate import Evaluator, TokenScoring
 from finetuned_service.training.questions import (
     Question,
     encode_prompt,

@@ -17,7 +17,7 @@ from finetuned_service.adapters.label_order import has_sorted_labels, sort_label
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidAdapterFiles, InvalidData, InvalidField
 from finetuned_service.jobs.continuing import Start, refuse_other_head
-from finetuned_service.jobs.events import EvaluationFinished, Notice
+from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.specs import ClassificationOptions
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
 from finetuned_service.training.adapter import adapter_handle
@@ -32,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_encoders import make_encoder_base, make_resnet_base, png, word_pieces
-from training_tasks import Reports, SetAfter, make_task
+from training_tasks import Reports, StopAfter, make_task
 from transformers import AutoModel
 
 GOOD = [
@@ -307,7 +307,8 @@ def test_a_run_on_images_that_was_stopped_goes_on_to_the_same_weights(
     assert figures(finished.metrics)["accuracy"] == 1.0
     assert check(whole, vision).method is Method(method)
     task = make_task(tmp_path / "parts", vision, train=image_rows(), **settings)
-    assert run(task, Reports(), SetAfter(9)) == EXIT_STOPPED
+    stop = StopAfter(9)
+    assert run(task, stop, stop) == EXIT_STOPPED
     assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     assert stored_digest(whole) == stored_digest(Path(task.output_directory))
 
@@ -320,10 +321,46 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     settings["optimization"] = {"max_steps": 60, "batch_rows": 8, "learning_rate": 0.002}
     _, whole, _ = train(tmp_path / "whole", encoder, MOODS, **settings)
     task = make_task(tmp_path / "parts", encoder, train=MOODS, **settings)
-    assert run(task, Reports(), SetAfter(37)) == EXIT_STOPPED
+    stop = StopAfter(37)
+    assert run(task, stop, stop) == EXIT_STOPPED
     again = Reports()
     assert run(task, again, threading.Event()) == EXIT_FINISHED
     assert again.of(Notice)[0].text == "goes on from the checkpoint after step 37"
+    assert stored_digest(whole) == stored_digest(Path(task.output_directory))
+
+
+def stopped_in(phase: str, questions: int = 0) -> Any:
+    """Reports and stop flag in one: set at the nth question after the phase began."""
+
+    class Stop(Reports):
+        left = questions
+
+        def is_set(self) -> bool:
+            begun = any(progress.phase == phase for progress in self.of(Progress))
+            self.left -= begun
+            return begun and self.left < 0
+
+    return Stop()
+
+
+@pytest.mark.parametrize(("phase", "questions"), [("preparing", 5), ("encoding", 1), ("evaluating", 0)])
+def test_a_run_that_is_stopped_before_or_after_its_steps_ends_by_itself_and_goes_on_to_the_same_weights(
+    encoder: Path, tmp_path: Path, phase: str, questions: int
+) -> None:
+    rows = MOODS * 3
+    settings = {**HEAD, "task": "text-classification"}
+    _, whole, reports = train(tmp_path / "whole", encoder, rows, **settings)
+    told = [progress for progress in reports.of(Progress) if progress.phase == "encoding"]
+    assert [(progress.step, progress.total_steps) for progress in (told[0], told[-1])] == [
+        (0, 108),
+        (108, 108),
+    ]
+    task = make_task(tmp_path / "parts", encoder, train=rows, **settings)
+    stop = stopped_in(phase, questions)
+    assert run(task, stop, stop) == EXIT_STOPPED
+    assert not stop.of(TrainFinished)
+    assert bool(stop.of(Checkpoint)) is (phase == "evaluating")
+    assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     assert stored_digest(whole) == stored_digest(Path(task.output_directory))
 
 

@@ -20,7 +20,7 @@ from finetuned_service.training.heads.examples import HeadData, read_head_data
 from finetuned_service.training.heads.unit import Unit
 from finetuned_service.training.run import run
 from tiny_encoders import make_encoder_base
-from training_tasks import Reports, SetAfter, make_task
+from training_tasks import Reports, StopAfter, make_task
 
 WORDS = ("good", "bad", "happy", "awful")
 STARS = {"good": 4.0, "happy": 5.0, "bad": 2.0, "awful": 1.0}
@@ -133,7 +133,8 @@ def test_a_job_of_numbers_that_was_stopped_goes_on_to_the_same_bytes(
     task = make_task(
         tmp_path / "parts", encoder, train=told, heldout=told, task="text-classification", **METHODS[method]
     )
-    assert run(task, Reports(), SetAfter(37)) == EXIT_STOPPED
+    stop = StopAfter(37)
+    assert run(task, stop, stop) == EXIT_STOPPED
     again = Reports()
     assert run(task, again, threading.Event()) == EXIT_FINISHED
     assert again.of(Notice)[0].text == "goes on from the checkpoint after step 37"

@@ -7,12 +7,14 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.errors import InvalidField, ResourceExhausted, TrainingDiverged
+from finetuned_service.jobs import room
 from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
 from finetuned_service.tenancy.stored import directory_bytes
@@ -315,6 +317,51 @@ def test_as_many_checkpoints_are_kept_as_asked_for_and_fewer_where_their_disk_bu
     limits = small.limits.model_copy(update={"checkpoint_bytes": 2 * size})
     with pytest.raises(ResourceExhausted, match=r"3 must have room .* \(job_checkpoint_bytes\)"):
         run(small.model_copy(update={"limits": limits}), Reports(), threading.Event())
+
+
+class Disk:
+    """Says how much is free on it: so much, less what the job's checkpoints take."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, task: TrainTask, size: int) -> None:
+        self.checkpoints, self.size = Path(task.work_directory, "checkpoints"), size
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=self._free()))
+
+    def _free(self) -> int:
+        return self.size - sum(directory_bytes(path) for path in self.checkpoints.glob("step-*"))
+
+
+def test_a_checkpoint_without_room_on_the_disk_is_not_begun_and_the_job_goes_on_to_the_bit(
+    tmp_path, base, monkeypatch
+):
+    settings = {"max_steps": 6, "batch_rows": 4, "learning_rate": 5e-3, "checkpoint_interval_steps": 2}
+    settings["kept_checkpoints"] = 2
+    task = make_task(tmp_path / "all", base, data={"holdout_fraction": 0}, optimization=settings)
+    finish(task)
+    (size,) = {directory_bytes(path) for path in Path(task.work_directory, "checkpoints").iterdir()}
+    asked = checkpoint.DESCRIPTION_BYTES + size
+
+    small = make_task(tmp_path / "small", base, data={"holdout_fraction": 0}, optimization=settings)
+    small = small.model_copy(
+        update={"limits": small.limits.model_copy(update={"reserved_disk_bytes": 10**6})}
+    )
+    disk = Disk(monkeypatch, small, 10**6)
+    reports = Reports()
+    with pytest.raises(
+        room.NoRoom, match=r"of which 1\.0 MB must stay free \(min_free_disk_bytes\)"
+    ) as refused:
+        run(small, reports, threading.Event())
+    assert "training" not in {progress.phase for progress in reports.of(Progress)}, "said before the steps"
+    assert size <= refused.value.wanted_bytes <= asked
+    # With room for one a second is not begun: the newest stays.
+    disk.size += round(1.5 * asked)
+    with pytest.raises(room.NoRoom):
+        run(small, Reports(), threading.Event())
+    assert kept_steps(small) == [2]
+    # With room for two an old one goes for each.
+    disk.size += asked
+    reports = finish(small)
+    assert kept_steps(small) == [4, 6]
+    assert digest(small) == digest(task)
 
 
 def test_checkpoints_of_another_task_are_not_resumed(tmp_path, base):

@@ -113,7 +113,8 @@ class JobEvent:
     """One event; exactly one of the last five fields is set, and `body` is that one."""
 
     number: int
-    """Counts from 1 within a job, without gaps."""
+    """Counts from 1 within a job. Those of events that are no longer kept are missing: of the progress of long jobs some
+    goes."""
     time: datetime | None
     state: StateChanged | None = None
     progress: Progress | None = None

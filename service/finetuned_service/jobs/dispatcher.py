@@ -10,13 +10,13 @@ import threading
 import time
 
 from finetuned_service.jobs.assignment import Assignments
+from finetuned_service.jobs.dispatcher_settings import DispatcherSettings
 from finetuned_service.jobs.endings import MAX_ATTEMPTS
 from finetuned_service.jobs.observer import JobObserver
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue
 from finetuned_service.jobs.room import Room
-from finetuned_service.jobs.runner import DispatcherSettings, JobRunner, remove_leftovers
-from finetuned_service.jobs.states import StateReason
+from finetuned_service.jobs.runner import JobRunner, remove_leftovers
 from finetuned_service.telemetry.logs import logger
 
 __all__ = ["Dispatcher", "DispatcherSettings"]
@@ -80,8 +80,8 @@ class Dispatcher:
         for job in self._queue.recover(MAX_ATTEMPTS):
             self._observer.left(job)
         self._rounds += 1
-        if self._rounds % _ROOM_ROUNDS == 0 and self._room.returned():
-            self._queue.resume(StateReason.DISK_FULL)
+        if self._rounds % _ROOM_ROUNDS == 0:
+            self._queue.resume(self._room)
         while len(self._watchers) < self._settings.max_running and self._take_one():
             pass
         if len(self._watchers) == self._settings.max_running:

@@ -24,7 +24,7 @@ from finetuned_service.bases.lender import BORROWED
 from finetuned_service.errors import FinetunedError, Internal, ResourceExhausted, Status
 from finetuned_service.jobs.events import Notice, Usage
 from finetuned_service.jobs.memory import MEMORY, memory_watchdog
-from finetuned_service.jobs.room import DISK_FULL
+from finetuned_service.jobs.room import DISK_FULL, NoRoom
 from finetuned_service.jobs.states import Fault
 from finetuned_service.jobs.task import EXIT_FAILED, Failed, QuantizeTask, Suspended, TaskLimits, TrainTask
 from finetuned_service.storage.files import says_full_disk
@@ -293,6 +293,9 @@ def _failure(error: Exception, memory_remedy: str) -> Failed | Suspended:
         error = ResourceExhausted(f"a single tensor does not fit into the memory. {memory_remedy}")
     if type(error).__name__ == "OutOfMemoryError":  # torch's of a GPU; torch is not imported here
         error = _device_refusal(error, memory_remedy)
+    if isinstance(error, NoRoom):
+        _LOG.error("job_without_room", message=error.text)
+        return Suspended(reason="DISK_FULL", text=error.text, disk_bytes_wanted=error.wanted_bytes)
     if says_full_disk(error):
         _LOG.error("job_disk_full", exc_info=error)
         return Suspended(reason="DISK_FULL", text=DISK_FULL)

@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
 
 from finetuned_service.errors import Internal
-from finetuned_service.jobs.events import EventBody, Notice
+from finetuned_service.jobs.events import EventBody, Notice, Progress
+from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.rows import (
     HELD_STATES,
     UNFINISHED_STATES,
@@ -59,7 +60,7 @@ class JobQueue:
     """Jobs to be run. Every method is one transaction."""
 
     def __init__(self, database: Database, max_events: int = 10_000) -> None:
-        """`max_events` of a job are kept; older ones are trimmed."""
+        """`max_events` of a job are kept at most; older ones are thinned."""
         self._database = database
         self._max_events = max_events
 
@@ -85,7 +86,13 @@ class JobQueue:
                 )
             )
             # What an attempt before this one has found wrong is over.
-            changes: dict[str, object] = {"error": None, "fault": None, "preempting": False}
+            changes: dict[str, object] = {
+                "error": None,
+                "fault": None,
+                "preempting": False,
+                "disk_bytes_wanted": 0,
+                "steps_since": None,
+            }
             if job.start_time is None:
                 changes["start_time"] = datetime.now(UTC)
             job = job.model_copy(update=changes)
@@ -103,21 +110,30 @@ class JobQueue:
     def record(self, lease: Lease, change: Callable[[Job], Job], bodies: Sequence[EventBody]) -> Job:
         """Apply a change to the job's record and append its events, under the lease."""
         with self._database.begin() as connection:
-            job = append_events(connection, change(held_job(connection, lease)), bodies)
+            job = change(held_job(connection, lease))
+            if job.steps_since is None and any(_tells_a_step(body) for body in bodies):
+                job = job.model_copy(update={"steps_since": time.time()})
+            job = append_events(connection, job, bodies)
             trim_events(connection, job, self._max_events)
             return job
 
-    def pause(self, lease: Lease, reason: StateReason, bodies: Sequence[EventBody]) -> Job:
-        """Have a job that runs under the lease stop for a reason of the worker's; one that was told to stop
-        already is left as it is.
+    def pause(
+        self,
+        lease: Lease,
+        reason: StateReason,
+        bodies: Sequence[EventBody],
+        change: Callable[[Job], Job] = _unchanged,
+    ) -> Job:
+        """Have a job that runs under the lease stop for a reason of the worker's, with a change to its record; one that
+        was told to stop already is only changed.
 
         Raises:
             LeaseLost: another worker has taken the job over.
         """
         with self._database.begin() as connection:
-            job = held_job(connection, lease)
+            job = change(held_job(connection, lease))
             if job.state is not JobState.RUNNING:
-                return job
+                return append_events(connection, job, ())
             return move_job(connection, append_events(connection, job, bodies), JobState.PAUSING, reason)
 
     def preempt(self, *, patience_seconds: float, slice_seconds: float) -> Job | None:
@@ -133,7 +149,8 @@ class JobQueue:
                 return None
             query = select(jobs.c.document).where(jobs.c.id == chosen.job_id).with_for_update()
             job = Job.model_validate_json(connection.execute(query).scalar_one())
-            job = job.model_copy(update={"preempting": True})
+            lost = job.slices_lost + (chosen.slice_over and job.steps_since is None)
+            job = job.model_copy(update={"preempting": True, "slices_lost": lost})
             text = f"{chosen.why}: this one writes a checkpoint, stops, and goes on when there is a place"
             return append_events(connection, job, [Notice(text=text)])
 
@@ -144,18 +161,22 @@ class JobQueue:
             return None
         return victim(connection, time.time(), patience_seconds=patience_seconds, slice_seconds=slice_seconds)
 
-    def resume(self, reason: StateReason) -> list[Job]:
-        """Queue all jobs again that were paused for the reason; returns them."""
+    def resume(self, room: Room) -> list[Job]:
+        """Queue jobs again that a full disk had paused, the oldest first, as far as each has the room that it wants
+        beside those before it; returns them.
+        """
         if not self._any(jobs.c.state == JobState.PAUSED):
             return []
         with self._database.begin() as connection:
-            query = select(jobs.c.document).where(jobs.c.state == JobState.PAUSED).with_for_update()
-            found = [Job.model_validate_json(row.document) for row in connection.execute(query)]
-            return [
-                move_job(connection, job, JobState.QUEUED, reason)
-                for job in found
-                if job.state_reason is reason
-            ]
+            query = select(jobs.c.document).where(jobs.c.state == JobState.PAUSED).order_by(jobs.c.sequence)
+            rows = connection.execute(query.with_for_update()).all()
+            resumed, spare_bytes = list[Job](), room.spare_bytes()
+            for job in (Job.model_validate_json(row.document) for row in rows):
+                wanted_bytes = room.wanted_bytes(job.disk_bytes_wanted)
+                if job.state_reason is StateReason.DISK_FULL and wanted_bytes <= spare_bytes:
+                    spare_bytes -= wanted_bytes
+                    resumed.append(move_job(connection, job, JobState.QUEUED, StateReason.DISK_FULL))
+            return resumed
 
     def release(self, lease: Lease, ending: Ending) -> Job:
         """End the hold on a job.
@@ -215,6 +236,10 @@ class JobQueue:
         """Whether there is such a job. An idle worker only reads, and is in no writer's way."""
         with self._database.read() as connection:
             return connection.execute(select(jobs.c.id).where(condition).limit(1)).first() is not None
+
+
+def _tells_a_step(body: EventBody) -> bool:
+    return isinstance(body, Progress) and body.phase == "training" and body.step > 0
 
 
 def _given_back(job: Job, reason: StateReason) -> tuple[JobState, StateReason]:

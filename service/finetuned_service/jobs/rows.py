@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from finetuned_service.errors import JobStateConflict, NotFound
 from finetuned_service.jobs.events import EventBody, JobEvent, StateChanged
 from finetuned_service.jobs.states import NEXT_STATES, JobState, StateReason
+from finetuned_service.jobs.thinning import Told, thinned
 from finetuned_service.jobs.values import Job
 from finetuned_service.names import ResourceName
 from finetuned_service.storage.schema import job_events, jobs
@@ -118,13 +119,28 @@ def append_events(connection: Connection, job: Job, bodies: Sequence[EventBody])
 
 
 def trim_events(connection: Connection, job: Job, max_events: int) -> None:
-    """Keep only the newest events of the job."""
-    first = job.last_event - max_events + 1
-    if first > 1:
-        connection.execute(
-            delete(job_events).where(job_events.c.job_id == job.id, job_events.c.number < first)
-        )
-        connection.execute(update(jobs).where(jobs.c.id == job.id).values(first_event=first))
+    """Keep at most so many events of the job: older ones are thinned (`jobs/thinning.py`), which leaves gaps in their
+    numbers. The oldest go only where there is nothing to thin; a cursor before them is then out of range.
+    """
+    if job.last_event <= max_events:
+        return
+    own = job_events.c.job_id == job.id
+    count = connection.scalar(select(func.count()).select_from(job_events).where(own)) or 0
+    if count <= max_events:
+        return
+    query = select(job_events.c.number, job_events.c.body).where(own).order_by(job_events.c.number)
+    rows = connection.execute(query.limit(count // 2)).all()
+    # A few more than must, or each call would look at all of them.
+    dropped = thinned(
+        [Told.parse(row.number, row.body) for row in rows], count - max_events + max_events // 16
+    )
+    if dropped:
+        connection.execute(delete(job_events).where(own, job_events.c.number.in_(dropped)))
+        return
+    numbers = select(job_events.c.number).where(own).order_by(job_events.c.number)
+    first = connection.execute(numbers.offset(count - max_events).limit(1)).scalar_one()
+    connection.execute(delete(job_events).where(own, job_events.c.number < first))
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(first_event=first))
 
 
 def parse_event(row: Row[Any]) -> JobEvent:

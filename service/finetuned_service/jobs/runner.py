@@ -7,17 +7,17 @@ and the worker goes on. Only when the lease is lost nothing is written: another 
 from __future__ import annotations
 
 import shutil
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from finetuned_service.errors import ResourceExhausted, Unavailable
 from finetuned_service.jobs.assignment import Assignments
 from finetuned_service.jobs.child import JobProcess
+from finetuned_service.jobs.dispatcher_settings import DispatcherSettings
 from finetuned_service.jobs.endings import (
     after_error,
     lost_engine,
@@ -49,12 +49,6 @@ from finetuned_service.jobs.values import Job
 from finetuned_service.storage.files import says_full_disk
 from finetuned_service.telemetry.logs import logger
 
-JOB_PROGRAMS: Mapping[str, tuple[str, ...]] = {
-    "train": (sys.executable, "-m", "finetuned_service.training"),
-    "quantize": (sys.executable, "-m", "finetuned_service.quantization"),
-}
-"""What runs each kind of job; the path of the task is added."""
-
 _STRAY_STOP_SECONDS = 2.0
 _ROOM_SECONDS = 1.0
 """Between two looks at the room on the disk."""
@@ -62,31 +56,6 @@ _STORE_TROUBLE = (Unavailable, ResourceExhausted)
 """What a store that fails for a moment says (`storage/database.py`)."""
 _LOG = logger("jobs")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class DispatcherSettings:
-    owner: str
-    """Name of this worker in leases."""
-    directory: Path
-    """One directory a job."""
-    max_running: int
-    lease_seconds: float
-    grace_seconds: float
-    """How long job processes may take to write a checkpoint when the worker stops, or the job is paused."""
-    kill_after_seconds: float = 10.0
-    """How long a process that was asked to stop for a cancel may take."""
-    renew_seconds: float = 1.0
-    """The longest between renewals of a lease: each is also how a cancelled or paused job is noticed."""
-    poll_seconds: float = 0.25
-    """How often reports are written to the store: one transaction for all that came, not one a step."""
-    min_free_disk_bytes: int = 0
-    """Room on the disk below which running jobs are paused; see `jobs/room.py`."""
-    patience_seconds: float = 2.0
-    """How long the next job waits before a running one is stopped for it."""
-    slice_seconds: float = 1800.0
-    """How long a job runs before another tenant's turn comes, where places are short."""
-    programs: Mapping[str, Sequence[str]] = field(default_factory=lambda: JOB_PROGRAMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +116,7 @@ class JobRunner:
             raise
         except OSError as error:
             if says_full_disk(error):
-                return self._pause_for_disk(keeper, DISK_FULL)
+                return self._pause_for_disk(keeper, DISK_FULL, self._room.more_than_now_bytes())
             return after_error(error, job.name)
         except Exception as error:  # noqa: BLE001 - whatever it was, the job must not stay RUNNING
             return after_error(error, job.name)
@@ -216,17 +185,33 @@ class JobRunner:
         if word.reason == "ENGINE_ENDED":
             return lost_engine(job, word.text)
         if word.reason == "DISK_FULL":
-            return self._pause_for_disk(keeper, word.text)
+            wanted_bytes = word.disk_bytes_wanted or self._room.more_than_now_bytes()
+            ending = self._pause_for_disk(keeper, word.text, wanted_bytes)
+            # One that was told to stop before is not told by that that it could not keep its last steps.
+            told = (Notice(severity="WARNING", text=word.text),) if job.state is JobState.PAUSING else ()
+            return replace(ending, bodies=told)
         return self._pause(keeper, Notice(text=word.text), StateReason.ESTIMATED)
 
-    def _pause_for_disk(self, keeper: LeaseKeeper, why: str) -> Ending:
-        return self._pause(keeper, Notice(severity="WARNING", text=why), StateReason.DISK_FULL)
+    def _pause_for_disk(self, keeper: LeaseKeeper, why: str, wanted_bytes: int = 0) -> Ending:
+        """`wanted_bytes` are what the job has told that it wants."""
 
-    def _pause(self, keeper: LeaseKeeper, notice: Notice, reason: StateReason) -> Ending:
+        def wanting(job: Job) -> Job:
+            most = max(job.disk_bytes_wanted, wanted_bytes)
+            return job.model_copy(update={"disk_bytes_wanted": most})
+
+        return self._pause(keeper, Notice(severity="WARNING", text=why), StateReason.DISK_FULL, wanting)
+
+    def _pause(
+        self,
+        keeper: LeaseKeeper,
+        notice: Notice,
+        reason: StateReason,
+        change: Callable[[Job], Job] = lambda job: job,
+    ) -> Ending:
         """Have the job wait, for room on the disk or to be told to begin; the ending is for a job whose process is
         not running.
         """
-        self._insist(keeper, lambda: self._queue.pause(keeper.lease, reason, [notice]))
+        self._insist(keeper, lambda: self._queue.pause(keeper.lease, reason, [notice], change))
         return Ending(JobState.QUEUED, reason)
 
     def _stop_if_asked(self, process: JobProcess, keeper: LeaseKeeper, kill_at: float) -> float:

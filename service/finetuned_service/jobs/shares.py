@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Row, insert, select, update
 
 from finetuned_service.jobs.states import JobState
+from finetuned_service.jobs.values import Job
 from finetuned_service.storage.schema import job_events, jobs, tenant_job_time
 
 HALF_LIFE_SECONDS = 3600.0
@@ -40,6 +41,8 @@ class Victim:
     job_id: str
     why: str
     """As a sentence for its user, who learns nothing of other tenants."""
+    slice_over: bool = False
+    """Its turn has ended; otherwise it stops for a higher priority."""
 
 
 def waiting(connection: Connection, now: float) -> list[Waiting]:
@@ -80,12 +83,12 @@ def victim(
         connection: of the transaction.
         now: seconds since the epoch.
         patience_seconds: how long the next job waits first; a free place is found sooner.
-        slice_seconds: how long a job of the same priority runs before another tenant's turn comes.
+        slice_seconds: how long a job of the same priority runs before another tenant's turn comes; see `_turn_is_over`.
     """
     first = next(iter(waiting(connection, now)), None)
     if first is None or _waited_seconds(connection, first.job_id, now) < patience_seconds:
         return None
-    query = select(jobs.c.id, jobs.c.tenant, jobs.c.priority, jobs.c.claim_time)
+    query = select(jobs.c.id, jobs.c.tenant, jobs.c.priority, jobs.c.claim_time, jobs.c.document)
     rows = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).all()
     running = [row for row in rows if row.claim_time is not None]
     lower = [row for row in running if row.priority < first.level]
@@ -98,15 +101,25 @@ def victim(
         row
         for row in running
         if row.priority == first.level
-        and now - row.claim_time >= slice_seconds
+        and _turn_is_over(Job.model_validate_json(row.document), now - row.claim_time, now, slice_seconds)
         and used[row.tenant] > used.get(first.tenant, 0.0)
     ]
     if not over:
         return None
     chosen = max(over, key=lambda row: used[row.tenant])
-    return Victim(
-        chosen.id, f"it has run for {slice_seconds:.0f} seconds (job_slice_seconds) and others wait"
-    )
+    ran_seconds = now - chosen.claim_time
+    why = f"it has run for {ran_seconds:.0f} seconds and others wait (job_slice_seconds: {slice_seconds:.0f})"
+    return Victim(chosen.id, why, slice_over=True)
+
+
+def _turn_is_over(job: Job, ran_seconds: float, now: float, slice_seconds: float) -> bool:
+    """Whether a running job has had its slice. It counts from its first step: what it does before that (encoding, the
+    baseline) is done again after a stop. So long it may take one slice too, and twice as long after each time that this
+    was not enough: every job comes to its steps, and what was lost is less than what it needed.
+    """
+    if job.steps_since is not None:
+        return now - job.steps_since >= slice_seconds
+    return ran_seconds >= slice_seconds * 2**job.slices_lost
 
 
 def _waited_seconds(connection: Connection, job_id: str, now: float) -> float:

@@ -54,6 +54,8 @@ class TaskLimits(Value):
     """Private memory (not the shared pages of the base) above which it stops itself."""
     checkpoint_bytes: int = 16 * 2**30
     """Disk space of the checkpoints that one job keeps."""
+    reserved_disk_bytes: int = 0
+    """Of the disk, which stay free whatever the process writes; see `jobs/room.py`."""
     device_budget_bytes: int = 0
     """GPU memory that the process may allocate; 0 is what is there."""
     yield_to_serving: bool = True
@@ -172,6 +174,8 @@ class Suspended(Value):
     kind: Literal["suspended"] = "suspended"
     reason: Literal["DISK_FULL", "ESTIMATED", "ENGINE_ENDED"]
     text: str
+    disk_bytes_wanted: int = 0
+    """Beyond what must stay free; 0 where a write has failed, and nobody knows what it would have taken."""
 
 
 Report = Annotated[

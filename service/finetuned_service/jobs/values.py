@@ -89,6 +89,11 @@ class Job(Value):
     priority: Priority = Priority.NORMAL
     preempting: bool = False
     """It runs, and is to make room for a job that comes first."""
+    steps_since: float | None = None
+    """When the attempt that runs has told of its first step, in seconds since the epoch: from then on a stop loses
+    nothing. None before that."""
+    slices_lost: int = 0
+    """How often it had to make room for its turn's end before it had told of a step: each has doubled its next slice."""
     losses: int = 0
     """How often its process or its worker was lost; the other attempts do not count against it."""
     engine_ends: int = 0
@@ -109,6 +114,8 @@ class Job(Value):
     """The last time that the held-out loss turned; None while it falls."""
     usage: Usage | None = None
     """Of all attempts that have ended."""
+    disk_bytes_wanted: int = 0
+    """Room on the disk, beyond what must stay free, before it goes on by itself after a full disk had paused it."""
     pause_after_estimate: bool = False
     """It measures what it will take, and then waits to be told to begin."""
 

@@ -18,6 +18,7 @@ from finetuned_service.bases.manifest import BaseManifest, compute_digest, read_
 from finetuned_service.bases.publish import building
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.events import Environment, Notice, Progress
+from finetuned_service.jobs.pace import Phase, Stopped
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, QuantizeFinished, QuantizeTask
 from finetuned_service.jobs.values import QuantizeReport
@@ -26,7 +27,6 @@ from finetuned_service.quantization.estimate import check_memory, estimate_run
 from finetuned_service.quantization.formats import FORMATS
 from finetuned_service.quantization.gate import passes
 from finetuned_service.quantization.measure import Comparison, compare
-from finetuned_service.quantization.pace import Phase, Stopped
 from finetuned_service.quantization.plan import Plan, plan_quantization
 from finetuned_service.quantization.store import store_quantized
 from finetuned_service.quantization.text import measured_windows

@@ -13,11 +13,12 @@ from typing import Generic
 from finetuned_service.errors import TrainingDiverged
 from finetuned_service.jobs.events import Environment, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
+from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.specs import Optimization
 from finetuned_service.jobs.task import Suspended, TrainTask
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.adapter import read_adapter
-from finetuned_service.training.checkpoint import CheckpointStore, RunState
+from finetuned_service.training.checkpoint import DESCRIPTION_BYTES, CheckpointStore, RunState
 from finetuned_service.training.estimate import refuse_without_device_room, tell_estimate
 from finetuned_service.training.loop import Ended, HeldOut, Trainer
 from finetuned_service.training.order import MICRO_BATCH_TOKENS
@@ -58,6 +59,10 @@ class Attempt(Generic[R]):
         """Where the result lies until it is published."""
         return Path(self.task.work_directory) / "adapter"
 
+    @property
+    def _room(self) -> Room:
+        return Room(Path(self.task.work_directory), self.task.limits.reserved_disk_bytes)
+
     def run(
         self, *, seconds_afterwards: float | None = None, memory_afterwards_bytes: int = 0
     ) -> tuple[Ended, RunState]:
@@ -72,6 +77,7 @@ class Attempt(Generic[R]):
             TrainingDiverged: naming what was kept.
             InvalidField: the weights to continue from have other tensors.
             ResourceExhausted: checkpoints have no room.
+            NoRoom: the disk has none for what is written next.
         """
         task, spec = self.task, self.task.spec
         checkpoints = CheckpointStore(
@@ -79,13 +85,19 @@ class Attempt(Generic[R]):
             kept=spec.optimization.kept_checkpoints,
             budget_bytes=task.limits.checkpoint_bytes,
             report=self.report,
+            room=self._room,
         )
         if task.start_directory:
             self._read(Path(task.start_directory))
         checkpoints.refuse_over_budget(self.model)
         refuse_without_device_room(self.model, task.limits)
         state = begin(checkpoints.latest(self.digest), self.digest, self.environment, self.report)
-        if (task.probe_steps or task.pause_after_estimate) and not state.step:
+        plan = Plan.of(spec.optimization, spec.evaluation)
+        probes = bool(task.probe_steps or task.pause_after_estimate) and not state.step
+        if state.step < plan.total_steps:
+            # Before hours of steps, not after; a probe writes two of its own.
+            checkpoints.refuse_without_room(state, self.model, copies=2 if probes else 1)
+        if probes:
             probed = self._probe(state, seconds_afterwards, memory_afterwards_bytes)
             if probed and task.pause_after_estimate:
                 text = "paused before its first step, to show what it will take: ResumeJob lets it begin"
@@ -93,7 +105,6 @@ class Attempt(Generic[R]):
                 return Ended.STOPPED, state
             if probed and seconds_afterwards is None:
                 seconds_afterwards = probed.evaluation_seconds
-        plan = Plan.of(spec.optimization, spec.evaluation)
         trainer = self._trainer(plan, state, checkpoints, self.report, seconds_afterwards or 0.0)
         try:
             ended = trainer.run()
@@ -166,6 +177,8 @@ class Attempt(Generic[R]):
     def _write(self, checkpoints: CheckpointStore, step: int) -> None:
         checkpoints.restore_parameters(step, self.model)
         shutil.rmtree(self.adapter_directory, ignore_errors=True)
+        size_bytes = sum(parameter.nbytes for _, parameter in self.model.named_parameters())
+        self._room.refuse_without(size_bytes + DESCRIPTION_BYTES, "the job's adapter")
         self.adapter_directory.mkdir()
         self.write(self.adapter_directory)
 

@@ -21,6 +21,7 @@ from finetuned_service.bases.lender import BORROWED
 from finetuned_service.errors import ResourceExhausted
 from finetuned_service.jobs.events import Environment, Notice
 from finetuned_service.jobs.process import ReportFunction
+from finetuned_service.jobs.room import Room
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.training.generators import generator_states, restore_generators
@@ -34,7 +35,7 @@ on from one that an older build has left.
 LEAST_CHECKPOINTS = 3
 """What must have room: the newest, the best, and the one that is being written."""
 
-_DESCRIPTION_BYTES = 64 * 1024
+DESCRIPTION_BYTES = 64 * 1024
 """Generator, header and state."""
 _PARAMETER = "parameter."
 _MOMENT = "optimizer."
@@ -80,23 +81,28 @@ class CheckpointStore:
         kept: int = 2,
         budget_bytes: int = 2**63,
         report: ReportFunction | None = None,
+        room: Room | None = None,
     ) -> None:
         """The newest `kept` checkpoints stay, and the best; fewer where all of them, with the one that is being
-        written, would take more than `budget_bytes`, which `report` then tells once.
+        written, would take more than `budget_bytes` or what the disk has room for, which `report` then tells once.
         """
         self._directory, self._kept, self._budget_bytes, self._report = directory, kept, budget_bytes, report
+        self._room = room or Room(directory, 0)
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".*"):
             shutil.rmtree(leftover)
 
     def save(self, state: RunState, model: Parameters, optimizer: torch.optim.Optimizer) -> None:
-        """Write the state after `state.step`; checkpoints that are no longer needed go, for want of room before,
-        others after.
+        """Write the state after `state.step`, unless it was; checkpoints that are no longer needed go, for want of room
+        before, others after.
 
         Raises:
             LenderEnded: nobody knows what the step was computed with; nothing is kept of it.
+            NoRoom: the disk has none for it; nothing is written.
         """
-        self._make_room(state, _size_bytes(model))
+        if self._path(state.step).exists():
+            return
+        self.refuse_without_room(state, model)
         temporary = self._directory / f".step-{state.step:08}"
         temporary.mkdir()
         try:
@@ -170,21 +176,36 @@ class CheckpointStore:
                 },
             )
 
+    def refuse_without_room(self, state: RunState, model: Parameters, copies: int = 1) -> None:
+        """Drop what is not needed where it takes the room of the next checkpoint; `copies` of one are about to be
+        written.
+
+        Raises:
+            NoRoom: the disk has no room all the same.
+        """
+        size_bytes = _size_bytes(model)
+        self._make_room(state, size_bytes)
+        what = "a checkpoint" if copies == 1 else "measuring the first steps"
+        self._room.refuse_without(copies * size_bytes, what)
+
     def _make_room(self, state: RunState, size_bytes: int) -> None:
         """Drop the oldest, never the newest or the best, until one more has room."""
         paths = sorted(path for path in self._directory.glob("step-*") if path != self._path(state.step))
         best = self._path(state.best.step) if state.best else None
         for path in [path for path in paths[:-1] if path != best]:
-            held = sum(directory_bytes(each) for each in paths)
-            if held + size_bytes <= self._budget_bytes:
+            held, spare_bytes = sum(directory_bytes(each) for each in paths), self._room.spare_bytes()
+            if held + size_bytes > self._budget_bytes:
+                why = f"all may take {self._budget_bytes / 1e6:,.1f} MB (job_checkpoint_bytes)"
+            elif size_bytes > spare_bytes:
+                why = f"the server's disk has {spare_bytes / 1e6:,.1f} MB to spare (min_free_disk_bytes)"
+            else:
                 return
             self._drop(path)
             paths.remove(path)
             if self._report is not None:
                 text = (
                     f"{len(paths) + 1} checkpoints are kept, fewer than kept_checkpoints ({self._kept}) and the best: "
-                    f"each takes {size_bytes / 1e6:,.1f} MB, all may take {self._budget_bytes / 1e6:,.1f} MB "
-                    "(job_checkpoint_bytes)"
+                    f"each takes {size_bytes / 1e6:,.1f} MB, {why}"
                 )
                 self._report(Notice(severity="WARNING", text=text))
                 self._report = None
@@ -200,7 +221,7 @@ class CheckpointStore:
 
 def _size_bytes(model: Parameters) -> int:
     """Of a checkpoint: each parameter with the two moments of AdamW, all in the parameter's dtype."""
-    return 3 * sum(parameter.nbytes for _, parameter in model.named_parameters()) + _DESCRIPTION_BYTES
+    return 3 * sum(parameter.nbytes for _, parameter in model.named_parameters()) + DESCRIPTION_BYTES
 
 
 def _tensors(model: Parameters, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

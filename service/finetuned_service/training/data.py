@@ -15,6 +15,8 @@ from finetuned_service.datasets.kinds import DatasetRow
 from finetuned_service.datasets.report import EncodedIds, data_report, with_rows
 from finetuned_service.datasets.rows import read_rows
 from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.pace import until_stopped
+from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import DataOptions, LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -44,7 +46,11 @@ class JobData:
 
 
 def read_job_data(
-    spec: TrainSpec, tokenizer: BaseTokenizer, train_path: Path, eval_path: Path | None
+    spec: TrainSpec,
+    tokenizer: BaseTokenizer,
+    train_path: Path,
+    eval_path: Path | None,
+    stop: StopFlag | None = None,
 ) -> JobData:
     """Read, encode and split the rows of a resolved spec.
 
@@ -53,17 +59,19 @@ def read_job_data(
         tokenizer: of the base.
         train_path: canonical rows.
         eval_path: canonical rows to hold out; None takes `holdout_fraction` of the training rows.
+        stop: asks to end between two rows; None never does.
 
     Raises:
+        Stopped: the process was asked to stop.
         InvalidData: rows that cannot be trained on, by line, none to train on, or none left of those to hold out.
     """
     refuse_unwritable(tokenizer, spec.evaluation.baseline)
     encoding = _Encoding(tokenizer, spec.data)
-    train = encoding.examples(read_rows(train_path), "line")
+    train = encoding.examples(until_stopped(read_rows(train_path), stop), "line")
     dropped = encoding.dropped
     heldout: list[Example] = []
     if eval_path is not None:
-        heldout = encoding.examples(read_rows(eval_path), "eval_dataset line")
+        heldout = encoding.examples(until_stopped(read_rows(eval_path), stop), "eval_dataset line")
     encoding.faults.refuse()
     if not train:
         raise InvalidData(

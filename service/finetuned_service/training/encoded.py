@@ -14,6 +14,7 @@ from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Encoded, Failed, Submit
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
+from finetuned_service.jobs.pace import Phase
 
 _RUNNING = 64
 _AT_ONCE = 2 * _RUNNING
@@ -21,12 +22,17 @@ _AT_ONCE = 2 * _RUNNING
 
 
 def encoded(
-    base_directory: Path, requests: Iterable[Submit], threads: int, device: str = "cpu"
+    base_directory: Path,
+    requests: Iterable[Submit],
+    threads: int,
+    device: str = "cpu",
+    phase: Phase | None = None,
 ) -> dict[int, NDArray[np.float32]]:
     """What each request becomes, by its number: `[1, width]` or `[tokens, width]`, or what its adapter's head
-    makes of that. They are asked for as the engine has room for them.
+    makes of that. They are asked for as the engine has room for them. `phase` has a step for each.
 
     Raises:
+        Stopped: the process was asked to stop.
         FinetunedError: an adapter cannot be applied.
     """
     model = load_model(base_directory, device=device)
@@ -40,13 +46,16 @@ def encoded(
     waiting, asked = iter(requests), 0
     with OfflineEngine(model, config) as engine:
         while True:
-            more = list(islice(waiting, _AT_ONCE - (asked - len(found))))
+            before = len(found)
+            more = list(islice(waiting, _AT_ONCE - (asked - before)))
             engine.deliver(*more)
             asked += len(more)
-            if len(found) == asked:
+            if before == asked:
                 return found
             for event in engine.step():
                 if isinstance(event, Failed):
                     raise from_wire(event.error)
                 if isinstance(event, Encoded):
                     found[event.request_id] = np.frombuffer(event.data, "<f4").reshape(-1, event.width)
+            if phase is not None:
+                phase.advance(steps=len(found) - before)

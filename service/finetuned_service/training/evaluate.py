@@ -19,6 +19,7 @@ from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import from_wire
 from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.memory import MEMORY, free_unused_memory
+from finetuned_service.jobs.pace import Stopped
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import Baseline, EvaluationOptions
 from finetuned_service.storage.files import write_atomically
@@ -38,10 +39,6 @@ _KV_TOKENS = 32_768
 _SPARE_ANSWER_TOKENS = 16
 _ADAPTER_BYTES = 256 * MIB
 """Room for an adapter; twice its files where they are larger, since 16 bits may become 32."""
-
-
-class Stopped(Exception):
-    """The process was asked to stop; the evaluation starts again with the next attempt."""
 
 
 class Evaluated(Value):

@@ -22,6 +22,7 @@ from finetuned_service.bases.manifest import read_config
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.memory import memory_report, private_memory_bytes
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS
+from finetuned_service.jobs.pace import Stopped
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import DpoSettings, TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
@@ -37,7 +38,6 @@ from finetuned_service.training.evaluate import (
     Evaluated,
     Evaluator,
     Scoring,
-    Stopped,
     Subject,
     TokenScoring,
 )
@@ -100,10 +100,13 @@ def run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     Raises:
         FinetunedError: the data or the settings cannot be trained on.
     """
-    if not task.log_directory:
-        return _run(task, report, stop)
-    with TensorBoardLog(Path(task.log_directory), report) as log:
-        return _run(task, log, stop)
+    try:
+        if not task.log_directory:
+            return _run(task, report, stop)
+        with TensorBoardLog(Path(task.log_directory), report) as log:
+            return _run(task, log, stop)
+    except Stopped:
+        return EXIT_STOPPED
 
 
 def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
@@ -117,24 +120,21 @@ def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
         report(Progress(phase="preparing"))
         return run_head(task, _environment(task), _digest(task), report, stop)
     job = _prepare(task, report, stop)
-    try:
-        reference = _continued_reference(job)
-        baseline = _evaluate(job, "baseline", reference=reference)
-        reference = reference or baseline
-        incumbent = (
-            _evaluate(job, "incumbent", Path(task.incumbent_directory), reference=reference)
-            if task.incumbent_directory
-            else None
-        )
-        ended, state = _train(job, baseline)
-        if ended is Ended.STOPPED:
-            return EXIT_STOPPED
-        step = state.best.step if state.best else 0
-        adapter = _evaluate(job, "adapter", job.adapter_directory, step, reference=reference)
-        if baseline and adapter and (notice := forgotten(baseline.metrics, adapter.metrics)):
-            report(notice)
-    except Stopped:
+    reference = _continued_reference(job)
+    baseline = _evaluate(job, "baseline", reference=reference)
+    reference = reference or baseline
+    incumbent = (
+        _evaluate(job, "incumbent", Path(task.incumbent_directory), reference=reference)
+        if task.incumbent_directory
+        else None
+    )
+    ended, state = _train(job, baseline)
+    if ended is Ended.STOPPED:
         return EXIT_STOPPED
+    step = state.best.step if state.best else 0
+    adapter = _evaluate(job, "adapter", job.adapter_directory, step, reference=reference)
+    if baseline and adapter and (notice := forgotten(baseline.metrics, adapter.metrics)):
+        report(notice)
     finish(
         task,
         job.adapter_directory,
@@ -154,7 +154,7 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
     eval_path = Path(task.eval_path) if task.eval_path else None
     pairs = task.spec.objective is Objective.DPO
     read = read_pair_data if pairs else read_job_data
-    data = read(task.spec, tokenizer, Path(task.train_path), eval_path)
+    data = read(task.spec, tokenizer, Path(task.train_path), eval_path, stop)
     environment = _environment(task)
     tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
     wanted = task.spec.evaluation.generation_rows

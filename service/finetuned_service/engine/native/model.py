@@ -274,8 +274,9 @@ class NativeRunner:
         array = (DrawStruct * len(draws))(*draws)
         if self._library.decoder_draw(self._decoder, array, len(draws), self._vocabulary, tokens):
             raise MemoryError
-        refuse_none_drawn(tokens)
-        return list(tokens)
+        told = list(tokens)
+        refuse_none_drawn(told)
+        return told
 
 
 def _int32(values: list[int]) -> object:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from finetuned_service.engine.messages import AdapterHandle, Encode, Sampling, Submit
+from finetuned_service.jobs.pace import Phase
 from finetuned_service.training.embeddings.figures import Vectors, cosines, rankings, retrieval
 from finetuned_service.training.embeddings.pairs import PairExample, Tokens
 from finetuned_service.training.encoded import encoded
@@ -26,6 +27,11 @@ class PairResult:
     """For people, one for each row: the nearest of all held-out texts, or the cosine."""
 
 
+def texts_of(rows: Sequence[PairExample]) -> list[Tokens]:
+    """The different texts of the rows, which are encoded once each."""
+    return list(dict.fromkeys(tokens for row in rows for tokens in row.all_texts))
+
+
 def measured(
     base_directory: Path,
     adapter: AdapterHandle | None,
@@ -33,14 +39,20 @@ def measured(
     pooling: Pooling,
     threads: int,
     device: str = "cpu",
+    phase: Phase | None = None,
 ) -> PairResult:
-    """The figures of the rows, which all have scores, or none has; at least one."""
-    texts = dict.fromkeys(tokens for row in rows for tokens in row.all_texts)
+    """The figures of the rows, which all have scores, or none has; at least one. `phase` has a step for each of their
+    `texts_of`.
+
+    Raises:
+        Stopped: the process was asked to stop.
+    """
+    texts = texts_of(rows)
     requests = [
         Submit(number, tokens, adapter, Sampling(1), encode=Encode(pooling))
         for number, tokens in enumerate(texts)
     ]
-    found = encoded(base_directory, requests, threads, device)
+    found = encoded(base_directory, requests, threads, device, phase)
     return scored(rows, {tokens: found[number][0] for number, tokens in enumerate(texts)})
 
 

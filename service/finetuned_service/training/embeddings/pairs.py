@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from finetuned_service.datasets.kinds import DatasetRow
 from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.pace import until_stopped
+from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -62,11 +63,16 @@ class EmbeddingData:
 
 
 def read_embedding_data(
-    spec: TrainSpec, base_directory: Path, train_path: Path, eval_path: Path | None
+    spec: TrainSpec,
+    base_directory: Path,
+    train_path: Path,
+    eval_path: Path | None,
+    stop: StopFlag | None = None,
 ) -> EmbeddingData:
     """Read, encode and split the rows of a resolved spec whose task is feature extraction.
 
     Raises:
+        Stopped: the process was asked to stop (`stop`).
         InvalidData: rows that cannot be trained on, by line, or too few.
     """
     pooling, image = base_inputs(read_config(base_directory))
@@ -79,9 +85,11 @@ def read_embedding_data(
         train, held_out = ({index + 1: rows[index] for index in part} for part in parts)
     tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
     encoding = _Encoding(TextFitter(tokenizer, spec.data))
-    examples = encoding.examples(train, "line")
+    examples = encoding.examples(until_stopped(train.items(), stop), "line")
     dropped = encoding.dropped
-    heldout = encoding.examples(held_out, "eval_dataset line" if eval_path else "line")
+    heldout = encoding.examples(
+        until_stopped(held_out.items(), stop), "eval_dataset line" if eval_path else "line"
+    )
     encoding.faults.refuse()
     if len(examples) < 2:
         raise InvalidData(
@@ -114,10 +122,10 @@ class _Encoding:
         self.faults = RowFaults()
         self.truncated = self.dropped = 0
 
-    def examples(self, rows: Mapping[int, DatasetRow], where: str) -> tuple[PairExample, ...]:
-        """The rows that can be used; they are given by their lines in the file that `where` names."""
+    def examples(self, rows: Iterable[tuple[int, DatasetRow]], where: str) -> tuple[PairExample, ...]:
+        """The rows that can be used; each comes with its line in the file that `where` names."""
         found: list[PairExample] = []
-        for line, row in rows.items():
+        for line, row in rows:
             try:
                 example = self._example(row)
             except InvalidData as error:

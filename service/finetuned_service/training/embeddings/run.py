@@ -9,13 +9,14 @@ import torch
 
 from finetuned_service.adapters.files import stored_head
 from finetuned_service.bases.device import resolve_device
-from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
+from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice
+from finetuned_service.jobs.pace import Phase
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
-from finetuned_service.training.embeddings.evaluate import PairResult, measured
+from finetuned_service.training.embeddings.evaluate import PairResult, measured, texts_of
 from finetuned_service.training.embeddings.model import EmbeddingModel
 from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
 from finetuned_service.training.loop import Ended
@@ -46,10 +47,11 @@ def run_embeddings(
     """Do the job; returns an exit code of `jobs/task.py`. Arguments as of `heads.run.run_head`.
 
     Raises:
+        Stopped: it was asked to end before its first step, or after its last.
         FinetunedError: the data or the settings cannot be trained on.
     """
     eval_path = Path(task.eval_path) if task.eval_path else None
-    data = read_embedding_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path)
+    data = read_embedding_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path, stop)
     tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
     job = _Job(task, data, environment, digest, report, stop)
     baseline = _measured(job, "baseline", None)
@@ -87,10 +89,11 @@ def _measured(job: _Job, subject: str, directory: Path | None, step: int = 0) ->
     """The figures of an adapter, or of the plain base without one; None without held-out rows."""
     if not job.data.heldout:
         return None
-    job.report(Progress(phase="evaluating" if subject == "adapter" else subject))
+    name = "evaluating" if subject == "adapter" else subject
+    phase = Phase(name, len(texts_of(job.data.heldout)), job.report, job.stop)
     handle = adapter_handle(directory, job.base) if directory else None
     result = measured(
-        job.base, handle, job.data.heldout, job.data.pooling, job.task.limits.threads, job.task.device
+        job.base, handle, job.data.heldout, job.data.pooling, job.task.limits.threads, job.task.device, phase
     )
     finished = {"subject": subject, "step": step, "metrics": result.metrics}
     job.report(EvaluationFinished.model_validate(finished))

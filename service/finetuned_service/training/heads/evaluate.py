@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.engine.messages import AdapterHandle
+from finetuned_service.jobs.pace import Phase
 from finetuned_service.training.encoded import encoded
 from finetuned_service.training.heads.confusion import confusion_matrix
 from finetuned_service.training.heads.examples import Example
@@ -54,10 +55,16 @@ def answered(
     head: Head,
     threads: int,
     device: str = "cpu",
+    phase: Phase | None = None,
 ) -> Outputs:
-    """The outputs of the adapter's head for each example: `[1, outputs]`, or a row for each of its places."""
+    """The outputs of the adapter's head for each example: `[1, outputs]`, or a row for each of its places. `phase` has a
+    step for each example.
+
+    Raises:
+        Stopped: the process was asked to stop.
+    """
     requests = (replace(request_of(example, head), adapter=adapter) for example in examples)
-    found = encoded(base_directory, requests, threads, device)
+    found = encoded(base_directory, requests, threads, device, phase)
     return [
         found[example.number][list(example.places)] if example.places else found[example.number]
         for example in examples

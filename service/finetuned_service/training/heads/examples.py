@@ -15,6 +15,8 @@ from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.estimate import DECODED_IMAGES_BYTES
+from finetuned_service.jobs.pace import until_stopped
+from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -82,6 +84,7 @@ def read_head_data(
     eval_path: Path | None,
     *,
     decoded_bytes: int = DECODED_IMAGES_BYTES,
+    stop: StopFlag | None = None,
 ) -> HeadData:
     """Read, encode and split the rows of a resolved spec whose task is not text generation.
 
@@ -91,8 +94,10 @@ def read_head_data(
         train_path: canonical rows.
         eval_path: canonical rows to hold out; None takes `holdout_fraction` of the training rows.
         decoded_bytes: room for images that stay decoded; none is for whoever asks for the report alone.
+        stop: asks to end between two rows; None never does.
 
     Raises:
+        Stopped: the process was asked to stop (`stop`).
         InvalidData: rows that cannot be trained on, by line, labels that only one part has, or a part without rows.
     """
     kind = type(next(stored_rows(train_path)))
@@ -107,10 +112,13 @@ def read_head_data(
     head = _head(spec, kind, rows.classes, pooling)
     shelf = ImageShelf(image, decoded_bytes) if image else None
     encoding = _Encoding(spec, head, base_directory, shelf)
-    train = encoding.examples(zip(rows.train_lines, rows.train, strict=True), "line", 0)
+    lines = zip(rows.train_lines, rows.train, strict=True)
+    train = encoding.examples(until_stopped(lines, stop), "line", 0)
     dropped = encoding.dropped
-    held_out = zip(rows.held_out_lines, rows.held_out, strict=True)
-    heldout = encoding.examples(held_out, "eval_dataset line" if eval_path else "line", len(train))
+    lines = zip(rows.held_out_lines, rows.held_out, strict=True)
+    heldout = encoding.examples(
+        until_stopped(lines, stop), "eval_dataset line" if eval_path else "line", len(train)
+    )
     encoding.faults.refuse()
     if not train:
         raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")

@@ -11,6 +11,7 @@ from finetuned_service.adapters.head import Head
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.engine.encoders.pooling import pool
 from finetuned_service.engine.messages import Encode, Sampling, Submit
+from finetuned_service.jobs.pace import Phase
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.vocabulary import Pooling
 
@@ -19,8 +20,15 @@ _FORWARD_INPUTS = 64
 
 
 @torch.inference_mode()
-def features_of(model: EncoderModel, examples: Sequence[Example], head: Head) -> Iterator[tuple[int, Tensor]]:
-    """The number of each example, and `[1, width]` float32 on the CPU; or a row for each of its `places`."""
+def features_of(
+    model: EncoderModel, examples: Sequence[Example], head: Head, phase: Phase
+) -> Iterator[tuple[int, Tensor]]:
+    """The number of each example, and `[1, width]` float32 on the CPU; or a row for each of its `places`. `phase` has a
+    step for each example.
+
+    Raises:
+        Stopped: the process was asked to stop.
+    """
     ordered = sorted(examples, key=lambda example: len(example.token_ids))
     for part in _parts(ordered):
         rows = model.forward.run([request_of(example, head) for example in part])
@@ -30,6 +38,7 @@ def features_of(model: EncoderModel, examples: Sequence[Example], head: Head) ->
                 yield example.number, exact[list(example.places)]
             else:
                 yield example.number, pool(exact, head.pooling or Pooling.MEAN)
+        phase.advance(steps=len(part))
 
 
 def request_of(example: Example, head: Head) -> Submit:

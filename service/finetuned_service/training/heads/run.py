@@ -18,7 +18,8 @@ from finetuned_service.adapters.head import Head
 from finetuned_service.bases.device import resolve_device
 from finetuned_service.engine.encoders.model import EncoderModel
 from finetuned_service.errors import InvalidField
-from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
+from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice
+from finetuned_service.jobs.pace import Phase
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
@@ -76,10 +77,11 @@ def run_head(
         stop: asks the job to end.
 
     Raises:
+        Stopped: it was asked to end before its first step, or after its last.
         FinetunedError: the data or the settings cannot be trained on.
     """
     eval_path = Path(task.eval_path) if task.eval_path else None
-    data = read_head_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path)
+    data = read_head_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path, stop=stop)
     tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
     if data.weights is not None:
         report(Notice(text=told(data.weights, data.head)))
@@ -142,10 +144,12 @@ def _measured(
     """`own` is the head of who answers, where it is not the job's."""
     if not job.data.heldout:
         return None
-    job.report(Progress(phase="evaluating" if subject == "adapter" else subject))
+    name = "evaluating" if subject == "adapter" else subject
+    phase = Phase(name, len(job.data.heldout), job.report, job.stop)
     handle = adapter_handle(directory, job.base)
     head = own or job.data.head
-    outputs = answered(job.base, handle, job.data.heldout, head, job.task.limits.threads, job.task.device)
+    threads, device = job.task.limits.threads, job.task.device
+    outputs = answered(job.base, handle, job.data.heldout, head, threads, device, phase)
     outputs = in_order_of(job.data.head, head, outputs)
     return _told(job, subject, scored(outputs, job.data.heldout, job.data.head, job.data.unit), step)
 
@@ -200,10 +204,10 @@ def _model(job: _Job) -> tuple[HeadModel | AdaptedEncoder, float | None]:
     if spec.method is not Method.HEAD:
         model = AdaptedEncoder.load(job.base, spec, data.head, data.weights, device, data.unit)
         return model, None
-    job.report(Progress(phase="encoding"))
     started = time.perf_counter()
     examples = [*data.train, *data.heldout]
-    found = features_of(EncoderModel.load(job.base, device=device), examples, data.head)
+    phase = Phase("encoding", len(examples), job.report, job.stop)
+    found = features_of(EncoderModel.load(job.base, device=device), examples, data.head, phase)
     features = {number: rows.clone() for number, rows in found}
     model = HeadModel(data.head, features, data.weights, data.unit)
     # A head trains on what its base has made of the rows, and is measured on the held-out ones themselves.

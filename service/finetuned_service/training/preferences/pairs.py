@@ -9,6 +9,8 @@ from pathlib import Path
 
 from finetuned_service.datasets.rows import rows_of
 from finetuned_service.errors import InvalidData
+from finetuned_service.jobs.pace import until_stopped
+from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import LongRows, TrainSpec
 from finetuned_service.text.supervision import EncodedRow, encode_preference
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -62,20 +64,25 @@ class PairData:
 
 
 def read_pair_data(
-    spec: TrainSpec, tokenizer: BaseTokenizer, train_path: Path, eval_path: Path | None
+    spec: TrainSpec,
+    tokenizer: BaseTokenizer,
+    train_path: Path,
+    eval_path: Path | None,
+    stop: StopFlag | None = None,
 ) -> PairData:
     """Read, encode and split the pairs of a resolved spec; arguments as of `read_job_data`.
 
     Raises:
+        Stopped: the process was asked to stop (`stop`).
         InvalidData: rows that cannot be trained on, by line, none to train on, or none left of those to hold out.
     """
     refuse_unwritable(tokenizer, spec.evaluation.baseline)
     encoding = _Encoding(tokenizer, spec)
-    train = encoding.examples(rows_of(train_path, Preference), "line")
+    train = encoding.examples(until_stopped(rows_of(train_path, Preference), stop), "line")
     dropped = encoding.dropped
     heldout: list[PairExample] = []
     if eval_path is not None:
-        heldout = encoding.examples(rows_of(eval_path, Preference), "eval_dataset line")
+        heldout = encoding.examples(until_stopped(rows_of(eval_path, Preference), stop), "eval_dataset line")
     encoding.faults.refuse()
     if not train:
         raise InvalidData(

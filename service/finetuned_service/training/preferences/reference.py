@@ -17,9 +17,9 @@ from torch import Tensor
 
 from finetuned_service.bases.lender import BORROWED
 from finetuned_service.jobs.events import Progress
+from finetuned_service.jobs.pace import Stopped
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.storage.files import write_atomically
-from finetuned_service.training.evaluate import Stopped
 from finetuned_service.training.loop import EVALUATION_ROWS
 from finetuned_service.training.model import AdaptedModel
 from finetuned_service.training.preferences.model import ReferencedPair, log_probabilities_of

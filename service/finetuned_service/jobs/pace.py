@@ -1,18 +1,35 @@
-"""Progress reports at a pace that people can follow and the store can keep."""
+"""The long phases of a job process: they tell how far they are, at a pace that people can follow and the store can
+keep, and end when the process is asked to stop.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 
 REPORT_INTERVAL_SECONDS = 0.5
 
+T = TypeVar("T")
+
 
 class Stopped(Exception):
-    """SIGTERM came; nothing is published."""
+    """The process was asked to stop; what the phase has not kept is done again by the next attempt."""
+
+
+def until_stopped(items: Iterable[T], stop: StopFlag | None) -> Iterator[T]:
+    """The items, for work on one after another; None never stops.
+
+    Raises:
+        Stopped: if the process was asked to end.
+    """
+    for item in items:
+        if stop is not None and stop.is_set():
+            raise Stopped
+        yield item
 
 
 class Phase:
@@ -36,15 +53,15 @@ class Phase:
         self._step = 0
         report(Progress(phase=name, total_steps=total_steps))
 
-    def advance(self, tokens: int = 0) -> None:
-        """One more step is done; `tokens` is how many were measured in the phase so far.
+    def advance(self, tokens: int = 0, *, steps: int = 1) -> None:
+        """So many more steps are done; `tokens` is how many were measured in the phase so far.
 
         Raises:
             Stopped: if the process was asked to end.
         """
         if self._stop.is_set():
             raise Stopped
-        self._step += 1
+        self._step += steps
         now = self._clock()
         if self._step < self._total_steps and now - self._reported < REPORT_INTERVAL_SECONDS:
             return
@@ -57,6 +74,8 @@ class Phase:
                 total_steps=self._total_steps,
                 tokens=tokens,
                 tokens_per_second=tokens / elapsed_seconds,
-                eta_seconds=elapsed_seconds / self._step * (self._total_steps - self._step),
+                eta_seconds=elapsed_seconds / self._step * (self._total_steps - self._step)
+                if self._step
+                else None,
             )
         )
