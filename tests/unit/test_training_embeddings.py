@@ -13,7 +13,7 @@ import pytest
 import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.errors import InvalidData
+from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.events import Progress
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
 from finetuned_service.jobs.specs import TrainSpec
@@ -279,6 +279,23 @@ def test_a_row_of_which_several_texts_are_cut_is_one_row(encoder: Path, tmp_path
     task = make_task(tmp_path, encoder, train=rows, heldout=rows, task="feature-extraction", data=data)
     found = read_embedding_data(task.spec, encoder, Path(task.train_path), Path(task.eval_path))
     assert found.report.truncated_rows == 4  # two of each part
+
+
+def test_promotion_is_refused_where_all_that_the_job_held_out_is_too_long(
+    encoder: Path, tmp_path: Path
+) -> None:
+    rows = [{"anchor": f"{word} sat " * 20, "positive": "mat"} for word in ("cat", "dog")]
+    settings: dict[str, Any] = {"task": "feature-extraction", "lora": LORA}
+    data = {"max_row_tokens": 16, "long_rows": "DROP"}
+    promote = {"alias": "default", "metric": "recall_at_1"}
+    for seed in range(10):  # until a long one is held out, and the short one is not
+        one = {"optimization": {"seed": seed}, "data": data, "promote_if": promote}
+        task = make_task(tmp_path / str(seed), encoder, train=PAIRS[:1] + rows, **settings, **one)
+        found = read_embedding_data(task.spec, encoder, Path(task.train_path), None)
+        if not found.heldout:
+            break
+    with pytest.raises(InvalidField, match="needs held-out rows to measure, and none are left"):
+        run(task, Reports(), threading.Event())
 
 
 def test_rows_are_named_as_they_stand_in_the_file(encoder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from finetuned_service.adapters.files import check_adapter
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.errors import InvalidField, ResourceExhausted, TrainingDiverged
+from finetuned_service.errors import ResourceExhausted, TrainingDiverged
 from finetuned_service.jobs import room
 from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
@@ -478,17 +478,3 @@ def test_divergence_keeps_the_adapter_of_the_last_good_checkpoint(tmp_path, base
     assert kept.keys()
     for name, tensor in kept.items():
         assert torch.equal(tensor, state["parameter." + name.removeprefix("base_model.model.")])
-
-
-def test_promotion_without_held_out_rows_is_refused(tmp_path, base):
-    promote = {"alias": "default", "metric": "loss"}
-    long_row = {"prompt": "x", "completion": "one " * 200}
-    task = make_task(
-        tmp_path,
-        base,
-        heldout=[long_row],
-        data={"long_rows": "DROP", "max_row_tokens": 64},
-        promote_if=promote,
-    )
-    with pytest.raises(InvalidField, match="needs held-out rows to measure, and none are left"):
-        run(task, Reports(), threading.Event())
