@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetuned import AsyncClient, Client, RawText, Reply
+from finetuned import AsyncClient, Client, FinetunedError, GenerateRequest, RawText, Reply
 
 from benchmarks.machine import family
 from benchmarks.peers.process import Sequences
@@ -58,6 +58,38 @@ class Ours:
             for prompt, adapter in zip(sequences.prompts, sequences.adapters, strict=True)
         ]
         return await asyncio.gather(*calls)
+
+    def batch_seconds(self, sequences: Sequences) -> float:
+        """Generate all of them by one BatchServeAdapter; wall-clock seconds."""
+        requests = [
+            GenerateRequest(**arguments(prompt, adapter, sequences.new_tokens))
+            for prompt, adapter in zip(sequences.prompts, sequences.adapters, strict=True)
+        ]
+        began = time.perf_counter()
+        replies = self.run(self.client.generate_many(requests))
+        seconds = time.perf_counter() - began
+        for reply in replies:
+            if isinstance(reply, FinetunedError):
+                raise reply
+        return seconds
+
+    def seconds_in_calls(self, sequences: Sequences, at_once: int) -> float:
+        """Generate all of them, one call each, so many calls at once; wall-clock seconds."""
+
+        async def work() -> None:
+            places = asyncio.Semaphore(at_once)
+
+            async def call(prompt: Prompt, adapter: Path | None) -> None:
+                async with places:
+                    await self.client.generate(**arguments(prompt, adapter, sequences.new_tokens))
+
+            async with asyncio.TaskGroup() as calls:
+                for prompt, adapter in zip(sequences.prompts, sequences.adapters, strict=True):
+                    calls.create_task(call(prompt, adapter))
+
+        began = time.perf_counter()
+        self.run(work())
+        return time.perf_counter() - began
 
     def first_token_seconds(self, prompt: Prompt, adapter: Path | None) -> float:
         """From the call to the first token, nothing else running."""

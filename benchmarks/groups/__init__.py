@@ -9,7 +9,7 @@ from benchmarks.figures import Figure
 from benchmarks.groups.adapters import cold, loads, zipf
 from benchmarks.groups.process import memory, start
 from benchmarks.groups.step import floor, transport
-from benchmarks.groups.throughput import base, mixed, prefill, ranks, sampled
+from benchmarks.groups.throughput import base, batch, mixed, prefill, ranks, sampled
 from benchmarks.groups.training import training
 
 Group = Callable[[Bench], Iterator[Figure]]
@@ -20,6 +20,7 @@ GROUPS: dict[str, Group] = {
         base,
         mixed,
         sampled,
+        batch,
         ranks,
         prefill,
         cold,

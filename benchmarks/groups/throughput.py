@@ -15,6 +15,8 @@ from benchmarks.peers.process import Generates, Sequences
 PEERS = ("vllm", "peft", "llamacpp")
 UNIT = "tokens/s"
 DRAWN = {"temperature": 0.8, "top_p": 0.95}
+SHORT_REQUESTS = 512
+SHORT_REPLY_TOKENS = 4
 LONG_PROMPT_TOKENS = 1000
 LONG_PROMPTS = 2
 RANKS = (64, 16, 16, 8, 8, 8, 4, 4)
@@ -84,6 +86,32 @@ def sampled(bench: Bench) -> Iterator[Figure]:
             bench.rate(ours, 32, adapters, **DRAWN),
             {name: bench.rate(peer, 32, adapters, **DRAWN) for name, peer in peers.items()},
             own={"own_greedy": bench.rate(ours, 32, adapters)},
+            also=("vllm",),
+        )
+
+
+def batch(bench: Bench) -> Iterator[Figure]:
+    """512 short requests on 8 adapters, 4 tokens each, in one BatchServeAdapter, beside vLLM's `generate` of all of them, and
+    beside our own single calls, 32 at once.
+    """
+    adapters = bench.adapters(8)
+
+    def rate(seconds: Callable[[Sequences], float]) -> Callable[[], float]:
+        return lambda: SHORT_REQUESTS / seconds(bench.sequences(SHORT_REQUESTS, adapters, SHORT_REPLY_TOKENS))
+
+    with (
+        bench.server() as ours,
+        bench.started(
+            vllm=start.vllm(bench.base, sequences=128, context_tokens=CONTEXT_TOKENS, max_loras=8)
+        ) as peers,
+    ):
+        ours.add(adapters)
+        yield from bench.beside(
+            f"batch_{SHORT_REQUESTS}",
+            "requests/s",
+            rate(ours.batch_seconds),
+            {name: rate(peer.seconds) for name, peer in peers.items()},
+            own={"own_calls": rate(lambda sequences: ours.seconds_in_calls(sequences, 32))},
             also=("vllm",),
         )
 

@@ -540,6 +540,22 @@ async def test_merging_keeps_the_order_of_each_source():
     assert [item for item in found if item >= 10] == [10, 20]
 
 
+async def test_no_source_runs_ahead_of_the_reader():
+    given = {"a": 0, "b": 0}
+
+    async def count(name):
+        for number in range(100):
+            given[name] += 1
+            yield number
+
+    async with asyncio.timeout(HANG_SECONDS), aclosing(merged([count("a"), count("b")])) as found:
+        for taken in range(1, 50):
+            await anext(found)
+            for _ in range(10):
+                await asyncio.sleep(0)  # whoever may go on does
+            assert sum(given.values()) <= taken + 2
+
+
 async def test_items_that_are_errors_are_items():
     async def errors():
         yield ValueError("an item")

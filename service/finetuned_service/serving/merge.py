@@ -11,19 +11,25 @@ Item = TypeVar("Item")
 
 
 async def merged(sources: Sequence[AsyncGenerator[Item]]) -> AsyncGenerator[Item]:
-    """Items of all sources as they come. The first failure ends all; leaving early ends all."""
+    """Items of all sources as they come. The first failure ends all; leaving early ends all.
+
+    A source is asked for its next item when the one before has been taken: sources that join what comes meanwhile, as
+    `EngineStream` does, have few and long ones for a slow reader.
+    """
     if len(sources) == 1:
         async with aclosing(sources[0]) as only:
             async for item in only:
                 yield item
         return
-    queue: asyncio.Queue[tuple[Item] | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[Item, asyncio.Event] | Exception | None] = asyncio.Queue()
 
     async def pump(source: AsyncGenerator[Item]) -> None:
         try:
             async with aclosing(source) as items:
                 async for item in items:
-                    queue.put_nowait((item,))
+                    taken = asyncio.Event()
+                    queue.put_nowait((item, taken))
+                    await taken.wait()
         except Exception as error:  # noqa: BLE001 - handed to the reader's own task
             queue.put_nowait(error)
         finally:
@@ -40,7 +46,9 @@ async def merged(sources: Sequence[AsyncGenerator[Item]]) -> AsyncGenerator[Item
             elif isinstance(found, Exception):
                 raise found
             else:
-                yield found[0]
+                item, taken = found
+                yield item
+                taken.set()
     finally:
         for task in pumps:
             task.cancel()
