@@ -159,6 +159,15 @@ def test_others_go_on_while_an_adapter_loads(engine, adapters):
     assert watch.ends == {1: FinishReason.LENGTH, 2: FinishReason.LENGTH}
 
 
+def test_no_more_beginnings_are_kept_than_was_asked_for(model):
+    with OfflineEngine(model, dataclasses.replace(CONFIG, kept_prefixes=2)) as engine:
+        engine.generate([dataclasses.replace(submit(i), prompt_token_ids=(3 + i,) * 32) for i in range(6)])
+        assert engine._loop.scheduler.kv.used == 2 * 32
+        for number in range(6):
+            engine.logits((20 + number,) * 32, None)
+        assert engine._loop.scheduler.kv.used == 2 * 32
+
+
 def test_a_version_that_was_evicted_and_came_back_says_the_same(model, adapters, oracles):
     rank_bytes = 2 * (48 * 6 + 48 + 16 + 16 + 48 + 48 + 80 * 3) * 4
     with OfflineEngine(model, dataclasses.replace(CONFIG, device_budget_bytes=9 * rank_bytes)) as engine:

@@ -10,9 +10,10 @@ import grpc
 import jsonschema
 import pytest
 from finetuned import AsyncClient, Client, GenerateRequest, RawText, Reply, Truncation
-from finetuned.errors import InvalidField, PromptTooLong
+from finetuned.errors import InvalidField, PromptTooLong, ResourceExhausted
 from finetuned.v1 import serving_service_pb2 as pb
 from finetuned.v1 import serving_service_pb2_grpc as grpc_pb
+from finetuned_service.rpc import serving
 from finetuned_service.text.tokenizer import BaseTokenizer
 from google.protobuf.descriptor import Descriptor
 from tiny_server import TinyServer
@@ -102,6 +103,18 @@ def test_tokens_and_logprobs_of_many_requests_are_those_of_single_ones(client: C
             entry.top_token_ids for entry in expected.logprobs
         ]
         assert len(actual.logprobs) == len(actual.token_ids)
+
+
+def test_what_a_message_does_not_hold_fails_alone(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that is too large would lose all replies."""
+    asked = GenerateRequest(PROMPT, plain_base=True, max_tokens=8, ignore_eos=True, logprobs=20)
+    monkeypatch.setattr(serving, "MAX_MESSAGE_BYTES", serving._MESSAGE_MARGIN_BYTES + 5000)
+    replies = client.generate_many([asked] * 6)
+    given = [reply for reply in replies if isinstance(reply, Reply)]
+    assert 0 < len(given) < 6
+    refused = [reply for reply in replies if isinstance(reply, ResourceExhausted)]
+    assert len(refused) == 6 - len(given)
+    assert "ask for fewer requests in one call, or fewer logprobs" in str(refused[0])
 
 
 def test_samples_of_a_batch_fill_the_engine_but_not_its_queue(client: Client) -> None:

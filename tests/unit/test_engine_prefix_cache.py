@@ -92,6 +92,15 @@ def test_the_least_recently_used_makes_room(cache, kv):
     assert cache.used == 0
 
 
+def test_as_many_are_kept_as_was_asked_for(kv):
+    cache = PrefixCache(kv, BLOCK, 2)
+    for first in range(5):
+        cache.keep(KEY, [first] * BLOCK, kv.allocate(BLOCK))
+    assert cache.used == kv.used == 2 * BLOCK
+    assert cache.find(KEY, [2] * BLOCK + [1]) is None
+    assert cache.find(KEY, [3] * BLOCK + [1]) is not None
+
+
 def test_the_number_of_entries_is_bounded():
     kv = RangeAllocator(BLOCK * (MAX_ENTRIES + 50), BLOCK)
     cache = PrefixCache(kv, BLOCK)

@@ -254,7 +254,7 @@ def test_what_has_no_room_on_the_disk_suspends_the_job_and_tells_how_much_it_wan
     )
     assert suspended.text.startswith(
         "the server's disk has 3.0 MB left, of which 1.0 MB must stay free (min_free_disk_bytes), and a checkpoint "
-        "takes 4.0 MB: the job is paused before that is written"
+        "takes 4.0 MB: the job is paused without it"
     )
     assert "goes on by itself when 68 MB are free" in suspended.text
 

@@ -579,11 +579,17 @@ def test_a_job_goes_on_when_the_disk_has_what_it_said_it_wants_and_not_before(st
     assert [resumed.id for resumed in queue.resume(with_free(14 * GIGABYTE))] == [other.id]
     assert queue.resume(with_free(14 * GIGABYTE)) == []
     again, lease = queue.claim("worker", MINUTE)
-    assert (again.id, again.disk_bytes_wanted) == (other.id, 0)
+    assert again.id == other.id
     queue.pause(lease, StateReason.DISK_FULL, [], wanting(12))
     queue.release(lease, Ending(JobState.QUEUED))
-    # Not both: the second would take what the first was resumed for.
+    # Not both: the second would take what the first was resumed for, until that has come to its steps.
     assert [resumed.id for resumed in queue.resume(with_free(28 * GIGABYTE))] == [job.id]
+    assert queue.resume(with_free(28 * GIGABYTE)) == []
+    running, lease = queue.claim("worker", MINUTE)
+    assert (running.id, running.disk_bytes_wanted) == (job.id, 16 * GIGABYTE)
+    assert queue.resume(with_free(28 * GIGABYTE)) == []
+    queue.record(lease, unchanged, [Progress(phase="training", step=1, total_steps=2)])
+    assert store.get(TENANT, job.id).disk_bytes_wanted == 0
     assert [resumed.id for resumed in queue.resume(with_free(28 * GIGABYTE))] == [other.id]
 
 

@@ -16,6 +16,7 @@ from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.errors import ResourceExhausted, TrainingDiverged
 from finetuned_service.jobs import room
 from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
+from finetuned_service.jobs.room import NoRoom
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished, TrainTask
 from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.text.supervision import encode_row
@@ -267,8 +268,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, base, monkeypatc
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(NoRoom, match=r"and a checkpoint takes .* MB: the job is paused") as full:
         run(task, Reports(), threading.Event())
+    assert full.value.wanted_bytes > 1000
     kept = [path.name for path in Path(task.work_directory, "checkpoints").iterdir()]
     assert kept == ["step-00000002"]
     finish(task)

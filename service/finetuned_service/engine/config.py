@@ -33,6 +33,8 @@ class EngineConfig:
     """Prompt tokens computed in one step beside the decoding sequences; 0 is what suits the device."""
     kv_capacity_tokens: int = 32_768
     """Tokens of all running sequences together."""
+    kept_prefixes: int = 256
+    """Ended sequences whose keys and values stay, while nobody needs their room, for prompts that begin alike."""
     ready_kv_tokens: int = 0
     """For whose keys and values memory is made ready before it is used, on a CPU: see `lazy_pages.PagesAhead`."""
     device_budget_bytes: int = 256 * MIB

@@ -91,6 +91,7 @@ class EngineLoop:
             adapters=self.residency,
             kv_block_tokens=self.runner.kv_block_tokens,
             shares_prefixes=self.runner.shares_prefixes,
+            kept_prefixes=config.kept_prefixes,
         )
         self._grammars = GrammarThread(model, self._inbox.put)
         self._arrivals = Arrivals(

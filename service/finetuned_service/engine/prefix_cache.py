@@ -50,10 +50,11 @@ class _Entry:
 class PrefixCache:
     """Owns the ranges of ended sequences; the least recently used goes first when room is needed."""
 
-    def __init__(self, kv: RangeAllocator, block_tokens: int) -> None:
-        """Args: kv: where the ranges come from; block_tokens: its granularity."""
+    def __init__(self, kv: RangeAllocator, block_tokens: int, most_entries: int = MAX_ENTRIES) -> None:
+        """Args: kv: where the ranges come from; block_tokens: its granularity; most_entries: of ended sequences."""
         self._kv = kv
         self._block_tokens = block_tokens
+        self._most_entries = most_entries
         self._entries: dict[CacheKey, list[_Entry]] = {}
         self._by_age: dict[_Entry, CacheKey] = {}
 
@@ -75,7 +76,7 @@ class PrefixCache:
         entry = _Entry(known, self._kv.shrink(kv, whole))
         self._entries.setdefault(key, []).append(entry)
         self._by_age[entry] = key
-        while len(self._by_age) > MAX_ENTRIES:
+        while len(self._by_age) > self._most_entries:
             self._drop(next(iter(self._by_age)))
 
     def find(

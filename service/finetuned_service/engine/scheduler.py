@@ -26,7 +26,7 @@ from finetuned_service.engine.fair_queue import FairQueue
 from finetuned_service.engine.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT
 from finetuned_service.engine.gate import AdapterGate, Readiness
 from finetuned_service.engine.messages import AdapterHandle
-from finetuned_service.engine.prefix_cache import PrefixCache, PrefixCopy
+from finetuned_service.engine.prefix_cache import MAX_ENTRIES, PrefixCache, PrefixCopy
 from finetuned_service.engine.sequence import Phase, Sequence
 from finetuned_service.errors import FinetunedError
 
@@ -80,12 +80,13 @@ class Scheduler:
         adapters: AdapterGate,
         kv_block_tokens: int = 1,
         shares_prefixes: bool = False,
+        kept_prefixes: int = MAX_ENTRIES,
     ) -> None:
         self._max_running = max_running
         self._max_prefill_tokens = max_prefill_tokens
         self._adapters = adapters
         self.kv = RangeAllocator(kv_capacity_tokens, kv_block_tokens)
-        self.prefixes = PrefixCache(self.kv, kv_block_tokens) if shares_prefixes else None
+        self.prefixes = PrefixCache(self.kv, kv_block_tokens, kept_prefixes) if shares_prefixes else None
         self.waiting: dict[int, Sequence] = {}
         """In the order of arrival."""
         self.running: dict[int, Sequence] = {}

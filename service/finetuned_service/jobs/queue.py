@@ -90,7 +90,6 @@ class JobQueue:
                 "error": None,
                 "fault": None,
                 "preempting": False,
-                "disk_bytes_wanted": 0,
                 "steps_since": None,
             }
             if job.start_time is None:
@@ -112,7 +111,7 @@ class JobQueue:
         with self._database.begin() as connection:
             job = change(held_job(connection, lease))
             if job.steps_since is None and any(_tells_a_step(body) for body in bodies):
-                job = job.model_copy(update={"steps_since": time.time()})
+                job = job.model_copy(update={"steps_since": time.time(), "disk_bytes_wanted": 0})
             job = append_events(connection, job, bodies)
             trim_events(connection, job, self._max_events)
             return job
@@ -163,15 +162,18 @@ class JobQueue:
 
     def resume(self, room: Room) -> list[Job]:
         """Queue jobs again that a full disk had paused, the oldest first, as far as each has the room that it wants
-        beside those before it; returns them.
+        beside those before it, and beside those that were queued for it and have not come to their steps; returns them.
         """
         if not self._any(jobs.c.state == JobState.PAUSED):
             return []
         with self._database.begin() as connection:
-            query = select(jobs.c.document).where(jobs.c.state == JobState.PAUSED).order_by(jobs.c.sequence)
+            states = (JobState.PAUSED, JobState.QUEUED, JobState.RUNNING)
+            query = select(jobs.c.document).where(jobs.c.state.in_(states)).order_by(jobs.c.sequence)
             rows = connection.execute(query.with_for_update()).all()
-            resumed, spare_bytes = list[Job](), room.spare_bytes()
-            for job in (Job.model_validate_json(row.document) for row in rows):
+            found = [Job.model_validate_json(row.document) for row in rows]
+            promised_bytes = sum(job.disk_bytes_wanted for job in found if job.state is not JobState.PAUSED)
+            resumed, spare_bytes = list[Job](), room.spare_bytes() - promised_bytes
+            for job in (job for job in found if job.state is JobState.PAUSED):
                 wanted_bytes = room.wanted_bytes(job.disk_bytes_wanted)
                 if job.state_reason is StateReason.DISK_FULL and wanted_bytes <= spare_bytes:
                     spare_bytes -= wanted_bytes

@@ -58,14 +58,16 @@ class Room:
         Raises:
             NoRoom: naming the sizes and the remedy.
         """
-        spare_bytes = self.spare_bytes()
-        if size_bytes <= spare_bytes:
-            return
-        raise NoRoom(
-            f"the server's disk has {(spare_bytes + self.least_bytes) / 1e6:,.1f} MB left, of which "
-            f"{self.least_bytes / 1e6:,.1f} MB must stay free (min_free_disk_bytes), and {what} takes "
-            f"{size_bytes / 1e6:,.1f} MB: the job is paused before that is written, with its last checkpoint whole, and "
-            f"{self._goes_on(size_bytes)}. 'finetuned gc' removes what has expired",
+        if size_bytes > self.spare_bytes():
+            raise self.lacking(size_bytes, what)
+
+    def lacking(self, size_bytes: int, what: str) -> NoRoom:
+        """What is said where there is none for `what`, foreseen or not."""
+        left_bytes = self.spare_bytes() + self.least_bytes
+        return NoRoom(
+            f"the server's disk has {left_bytes / 1e6:,.1f} MB left, of which {self.least_bytes / 1e6:,.1f} MB must stay free "
+            f"(min_free_disk_bytes), and {what} takes {size_bytes / 1e6:,.1f} MB: the job is paused without it, with its last "
+            f"checkpoint whole, and {self._goes_on(size_bytes)}. 'finetuned gc' removes what has expired",
             size_bytes,
         )
 

@@ -30,12 +30,11 @@ from finetuned_service.rpc.bases import BaseServicer
 from finetuned_service.rpc.datasets import DatasetServicer
 from finetuned_service.rpc.door import Door
 from finetuned_service.rpc.interceptor import Boundary
-from finetuned_service.rpc.serving import ServingServicer
+from finetuned_service.rpc.serving import MAX_MESSAGE_BYTES, ServingServicer
 from finetuned_service.rpc.tenants import TenantServicer
 from finetuned_service.rpc.tuning import TuningServicer
 from finetuned_service.tenancy.traffic import Traffic
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -18,7 +18,7 @@ from grpc import aio
 
 from finetuned_service import VERSION
 from finetuned_service.bases.family import TASKS
-from finetuned_service.errors import FinetunedError, InvalidField, Unavailable
+from finetuned_service.errors import FinetunedError, InvalidField, ResourceExhausted, Unavailable
 from finetuned_service.jobs.methods import methods_of
 from finetuned_service.names import parse_tenant
 from finetuned_service.rpc.convert.bases import base_to_proto
@@ -40,7 +40,10 @@ from finetuned_service.serving.service import Serving
 from finetuned_service.serving.values import Delta, Done, ServeCall, ServedBy, ServeEvent
 from finetuned_service.text.grammar import MAX_CONSTRAINT_BYTES
 
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_BATCH_REQUESTS = 1000
+_MESSAGE_MARGIN_BYTES, _FIELD_BYTES = 2**20, 16
+"""For the errors of a batch, and for what frames each of its items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,28 @@ class ServerLimits:
     max_upload_bytes: int
     max_line_bytes: int
     max_lora_rank: int
+
+
+class _MessageRoom:
+    """What one message still holds: one that is too large would lose all replies in it."""
+
+    def __init__(self) -> None:
+        self._left_bytes = MAX_MESSAGE_BYTES - _MESSAGE_MARGIN_BYTES
+
+    def take(self, item: pb.BatchItem) -> pb.BatchItem:
+        """The item, which is to be in the message.
+
+        Raises:
+            ResourceExhausted: it does not fit beside those before it.
+        """
+        size_bytes = item.ByteSize() + _FIELD_BYTES
+        if size_bytes > self._left_bytes:
+            raise ResourceExhausted(
+                f"this reply takes {size_bytes / 1e6:,.1f} MB and those before it have left {self._left_bytes / 1e6:,.1f} MB "
+                f"of the message's {MAX_MESSAGE_BYTES / 1e6:,.0f}; ask for fewer requests in one call, or fewer logprobs"
+            )
+        self._left_bytes -= size_bytes
+        return item
 
 
 class ServingServicer(grpc_pb.ServingServiceServicer):
@@ -92,6 +117,8 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
         turn = asyncio.Lock()
         deadline_seconds = _deadline_seconds(context)
 
+        room = _MessageRoom()
+
         async def answer(item: pb.ServeAdapterRequest) -> pb.BatchItem:
             samples = item.generate.n if item.HasField("generate") else 1
             needed = min(most, max(1, len(item.inputs) * max(1, samples)))
@@ -99,7 +126,8 @@ class ServingServicer(grpc_pb.ServingServiceServicer):
                 for _ in range(needed):
                     await places.acquire()
             try:
-                return pb.BatchItem(reply=await self._whole_reply(item, request.parent, deadline_seconds))
+                reply = await self._whole_reply(item, request.parent, deadline_seconds)
+                return room.take(pb.BatchItem(reply=reply))
             except FinetunedError as error:
                 return pb.BatchItem(error=error_to_proto(error))
             finally:

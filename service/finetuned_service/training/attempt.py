@@ -16,7 +16,7 @@ from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.specs import Optimization
 from finetuned_service.jobs.task import Suspended, TrainTask
-from finetuned_service.storage.files import publish_directory
+from finetuned_service.storage.files import publish_directory, says_full_disk
 from finetuned_service.training.adapter import read_adapter
 from finetuned_service.training.checkpoint import DESCRIPTION_BYTES, CheckpointStore, RunState
 from finetuned_service.training.estimate import refuse_without_device_room, tell_estimate
@@ -180,7 +180,12 @@ class Attempt(Generic[R]):
         size_bytes = sum(parameter.nbytes for _, parameter in self.model.named_parameters())
         self._room.refuse_without(size_bytes + DESCRIPTION_BYTES, "the job's adapter")
         self.adapter_directory.mkdir()
-        self.write(self.adapter_directory)
+        try:
+            self.write(self.adapter_directory)
+        except Exception as error:
+            if says_full_disk(error):
+                raise self._room.lacking(size_bytes + DESCRIPTION_BYTES, "the job's adapter") from error
+            raise
 
     def _keep_last_good(self, checkpoints: CheckpointStore, error: TrainingDiverged) -> TrainingDiverged:
         """Keep the adapter of the last good checkpoint (the best; the newest where none was evaluated) beside the

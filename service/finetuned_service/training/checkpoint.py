@@ -22,7 +22,7 @@ from finetuned_service.errors import ResourceExhausted
 from finetuned_service.jobs.events import Environment, Notice
 from finetuned_service.jobs.process import ReportFunction
 from finetuned_service.jobs.room import Room
-from finetuned_service.storage.files import publish_directory
+from finetuned_service.storage.files import publish_directory, says_full_disk
 from finetuned_service.tenancy.stored import directory_bytes
 from finetuned_service.training.generators import generator_states, restore_generators
 from finetuned_service.training.trainable import Parameters
@@ -110,9 +110,11 @@ class CheckpointStore:
             (temporary / "state.json").write_text(state.model_dump_json())
             BORROWED.refuse_lost()
             publish_directory(temporary, self._path(state.step))
-        except BaseException:
+        except BaseException as error:
             # On a full disk others need the room at once.
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, Exception) and says_full_disk(error):
+                raise self._room.lacking(_size_bytes(model), "a checkpoint") from error
             raise
         self._drop_old(state)
 

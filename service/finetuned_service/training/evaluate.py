@@ -32,6 +32,8 @@ from finetuned_service.training.questions import Question, encode_prompt, encode
 from finetuned_service.vocabulary import Metric, Value
 
 Subject = Literal["baseline", "incumbent", "reference", "adapter"]
+_KEPT_PREFIXES = 4
+"""Questions of a baseline begin with the same instruction and examples."""
 _KV_TOKENS = 32_768
 """Enough for 32 sequences of 1,000 tokens; longer ones wait for each other."""
 
@@ -191,6 +193,8 @@ class Evaluator:
             str(self.base_directory),
             threads=self.threads,
             kv_capacity_tokens=kv_tokens,
+            # Of a job no more memory than its rows need: what is kept is touched, and stays so.
+            kept_prefixes=_KEPT_PREFIXES,
             device_budget_bytes=room_bytes,
             host_budget_bytes=room_bytes,
         )

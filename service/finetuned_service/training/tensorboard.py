@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -39,9 +40,11 @@ class TensorBoardLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            # What ends the run already is what is told.
+            with suppress(OSError) if kind is not None else nullcontext():
+                self._file.close()
 
     def __call__(self, report: Value) -> None:
         self._report(report)

@@ -48,13 +48,13 @@ int finetuned_decoder_draw(void* decoder, const Draw* draws, int count, int voca
   try {
     all.drawers.reserve(static_cast<size_t>(all.team.size()));
     while (static_cast<int>(all.drawers.size()) < all.team.size()) all.drawers.emplace_back(vocabulary);
+    all.team.run([&](int thread) {
+      all.team.each(thread, count, [&](long i) { tokens[i] = all.drawers[static_cast<size_t>(thread)].token(draws[i]); });
+    });
+    return 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }
-  all.team.run([&](int thread) {
-    all.team.each(thread, count, [&](long i) { tokens[i] = all.drawers[static_cast<size_t>(thread)].token(draws[i]); });
-  });
-  return 0;
 }
 
 void finetuned_pack_panels(const uint16_t* weight, int64_t outputs, int64_t inputs, uint16_t* packed) {
