@@ -32,9 +32,29 @@ def configure(log_format: str, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s [%(levelname)s] %(name)s %(message)s"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *([structlog.processors.format_exc_info] if log_format == "json" else []),
+                renderer,
+            ],
+        )
     )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    grpc_core = logging.getLogger("grpc._cython.cygrpc")
+    grpc_core.filters = [_gone_peers_are_no_errors]
+
+
+def _gone_peers_are_no_errors(record: logging.LogRecord) -> bool:
+    """Grpc tells an ERROR with its traceback when a caller hangs up in the very moment in which it is sent something; lines
+    of other kinds stay as they are (https://github.com/grpc/grpc/pull/32551).
+    """
+    if record.getMessage().startswith("ExecuteBatchError raised in core"):
+        record.levelno, record.levelname, record.exc_info = logging.INFO, "INFO", None
+    return True
 
 
 def logger(room: str) -> FilteringBoundLogger:
