@@ -16,7 +16,8 @@ from finetuned_service.bases.manifest import describe_base, write_manifest
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
 from finetuned_service.jobs.assignment import Assignments
-from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
+from finetuned_service.jobs.dispatcher import Dispatcher
+from finetuned_service.jobs.dispatcher_settings import DispatcherSettings
 from finetuned_service.jobs.events import Notice
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue

@@ -24,7 +24,8 @@ from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.errors import StartRefused
 from finetuned_service.jobs.assignment import Assignments, ResidentBase
 from finetuned_service.jobs.census import take_census
-from finetuned_service.jobs.dispatcher import Dispatcher, DispatcherSettings
+from finetuned_service.jobs.dispatcher import Dispatcher
+from finetuned_service.jobs.dispatcher_settings import DispatcherSettings
 from finetuned_service.jobs.observer import JobObserver
 from finetuned_service.jobs.publish import Publisher
 from finetuned_service.jobs.queue import JobQueue

@@ -19,8 +19,6 @@ from finetuned_service.jobs.room import Room
 from finetuned_service.jobs.runner import JobRunner, remove_leftovers
 from finetuned_service.telemetry.logs import logger
 
-__all__ = ["Dispatcher", "DispatcherSettings"]
-
 _LONGEST_PAUSE_SECONDS = 5.0
 """Between rounds while the store does not answer."""
 _SWEEP_SECONDS = 600.0
