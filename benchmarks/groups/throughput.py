@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.bench import CONTEXT_TOKENS, RANK, Bench
 from benchmarks.figures import Figure, single
 from benchmarks.ours import Ours
 from benchmarks.peers import start
-from benchmarks.peers.process import Generates, Sequences
+from benchmarks.peers.process import Generates, Peer, Sequences
 
 PEERS = ("vllm", "peft", "llamacpp")
 UNIT = "tokens/s"
@@ -70,16 +71,27 @@ def mixed(bench: Bench) -> Iterator[Figure]:
             )
 
 
-def sampled(bench: Bench) -> Iterator[Figure]:
-    """32 sequences on 8 adapters, each token drawn, beside vLLM's and beside our own greedy ones."""
-    adapters = bench.adapters(8)
+@contextmanager
+def _beside_vllm(
+    bench: Bench, adapters: Sequence[Path], at_once: int
+) -> Generator[tuple[Ours, Mapping[str, Peer]]]:
+    """Ours with the adapters, and vLLM with places for them and for so many sequences."""
     with (
         bench.server() as ours,
         bench.started(
-            vllm=start.vllm(bench.base, sequences=32, context_tokens=CONTEXT_TOKENS, max_loras=8)
+            vllm=start.vllm(
+                bench.base, sequences=at_once, context_tokens=CONTEXT_TOKENS, max_loras=len(adapters)
+            )
         ) as peers,
     ):
         ours.add(adapters)
+        yield ours, peers
+
+
+def sampled(bench: Bench) -> Iterator[Figure]:
+    """32 sequences on 8 adapters, each token drawn, beside vLLM's and beside our own greedy ones."""
+    adapters = bench.adapters(8)
+    with _beside_vllm(bench, adapters, 32) as (ours, peers):
         yield from bench.beside(
             "sampled_32",
             UNIT,
@@ -99,13 +111,7 @@ def batch(bench: Bench) -> Iterator[Figure]:
     def rate(seconds: Callable[[Sequences], float]) -> Callable[[], float]:
         return lambda: SHORT_REQUESTS / seconds(bench.sequences(SHORT_REQUESTS, adapters, SHORT_REPLY_TOKENS))
 
-    with (
-        bench.server() as ours,
-        bench.started(
-            vllm=start.vllm(bench.base, sequences=128, context_tokens=CONTEXT_TOKENS, max_loras=8)
-        ) as peers,
-    ):
-        ours.add(adapters)
+    with _beside_vllm(bench, adapters, 128) as (ours, peers):
         yield from bench.beside(
             f"batch_{SHORT_REQUESTS}",
             "requests/s",
