@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -39,17 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(said := probe(ProbeSettings.from_arguments(rest)))
                 return 0 if said == "SERVING" else EXIT_REFUSED
             case "base":
-                from finetuned_service.bases.cli import run  # noqa: PLC0415 - not needed to serve
+                from finetuned_service.bases import cli  # noqa: PLC0415 - not needed to serve
 
-                return run(rest)
+                return _run(cli.app, rest)
             case "gc" | "backup" | "restore":
-                from finetuned_service.retention.cli import run  # noqa: PLC0415 - not needed to serve
+                from finetuned_service.retention import cli  # noqa: PLC0415 - not needed to serve
 
-                return run([command, *rest])
+                return _run(cli.app, [command, *rest])
             case "keys":
-                from finetuned_service.tenancy.cli import run as run_keys  # noqa: PLC0415 - as above
+                from finetuned_service.tenancy import cli  # noqa: PLC0415 - as above
 
-                return run_keys(rest)
+                return _run(cli.app, rest)
             case _:
                 known = "serve, worker, health, base, gc, backup, restore, keys"
                 print(f"unknown command {command!r}; available: {known}", file=sys.stderr)
@@ -59,6 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValidationError, SettingsError) as error:
         print(f"finetuned: settings are not usable: {_explained(error)}", file=sys.stderr)
     return EXIT_REFUSED
+
+
+def _run(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run a command of several; returns its exit code. Flags not understood are said as typer does, with 2."""
+    try:
+        app(list(arguments), prog_name=app.info.name)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_REFUSED
+    return 0
 
 
 def _explained(error: ValidationError | SettingsError) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from finetuned.cli.app import app
+from finetuned_service.__main__ import main
 from finetuned_service.bases.manifest import compute_digest
 from finetuned_service.bases.packaged import PACKAGED_BASES
 from tiny_models import save_tiny_base
@@ -130,3 +131,11 @@ def test_what_cannot_be_added_is_told_and_leaves_no_base(
 
 def test_a_wrong_option_is_a_mistake_in_the_command(run: Run) -> None:
     assert "--bogus" in run("list", "--bogus", expected=2).output
+
+
+@pytest.mark.parametrize("command", ["base list", "keys list", "gc"])
+def test_the_service_itself_tells_a_wrong_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--bogus"]) == 2
+    told = capsys.readouterr().err
+    assert "--bogus" in told
+    assert f"finetuned {command}" in told

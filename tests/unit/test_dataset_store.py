@@ -54,13 +54,6 @@ def used() -> set[tuple[str, str]]:
 
 
 @pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}", busy_timeout_seconds=5.0)
-    yield database
-    database.close()
-
-
-@pytest.fixture
 def store(tmp_path, database, used):
     (tmp_path / "shared").mkdir(exist_ok=True)
 

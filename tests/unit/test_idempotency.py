@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from finetuned_service.errors import InvalidField, RequestIdReused
-from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import (
     KEPT_SECONDS,
     MAX_REQUEST_ID_CHARACTERS,
@@ -18,13 +17,6 @@ from sqlalchemy import func, select
 
 NOW = 1_000_000.0
 NAME = "tenants/acme/jobs/train-1"
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}")
-    yield database
-    database.close()
 
 
 def key(request_id: str = "r1", body: bytes = b"body", tenant: str = "acme") -> RequestKey:

@@ -10,7 +10,6 @@ from finetuned_service.jobs.queue import Ending, JobQueue
 from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.jobs.thinning import Told, thinned
-from finetuned_service.storage.database import Database
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.vocabulary import Metric
 from tiny_jobs import NO_REQUEST, TENANT, train_job
@@ -19,13 +18,6 @@ from tiny_limits import stored_limits
 MOST = 200
 STEPS = 6000
 LOSS = (Metric(name="loss", value=1.0, higher_is_better=False),)
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}")
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -43,18 +43,6 @@ GIGABYTE = 10**9
 
 
 @pytest.fixture
-def url(tmp_path) -> str:
-    return f"sqlite:///{tmp_path / 'finetuned.db'}"
-
-
-@pytest.fixture
-def database(url):
-    database = Database(url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
 def store(database, tmp_path):
     return JobStore(database, stored_limits(tmp_path))
 

@@ -15,7 +15,6 @@ from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.store import JobStore
 from finetuned_service.metrics import serve, watch_data_directory, watch_processes
 from finetuned_service.metrics.jobs import watch_store
-from finetuned_service.storage.database import Database
 from finetuned_service.storage.schema import job_events
 from metrics_page import promtool, scrape
 from prometheus_client import CollectorRegistry
@@ -32,13 +31,6 @@ def place(tmp_path):
     place = Workplace(tmp_path)
     yield place
     place.close()
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}")
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.errors import EtagMismatch, InvalidField, NotFound, RequestIdReused, ResourceInUse
 from finetuned_service.names import AdapterSelector
-from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.vocabulary import Method, Task
@@ -22,13 +21,6 @@ from tiny_limits import stored_limits
 TENANT = "acme"
 NO_REQUEST = RequestKey.of(TENANT, "", b"")
 BASE_DIGEST = "sha256:" + "b" * 64
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path / 'finetuned.db'}")
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -16,18 +16,6 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 KEYS = select(schema.meta.c.key).order_by(schema.meta.c.key)
 
 
-@pytest.fixture
-def url(tmp_path) -> str:
-    return f"sqlite:///{tmp_path / 'finetuned.db'}"
-
-
-@pytest.fixture
-def database(url):
-    database = Database(url)
-    yield database
-    database.close()
-
-
 def put(connection, key: str) -> None:
     connection.execute(insert(schema.meta).values(key=key, value=""))
 

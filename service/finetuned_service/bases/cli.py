@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,12 +26,6 @@ app = typer.Typer(
 )
 DataDir = Annotated[Path, typer.Option(envvar="FINETUNED_DATA_DIR", help="Data directory of the server.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run a subcommand; returns its exit code. Errors of the house go up."""
-    result = app(list(arguments), standalone_mode=False)
-    return result if isinstance(result, int) else 0
 
 
 @app.command("list")

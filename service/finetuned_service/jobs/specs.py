@@ -224,7 +224,7 @@ class TrainSpec(Value):
     method: Literal[
         Method.LORA, Method.HEAD, Method.IA3, Method.QLORA, Method.BOTTLENECK, Method.LAYERS, Method.FULL
     ] = Method.LORA
-    """Where nobody has set it (`model_fields_set`) the base decides, see `methods/usual.py`."""
+    """Where nobody has set it (`model_fields_set`) the base decides, see `methods/choice.py`."""
     lora: LoraSettings = LoraSettings()
     """Of LORA and QLORA."""
     head: HeadSettings = HeadSettings()

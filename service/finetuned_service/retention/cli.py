@@ -39,12 +39,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 Days = Annotated[float | None, typer.Option(show_default="as the server's settings say")]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run a command; returns its exit code. Errors of the house go up."""
-    result = app(list(arguments), standalone_mode=False)
-    return result if isinstance(result, int) else 0
-
-
 @app.command()
 def gc(
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -39,12 +39,6 @@ Days = Annotated[
 ]
 KeyId = Annotated[str, typer.Argument(help="The part between the underscores; `list` shows it.")]
 Tenant = Annotated[str, typer.Argument(help="Name of the tenant.")]
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run a subcommand; returns its exit code. Errors of the house go up."""
-    result = app(list(arguments), standalone_mode=False)
-    return result if isinstance(result, int) else 0
 
 
 @app.command()

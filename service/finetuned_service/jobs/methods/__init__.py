@@ -16,6 +16,14 @@ from finetuned_service.jobs.methods.bottleneck import (
     bottleneck_refusals,
     resolve_bottleneck,
 )
+from finetuned_service.jobs.methods.choice import (
+    METHODS_OF_TASK,
+    QUANTIZED,
+    kind_of,
+    takes_format,
+    untrained_on,
+    with_method,
+)
 from finetuned_service.jobs.methods.ia3 import ia3_elements, ia3_refusals, resolve_ia3
 from finetuned_service.jobs.methods.lora import (
     lora_config,
@@ -26,14 +34,6 @@ from finetuned_service.jobs.methods.lora import (
 )
 from finetuned_service.jobs.methods.parameters import chosen_parameters, layers_refusals, resolve_layers
 from finetuned_service.jobs.methods.stored import Stored, stored_settings, trains_as_stored
-from finetuned_service.jobs.methods.usual import (
-    METHODS_OF_TASK,
-    QUANTIZED,
-    kind_of,
-    takes_format,
-    untrained_on,
-    with_method,
-)
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.vocabulary import Family, Method, Task
 
