@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from finetuned_service.storage.database import Database
+
+if TYPE_CHECKING:
+    from finetuned_service.storage.database import Database
 
 
 @pytest.fixture
@@ -18,6 +21,9 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
     """An empty one, closed at the end."""
+    # Here, because the client's tests also run where the service is not installed (`make floor`).
+    from finetuned_service.storage.database import Database
+
     database = Database(url)
     yield database
     database.close()
