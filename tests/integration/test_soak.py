@@ -27,9 +27,6 @@ from benchmarks.soak.report import print_tables, save
 from benchmarks.soak.run import Plan, soak
 
 ROUNDS = 3
-LATE = 5
-"""Pools begin their threads, and what these open, when calls first need them: that may be in any of few rounds. What each call
-left behind would be dozens."""
 
 
 def test_a_short_soak_has_nothing_to_complain_of(tmp_path, capsys):
@@ -42,13 +39,21 @@ def test_a_short_soak_has_nothing_to_complain_of(tmp_path, capsys):
         head_dim=16,
     )
     write_tokenizer(base)
+    # As many visitors as in a long soak: fewer overlap so little on a slow machine that the server's pools begin threads
+    # after the rounds that warm it up.
     outcome = soak(
         Plan(
-            tmp_path / "soak", str(base), minutes=0.0, rounds=ROUNDS, visitors=6, actions=10, rounds_per_job=2
+            tmp_path / "soak",
+            str(base),
+            minutes=0.0,
+            rounds=ROUNDS,
+            visitors=12,
+            actions=10,
+            rounds_per_job=2,
         )
     )
     # Whether memory is flat shows after minutes, not seconds.
-    grew = [item for item in outcome.growths if item.grown > LATE and not item.quantity.endswith("_bytes")]
+    grew = [item for item in outcome.growths if not item.flat and not item.quantity.endswith("_bytes")]
     assert (outcome.differences, outcome.findings.failures, outcome.log_errors, grew) == ([], [], [], [])
     assert outcome.findings.calls["cancel a job"] + outcome.findings.calls["train"] == 1
     assert outcome.pairs > 20
