@@ -7,13 +7,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from finetuned_service.errors import FinetunedError
 from finetuned_service.settings import Settings
+
+if TYPE_CHECKING:
+    import typer
 
 EXIT_REFUSED = 1
 
