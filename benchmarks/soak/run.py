@@ -32,6 +32,10 @@ FLAGS = (
     *("--kv-cache-tokens", "8192", "--adapter-device-bytes", str(64 * 2**20)),
     *("--adapter-host-bytes", str(96 * 2**20), "--log-format", "json"),
 )
+_AT_ONCE = 64
+"""More calls than the server's pools have threads and connections, which begin when they are first needed: visitors that hardly
+overlap, on a busy machine, need the last of them long after the rounds that warm up.
+"""
 _ROWS = "".join(f'{{"prompt": "what is {n}?", "completion": "{n} it is"}}\n' for n in range(12))
 
 
@@ -180,6 +184,7 @@ async def _world(plan: Plan, server: RunningServer) -> AsyncGenerator[World]:
                     await client.adapters.set_alias(f"{name}@live", 1)
         (scratch / "train.jsonl").write_text(_ROWS)
         await clients[TENANTS[0]].datasets.upload(scratch / "train.jsonl", "rows")
+        await asyncio.gather(*(clients[TENANTS[0]].adapters.get(shared(0)) for _ in range(_AT_ONCE)))
         pulse = asyncio.create_task(world.findings.pulse())
         yield world
         pulse.cancel()
