@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from finetuned_service.bases.convert import convert_packaged, import_directory
+from finetuned_service.bases.publish import building
+from finetuned_service.vocabulary import WeightFormat
 from transformers import AutoModelForCausalLM
 
+from benchmarks.training.packed import store_packed
 from examples.digits import pretrain
 
 HOME = Path("build/bench/quality/bases")
@@ -47,8 +50,25 @@ def smollm2_float32(directory: Path) -> None:
     shutil.rmtree(source)
 
 
+def smollm2_nf4(directory: Path) -> None:
+    """The base in 32 bits, packed in 4."""
+    _packed(directory, WeightFormat.NF4)
+
+
+def smollm2_int8(directory: Path) -> None:
+    """The base in 32 bits, packed in 8."""
+    _packed(directory, WeightFormat.INT8)
+
+
+def _packed(directory: Path, weight_format: WeightFormat) -> None:
+    source = base("smollm2-float32")
+    with building(directory) as scratch:
+        store_packed(source, scratch, weight_format)
+
+
 BASES: Mapping[str, Callable[[Path], None]] = {
-    make.__name__.replace("_", "-"): make for make in (digits, minilm, smollm2, smollm2_float32)
+    make.__name__.replace("_", "-"): make
+    for make in (digits, minilm, smollm2, smollm2_float32, smollm2_nf4, smollm2_int8)
 }
 
 

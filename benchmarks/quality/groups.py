@@ -32,8 +32,10 @@ from benchmarks.quality.studies import METHODS, STUDIES, Study, default_spec, ma
 
 QUICK_STEPS = 3
 QUICK_ROWS = 16
-FLOAT32 = frozenset({"digits", "minilm", "smollm2-float32"})
+FLOAT32 = frozenset({"digits", "minilm", "smollm2-float32", "smollm2-nf4", "smollm2-int8"})
 PEFT = frozenset({"LORA", "IA3"})
+UNPACKED = {"smollm2-nf4": "bitsandbytes' NF4", "smollm2-int8": "what INT8 stands for"}
+"""Over what the reference of packed bases trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,8 @@ def _tuned_name(study: Study, method: str) -> str:
 
 
 def _reference_name(study: Study, method: str) -> str:
+    if study.base in UNPACKED:
+        return f"transformers' Trainer + PEFT over {UNPACKED[study.base]}"
     if METHODS[method]["method"] not in PEFT:
         return "plain PyTorch"
     return "PyTorch + PEFT" if study.base == "digits" else _peft_name(study)

@@ -30,11 +30,13 @@ from benchmarks.quality.reference.labels import SCORE, Labelling, classes, told_
 from benchmarks.quality.reference.linear import linear_model
 from benchmarks.quality.reference.loops import Learner, Objective, Run, plain_loop, transformers_loop
 from benchmarks.quality.reference.model import GENERATION, IMAGES, load, put_method
+from benchmarks.quality.reference.packed import rest
+from benchmarks.quality.reference.preferences import Preferring, asked_before
 from benchmarks.quality.reference.texts import Pairing
 from benchmarks.quality.reference.trained import Trained, outcome
 from benchmarks.quality.reference.tuned import tuned_loop, with_lora
 
-PEFT = frozenset({"LORA", "IA3"})
+PEFT = frozenset({"LORA", "QLORA", "IA3"})
 PRELOADED = (BertModel, LlamaForCausalLM, ResNetModel)
 """Modules that transformers would import at the first use, in every child anew."""
 
@@ -68,13 +70,30 @@ def _run(order: Order, mark: Mark) -> Outcome:
     learnt = (_tuned if order.tuned else _repeated)(order, prepared, began)
     mark()
     for module in prepared.modules:
-        module.eval()
+        rest(module)
     dtype = model.dtype if task == GENERATION else torch.float32
     predictions = prepared.objective.predictions(prepared.test)
     return outcome(order, learnt, prepared.trained, dtype, predictions)
 
 
 def _prepare(order: Order, model: Any) -> Prepared:
+    return (_prepare_answers if order.spec["task"] == GENERATION else _prepare_encoder)(order, model)
+
+
+def _prepare_answers(order: Order, model: Any) -> Prepared:
+    spec, rows = order.spec, json.loads(Path(order.encoded).read_text())
+    train, test = rows["train"], rows["test"]
+    prefers = spec["objective"] == "DPO"
+    if prefers:
+        train, test = asked_before(model, train), asked_before(model, test)
+    model, trained = put_method(model, spec, load_file(order.initial))
+    if prefers:
+        return Prepared(Preferring(model, spec["dpo"]["beta"]), trained, [model], train, test)
+    objective = Answering(model, Path(order.base), rows["prompts"] if order.generates else [])
+    return Prepared(objective, trained, [model], train, test)
+
+
+def _prepare_encoder(order: Order, model: Any) -> Prepared:
     spec, base = order.spec, Path(order.base)
     trained: dict[str, nn.Parameter] = {}
     if order.tuned and spec["method"] == "LORA":
@@ -82,10 +101,6 @@ def _prepare(order: Order, model: Any) -> Prepared:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     elif order.initial:
         model, trained = put_method(model, spec, load_file(order.initial))
-    if spec["task"] == GENERATION:
-        rows = json.loads(Path(order.encoded).read_text())
-        objective = Answering(model, base, rows["prompts"] if order.generates else [])
-        return Prepared(objective, trained, [model], rows["train"], rows["test"])
     raw_train, raw_test = made.raw(order.train), made.raw(order.test)
     if spec["task"] == "feature-extraction":
         train, test = made.pairs(base, raw_train), made.pairs(base, raw_test)

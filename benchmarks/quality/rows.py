@@ -138,6 +138,8 @@ _MADE: Mapping[str, tuple[str, Callable[[Sequence[Row]], list[Row]]]] = {
     "commands": ("ops_cli", commands),
     "personal_data": ("redact", personal_data),
     "answers": ("redact", answers),
+    "answers_nf4": ("redact", answers),
+    "answers_int8": ("redact", answers),
     "redaction": ("redact", answers),
     "preferences": ("redact", preferences),
 }

@@ -32,9 +32,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "pfeiffer": {"method": "BOTTLENECK", "bottleneck": {"placement": "PFEIFFER"}},
     "layers": {"method": "LAYERS"},
     "full": {"method": "FULL"},
+    "qlora": {"method": "QLORA"},
 }
-_USUAL = ("head", "lora", "ia3", "houlsby", "layers", "full")
-_OF_ENCODERS = ("head", "lora", "rslora", "dora", "ia3", "houlsby", "pfeiffer", "layers", "full")
+_OF_TEXT = ("head", "lora", "rslora", "dora", "ia3", "houlsby", "pfeiffer", "layers", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ STUDIES: Mapping[str, Study] = {
             Task.IMAGE_CLASSIFICATION,
             "digits",
             "accuracy",
-            ("head", "lora", "layers", "full"),
+            ("head", "lora", "dora", "layers", "full"),
             tuned=("head", "lora"),
         ),
         Study(
@@ -96,7 +96,7 @@ STUDIES: Mapping[str, Study] = {
             Task.TEXT_CLASSIFICATION,
             "minilm",
             "macro_f1",
-            _OF_ENCODERS,
+            _OF_TEXT,
             epochs=1.5,
             tuned=("head", "lora"),
         ),
@@ -114,7 +114,7 @@ STUDIES: Mapping[str, Study] = {
             Task.TEXT_CLASSIFICATION,
             "minilm",
             "spearman",
-            _OF_ENCODERS,
+            _OF_TEXT,
             epochs=1.5,
             tuned=("head", "lora"),
         ),
@@ -123,7 +123,7 @@ STUDIES: Mapping[str, Study] = {
             Task.TOKEN_CLASSIFICATION,
             "minilm",
             "entity_f1",
-            _USUAL,
+            _OF_TEXT,
             epochs=1.5,
             tuned=("head", "lora"),
         ),
@@ -132,21 +132,28 @@ STUDIES: Mapping[str, Study] = {
             Task.FEATURE_EXTRACTION,
             "minilm",
             "mrr_at_10",
-            _USUAL[1:],
+            _OF_TEXT[1:],
             batch_rows=32,
             epochs=1.5,
             tuned=("lora",),
         ),
-        Study(
-            "answers",
-            Task.TEXT_GENERATION,
-            "smollm2-float32",
-            "loss",
-            _USUAL,
-            seeds=1,
-            max_steps=4,
-            objective=Objective.SFT,
-            test_rows=24,
+        *(
+            Study(
+                name,
+                Task.TEXT_GENERATION,
+                base,
+                "loss",
+                methods,
+                seeds=1,
+                max_steps=4,
+                objective=Objective.SFT,
+                test_rows=24,
+            )
+            for name, base, methods in (
+                ("answers", "smollm2-float32", _OF_TEXT),
+                ("answers_nf4", "smollm2-nf4", ("qlora",)),
+                ("answers_int8", "smollm2-int8", ("qlora",)),
+            )
         ),
         Study(
             "redaction",
@@ -168,7 +175,7 @@ STUDIES: Mapping[str, Study] = {
             Task.TEXT_GENERATION,
             "smollm2-float32",
             "reward_accuracy",
-            ("lora",),
+            _OF_TEXT,
             seeds=1,
             max_steps=4,
             objective=Objective.DPO,

@@ -21,10 +21,11 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from benchmarks.peers.worker import Answer, Command, Settings, answer
 from benchmarks.quality.alone import Mark, alone
 from benchmarks.quality.order import Order, Outcome
-from benchmarks.quality.reference.answers import Answering, gains
+from benchmarks.quality.reference.answers import Answering
 from benchmarks.quality.reference.batches import IGNORED, Row
 from benchmarks.quality.reference.loops import scheduled
 from benchmarks.quality.reference.model import GENERATION, begin, load, peft_config, peft_parameters
+from benchmarks.quality.reference.preferences import gains
 from benchmarks.quality.reference.trained import QUIET, Clock, Trained, outcome
 from benchmarks.quality.reference.tuned import lora_config, tuned_arguments
 

@@ -1,4 +1,4 @@
-"""The base in 4 bits, as Quantize stores it."""
+"""A base in few bits, as Quantize stores it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ PACKED = Path("build/bench/bases/nf4")
 
 
 def packed_base(base: Path) -> Path:
-    """Made anew each time, so that it is what today's code stores."""
-    spec = QuantizeSpec(output_base_id=PACKED.name, weight_format=WeightFormat.NF4)
+    """In 4 bits; made anew each time, so that it is what today's code stores."""
     shutil.rmtree(PACKED, ignore_errors=True)
     with building(PACKED) as scratch:
-        plan = plan_quantization(base, spec)
-        name = BaseName(PACKED.name, "bench")
-        store_quantized(base, scratch, plan, spec.weight_format, name, lambda: None)
+        store_packed(base, scratch, WeightFormat.NF4)
     return PACKED
+
+
+def store_packed(base: Path, directory: Path, weight_format: WeightFormat) -> None:
+    """Write the base into a directory that is there and empty."""
+    spec = QuantizeSpec(output_base_id=weight_format.lower(), weight_format=weight_format)
+    plan = plan_quantization(base, spec)
+    name = BaseName(spec.output_base_id, "bench")
+    store_quantized(base, directory, plan, weight_format, name, lambda: None)

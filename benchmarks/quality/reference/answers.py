@@ -1,4 +1,4 @@
-"""Answers of a causal language model, and preferences between them, by their definitions."""
+"""Answers of a causal language model, by their definitions."""
 
 from __future__ import annotations
 
@@ -59,16 +59,6 @@ class Answering:
             )
             answers += tokenizer.batch_decode(replies[:, ids.shape[1] :], skip_special_tokens=True)
         return answers
-
-
-@torch.no_grad()
-def gains(model: Any, rows: Sequence[Row]) -> list[list[float]]:
-    """By how many nats the chosen and the rejected answer of each row have become likelier than without PEFT's layers."""
-    both = [row[side] for row in rows for side in ("chosen", "rejected")]
-    with model.disable_adapter():
-        before = all_log_probabilities(model, both)
-    found: list[list[float]] = (all_log_probabilities(model, both) - before).view(-1, 2).tolist()
-    return found
 
 
 def log_probabilities(model: Any, rows: Sequence[Row]) -> Tensor:

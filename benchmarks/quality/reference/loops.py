@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from benchmarks.quality.order import Order
 from benchmarks.quality.reference.batches import Row
+from benchmarks.quality.reference.packed import rest
 from benchmarks.quality.reference.trained import QUIET, Clock, Trained
 
 
@@ -76,7 +77,9 @@ class Learner(nn.Module):
         return {"loss": self._loss(rows)}
 
     def train(self, mode: bool = True) -> Learner:  # noqa: FBT001, FBT002 - as nn.Module.train
-        super().train(mode and self._dropout)
+        super().train(mode)
+        if not (mode and self._dropout):
+            rest(self)
         return self
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from benchmarks.quality.reference.bottleneck import add_bottlenecks
+from benchmarks.quality.reference.packed import is_packed, load_packed, rest
 
 GENERATION, IMAGES = "text-generation", "image-classification"
 _CLASSIFIER = "classifier."
@@ -22,14 +23,17 @@ def load(base: Path, task: str, *, dropout: bool = False) -> Any:
     """Frozen. Without dropout, which our training has not, unless it is asked for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if task == GENERATION:
-            model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        if task == GENERATION and is_packed(base):
+            model: Any = load_packed(base)
+        elif task == GENERATION:
+            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
         elif task == IMAGES:
             model = AutoModel.from_pretrained(base)
         else:
             off = {} if dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
             model = AutoModel.from_pretrained(base, add_pooling_layer=False, **off)
-    return model.requires_grad_(requires_grad=False).eval()
+    rest(model.requires_grad_(requires_grad=False))
+    return model
 
 
 def peft_config(spec: Mapping[str, Any], task: str) -> LoraConfig | IA3Config:
@@ -69,7 +73,7 @@ def put_method(
     """
     begun = {name: value for name, value in initial.items() if not name.startswith(_CLASSIFIER)}
     match spec["method"]:
-        case "LORA" | "IA3":
+        case "LORA" | "QLORA" | "IA3":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = get_peft_model(model, peft_config(spec, spec["task"]))
