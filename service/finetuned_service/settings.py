@@ -166,11 +166,11 @@ class Settings(BaseSettings):
     """URLs of object stores (separated by ','), such as s3://bucket/prefix, under which ImportDataset may read;
     none by default. Credentials stay in the environment (AWS_*)."""
     max_unpacked_bytes: int = Field(default=GIB, ge=MIB, le=1024 * GIB)
-    """The most that a compressed dataset (gzip, zip, Parquet) may unpack to."""
-    max_image_bytes: int = Field(default=16 * MIB, ge=1024, le=GIB)
-    """The largest image of a dataset."""
-    max_image_pixels: int = Field(default=40_000_000, ge=1024, le=1_000_000_000)
-    """Width times height of the largest image of a dataset."""
+    """The most that a compressed dataset (gzip, zip, Parquet) may unpack to, and that the rows of any may take as they are stored."""
+    max_image_bytes: int = Field(default=16 * MIB, ge=1024, le=16 * MIB)
+    """The largest image of a dataset; a base takes no larger one."""
+    max_image_pixels: int = Field(default=32 * MIB, ge=1024, le=32 * MIB)
+    """Width times height of the largest image of a dataset; a base takes no larger one."""
     run_jobs: bool = True
     """Run jobs in processes beside the server; off where separate workers take them from the store."""
     max_running_jobs: int = Field(default=1, ge=1, le=64)

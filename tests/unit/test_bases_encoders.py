@@ -11,12 +11,21 @@ import pytest
 import torch
 from finetuned_service.bases.convert import convert_packaged, import_directory
 from finetuned_service.bases.images import prepare_image
-from finetuned_service.bases.inputs import IMAGE_TYPES, ImageInput, base_inputs
+from finetuned_service.bases.inputs import (
+    IMAGE_TYPES,
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_PIXELS,
+    ImageInput,
+    base_inputs,
+)
 from finetuned_service.bases.manifest import canonical_config, compute_digest, read_config, read_manifest
 from finetuned_service.datasets.images import FORMATS as DATASET_FORMATS
+from finetuned_service.datasets.limits import DataLimits
 from finetuned_service.errors import InvalidField, Unimplemented
+from finetuned_service.settings import Settings
 from finetuned_service.vocabulary import Family, Pooling
 from PIL import Image
+from pydantic import ValidationError
 from tiny_encoders import IMAGE_SETTINGS, png, save_encoder, save_resnet
 from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
 
@@ -171,6 +180,30 @@ def test_the_middle_is_cut_out_at_the_image_s_own_proportions() -> None:
     image = prepare_image(png(wide), "image/png", form, "x")
     found = np.frombuffer(image.data, "<f4").reshape(8, 8) * 255
     np.testing.assert_allclose(found, wide[4:12, 12:20])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_16_bits_of_grey_the_upper_ones_count(channels: int) -> None:
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, format="PNG")
+    form = ImageInput(
+        channels=channels, height=8, width=8, resample=0, mean=(0.0,) * channels, std=(1.0,) * channels
+    )
+    image = prepare_image(file.getvalue(), "image/png", form, "x")
+    found = np.frombuffer(image.data, "<f4").reshape(channels, 8, 8) * 255
+    np.testing.assert_allclose(found, np.broadcast_to(values >> 8, (channels, 8, 8)), atol=1e-3)
+
+
+def test_no_setting_lets_a_dataset_have_images_that_no_base_takes() -> None:
+    assert (DataLimits().max_image_bytes, DataLimits().max_image_pixels) == (
+        MAX_IMAGE_BYTES,
+        MAX_IMAGE_PIXELS,
+    )
+    assert (Settings().max_image_bytes, Settings().max_image_pixels) == (MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS)
+    for name, most in (("max_image_bytes", MAX_IMAGE_BYTES), ("max_image_pixels", MAX_IMAGE_PIXELS)):
+        with pytest.raises(ValidationError, match=f"less than or equal to {most}"):
+            Settings.model_validate({name: most + 1})
 
 
 def strip(width: int) -> bytes:

@@ -117,6 +117,21 @@ def test_linear_takes_an_empty_batch():
     )
 
 
+@pytest.mark.parametrize("tokens", [1, 5, PACKED_KERNEL_ROWS])
+def test_a_weight_may_lie_anywhere_in_a_mapped_file(tokens):
+    """PyTorch's kernel would read past 8 bytes as if they were 16, and end the process."""
+    linear = int8_linear(32, 64, torch.bfloat16, bias=False)
+    inputs = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(8)).bfloat16()
+    with torch.inference_mode():
+        expected = linear(inputs)
+    room = torch.empty(linear.weight.numel() + 64, dtype=torch.int8)
+    start = -room.data_ptr() % 16 + 8
+    elsewhere = room[start : start + linear.weight.numel()].view_as(linear.weight).copy_(linear.weight)
+    linear.weight = torch.nn.Parameter(elsewhere, requires_grad=False)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(inputs), expected, rtol=2e-2, atol=2e-2)
+
+
 def test_linear_is_row_for_row_independent_of_the_batch_below_the_switch():
     linear = int8_linear(48, 64, torch.bfloat16, bias=False)
     inputs = torch.randn(PACKED_KERNEL_ROWS, 64, generator=torch.Generator().manual_seed(6)).bfloat16()

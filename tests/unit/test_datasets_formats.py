@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import stat
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from finetuned_service.datasets.formats.choose import DataFormat, check_mapping, format_of_name
 from finetuned_service.datasets.kinds import LabelledImage, RowKind
@@ -187,6 +189,7 @@ def test_conll_sentences_are_rows(place):
         (b"a O\n\nb O\nc\n", "line 4 has one column; expected a token and its tag"),
         (b"a O\n\nb X O\n", "line 3 has 3 columns; the lines before have 2"),
         (b"a O\n\nb O\n\xff O\n", "line 4 is not UTF-8"),
+        (b"a O\n\n1\tb\tX\tO\n2\tc\tX\tO\n", "line 3 has 4 columns"),
         (b"a O\n\nb I-LOC\n", "tags[0] is 'I-LOC' with no entity 'LOC' open before it"),
     ],
 )
@@ -194,6 +197,27 @@ def test_sentences_are_refused_by_their_first_line(place, content, said):
     error = place.refused(content, DataFormat.CONLL)
     assert [violation.field for violation in error.violations] == ["line 3"]
     assert said in error.violations[0].description
+
+
+def test_comments_of_conll_u_are_told_from_tokens(place):
+    rows = place.rows(
+        b"# newdoc\n# text = a b\n#sent_id=1\n#a=b O\nb O\n\n# newpar\n10\xc2\xa0000 B-N\n# O\n",
+        DataFormat.CONLL,
+    )
+    assert rows == [
+        LabelledTokens(("#a=b", "b"), ("O", "O")),
+        LabelledTokens(("10\u00a0000", "#"), ("B-N", "O")),
+    ]
+
+
+def test_the_numbers_of_conll_u_are_no_tokens(place):
+    tree = "# text = Ada ran\n1-2\tAda ran\t_\t_\n1\tAda\tPROPN\t_\n2\tran\tVERB\tSpaceAfter=No\n"
+    for content in (f"{tree}\n1\tYes\tX\t_\n", f"1\tYes\tX\t_\n\n{tree}"):
+        error = place.refused(content.encode(), DataFormat.CONLL)
+        assert "the first column counts the tokens, as in CoNLL-U; expected the token first" in error.message
+    numbers = b"Ada PROPN O\nran VERB O\n\n1 NUM O\n2 NUM O\n"
+    assert place.rows(numbers, DataFormat.CONLL)[1] == LabelledTokens(("1", "2"), ("O", "O"))
+    assert len(place.rows(b"1 O\n2 O\n", DataFormat.CONLL)) == 1
 
 
 def test_a_file_without_empty_lines_is_not_held_in_memory(place):
@@ -285,7 +309,7 @@ def test_images_that_do_not_decode_are_named(place, image, said):
 
 def test_an_image_with_as_many_pixels_as_a_bomb_is_not_decoded(place):
     error = place.refused(archive({"cat/a.png": _huge_png()}), DataFormat.IMAGE_FOLDER)
-    assert "pixels; allowed: 40000000" in error.message
+    assert "pixels; allowed: 33554432" in error.message
 
 
 def _huge_png() -> bytes:
@@ -313,3 +337,40 @@ def test_gzip_unpacks_within_bounds(place):
 def test_more_labels_than_allowed_are_refused(place):
     error = place.refused(CSV, DataFormat.CSV, limits=DataLimits(max_labels=1))
     assert "the rows have more than 1 different labels" in error.message
+
+
+def _repeated(text: str, times: int) -> bytes:
+    """A file of a row whose cells are in its dictionary once."""
+    tokens = pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array([text]))
+    column = pa.ListArray.from_arrays(pa.array([0, times], pa.int32()), tokens)
+    return table(tokens=column, tags=[["O"] * times])
+
+
+def test_a_cell_that_a_file_repeats_is_counted_before_it_is_unpacked(place):
+    content = _repeated("x" * 10**6, 4000)  # 4 GB
+    assert len(content) < 100_000
+    limits = DataLimits(max_line_bytes=10**5)
+    tracemalloc.start()
+    error = place.refused(content, DataFormat.PARQUET, limits=limits)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "'tokens' has 4000004001 bytes; allowed: 100000. Shorten or split the row" in error.message
+    assert most < 10**7
+    assert place.rows(_repeated("x", 3), DataFormat.PARQUET) == [LabelledTokens(("x",) * 3, ("O",) * 3)]
+
+
+def test_cells_of_parquet_are_no_longer_than_lines(place):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 2000}]
+    for column in ({"text": ["a", "b" * 2000]}, {"messages": [messages[:1] * 2, messages]}):
+        error = place.refused(table(**column), DataFormat.PARQUET, limits=DataLimits(max_line_bytes=1000))
+        assert [violation.field for violation in error.violations][-1] == "row 2"
+        assert "bytes; allowed: 1000" in error.violations[-1].description
+
+
+def test_rows_take_no_more_than_a_file_may_unpack_to(place):
+    content = table(text=["x" * 1000] * 400)
+    limits = DataLimits(max_unpacked_bytes=100_000)
+    assert len(content) < 10_000
+    error = place.refused(content, DataFormat.PARQUET, limits=limits)
+    assert "the rows up to row 99 take" in error.message
+    assert "allowed: 100000. Split the file" in error.message

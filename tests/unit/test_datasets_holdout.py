@@ -168,6 +168,18 @@ def test_every_label_of_several_is_on_both_sides_or_the_split_is_refused() -> No
     assert refused < 30
 
 
+def test_few_rows_with_several_labels_are_split_where_they_can_be() -> None:
+    rows = [
+        MultiLabelText(text, tuple(labels))
+        for text, labels in zip("tuvw", ("bc", "ac", "a", "b"), strict=True)
+    ]
+    for seed in range(100):
+        train, held_out = split(rows, 0.1, seed)
+        for part in (train, held_out):
+            assert {label for index in part for label in rows[index].labels} == set("abc")
+        assert split(rows, 0.1, seed) == (train, held_out)
+
+
 def write(path: Path, rows: list[AnyRow]) -> Path:
     path.write_text("".join(to_json(row) + "\n" for row in rows))
     return path

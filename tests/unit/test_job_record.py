@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from finetuned_service.jobs.events import (
@@ -15,7 +16,7 @@ from finetuned_service.jobs.events import (
     Progress,
     Usage,
 )
-from finetuned_service.jobs.record import MAX_CHECKPOINTS, apply_reports, events_of
+from finetuned_service.jobs.record import MAX_CHECKPOINTS, MAX_FURTHER_PROGRESS, apply_reports, events_of
 from finetuned_service.jobs.states import Fault, JobState
 from finetuned_service.jobs.task import REPORTS, Estimated, Failed, Prepared, QuantizeFinished, TrainFinished
 from finetuned_service.jobs.usage import estimate_errors
@@ -151,7 +152,7 @@ def test_the_record_tells_of_the_newest_checkpoints_and_the_best():
     assert steps == [3, *range(2 * MAX_CHECKPOINTS, 3 * MAX_CHECKPOINTS)]
 
 
-def test_events_tell_of_everything_but_stand_in_for_progress_once():
+def test_events_tell_of_everything_and_of_some_progress():
     reports = [
         Progress(phase="training", step=1),
         Notice(text="hello"),
@@ -163,8 +164,18 @@ def test_events_tell_of_everything_but_stand_in_for_progress_once():
         TrainFinished(metrics=METRICS),
         Failed(error={}, fault=Fault.USER),
     ]
-    assert events_of(reports) == [reports[1], reports[3], reports[4], reports[5]]
+    assert events_of(reports) == reports[:6]
     assert events_of([]) == []
+    steps = [Progress(phase="training", step=step) for step in range(1, 101)]
+    done = EvaluationFinished(subject="adapter", step=50, metrics=METRICS)
+    measuring = [Progress(phase="evaluating", step=step) for step in range(3)]
+    told = events_of([*steps[:50], done, *steps[50:], *measuring])
+    assert told.index(done) == told.index(steps[49]) + 1  # how far it was
+    assert (steps[99] in told, told[-1]) == (True, measuring[-1])
+    curve = [report.step for report in told if isinstance(report, Progress) and report.phase == "training"]
+    assert curve == sorted(set(curve))
+    assert MAX_FURTHER_PROGRESS - 4 <= len(curve) <= MAX_FURTHER_PROGRESS + 2
+    assert max(late - early for early, late in pairwise([0, *curve])) <= 8
 
 
 def test_the_numbers_of_a_run_that_diverged_come_through():

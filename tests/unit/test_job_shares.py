@@ -122,6 +122,22 @@ def test_a_job_of_lower_priority_makes_room_and_goes_on_later(place):
     assert place.store.get("a", low.id).preempting is False
 
 
+@pytest.mark.parametrize("known_dead", [False, True])
+def test_nobody_is_charged_for_the_time_in_which_nobody_worked(place, known_dead):
+    """The server was lost with its worker, and came back ten hours later."""
+    place.submit("a")
+    assert place.queue.claim("worker", MINUTE) is not None
+    place.clock.now += 10 * 3600.0
+    if known_dead:
+        place.queue.expire("worker")
+    place.queue.recover(max_attempts=3)
+    # The tenant of the lost job has had a minute.
+    place.submit("b")
+    place.run(5 * MINUTE)
+    place.submit("b")
+    assert place.run(1.0).tenant == "a"
+
+
 def test_of_several_the_lowest_and_of_those_the_latest_makes_room(place):
     for priority in ("NORMAL", "LOW", "LOW"):
         place.submit("a", Priority(priority))

@@ -17,9 +17,11 @@ from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.jobs.task import EXIT_FINISHED, QuantizeFinished
 from finetuned_service.quantization.run import run
+from finetuned_service.quantization.store import align
 from finetuned_service.quantization.text import measured_windows
 from finetuned_service.text.tokenizer import BaseTokenizer
 from packed_oracle import unpacked_model
+from safetensors.torch import load_file, save_file
 from tiny_bases import make_quantize_task
 from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
 from tiny_models import oracle_logits, random_prompt
@@ -46,6 +48,23 @@ def perplexity(model: Any, base: Path) -> float:
         nats -= float(logits.gather(1, torch.tensor([[token] for token in window[1:]])).sum())
         tokens += len(window) - 1
     return math.exp(nats / tokens)
+
+
+@pytest.mark.parametrize("name", ["a", "a-longer-name", "another-length"])
+def test_tensors_begin_where_kernels_want_them(tmp_path: Path, name: str) -> None:
+    """The header of a file has any multiple of 8 bytes."""
+    path = tmp_path / WEIGHTS
+    stored = {f"{name}.{n}": torch.randn(16, 16) for n in range(3)}
+    save_file(stored, path, {"format": "pt"})
+    before = path.read_bytes()
+    align(path)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    assert (8 + length) % 64 == 0
+    found = load_file(path)
+    assert all(torch.equal(found[key], stored[key]) for key in stored)
+    assert len(found) == len(stored)
+    assert path.stat().st_size < len(before) + 64
+    assert [child.name for child in tmp_path.iterdir()] == [WEIGHTS]
 
 
 @pytest.mark.parametrize("weight_format", ["INT8", "NF4"])

@@ -21,7 +21,7 @@ from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainFinish
 from finetuned_service.training.embeddings.figures import rankings, retrieval
 from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
 from finetuned_service.training.embeddings.model import EmbeddingModel
-from finetuned_service.training.embeddings.pairs import PairExample, read_embedding_data
+from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import Method, Pooling, Task
 from scipy.stats import spearmanr
@@ -281,21 +281,58 @@ def test_a_row_of_which_several_texts_are_cut_is_one_row(encoder: Path, tmp_path
     assert found.report.truncated_rows == 4  # two of each part
 
 
-def test_promotion_is_refused_where_all_that_the_job_held_out_is_too_long(
+def read_data(directory: Path, encoder: Path, rows: list[dict[str, Any]], **settings: Any) -> EmbeddingData:
+    task = make_task(directory, encoder, train=rows, task="feature-extraction", lora=LORA, **settings)
+    held_out = Path(task.eval_path) if task.eval_path else None
+    return read_embedding_data(task.spec, encoder, Path(task.train_path), held_out)
+
+
+def test_what_is_held_out_is_held_out_of_what_fits(encoder: Path, tmp_path: Path) -> None:
+    rows = [*PAIRS[:4], *({"anchor": "cat sat " * 20, "positive": f"mat {n}"} for n in range(9))]
+    for seed in range(5):
+        data = {"max_row_tokens": 16, "long_rows": "DROP"}
+        found = read_data(tmp_path / str(seed), encoder, rows, data=data, optimization={"seed": seed})
+        report = found.report
+        assert (report.train_rows, report.eval_rows, report.dropped_rows) == (2, 2, 9)
+
+
+def test_a_pair_is_never_held_out_alone(encoder: Path, tmp_path: Path) -> None:
+    assert len(read_data(tmp_path / "few", encoder, PAIRS[:8]).heldout) == 2
+    scored = [{"sentence1": f"cat {n}", "sentence2": "b", "score": 0.5} for n in range(8)]
+    assert len(read_data(tmp_path / "scored", encoder, scored).heldout) == 1
+    with pytest.raises(InvalidData, match="1 row is held out; a pair is told apart from others"):
+        read_data(tmp_path / "one", encoder, PAIRS[:8], heldout=PAIRS[8:9])
+    hard = [{**PAIRS[8], "negatives": ["the tree"]}]
+    assert len(read_data(tmp_path / "hard", encoder, PAIRS[:8], heldout=hard).heldout) == 1
+
+
+def test_steps_of_one_pair_are_refused(encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidField, match=r"is 1; .*set at least 2, or give the rows negatives") as refused:
+        read_data(tmp_path / "one", encoder, PAIRS[:8], optimization={"batch_rows": 1})
+    assert refused.value.violations[0].field == "spec.optimization.batch_rows"
+    hard = [{**row, "negatives": ["the tree"]} for row in PAIRS[:8]]
+    assert read_data(tmp_path / "hard", encoder, hard, optimization={"batch_rows": 1}).report.train_rows == 6
+
+
+def test_the_loss_of_held_out_rows_counts_none_as_told_apart_from_nothing(
     encoder: Path, tmp_path: Path
 ) -> None:
-    rows = [*PAIRS[:2], {"anchor": "cat sat " * 20, "positive": "mat"}]
-    settings: dict[str, Any] = {"task": "feature-extraction", "lora": LORA}
-    data = {"max_row_tokens": 16, "long_rows": "DROP"}
-    promote = {"alias": "default", "metric": "recall_at_1"}
-    for seed in range(10):  # until the long one is held out
-        one = {"optimization": {"seed": seed}, "data": data, "promote_if": promote}
-        task = make_task(tmp_path / str(seed), encoder, train=rows, **settings, **one)
-        found = read_embedding_data(task.spec, encoder, Path(task.train_path), None)
-        if not found.heldout:
-            break
-    with pytest.raises(InvalidField, match="needs held-out rows to measure, and none are left"):
-        run(task, Reports(), threading.Event())
+    settings = {"task": "feature-extraction", "lora": LORA, "optimization": {"batch_rows": 4}}
+    task = make_task(tmp_path, encoder, train=PAIRS[:9], **settings)
+    model = EmbeddingModel.load(encoder, task.spec, Pooling.MEAN)
+    rows = read_embedding_data(task.spec, encoder, Path(task.train_path), Path(task.train_path)).train
+    first, rest = model.measure(rows[:4]).loss, model.measure(rows[4:9]).loss
+    assert model.measure(rows[:9]).loss == pytest.approx((4 * first + 5 * rest) / 9, rel=1e-5)
+
+
+def test_lengths_are_told_before_anything_is_cut(encoder: Path, tmp_path: Path) -> None:
+    rows = [{"anchor": "cat " * 30, "positive": f"mat {n}"} for n in range(6)]
+    lengths = [
+        read_data(tmp_path / str(most), encoder, rows, data={"max_row_tokens": most, "long_rows": "TRUNCATE"})
+        for most in (8, 16)
+    ]
+    assert lengths[0].report.row_tokens == lengths[1].report.row_tokens
+    assert lengths[0].report.row_tokens.longest > 2 * 16
 
 
 def test_rows_are_named_as_they_stand_in_the_file(encoder: Path, tmp_path: Path) -> None:

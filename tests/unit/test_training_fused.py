@@ -16,13 +16,15 @@ from finetuned_service.training.activations import kept_bytes
 from finetuned_service.training.fused import FusedLayer
 from finetuned_service.training.loss import supervised_cross_entropy
 from finetuned_service.training.methods.lora import LoraLinear
-from finetuned_service.training.model import AdaptedModel, adapt
+from finetuned_service.training.model import AdaptedModel, adapt, load_model
 from finetuned_service.training.native.kernels import FLAGS, SOURCE, Kernels
 from finetuned_service.training.order import micro_batches
 from finetuned_service.training.packing import RowLayout, pack
+from reference_loops import our_curve
 from tiny_models import ALL_PROJECTIONS, VOCABULARY
 from torch import Tensor
 from torch.nn import functional
+from training_tasks import make_base, make_task
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -301,6 +303,18 @@ def test_what_computes_otherwise_is_left_alone(kernels, model_class, config, dty
     model.set_attn_implementation(attention.IMPLEMENTATION)
     adapted = adapt(model, spec(LoraSettings(rank=2, alpha=4.0, target_modules=("q_proj",))), kernels)
     assert not fused_layers(adapted)
+
+
+@pytest.mark.parametrize("placement", ["HOULSBY", "PFEIFFER", "PARALLEL"])
+@pytest.mark.parametrize("target", ["self_attn", "mlp", ""])
+def test_a_layer_with_a_bottleneck_is_left_alone(kernels, placement, target, tmp_path):
+    base = make_base(tmp_path / "base", dtype=torch.bfloat16, head_dim=16)
+    targets = {"target_modules": [target]} if target else {}
+    wanted = {"method": "BOTTLENECK", "bottleneck": {"placement": placement, "width": 4, **targets}}
+    model = load_model(base, make_task(tmp_path / "task", base, **wanted).spec)
+    assert not fused_layers(model)
+    lines = our_curve(model)
+    assert lines[-1] < lines[0]
 
 
 def test_micro_batches_hold_every_row_once_within_both_limits():

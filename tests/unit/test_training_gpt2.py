@@ -4,26 +4,34 @@ what is served, and all of them in one batch. Its linear weights are turned in m
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from finetuned_service.adapters.files import check_adapter
+from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.bases.convert import import_directory
 from finetuned_service.bases.manifest import describe_base, write_manifest
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.jobs.methods import BaseFacts, resolve_method
 from finetuned_service.jobs.specs import TrainSpec
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED
 from finetuned_service.names import BaseName
 from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.model import load_model
+from finetuned_service.training.run import run
 from finetuned_service.vocabulary import WeightFormat
 from reference_loops import our_curve, reference_curve, replies_alone_and_together
 from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
 from tiny_models import oracle_logits, random_prompt
+from tiny_tokenizers import byte_level, write_tokenizer
 from torch import nn
 from torch.nn import functional
+from training_tasks import Reports, StopAfter, make_task
 
 CHOSEN: dict[str, tuple[dict[str, Any], list[str]]] = {
     "head": ({"method": "HEAD"}, ["lm_head."]),
@@ -100,6 +108,33 @@ def test_chosen_parameters_train_and_serve_as_in_plain_transformers(
     prompt = random_prompt(3, 20)
     served = served_logits(base, ours, tmp_path, prompt)
     torch.testing.assert_close(served, oracle_logits(again, prompt), atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "FULL"},
+        {"method": "LAYERS", "layers": {"last": 1}},
+        {"lora": {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": ["c_fc"]}},
+    ],
+    ids=["full", "layers", "modules to save"],
+)
+def test_what_trains_of_turned_weights_is_kept_in_checkpoints(tmp_path: Path, method: dict[str, Any]) -> None:
+    source = save_tiny_gpt2(tmp_path / "source", vocab_size=byte_level().get_vocab_size(), n_positions=256)
+    write_tokenizer(source)
+    import_directory(source, tmp_path / "base")
+    steps = {"max_steps": 6, "batch_rows": 4, "learning_rate": 1e-3, "checkpoint_interval_steps": 2}
+    made = [
+        make_task(tmp_path / name, tmp_path / "base", optimization=steps, **method)
+        for name in ("whole", "parts")
+    ]
+    stop = StopAfter(3)
+    assert run(made[1], stop, stop) == EXIT_STOPPED
+    for task in made:
+        assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
+    geometry = BaseGeometry.of_directory(tmp_path / "base")
+    digests = {check_adapter(Path(task.output_directory), geometry, 64).digest for task in made}
+    assert len(digests) == 1
 
 
 def add_bottlenecks(plain: Any, parameters: dict[str, nn.Parameter], settings: Any) -> None:

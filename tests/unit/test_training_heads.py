@@ -21,7 +21,7 @@ from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice
 from finetuned_service.jobs.specs import ClassificationOptions
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
 from finetuned_service.training.adapter import adapter_handle
-from finetuned_service.training.heads.evaluate import answered, why_incomparable
+from finetuned_service.training.heads.evaluate import answered, scored, why_incomparable
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.model import summed_loss
 from finetuned_service.training.heads.weights import label_weights
@@ -232,6 +232,19 @@ def test_tags_of_tokens(encoder: Path, tmp_path: Path) -> None:
         # A word has one tag, however many pieces it has.
         assert dict(zip(head.labels, counts.sum(1).tolist(), strict=True)) == held_out
     assert set(np.flatnonzero(np.array(told["baseline"].counts).reshape(3, 3).sum(0))) == {2}
+
+
+def test_names_of_tags_may_have_spaces() -> None:
+    head = Head(
+        task=Task.TOKEN_CLASSIFICATION,
+        problem=Problem.SINGLE_LABEL,
+        labels=("B-First Name", "I-First Name", "O"),
+        pooling=None,
+    )
+    examples = [Example(0, (1, 2, 3), (0.0, 1.0, 2.0), (0, 1, 2))]
+    found = scored([np.eye(3, dtype=np.float32)], examples, head)
+    assert (figures(found.metrics)["entity_f1"], figures(found.metrics)["accuracy"]) == (1.0, 1.0)
+    assert found.answers == ("B-First Name I-First Name O",)
 
 
 def image_rows(kinds: tuple[str, ...] = ("dark", "light")) -> list[dict[str, str]]:

@@ -100,13 +100,12 @@ def test_nothing_left_to_train_on_counts_the_training_rows(decoder: Path, tmp_pa
         preview(tmp_path, decoder, train=[long], heldout=[long, long], data=options, **LORA)
 
 
-def test_rows_that_the_job_held_out_and_cannot_use_are_told(encoder: Path, tmp_path: Path) -> None:
+def test_rows_are_held_out_of_those_that_fit(encoder: Path, tmp_path: Path) -> None:
     # Of each label there are two different rows, and one is held out.
     rows = [{"text": f"{word} {LONG}{n}", "label": word} for word in ("good", "bad") for n in "ab"]
     short = [{"text": row["text"][:9] + str(n), "label": row["label"]} for n, row in enumerate(rows)]
     settings: dict[str, Any] = {"task": "text-classification", **LORA}
     options = {"long_rows": "DROP", "max_row_tokens": 40}
-    told: list[str] = []
     for seed in range(8):
         report = preview(
             tmp_path / str(seed),
@@ -116,12 +115,41 @@ def test_rows_that_the_job_held_out_and_cannot_use_are_told(encoder: Path, tmp_p
             optimization={"seed": seed},
             **settings,
         )
-        if not report.eval_rows:
-            told += report.warnings
-        else:
-            assert not any("held out" in warning for warning in report.warnings)
-    assert "all 2 rows that were held out are too long and left out: nothing is evaluated" in told[0]
+        assert (report.train_rows, report.eval_rows, report.dropped_rows) == (2, 2, 4)
+        assert [count.count for count in report.train_labels] == [1, 1]
     none = preview(
         tmp_path / "none", encoder, train=MOODS, data={**options, "holdout_fraction": 0}, **settings
     )
     assert none.warnings == ()
+
+
+def test_a_label_of_which_no_row_fits_is_refused(encoder: Path, tmp_path: Path) -> None:
+    rare = [{"text": f"{LONG}{n}", "label": "rare"} for n in range(4)]
+    settings: dict[str, Any] = {"task": "text-classification", **LORA}
+    with pytest.raises(
+        InvalidData, match="the label 'rare' has no row left: all of them are longer than max_row_tokens"
+    ):
+        preview(
+            tmp_path,
+            encoder,
+            train=[*MOODS, *rare],
+            data={"long_rows": "DROP", "max_row_tokens": 40},
+            **settings,
+        )
+
+
+def test_lengths_are_told_before_anything_is_cut(encoder: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"{word} {LONG}{n}", "label": word} for word in ("good", "bad") for n in "abc"]
+    settings: dict[str, Any] = {"task": "text-classification", **LORA}
+    found = [
+        preview(
+            tmp_path / str(most),
+            encoder,
+            train=rows,
+            data={"long_rows": "TRUNCATE", "max_row_tokens": most},
+            **settings,
+        )
+        for most in (16, 40)
+    ]
+    assert found[0].row_tokens == found[1].row_tokens
+    assert found[0].row_tokens.median > 40

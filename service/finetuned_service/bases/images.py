@@ -12,12 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from finetuned_service.bases.inputs import IMAGE_TYPES, ImageInput
+from finetuned_service.bases.inputs import IMAGE_TYPES, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, ImageInput
 from finetuned_service.errors import InvalidField
 
-MAX_IMAGE_BYTES = 16 * 1024 * 1024
-MAX_IMAGE_PIXELS = 32 * 1024 * 1024
-"""A decoded image takes 4 bytes for each."""
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -63,7 +60,7 @@ def fitted_image(data: bytes, media_type: str | None, form: ImageInput, field: s
                     f"{field}.data",
                     f"is an image of {width} x {height} pixels; allowed: {MAX_IMAGE_PIXELS} in all. Send a smaller one",
                 )
-            return _fitted(image.convert(_MODES[form.channels]), form).tobytes()
+            return _fitted(_in_bytes(image).convert(_MODES[form.channels]), form).tobytes()
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InvalidField.one(
             f"{field}.data",
@@ -80,6 +77,15 @@ def normalised_image(fitted: bytes, form: ImageInput) -> PreparedImage:
     planes -= np.array(form.mean, np.float32)[:, None, None]
     planes /= np.array(form.std, np.float32)[:, None, None]
     return PreparedImage(planes.tobytes(), (form.channels, form.height, form.width))
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """With a byte for each value: of 16 bits of grey, which Pillow would cut off at 255, the upper ones; it takes those of
+    16 bits of colour itself.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _fitted(image: Image.Image, form: ImageInput) -> Image.Image:

@@ -30,6 +30,9 @@ IMAGE_TYPES: Mapping[str, str] = {
     "image/gif": "GIF",
 }
 """Media types of images that are trained on and served, and Pillow's names for them."""
+MAX_IMAGE_BYTES = 16 * 1024 * 1024
+MAX_IMAGE_PIXELS = 32 * 1024 * 1024
+"""A decoded image takes 4 bytes for each."""
 
 _SentenceMode = Mapping[str, Pooling]
 _SENTENCE_MODES: _SentenceMode = {

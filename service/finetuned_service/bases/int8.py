@@ -30,6 +30,9 @@ conversion against plain bfloat16: 1 row 16/50/31, 8 rows 34/58/33, 16 rows 54/5
 PACKED_KERNEL_MULTIPLE = 32
 """That kernel reads whole vectors: it runs past the end of a row whose length is no multiple of its
 vector (PyTorch 2.13 crashes), and does not check."""
+PACKED_KERNEL_ALIGNMENT = 16
+"""In bytes: with several rows it reads the weight as if it lay at such an address (PyTorch 2.13 crashes). A weight that is mapped
+lies where its file has it, and safetensors promises 8 bytes."""
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,6 +111,7 @@ class Int8Linear(nn.Linear):
             and rows.device.type == "cpu"
             and rows.dtype == self.weight_scale.dtype
             and self.in_features % PACKED_KERNEL_MULTIPLE == 0
+            and self.weight.data_ptr() % PACKED_KERNEL_ALIGNMENT == 0
             and not (torch.is_grad_enabled() and rows.requires_grad)  # it has no backward
         )
 

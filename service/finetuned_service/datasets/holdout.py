@@ -19,6 +19,8 @@ from finetuned_service.datasets.rows import to_json
 from finetuned_service.errors import InvalidData
 from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText
 
+_MOST_TRIES, _MOST_GROUPS_TRIED = 64, 200_000
+"""Orders in which labelled rows are drawn until each label is on both sides, and how many groups are drawn in all of them."""
 _STRATIFIED = (LabelledText, MultiLabelText, LabelledTokens, LabelledImage)
 
 
@@ -44,7 +46,7 @@ def split(rows: Sequence[DatasetRow], fraction: float, seed: int) -> tuple[list[
             "evaluation; add different rows, give an eval_dataset, or set holdout_fraction to 0"
         )
     stratified = isinstance(rows[0], _STRATIFIED)
-    chosen = set(_of_each_label(groups, fraction) if stratified else _of_all(groups, fraction, len(rows)))
+    chosen = set(_stratified(groups, fraction) if stratified else _of_all(groups, fraction, len(rows)))
     return [index for index in range(len(rows)) if index not in chosen], sorted(chosen)
 
 
@@ -55,6 +57,8 @@ class _Group:
     indices: tuple[int, ...]
     labels: tuple[str, ...]
     """Of any of them, each once; the one label "" where none has one."""
+    draw: bytes
+    """The least of theirs."""
 
 
 def _groups(rows: Sequence[DatasetRow], seed: int) -> list[_Group]:
@@ -62,14 +66,15 @@ def _groups(rows: Sequence[DatasetRow], seed: int) -> list[_Group]:
     members: dict[int, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         members[fingerprint(row)].append(index)
-    drawn = sorted(members.values(), key=lambda group: min(_draw(rows[index], seed) for index in group))
-    return [
+    groups = [
         _Group(
             tuple(group),
             tuple(sorted({label for index in group for label in labels_of(rows[index])})) or ("",),
+            min(_draw(rows[index], seed) for index in group),
         )
-        for group in drawn
+        for group in members.values()
     ]
+    return sorted(groups, key=lambda group: group.draw)
 
 
 def _of_all(groups: Sequence[_Group], fraction: float, row_count: int) -> list[int]:
@@ -80,6 +85,19 @@ def _of_all(groups: Sequence[_Group], fraction: float, row_count: int) -> list[i
         if len(held_out) + len(group.indices) <= wanted:
             held_out += group.indices
     return held_out or list(min(groups, key=lambda group: len(group.indices)).indices)
+
+
+def _stratified(groups: Sequence[_Group], fraction: float) -> list[int]:
+    """Of each label, in the order in which groups are drawn, or in another: which of few rows with several labels comes first
+    may decide whether each label can be on both sides.
+    """
+    tries = max(1, min(_MOST_TRIES, _MOST_GROUPS_TRIED // len(groups)))
+    for further in range(1, tries):
+        try:
+            return _of_each_label(groups, fraction)
+        except InvalidData:
+            groups = sorted(groups, key=lambda group: hashlib.sha256(group.draw + bytes([further])).digest())
+    return _of_each_label(groups, fraction)
 
 
 def _of_each_label(groups: Sequence[_Group], fraction: float) -> list[int]:

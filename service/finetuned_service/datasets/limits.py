@@ -14,17 +14,17 @@ class DataLimits:
     """What one dataset may hold."""
 
     max_line_bytes: int = MIB
-    """The longest line, without its line end; also the longest cell of a table and the longest sentence."""
+    """The longest line, without its line end; also the longest cell of a table and the longest sentence, but for images."""
     max_rows: int = 1_000_000
     max_bytes: int = 1024 * MIB
     """The largest file, as uploaded."""
     max_unpacked_bytes: int = 4096 * MIB
-    """The most that a compressed file may unpack to."""
+    """The most that a compressed file may unpack to, and that the rows of any may take as JSON lines."""
     max_labels: int = 1000
     """The most different labels."""
     max_image_bytes: int = 16 * MIB
     """The largest image file."""
-    max_image_pixels: int = 40_000_000
+    max_image_pixels: int = 32 * MIB
     """Width times height of the largest image."""
 
 

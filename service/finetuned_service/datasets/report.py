@@ -88,7 +88,7 @@ def with_rows(
             "imbalance_ratio": imbalance_ratio(labels),
         }
     )
-    return report.model_copy(update={"warnings": tuple(_warnings(report, len(held_out)))})
+    return report.model_copy(update={"warnings": tuple(_warnings(report))})
 
 
 def _labels(rows: Sequence[DatasetRow]) -> tuple[LabelCount, ...]:
@@ -98,12 +98,7 @@ def _labels(rows: Sequence[DatasetRow]) -> tuple[LabelCount, ...]:
     return label_counts(counts)
 
 
-def _warnings(report: DataReport, held_out_rows: int) -> Iterable[str]:
-    if held_out_rows and not report.eval_rows:
-        yield (
-            f"all {held_out_rows} rows that were held out are too long and left out: nothing is evaluated, and the job never "
-            "stops early; raise max_row_tokens, or give an eval_dataset"
-        )
+def _warnings(report: DataReport) -> Iterable[str]:
     leaked = max(report.leaked_rows, report.similar_leaked_rows)
     if leaked:
         yield (

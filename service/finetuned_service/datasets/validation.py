@@ -158,6 +158,12 @@ def _copy_rows(
         spelled = to_json(row).encode() + b"\n"
         digest.update(spelled)
         size_bytes += canonical.write(spelled)
+        if size_bytes > limits.max_unpacked_bytes:
+            raise InvalidData(
+                f"the rows up to {record.place} take {size_bytes} bytes as they are stored; allowed: "
+                f"{limits.max_unpacked_bytes}. Split the file",
+                metadata={"max_unpacked_bytes": str(limits.max_unpacked_bytes)},
+            )
     if findings.count:
         raise findings.refusal()
     if row_kind is None:

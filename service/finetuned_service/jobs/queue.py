@@ -226,6 +226,8 @@ class JobQueue:
     def expire(self, owner: str) -> None:
         """Let the leases of an owner that is known to be dead run out now."""
         with self._database.begin() as connection:
+            for job_id in connection.scalars(select(jobs.c.id).where(jobs.c.lease_owner == owner)).all():
+                charge(connection, job_id, time.time())  # before nobody knows when it ran out
             connection.execute(update(jobs).where(jobs.c.lease_owner == owner).values(lease_until=0.0))
 
     def finished(self, job_ids: Iterable[str]) -> set[str]:

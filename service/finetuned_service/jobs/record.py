@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 from finetuned_service.jobs.events import (
     Checkpoint,
@@ -39,6 +41,8 @@ JobReport = (
 )
 """Everything that a job process can say (`task.Report`)."""
 
+MAX_FURTHER_PROGRESS = 16
+"""Of one batch of reports; a worker asks its process for one some times a second."""
 MAX_CHECKPOINTS = 100
 """The newest that the record tells of, and the best: it is written anew with every batch of reports."""
 
@@ -107,10 +111,18 @@ def _newest_and_best(checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, .
 
 
 def events_of(reports: Sequence[JobReport]) -> list[EventBody]:
-    """The events of one batch of reports; of several progress reports in it, the last stands for all."""
-    last_progress = max((i for i, r in enumerate(reports) if isinstance(r, Progress)), default=-1)
-    return [
-        report
-        for i, report in enumerate(reports)
-        if isinstance(report, (Checkpoint, EvaluationFinished, Notice)) or i == last_progress
-    ]  # pyright: ignore[reportReturnType]  # i == last_progress implies Progress
+    """The events of one batch of reports. Of progress in it the last report before anything else stands for all, and some more:
+    a fast job has a curve, too.
+    """
+    told = [
+        report for report in reports if isinstance(report, (Checkpoint, EvaluationFinished, Notice, Progress))
+    ]
+    last = [not _goes_on(report, after) for report, after in zip_longest(told, told[1:])]
+    others = [number for number, is_last in enumerate(last) if not is_last]
+    kept = set(others[:: max(1, math.ceil(len(others) / MAX_FURTHER_PROGRESS))])
+    return [report for number, report in enumerate(told) if last[number] or number in kept]
+
+
+def _goes_on(report: EventBody, after: EventBody | None) -> bool:
+    """Whether the progress of one phase goes on."""
+    return isinstance(report, Progress) and isinstance(after, Progress) and report.phase == after.phase

@@ -57,14 +57,18 @@ def waiting(connection: Connection, now: float) -> list[Waiting]:
 
 
 def charge(connection: Connection, job_id: str, now: float) -> None:
-    """Count the time that a worker had for a job against its tenant; the worker lets it go now."""
-    row = connection.execute(select(jobs.c.tenant, jobs.c.claim_time).where(jobs.c.id == job_id)).one()
+    """Count the time that a worker had for a job against its tenant; the worker lets it go now, or was lost: then its lease
+    had run out before, and nobody worked since.
+    """
+    query = select(jobs.c.tenant, jobs.c.claim_time, jobs.c.lease_until).where(jobs.c.id == job_id)
+    row = connection.execute(query).one()
     if row.claim_time is None:
         return
+    held_seconds = max(0.0, min(now, row.lease_until) - row.claim_time)
     known = connection.execute(
         select(tenant_job_time).where(tenant_job_time.c.tenant == row.tenant).with_for_update()
     ).one_or_none()
-    total = {"used_seconds": _faded(known, now) + max(0.0, now - row.claim_time), "update_time": now}
+    total = {"used_seconds": _faded(known, now) + held_seconds, "update_time": now}
     if known is None:
         connection.execute(insert(tenant_job_time).values(tenant=row.tenant, **total))
     else:

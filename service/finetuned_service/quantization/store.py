@@ -27,6 +27,9 @@ from finetuned_service.quantization.formats import FORMATS, Format
 from finetuned_service.quantization.plan import Plan
 from finetuned_service.vocabulary import WeightFormat
 
+_ALIGNMENT = 64
+"""In bytes: of the widest vectors."""
+
 
 def store_quantized(
     source: Path,
@@ -89,4 +92,21 @@ def _encode_all(
                 tensors[f"{module}.{part}"] = encoded
             on_module()
         save_file(tensors, target / WEIGHTS_FILE, {"format": "pt"})
+    align(target / WEIGHTS_FILE)
     return dtype
+
+
+def align(path: Path) -> None:
+    """Let the tensors of a safetensors file begin at a multiple of `_ALIGNMENT`: they are mapped from it, kernels want them there,
+    and the library sees to multiples of 8. The format lets spaces follow the header.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        missing = -(8 + length) % _ALIGNMENT
+        if not missing:
+            return
+        aligned = path.with_suffix(".aligned")
+        with aligned.open("wb") as copy:
+            copy.write((length + missing).to_bytes(8, "little") + file.read(length) + b" " * missing)
+            shutil.copyfileobj(file, copy)
+    aligned.replace(path)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from finetuned_service.errors import InvalidData
 from finetuned_service.jobs.specs import DataOptions, LongRows
 from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
 from finetuned_service.training.row_faults import too_long
+
+
+@dataclass(frozen=True, slots=True)
+class FittedText:
+    """A text of a row."""
+
+    encoded: EncodedText
+    """As much of it as a row may have."""
+    whole_tokens: int
+    """Before it was cut."""
 
 
 class TextFitter:
@@ -21,11 +33,17 @@ class TextFitter:
         self.truncated_texts = 0
         """A row may have several."""
 
-    def fitted(self, text: str, pair: str | None = None) -> EncodedText | None:
-        """The tokens of a text, or of a pair; None where its row is left out.
+    def fits(self, text: str, pair: str | None = None) -> bool:
+        """Whether its row is used; asked of all rows before any is held out."""
+        if self._tokenizer is None or self._options.long_rows is not LongRows.DROP:
+            return True
+        return len(self._tokenizer.encode_spans(text, pair).token_ids) <= (self._options.max_row_tokens or 0)
+
+    def fitted(self, text: str, pair: str | None = None) -> FittedText:
+        """The tokens of a text, or of a pair.
 
         Raises:
-            InvalidData: the base takes images, there are no tokens, or too many and `long_rows` says REJECT.
+            InvalidData: the base takes images, there are no tokens, or too many and `long_rows` does not cut them.
         """
         if self._tokenizer is None:
             raise InvalidData("is a text; this base takes images")
@@ -34,12 +52,8 @@ class TextFitter:
         if encoded.empty:
             raise InvalidData("has no tokens")
         if found <= most:
-            return encoded
-        match self._options.long_rows:
-            case LongRows.REJECT:
-                raise InvalidData(too_long(found, most))
-            case LongRows.DROP:
-                return None
-            case LongRows.TRUNCATE:
-                self.truncated_texts += 1
-                return encoded.only(encoded.kept(most, from_end=False))
+            return FittedText(encoded, found)
+        if self._options.long_rows is not LongRows.TRUNCATE:
+            raise InvalidData(too_long(found, most))
+        self.truncated_texts += 1
+        return FittedText(encoded.only(encoded.kept(most, from_end=False)), found)

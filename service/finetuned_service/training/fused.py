@@ -99,8 +99,9 @@ def can_fuse(layer: nn.Module) -> bool:
         return False
     known: Any = layer
     attention, mlp = known.self_attn, known.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    # A bottleneck that stands in the place of one of the two has none of them.
+    linears: list[Any] = [getattr(attention, f"{name}_proj", None) for name in "qkvo"]
+    linears += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
     norms = [known.input_layernorm, known.post_attention_layernorm]
     widths = [norm.weight.shape[0] for norm in norms if isinstance(norm, FrozenRmsNorm)]
     weights = [_frozen(linear)[0] for linear in linears if type(linear) in (nn.Linear, LoraLinear)]

@@ -25,7 +25,7 @@ from finetuned_service.jobs.methods import CLASSIFICATION_TASKS
 from finetuned_service.jobs.pace import Stopped
 from finetuned_service.jobs.process import ReportFunction, StopFlag
 from finetuned_service.jobs.specs import DpoSettings, TrainSpec
-from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.training.adapter import adapter_handle, read_adapter, write_adapter
@@ -51,7 +51,7 @@ from finetuned_service.training.preferences.pairs import PairData, read_pair_dat
 from finetuned_service.training.preferences.reference import with_reference
 from finetuned_service.training.preferences.scoring import PairScoring
 from finetuned_service.training.questions import Question, matches, questions
-from finetuned_service.training.stages import finish, tell_prepared
+from finetuned_service.training.stages import finish
 from finetuned_service.training.tensorboard import TensorBoardLog
 from finetuned_service.training.trainable import Trainable
 from finetuned_service.vocabulary import Objective, Task
@@ -156,7 +156,7 @@ def _prepare(task: TrainTask, report: ReportFunction, stop: StopFlag) -> _Job:
     read = read_pair_data if pairs else read_job_data
     data = read(task.spec, tokenizer, Path(task.train_path), eval_path, stop)
     environment = _environment(task)
-    tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
+    report(Prepared(environment=environment, data_report=data.report))
     wanted = task.spec.evaluation.generation_rows
     asked = questions(
         [example.row for example in data.heldout], min(wanted, SHOWN_ANSWERS) if pairs else wanted

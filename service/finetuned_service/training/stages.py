@@ -5,31 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.events import Environment, Notice, Progress
 from finetuned_service.jobs.process import ReportFunction
-from finetuned_service.jobs.specs import TrainSpec
-from finetuned_service.jobs.task import Prepared, TrainFinished, TrainTask
+from finetuned_service.jobs.task import TrainFinished, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.storage.files import publish_directory
 from finetuned_service.training.checkpoint import RunState
-from finetuned_service.vocabulary import ConfusionMatrix, DataReport, Metric
+from finetuned_service.vocabulary import ConfusionMatrix, Metric
 
 MAX_SAMPLES = 100
 """Held-out rows that the result shows with their answers."""
-
-
-def tell_prepared(
-    spec: TrainSpec, environment: Environment, data: DataReport, heldout_rows: int, report: ReportFunction
-) -> None:
-    """Tell what will be trained on.
-
-    Raises:
-        InvalidField: if `promote_if` has nothing to measure with.
-    """
-    if spec.promote_if is not None and not heldout_rows:
-        raise InvalidField.one("spec.promote_if", "needs held-out rows to measure, and none are left")
-    report(Prepared(environment=environment, data_report=data))
 
 
 def begin(kept: RunState | None, digest: str, environment: Environment, report: ReportFunction) -> RunState:

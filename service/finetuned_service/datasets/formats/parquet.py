@@ -1,7 +1,7 @@
 """Apache Parquet: columns of strings, numbers, lists of them, and images as bytes.
 
-Text is read as dictionaries, so that a value that a small file repeats a million times is in memory once.
-pyarrow is imported when it is needed: most uploads are lines.
+Text is read as dictionaries, in lists too, so that a value that a small file repeats a million times is in memory once; how
+large a cell is, is known before Python has it. pyarrow is imported when it is needed: most uploads are lines.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ def read_parquet(source: Path, limits: DataLimits, columns: Mapping[str, str]) -
     try:
         with parquet.ParquetFile(source) as head:
             _check_size(head.metadata, limits)
-            schema = head.schema_arrow
-        # First: a column that is there twice has no field of its name.
-        check_header(schema.names, columns)
-        text = [name for name in schema.names if _is_text(pa, schema.field(name).type)]
-        wanted = [name for name in schema.names if field_of(name, columns)]
+            names = head.schema_arrow.names
+            leaves = [head.metadata.schema.column(number) for number in range(head.metadata.num_columns)]
+            text = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        check_header(names, columns)
+        wanted = [name for name in names if field_of(name, columns)]
         number = 0
-        with parquet.ParquetFile(source, read_dictionary=text) as file:
+        # Extensions would not be read as dictionaries.
+        with parquet.ParquetFile(source, read_dictionary=text, arrow_extensions_enabled=False) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False):
+                fields = {
+                    (field := field_of(name, columns)): _Column(field, batch.column(name), limits)
+                    for name in batch.schema.names
+                }
                 for place in range(batch.num_rows):
                     number += 1
-                    cells = {
-                        field_of(name, columns): batch.column(name)[place] for name in batch.schema.names
-                    }
-                    yield Record(f"row {number}", _content(cells))
+                    yield Record(f"row {number}", _content(fields, place))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         said = str(error).partition("\n")[0][:200]
         raise InvalidData(f"the file is not readable as Parquet ({said}); write it again") from error
@@ -68,14 +70,32 @@ def _check_size(metadata: Any, limits: DataLimits) -> None:
         )
 
 
-def _is_text(pa: Any, kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+class _Column:
+    """Some rows of what becomes a field."""
+
+    def __init__(self, name: str, array: Any, limits: DataLimits) -> None:
+        self._name, self._array = name, array
+        # An image is asked for its own limit when it is decoded.
+        self._most = limits.max_line_bytes + (limits.max_image_bytes if name == "image" else 0)
+        self._small = _size(array) <= self._most
+
+    def at(self, place: int) -> Any:
+        """A cell as Python has it.
+
+        Raises:
+            InvalidData: it is too large, or holds bytes that are no text, or a date, a time or a struct that Python
+                cannot hold.
+        """
+        if not self._small and (size_bytes := _size(self._array.slice(place, 1))) > self._most:
+            raise InvalidData(
+                f"{shown(self._name)} has {size_bytes} bytes; allowed: {self._most}. Shorten or split the row"
+            )
+        return _value(self._name, self._array[place])
 
 
-def _content(cells: dict[str, Any]) -> object:
-    """`cells` are scalars of pyarrow, by field."""
+def _content(fields: Mapping[str, _Column], place: int) -> object:
     try:
-        values = {name: _value(name, cell) for name, cell in cells.items()}
+        values = {name: column.at(place) for name, column in fields.items()}
     except InvalidData as error:
         return error
     picture = values.get("image")
@@ -87,11 +107,6 @@ def _content(cells: dict[str, Any]) -> object:
 
 
 def _value(name: str, cell: Any) -> Any:
-    """A cell as Python has it.
-
-    Raises:
-        InvalidData: it holds bytes that are no text, or a date, a time or a struct that Python cannot hold.
-    """
     try:
         return cell.as_py()
     except UnicodeDecodeError as error:
@@ -101,3 +116,19 @@ def _value(name: str, cell: Any) -> Any:
         raise InvalidData(
             f"{shown(name)} cannot be read ({error}); expected a string, a number, a list of them or an image"
         ) from error
+
+
+def _size(array: Any) -> int:
+    """Bytes of the text and the numbers of an array of pyarrow, one at least for each, when no dictionary shortens them."""
+    import pyarrow as pa  # noqa: PLC0415 - see above
+    from pyarrow import compute as functions  # noqa: PLC0415 - see above
+
+    compute: Any = functions  # it makes them when it is imported
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        lengths = compute.binary_length(array.dictionary).take(array.indices)
+        return len(array) + (compute.sum(lengths).as_py() or 0)
+    if pa.types.is_nested(kind):
+        parts = array.flatten() if pa.types.is_struct(kind) else [array.flatten()]
+        return len(array) + sum(map(_size, parts))
+    return int(array.nbytes) if pa.types.is_fixed_size_binary(kind) else len(array)

@@ -64,6 +64,9 @@ class EmbeddingModel:
         theirs, or their scores told; at least one row.
         """
         parts = [rows[start : start + self._batch_rows] for start in range(0, len(rows), self._batch_rows)]
+        if len(parts) > 1 and len(parts[-1]) == 1:
+            # Alone it would be told apart from nothing.
+            parts[-2:] = [[*parts[-2], *parts[-1]]]
         scale, loss, vectors = 1.0 / len(rows), 0.0, dict[Tokens, Vectors]()
         self.train(mode=False)
         for part in parts:

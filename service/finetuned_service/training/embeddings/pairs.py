@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from finetuned_service.datasets.holdout import split
 from finetuned_service.datasets.kinds import DatasetRow
 from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
-from finetuned_service.errors import InvalidData
+from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.pace import until_stopped
 from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import TrainSpec
@@ -24,6 +24,8 @@ from finetuned_service.training.row_faults import RowFaults, refuse_none_held_ou
 from finetuned_service.vocabulary import DataReport, Pooling
 
 Tokens = tuple[int, ...]
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 2, 0.5
+"""Rows, where a pair is told apart from others; and the largest part that may be held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class PairExample:
     """How alike the two are, -1 to 1; None where they belong together and no others do."""
     texts: tuple[str, ...] = ()
     """Of all of them, for people."""
+    whole_tokens: int = 0
+    """Of all of them before any was cut."""
 
     @property
     def all_texts(self) -> tuple[Tokens, ...]:
@@ -51,6 +55,11 @@ class PairExample:
     def supervised_tokens(self) -> int:
         """The loss is a mean over rows."""
         return 1
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether its loss is 0, whatever is learnt, where no other row is beside it."""
+        return self.score is None and not self.negatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +84,19 @@ def read_embedding_data(
     Raises:
         Stopped: the process was asked to stop (`stop`).
         InvalidData: rows that cannot be trained on, by line, or too few.
+        InvalidField: they are pairs that need others, and a step has one row.
     """
     pooling, image = base_inputs(read_config(base_directory))
-    rows = tuple(stored_rows(train_path))
-    # By their lines.
-    if eval_path is not None:
-        train, held_out = dict(enumerate(rows, 1)), dict(enumerate(stored_rows(eval_path), 1))
-    else:
-        parts = split(rows, spec.data.holdout_fraction, spec.optimization.seed)
-        train, held_out = ({index + 1: rows[index] for index in part} for part in parts)
     tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
     encoding = _Encoding(TextFitter(tokenizer, spec.data))
-    examples = encoding.examples(until_stopped(train.items(), stop), "line")
+    # By their lines.
+    train = encoding.fitting(stored_rows(train_path))
     dropped = encoding.dropped
+    if eval_path is not None:
+        held_out = encoding.fitting(stored_rows(eval_path))
+    else:
+        train, held_out = _split(train, spec)
+    examples = encoding.examples(until_stopped(train.items(), stop), "line")
     heldout = encoding.examples(
         until_stopped(held_out.items(), stop), "eval_dataset line" if eval_path else "line"
     )
@@ -99,13 +108,24 @@ def read_embedding_data(
         )
     if eval_path is not None:
         refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
+    if spec.optimization.batch_rows == 1 and any(example.needs_others for example in examples):
+        raise InvalidField.one(
+            "spec.optimization.batch_rows",
+            "is 1; a pair is told apart from the others of its step, so nothing would be learnt: set at least 2, or give "
+            "the rows negatives",
+        )
+    if len(heldout) == 1 and heldout[0].needs_others:
+        raise InvalidData(
+            "1 row is held out; a pair is told apart from others, so its loss would be 0 whatever is learnt: hold out at least "
+            "2 (add rows, raise holdout_fraction, or give an eval_dataset of more), or set holdout_fraction to 0"
+        )
     report = data_report(
         [_counted(example) for example in examples],
         [_counted(example) for example in heldout],
         truncated_rows=encoding.truncated,
         dropped_rows=encoding.dropped,
     )
-    row_tokens = (len(example.token_ids) for example in examples)
+    row_tokens = (example.whole_tokens for example in examples)
     report = with_rows(report, list(train.values()), list(held_out.values()), row_tokens)
     return EmbeddingData(examples, heldout, pooling, report)
 
@@ -123,37 +143,55 @@ class _Encoding:
         self.faults = RowFaults()
         self.truncated = self.dropped = 0
 
+    def fitting(self, rows: Iterable[DatasetRow]) -> dict[int, DatasetRow]:
+        """The rows of a file that are used, by their lines; the others are counted."""
+        found: dict[int, DatasetRow] = {}
+        for line, row in enumerate(rows, 1):
+            if all(map(self._fitter.fits, _texts_of(row))):
+                found[line] = row
+            else:
+                self.dropped += 1
+        return found
+
     def examples(self, rows: Iterable[tuple[int, DatasetRow]], where: str) -> tuple[PairExample, ...]:
         """The rows that can be used; each comes with its line in the file that `where` names."""
         found: list[PairExample] = []
         for line, row in rows:
             try:
-                example = self._example(row)
+                found.append(self._example(row))
             except InvalidData as error:
                 self.faults.add(f"{where} {line}", error.message)
-                continue
-            if example is None:
-                self.dropped += 1
-            else:
-                found.append(example)
         return tuple(found)
 
-    def _example(self, row: DatasetRow) -> PairExample | None:
-        match row:
-            case Pair(anchor, positive, negatives):
-                texts, score = (anchor, positive, *negatives), None
-            case ScoredPair(sentence1, sentence2, score):
-                if not -1 <= score <= 1:
-                    raise InvalidData(
-                        f"has the score {score:g}; a cosine is learned, -1 to 1: divide by the largest"
-                    )
-                texts = (sentence1, sentence2)
-            case _:
-                raise InvalidData("is no pair")
+    def _example(self, row: DatasetRow) -> PairExample:
+        score, texts = row.score if isinstance(row, ScoredPair) else None, _texts_of(row)
+        if score is not None and not -1 <= score <= 1:
+            raise InvalidData(f"has the score {score:g}; a cosine is learned, -1 to 1: divide by the largest")
         truncated_before = self._fitter.truncated_texts
-        encoded = [self._fitter.fitted(text) for text in texts]
-        tokens = [text.token_ids for text in encoded if text is not None]
-        if len(tokens) < len(texts):
-            return None
+        fitted = [self._fitter.fitted(text) for text in texts]
         self.truncated += self._fitter.truncated_texts > truncated_before
-        return PairExample(tokens[0], tokens[1], tuple(tokens[2:]), score, texts)
+        tokens = [text.encoded.token_ids for text in fitted]
+        whole_tokens = sum(text.whole_tokens for text in fitted)
+        return PairExample(tokens[0], tokens[1], tuple(tokens[2:]), score, texts, whole_tokens)
+
+
+def _texts_of(row: DatasetRow) -> tuple[str, ...]:
+    match row:
+        case Pair(anchor, positive, negatives):
+            return anchor, positive, *negatives
+        case ScoredPair(sentence1, sentence2, _):
+            return sentence1, sentence2
+        case _:
+            raise InvalidData("the rows are no pairs")
+
+
+def _split(
+    rows: Mapping[int, DatasetRow], spec: TrainSpec
+) -> tuple[dict[int, DatasetRow], dict[int, DatasetRow]]:
+    """Those to train on and those held out, by their lines; of a pair that is told apart from others at least two are held out."""
+    lines, fraction = list(rows), spec.data.holdout_fraction
+    if fraction and lines and not isinstance(rows[lines[0]], ScoredPair):
+        fraction = min(_MOST_HELD_OUT, max(fraction, _LEAST_HELD_OUT / len(lines)))
+    parts = split([rows[line] for line in lines], fraction, spec.optimization.seed) if lines else ([], [])
+    train, held_out = ({lines[index]: rows[lines[index]] for index in part} for part in parts)
+    return train, held_out

@@ -12,7 +12,7 @@ from finetuned_service.bases.device import resolve_device
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice
 from finetuned_service.jobs.pace import Phase
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
@@ -20,7 +20,7 @@ from finetuned_service.training.embeddings.evaluate import PairResult, measured,
 from finetuned_service.training.embeddings.model import EmbeddingModel
 from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
 from finetuned_service.training.loop import Ended
-from finetuned_service.training.stages import finish, tell_prepared
+from finetuned_service.training.stages import finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def run_embeddings(
     """
     eval_path = Path(task.eval_path) if task.eval_path else None
     data = read_embedding_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path, stop)
-    tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
+    report(Prepared(environment=environment, data_report=data.report))
     job = _Job(task, data, environment, digest, report, stop)
     baseline = _measured(job, "baseline", None)
     incumbent = _incumbent(job)

@@ -163,14 +163,14 @@ def _of_labels(
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     labels = np.arange(head.outputs)
     figures = {"accuracy": accuracy(targets, found)}
-    answers = tuple(" ".join(head.labels[i] for i in rows.argmax(1)) for rows in outputs)
+    told = [[head.labels[i] for i in rows.argmax(1)] for rows in outputs]
     if head.task is Task.TOKEN_CLASSIFICATION:
         expected = [[head.labels[int(target)] for target in example.targets] for example in examples]
-        figures = {"entity_f1": entity_f1(expected, [answer.split(" ") for answer in answers]), **figures}
+        figures = {"entity_f1": entity_f1(expected, told), **figures}
     else:
         macro, _ = f1_scores(targets[:, None] == labels, found[:, None] == labels)
         figures["macro_f1"] = macro
-    return figures, answers
+    return figures, tuple(" ".join(row) for row in told)
 
 
 def _exact(targets: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,8 @@ class Example:
     image: HeldImage | None = None
     shown: str = ""
     """For people."""
+    whole_tokens: int = 0
+    """Of the text before it was cut."""
 
     @property
     def supervised_tokens(self) -> int:
@@ -101,38 +103,38 @@ def read_head_data(
         InvalidData: rows that cannot be trained on, by line, labels that only one part has, or a part without rows.
     """
     kind = type(next(stored_rows(train_path)))
+    pooling, image = base_inputs(read_config(base_directory))
+    shelf = ImageShelf(image, decoded_bytes) if image else None
+    texts = TextFitter(None if shelf else BaseTokenizer.load(base_directory, generates=False), spec.data)
     rows: JobRows[DatasetRow] = read_job_rows(
         kind,
         train_path,
         eval_path,
         holdout_fraction=spec.data.holdout_fraction,
         seed=spec.optimization.seed,
+        fits=lambda row: texts.fits(*_text_of(row)),
     )
-    pooling, image = base_inputs(read_config(base_directory))
     head = _head(spec, kind, rows.classes, pooling)
-    shelf = ImageShelf(image, decoded_bytes) if image else None
-    encoding = _Encoding(spec, head, base_directory, shelf)
+    encoding = _Encoding(head, texts, shelf)
     lines = zip(rows.train_lines, rows.train, strict=True)
     train = encoding.examples(until_stopped(lines, stop), "line", 0)
-    dropped = encoding.dropped
     lines = zip(rows.held_out_lines, rows.held_out, strict=True)
     heldout = encoding.examples(
         until_stopped(lines, stop), "eval_dataset line" if eval_path else "line", len(train)
     )
     encoding.faults.refuse()
-    if not train:
-        raise InvalidData("all rows are longer than max_row_tokens and long_rows leaves them out; raise it")
     if eval_path is not None:
-        refuse_none_held_out(heldout, encoding.dropped - dropped, spec.data.max_row_tokens)
+        refuse_none_held_out(heldout, rows.dropped_held_out, spec.data.max_row_tokens)
     weights = label_weights(spec.classification, head, [example.targets for example in train])
     report = data_report(
         [_counted(example) for example in train],
         [_counted(example) for example in heldout],
-        truncated_rows=encoding.truncated,
-        dropped_rows=encoding.dropped,
+        # A row has one text.
+        truncated_rows=texts.truncated_texts,
+        dropped_rows=rows.dropped,
     )
     # An image has no length that anything is cut to.
-    row_tokens = (len(example.token_ids) for example in train if example.image is None)
+    row_tokens = (example.whole_tokens for example in train if example.image is None)
     return HeadData(train, heldout, head, weights, with_rows(report, rows.train, rows.held_out, row_tokens))
 
 
@@ -157,37 +159,24 @@ def _head(spec: TrainSpec, kind: type[DatasetRow], classes: tuple[str, ...], usu
 
 
 class _Encoding:
-    """Encodes rows with resolved options and remembers what is wrong with them."""
+    """Encodes rows and remembers what is wrong with them."""
 
-    def __init__(self, spec: TrainSpec, head: Head, base_directory: Path, images: ImageShelf | None) -> None:
-        self._images = images
+    def __init__(self, head: Head, texts: TextFitter, images: ImageShelf | None) -> None:
+        self._images, self._texts = images, texts
         self._place = {label: place for place, label in enumerate(head.labels)}
-        tokenizer = None if images else BaseTokenizer.load(base_directory, generates=False)
-        self._texts = TextFitter(tokenizer, spec.data)
         self.faults = RowFaults()
-        self.dropped = 0
-
-    @property
-    def truncated(self) -> int:
-        """Rows, which have one text each."""
-        return self._texts.truncated_texts
 
     def examples(self, rows: Iterable[tuple[int, DatasetRow]], where: str, first: int) -> tuple[Example, ...]:
         """The rows that can be used, numbered from `first` on; each comes with its line in the file that `where` names."""
         found: list[Example] = []
         for line, row in rows:
             try:
-                example = self._example(row, first + len(found))
+                found.append(self._example(row, first + len(found)))
             except (InvalidData, InvalidField) as error:
                 self.faults.add(f"{where} {line}", error.message)
-                continue
-            if example is None:
-                self.dropped += 1
-            else:
-                found.append(example)
         return tuple(found)
 
-    def _example(self, row: DatasetRow, number: int) -> Example | None:
+    def _example(self, row: DatasetRow, number: int) -> Example:
         match row:
             case LabelledImage(image, label):
                 return self._of_image(image, number, self._index(label))
@@ -215,18 +204,21 @@ class _Encoding:
 
     def _of_text(
         self, text: str, pair: str, number: int, targets: Callable[[], tuple[float, ...]]
-    ) -> Example | None:
-        encoded = self._texts.fitted(text, pair or None)
-        if encoded is None:
-            return None
-        shown = f"{text} | {pair}" if pair else text
-        return Example(number, encoded.token_ids, targets(), second_start=encoded.second_start, shown=shown)
+    ) -> Example:
+        fitted = self._texts.fitted(text, pair or None)
+        return Example(
+            number,
+            fitted.encoded.token_ids,
+            targets(),
+            second_start=fitted.encoded.second_start,
+            shown=f"{text} | {pair}" if pair else text,
+            whole_tokens=fitted.whole_tokens,
+        )
 
-    def _of_tokens(self, tokens: Sequence[str], tags: Sequence[str], number: int) -> Example | None:
+    def _of_tokens(self, tokens: Sequence[str], tags: Sequence[str], number: int) -> Example:
         text = " ".join(tokens)
-        encoded = self._texts.fitted(text)
-        if encoded is None:
-            return None
+        fitted = self._texts.fitted(text)
+        encoded = fitted.encoded
         tag_at = dict(zip(_starts(tokens), tags, strict=True))
         places: list[int] = []
         targets: list[float] = []
@@ -236,7 +228,25 @@ class _Encoding:
                 targets.append(self._index(tag_at[span[0]]))
         if not places:
             raise InvalidData("has no word of which the tokenizer makes a token")
-        return Example(number, encoded.token_ids, tuple(targets), tuple(places), shown=text)
+        return Example(
+            number,
+            encoded.token_ids,
+            tuple(targets),
+            tuple(places),
+            shown=text,
+            whole_tokens=fitted.whole_tokens,
+        )
+
+
+def _text_of(row: DatasetRow) -> tuple[str, str | None]:
+    """A row's text, and the other one of a pair; an image has none."""
+    match row:
+        case LabelledTokens(tokens, _):
+            return " ".join(tokens), None
+        case LabelledText(text, _, pair) | MultiLabelText(text, _, pair) | ScoredText(text, _, pair):
+            return text, pair or None
+        case _:
+            return "", None
 
 
 def _number(score: float) -> float:

@@ -21,7 +21,7 @@ from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice
 from finetuned_service.jobs.pace import Phase
 from finetuned_service.jobs.process import ReportFunction, StopFlag
-from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, TrainTask
+from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainTask
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.attempt import Attempt
@@ -41,7 +41,7 @@ from finetuned_service.training.heads.measure import measure
 from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended
-from finetuned_service.training.stages import finish, tell_prepared
+from finetuned_service.training.stages import finish
 from finetuned_service.training.trainable import TrainRow
 from finetuned_service.vocabulary import Method, Task
 
@@ -82,7 +82,7 @@ def run_head(
     """
     eval_path = Path(task.eval_path) if task.eval_path else None
     data = read_head_data(task.spec, Path(task.base_directory), Path(task.train_path), eval_path, stop=stop)
-    tell_prepared(task.spec, environment, data.report, len(data.heldout), report)
+    report(Prepared(environment=environment, data_report=data.report))
     if data.weights is not None:
         report(Notice(text=told(data.weights, data.head)))
     job = _Job(task, data, environment, digest, report, stop)

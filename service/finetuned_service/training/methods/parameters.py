@@ -75,7 +75,9 @@ def put_copies(model: Any, names: Iterable[str]) -> dict[str, nn.Parameter]:
             value: Tensor = parameter.detach()
             exact = torch.promote_types(value.dtype, torch.float32)
             module, _, part = name.rpartition(".")
-            copies[name] = by_module.setdefault(module, {})[part] = nn.Parameter(value.to(exact, copy=True))
+            # In the order of its own shape: a turned weight of GPT-2 would keep its strides, and no file takes those.
+            copy = torch.empty(value.shape, dtype=exact, device=value.device).copy_(value)
+            copies[name] = by_module.setdefault(module, {})[part] = nn.Parameter(copy)
     for module, parts in by_module.items():
         if module != HEAD:
             replace_module(model, module, TrainedModule(model.get_submodule(module), parts, model.dtype))
