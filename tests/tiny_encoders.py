@@ -98,7 +98,13 @@ IMAGE_SETTINGS: dict[str, Any] = {
 }
 
 
-def save_resnet(directory: Path, *, seed: int = 0, images: dict[str, Any] | None = None) -> Path:
+def save_resnet(
+    directory: Path,
+    *,
+    seed: int = 0,
+    images: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """A random ResNet of one channel under a head of 3 labels; its BatchNorms hold statistics."""
     config = ResNetConfig(
         num_channels=1,
@@ -115,7 +121,7 @@ def save_resnet(directory: Path, *, seed: int = 0, images: dict[str, Any] | None
         with torch.no_grad():
             for _ in range(3):
                 model(pixel_values=torch.randn(8, 1, 16, 16))
-        model.eval().save_pretrained(directory)
+        model.eval().to(dtype).save_pretrained(directory)
     (directory / "preprocessor_config.json").write_text(
         json.dumps(IMAGE_SETTINGS if images is None else images)
     )

@@ -102,6 +102,23 @@ def test_dataset_upload_of_unusable_rows_lists_the_lines(run: Run) -> None:
     assert [item["field"] for item in told["error"]["violations"]] == ["line 2"]
 
 
+def test_what_users_wrote_is_no_markup(run: Run, tmp_path: Path) -> None:
+    Path("rows.jsonl").write_text(
+        "".join(f'{{"text": "{n}", "label": "{label}"}}\n' for n in "ab" for label in ("[/INST]", "[spam]"))
+    )
+    assert {"[/INST]", "[spam]"} <= set(run("dataset", "upload", "rows.jsonl").stdout.split())
+    options = ("-d", "rows", "-a", "mine", "--task", "text-classification", "--name", "run [/2] [v2]")
+    assert "run [/2] [v2]" in run("train", *options).output
+    assert "run [/2] [v2]" in run("train", *options, "--dry-run").output
+
+
+def test_events_tell_figures(run: Run, mine: str) -> None:
+    (job,) = json.loads(run("jobs", "list", "--json").stdout)
+    assert re.search(
+        r"EvaluationFinished.*subject adapter.*loss \d", run("jobs", "events", job["name"]).stdout
+    )
+
+
 def test_dataset_list_import_delete(run: Run, rows: Path) -> None:
     imported = run("dataset", "import", rows.absolute().as_uri(), "again", "--json")
     names = [item["name"].rpartition("/")[2] for item in json.loads(run("dataset", "list", "--json").stdout)]
@@ -206,8 +223,14 @@ def test_train_by_another_method(run: Run, rows: Path, server: FakeServer) -> No
     assert bottleneck["bottleneck"]["reduction_factor"] == 8.0
     layers = trained("--method layers --last 2 --layer 0 --layer 3 --module model.norm")["layers"]
     assert layers == {"last": 2, "layers": [0, 3], "modules": ["model.norm"]}
+    wide = trained("--method bottleneck --width 24 --scaling 0.5")["bottleneck"]
+    assert (wide["width"], wide["scaling"]) == (24, 0.5)
     assert trained("--method full")["full"] == {}
-    assert trained("--method head")["head"] is not None
+    assert trained("--method head --pooling cls")["head"] == {"pooling": "CLS"}
+    steps = trained("--max-gradient-norm 0 --checkpoint-interval-steps 7")["optimization"]
+    assert (steps["max_gradient_norm"], steps["checkpoint_interval_steps"]) == (0.0, 7)
+    weights = trained("--task text-classification --label-weight a=b=2")["classification"]["label_weights"]
+    assert weights == {"a=b": 2.0}
     assert trained("--save-module lm_head")["lora"]["modules_to_save"] == ["lm_head"]
     run("quantize", "int8", "small")
     server.change_base("tenants/default/bases/small")
@@ -222,13 +245,30 @@ def test_train_by_another_method(run: Run, rows: Path, server: FakeServer) -> No
         ("--method ia3 --rank 4", "rank is no setting of ia3"),
         ("--last 2", "last is no setting of lora"),
         ("--method full --rank 4", "rank is no setting of full"),
-        ("--rank-of q_proj", "is 'q_proj'; expected MODULE=NUMBER"),
-        ("--alpha-of q_proj=much", "expected MODULE=NUMBER"),
+        ("--method head --rank 0", "rank is no setting of head"),
+        ("--rank-of q_proj", "is 'q_proj'; expected MODULE=RANK"),
+        ("--rank-of 8", "is '8'; expected MODULE=RANK"),
+        ("--alpha-of q_proj=much", "expected MODULE=ALPHA"),
+        ("--label-weight spam=much", "expected LABEL=WEIGHT"),
     ],
 )
 def test_train_with_settings_of_another_method(run: Run, rows: Path, options: str, said: str) -> None:
     result = run(*f"train -d rows -a m {options}".split(), expected=ExitCode.USAGE)
     assert said in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ("--rank 0", "spec.lora.rank"),
+        ("--alpha 0", "spec.lora.alpha"),
+        ("--method layers --last 0", "spec.layers.last"),
+        ("--method bottleneck --reduction-factor 0", "spec.bottleneck.reduction_factor"),
+    ],
+)
+def test_a_setting_of_0_is_sent(run: Run, rows: Path, options: str, field: str) -> None:
+    result = run(*f"train -d rows -a m {options}".split(), expected=ExitCode.REFUSED)
+    assert field in result.stderr
 
 
 def test_train_shows_what_it_will_take_and_waits(run: Run, rows: Path) -> None:
@@ -244,6 +284,15 @@ def test_train_shows_what_it_will_take_and_waits(run: Run, rows: Path) -> None:
 def test_train_dry_run_stores_nothing(run: Run, rows: Path) -> None:
     assert "(checked only)" in run("train", "-d", "rows", "-a", "mine", "--dry-run").stdout
     assert json.loads(run("jobs", "list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['{"examples": [{"prompt": 1, "completion": "b"}]}', '{"instruction": 2}', "[]"]
+)
+def test_a_baseline_of_something_else_than_text(run: Run, rows: Path, text: str) -> None:
+    Path("baseline.json").write_text(text)
+    result = run("train", "-d", "rows", "-a", "m", "--baseline", "baseline.json", expected=ExitCode.USAGE)
+    assert "baseline.json holds no" in result.stderr
 
 
 def test_train_with_unusable_options(run: Run, rows: Path) -> None:

@@ -7,12 +7,14 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from finetuned_service.errors import InvalidData
 from finetuned_service.jobs import room, runner
 from finetuned_service.jobs.assignment import ResidentBase
 from finetuned_service.jobs.events import StateChanged
+from finetuned_service.jobs.runner import JobRunner
 from finetuned_service.jobs.specs import Optimization
 from finetuned_service.jobs.states import Fault, JobState, Priority, StateReason
 from finetuned_service.storage.database import Database
@@ -262,6 +264,23 @@ def test_a_running_job_is_paused_and_resumed_in_the_same_place(place):
         *("QUEUED", "RUNNING", "PAUSING", "PAUSED"),
         *("QUEUED", "RUNNING", "SUCCEEDED"),
     ]
+
+
+def test_a_job_that_is_cancelled_when_its_pause_is_all_but_done_is_cancelled(place, monkeypatch):
+    conclude = JobRunner._conclude
+
+    def cancelled_at_last(self: JobRunner, ended: Any, task: Any, keeper: Any) -> Any:
+        ending = conclude(self, ended, task, keeper)
+        place.store.cancel(TENANT, keeper.lease.job_id)
+        return ending
+
+    monkeypatch.setattr(JobRunner, "_conclude", cancelled_at_last)
+    job = place.submit(train_job())
+    with place.dispatcher("note,stop"):
+        place.first_pid(job)
+        place.store.pause(TENANT, job.id)
+        eventually(lambda: place.job(job).state.final)
+    assert (place.job(job).state, place.job(job).error) == (JobState.CANCELLED, None)
 
 
 def test_a_job_that_does_not_stop_for_a_pause_in_time_is_killed_and_paused(place):

@@ -152,6 +152,17 @@ def test_the_record_tells_of_the_newest_checkpoints_and_the_best():
     assert steps == [3, *range(2 * MAX_CHECKPOINTS, 3 * MAX_CHECKPOINTS)]
 
 
+def test_how_far_training_came_stays_known():
+    step = Progress(phase="training", step=7, total_steps=9, loss=0.5, learning_rate=1e-3, tokens=70)
+    measuring = Progress(phase="baseline", step=3, total_steps=4)
+    assert applied(measuring).progress == measuring
+    assert applied(measuring, step).progress == step
+    found = applied(
+        step, Progress(phase="evaluating", step=2, total_steps=5), Progress(phase="storing")
+    ).progress
+    assert found == Progress(phase="storing", step=7, total_steps=9, loss=0.5, learning_rate=1e-3, tokens=70)
+
+
 def test_events_tell_of_everything_and_of_some_progress():
     reports = [
         Progress(phase="training", step=1),

@@ -5,6 +5,7 @@ what is served, and all of them in one batch. Its linear weights are turned in m
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from finetuned_service.bases.manifest import describe_base, write_manifest
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
-from finetuned_service.jobs.methods import BaseFacts, resolve_method
+from finetuned_service.errors import InvalidAdapterFiles
+from finetuned_service.jobs.methods import BaseFacts, refuse_method, resolve_method
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED
 from finetuned_service.names import BaseName
@@ -25,6 +27,7 @@ from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.model import load_model
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import WeightFormat
+from peft import LoraConfig, get_peft_model
 from reference_loops import our_curve, reference_curve, replies_alone_and_together
 from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
 from tiny_models import oracle_logits, random_prompt
@@ -115,7 +118,7 @@ def test_chosen_parameters_train_and_serve_as_in_plain_transformers(
     [
         {"method": "FULL"},
         {"method": "LAYERS", "layers": {"last": 1}},
-        {"lora": {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": ["c_fc"]}},
+        {"lora": {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "wpe"]}},
     ],
     ids=["full", "layers", "modules to save"],
 )
@@ -135,6 +138,26 @@ def test_what_trains_of_turned_weights_is_kept_in_checkpoints(tmp_path: Path, me
     geometry = BaseGeometry.of_directory(tmp_path / "base")
     digests = {check_adapter(Path(task.output_directory), geometry, 64).digest for task in made}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["c_fc", "attn.c_proj"])  # the second is square
+def test_whole_modules_that_lie_the_other_way_round_are_refused_beside_lora(
+    base: Path, tmp_path: Path, name: str
+) -> None:
+    settings = {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": [name]}
+    facts = BaseFacts.of_directory(base)
+    wanted = resolve_method(TrainSpec.model_validate({"dataset": "", "adapter": "", "lora": settings}), facts)
+    (refused,) = refuse_method(wanted, facts)
+    assert refused.violations[0].field == "spec.lora.modules_to_save"
+    assert f"{name}', whose weights lie as [in, out]" in refused.message.replace("'h.0.mlp.", "'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = LoraConfig(
+            r=2, target_modules=["c_attn"], modules_to_save=[name], fan_in_fan_out=True, task_type="CAUSAL_LM"
+        )
+        get_peft_model(load_plain_gpt2(base), made).save_pretrained(tmp_path)
+    with pytest.raises(InvalidAdapterFiles, match=r"whose weight lies as \[in, out\] in PEFT's files"):
+        check_adapter(tmp_path, BaseGeometry.of_directory(base), 64)
 
 
 def add_bottlenecks(plain: Any, parameters: dict[str, nn.Parameter], settings: Any) -> None:

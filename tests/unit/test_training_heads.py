@@ -264,6 +264,25 @@ def test_images(vision: Path, tmp_path: Path) -> None:
     assert finished.confusion.counts == (2, 0, 0, 2)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"lora": {"rank": 2}},
+        {"lora": {"rank": 2, "decomposed": True}},
+        {"method": "LAYERS", "layers": {"last": 1}},
+        {"method": "FULL"},
+    ],
+    ids=["lora", "dora", "layers", "full"],
+)
+def test_methods_over_images_of_a_base_in_bfloat16(tmp_path: Path, method: dict[str, Any]) -> None:
+    base = make_resnet_base(tmp_path / "base", dtype=torch.bfloat16)
+    finished, directory, _ = train(
+        tmp_path / "job", base, image_rows(), task="image-classification", **method
+    )
+    assert figures(finished.metrics)["accuracy"] >= figures(finished.baseline_metrics)["accuracy"]
+    check(directory, base)
+
+
 def test_an_incumbent_with_its_labels_in_another_order_and_another_pooling_is_compared(
     encoder: Path, tmp_path: Path
 ) -> None:

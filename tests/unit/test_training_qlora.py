@@ -14,7 +14,7 @@ from finetuned_service.engine.messages import Sampling, Submit
 from finetuned_service.engine.model import EngineModel
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.jobs.memory import memory_report
-from finetuned_service.jobs.methods import BaseFacts, resolve_method
+from finetuned_service.jobs.methods import BaseFacts, refuse_method, resolve_method
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.training.adapter import adapter_handle, read_adapter, write_adapter
@@ -67,6 +67,16 @@ FORMATS = {"INT8": ("INT8", False), "INT8 with embeddings": ("INT8", True), "NF4
 def packed(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Path:
     weight_format, embeddings = FORMATS[request.param]
     return pack(source, tmp_path / "packed", weight_format, embeddings=embeddings)
+
+
+def test_whole_modules_of_a_packed_base_are_refused(packed: Path) -> None:
+    """Of an adapter that is continued, too; over INT8 its scales would have counted twice."""
+    settings = {"rank": RANK, "modules_to_save": ["lm_head"]}
+    spec = TrainSpec.model_validate({"dataset": "", "adapter": "", "method": "QLORA", "lora": settings})
+    facts = BaseFacts.of_directory(packed)
+    (refused,) = refuse_method(resolve_method(spec, facts), facts)
+    assert refused.violations[0].field == "spec.qlora.lora.modules_to_save"
+    assert "modules of a quantized base cannot train whole" in refused.message
 
 
 def adapted(packed: Path, **lora: Any) -> AdaptedModel:

@@ -116,9 +116,8 @@ def test_a_learnable_task_is_learnt_and_told_apart_from_the_baseline(tmp_path, b
     assert [(s.answer, s.correct) for s in finished.samples] == [(row["completion"], True) for row in rows]
 
 
-def test_loss_and_logits_are_those_of_plain_peft_on_the_exported_adapter(tmp_path, base):
-    task = make_task(tmp_path, base, heldout=HELDOUT, evaluation={"generation_rows": 0})
-    (finished,) = finish(task).of(TrainFinished)
+def loss_by_peft(task: TrainTask, base: Path) -> float:
+    """Of the held-out rows, by PEFT over plain transformers from the job's files."""
     peft = PeftModel.from_pretrained(load_plain(base), task.output_directory).eval()
     tokenizer = BaseTokenizer.load(base)
     losses = []
@@ -131,7 +130,36 @@ def test_loss_and_logits_are_those_of_plain_peft_on_the_exported_adapter(tmp_pat
             for place, token in enumerate(encoded.token_ids)
             if encoded.supervised[place]
         ]
-    assert finished.metrics[0].value == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    return sum(losses) / len(losses)
+
+
+def test_loss_and_logits_are_those_of_plain_peft_on_the_exported_adapter(tmp_path, base):
+    task = make_task(tmp_path, base, heldout=HELDOUT, evaluation={"generation_rows": 0})
+    (finished,) = finish(task).of(TrainFinished)
+    assert finished.metrics[0].value == pytest.approx(loss_by_peft(task, base), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"rank_pattern": {"down_proj": 8, "layers.1.mlp.down_proj": 2}},
+        {"alpha_pattern": {"down_proj": 64.0, "layers.1.mlp.down_proj": 2.0}},
+    ],
+    ids=["rank", "alpha"],
+)
+def test_of_the_keys_of_a_pattern_the_longest_counts_in_the_files_too(tmp_path, base, pattern):
+    """PEFT takes the first that fits a module."""
+    lora = {"rank": 4, "target_modules": ["down_proj"], **pattern}
+    task = make_task(tmp_path, base, heldout=HELDOUT, lora=lora)
+    (finished,) = finish(task).of(TrainFinished)
+    (written,) = (
+        made
+        for name, made in json.loads(Path(task.output_directory, "adapter_config.json").read_text()).items()
+        if name in pattern
+    )
+    assert [*written] == ["layers.1.mlp.down_proj", "down_proj"]
+    told = {metric.name: metric.value for metric in finished.metrics}["loss"]
+    assert told == pytest.approx(loss_by_peft(task, base), rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -409,7 +437,7 @@ def test_without_held_out_rows_the_last_step_is_the_result(tmp_path, base):
     task = make_task(tmp_path, base, data={"holdout_fraction": 0})
     reports = finish(task)
     (finished,) = reports.of(TrainFinished)
-    assert finished == TrainFinished(metrics=())
+    assert finished == TrainFinished(metrics=(), step=6)
     assert reports.of(EvaluationFinished) == []
 
 

@@ -129,6 +129,19 @@ def test_an_attempt_that_goes_on_replaces_what_it_repeats(task):
     assert len(list(Path(task.log_directory).iterdir())) == 2
 
 
+def test_an_attempt_without_steps_leaves_those_of_the_ones_before(task):
+    stop = threading.Event()
+    assert run(task, StopAfter(6, stop), stop) == EXIT_STOPPED
+    before = logged(task)
+    assert set(before["train/loss"]) == {1, 2, 3, 4, 5, 6}
+    reports = Reports()
+    assert run(task, reports, threading.Event()) == EXIT_FINISHED
+    assert not [report for report in reports.of(Progress) if report.phase == "training" and report.step]
+    found = logged(task)
+    assert {tag: found[tag] for tag in before} == before
+    assert (set(found["baseline/loss"]), set(found["result/loss"])) == ({0}, {6})
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_without_room_for_figures_stops_the_run_and_it_goes_on_later(task, monkeypatch, number):
     add = EventFile.add_scalar

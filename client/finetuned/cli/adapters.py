@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
 from finetuned import Adapter, AdapterVersion, Residency
 from finetuned._names import short
@@ -38,7 +39,7 @@ def list_all(context: typer.Context, *, as_json: AsJson = False) -> None:
     )
     for one in found:
         if one.incompatible_reason:
-            err().print(f"[dim]{short(one.name)} cannot be served: {one.incompatible_reason}[/dim]")
+            err().print(f"[dim]{short(one.name)} cannot be served: {escape(one.incompatible_reason)}[/dim]")
 
 
 def _aliases(adapter: Adapter) -> str:

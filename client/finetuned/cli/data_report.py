@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
+
 from finetuned import DataReport, DatasetReport, LabelCount, LengthSummary
 from finetuned.cli.output import Cell, err, print_facts, print_table
 
@@ -65,4 +67,4 @@ def _show_labels(columns: dict[str, Sequence[LabelCount]]) -> None:
 
 def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        err().print(f"[yellow]warning[/yellow] {warning}")
+        err().print(f"[yellow]warning[/yellow] {escape(warning)}")

@@ -8,10 +8,10 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from finetuned import Client, Job, JobEvent, JobKind, JobState
+from finetuned import Client, EvaluationFinished, Job, JobEvent, JobKind, JobState
 from finetuned._names import short
 from finetuned.cli.exit_codes import ExitCode
-from finetuned.cli.output import cell, err, print_json, print_table
+from finetuned.cli.output import cell, err, metrics, print_json, print_table
 from finetuned.cli.progress import JobDisplay
 from finetuned.cli.report import say_next, show_job
 from finetuned.cli.session import AsJson, Detach, Priority, connect
@@ -140,11 +140,14 @@ def _words(event: JobEvent) -> str:
     body = event.body
     if body is None:
         return ""
-    return ", ".join(
+    words = [
         f"{field} {cell(value)}"
         for field in body.__dataclass_fields__
         if isinstance(value := getattr(body, field), (str, int, float)) and value not in {0, "", "UNKNOWN"}
-    )
+    ]
+    if isinstance(body, EvaluationFinished):
+        words.append(metrics(body.metrics))
+    return ", ".join(words)
 
 
 @app.command()

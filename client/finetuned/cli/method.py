@@ -35,7 +35,10 @@ def method_settings(
     Raises:
         typer.BadParameter: an option is not for the method.
     """
-    given = {name: value for name, value in options.items() if value not in (None, False, (), {})}
+    # 0 is given: whether it can be used says the service.
+    given = {
+        name: value for name, value in options.items() if value is not False and value not in (None, (), {})
+    }
     chosen = method or ("lora" if given else None)
     if chosen is None:
         return {}
@@ -49,17 +52,20 @@ def method_settings(
     return {chosen: Qlora(lora=settings) if chosen == "qlora" else settings}
 
 
-def by_module(option: str, given: Iterable[str], read: Callable[[str], T]) -> dict[str, T]:
-    """`MODULE=NUMBER` options as a pattern.
+def by_name(option: str, what: str, given: Iterable[str], read: Callable[[str], T]) -> dict[str, T]:
+    """Options such as `MODULE=NUMBER`, the number after the last "=".
 
     Raises:
-        typer.BadParameter: one is written otherwise.
+        typer.BadParameter: one is not written as `what`.
     """
-    pattern: dict[str, T] = {}
+    found: dict[str, T] = {}
     for text in given:
-        module, _, number = text.partition("=")
+        name, _, number = text.rpartition("=")
+        refusal = typer.BadParameter(f"is {text!r}; expected {what}", param_hint=option)
+        if not name:
+            raise refusal
         try:
-            pattern[module] = read(number)
+            found[name] = read(number)
         except ValueError:
-            raise typer.BadParameter(f"is {text!r}; expected MODULE=NUMBER", param_hint=option) from None
-    return pattern
+            raise refusal from None
+    return found

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, cast
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from finetuned._names import short
@@ -86,9 +87,10 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, empty: str = ""
 ) -> None:
     """A table, or what to do about there being nothing to show."""
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(*columns, title=escape(title), title_justify="left")
     for row in rows:
-        table.add_row(*map(cell, row))
+        # What users wrote is no markup of rich's.
+        table.add_row(*(escape(cell(value)) for value in row))
     if table.row_count or not empty:
         out().print(table)
     else:
@@ -97,12 +99,12 @@ def print_table(
 
 def print_facts(title: str, facts: Mapping[str, Cell]) -> None:
     """Names and values, one a line; what is empty is left out."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table = Table(title=escape(title), title_justify="left", show_header=False, box=None)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # a digest cut short is of no use
     for name, value in facts.items():
         if value not in {None, ""}:
-            table.add_row(f"[bold]{name}[/bold]", cell(value))
+            table.add_row(f"[bold]{escape(name)}[/bold]", escape(cell(value)))
     out().print(table)
 
 

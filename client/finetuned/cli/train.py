@@ -24,12 +24,13 @@ from finetuned import (
     LongRows,
     Objective,
     Optimization,
+    Pooling,
     PromoteIf,
     Task,
     WeightFormat,
 )
 from finetuned.cli.jobs import follow
-from finetuned.cli.method import by_module, method_settings
+from finetuned.cli.method import by_name, method_settings
 from finetuned.cli.session import AsJson, Detach, Priority, connect
 
 METHOD, STEPS, DATA, EVALUATION, PROMOTION = "Method", "Optimization", "Data", "Evaluation", "Promotion"
@@ -102,8 +103,14 @@ def train(
         Literal["HOULSBY", "PFEIFFER", "PARALLEL"] | None, _option(METHOD, "bottleneck: where; HOULSBY.")
     ] = None,
     reduction_factor: Annotated[float | None, _option(METHOD, "bottleneck: of the base's width; 16.")] = None,
+    width: Annotated[int | None, _option(METHOD, "bottleneck: its own, instead of the factor.")] = None,
     activation: Annotated[
         Literal["RELU", "GELU", "SILU"] | None, _option(METHOD, "bottleneck: nonlinearity; GELU.")
+    ] = None,
+    scaling: Annotated[float | None, _option(METHOD, "bottleneck: of what is added; 1.")] = None,
+    pooling: Annotated[
+        Literal["MEAN", "CLS", "LAST"] | None,
+        _option(METHOD, "head: how a text's vectors become one; the base's own."),
     ] = None,
     last: Annotated[int | None, _option(METHOD, "layers: so many at the end; a quarter.")] = None,
     layer: Annotated[list[int] | None, _option(METHOD, "layers: by number from 0 (repeatable).")] = None,
@@ -140,7 +147,11 @@ def train(
     ] = None,
     warmup_fraction: Annotated[float | None, _option(STEPS, "Part in which the rate rises; 0.05.")] = None,
     weight_decay: Annotated[float | None, _option(STEPS, "AdamW's; 0.")] = None,
+    max_gradient_norm: Annotated[float | None, _option(STEPS, "Clips its norm; 1; 0 does not.")] = None,
     seed: Annotated[int | None, _option(STEPS, "Order of rows, weights, dropout; 0.")] = None,
+    checkpoint_interval_steps: Annotated[
+        int | None, _option(STEPS, "Between checkpoints; chosen from the number of steps.")
+    ] = None,
     kept_checkpoints: Annotated[int | None, _option(STEPS, "Newest ones kept, besides the best; 2.")] = None,
     evaluations: Annotated[
         int | None, _option(EVALUATION, "How often held-out rows are measured on the way; 4.")
@@ -186,13 +197,16 @@ def train(
         "dropout": dropout,
         "rank_stabilized": rank_stabilized,
         "decomposed": decomposed,
-        "rank_pattern": by_module("--rank-of", rank_of or (), int),
-        "alpha_pattern": by_module("--alpha-of", alpha_of or (), float),
+        "rank_pattern": by_name("--rank-of", "MODULE=RANK", rank_of or (), int),
+        "alpha_pattern": by_name("--alpha-of", "MODULE=ALPHA", alpha_of or (), float),
         "feedforward_modules": tuple(feedforward_module or ()),
         "modules_to_save": tuple(save_module or ()),
         "placement": BottleneckPlacement(placement) if placement else None,
         "reduction_factor": reduction_factor,
+        "width": width,
         "activation": BottleneckActivation(activation) if activation else None,
+        "scaling": scaling,
+        "pooling": Pooling(pooling) if pooling else None,
         "last": last,
         "layers": tuple(layer or ()),
         "modules": tuple(module or ()),
@@ -200,7 +214,7 @@ def train(
     dpo = Dpo(beta=beta, label_smoothing=label_smoothing)
     classification = ClassificationOptions(
         class_weights=ClassWeights(class_weights) if class_weights else None,
-        label_weights=by_module("--label-weight", label_weight or (), float),
+        label_weights=by_name("--label-weight", "LABEL=WEIGHT", label_weight or (), float),
     )
     with connect(context) as client:
         job = client.train(
@@ -224,7 +238,9 @@ def train(
                 schedule=LearningRateSchedule(schedule) if schedule else None,
                 warmup_fraction=warmup_fraction,
                 weight_decay=weight_decay,
+                max_gradient_norm=max_gradient_norm,
                 seed=seed,
+                checkpoint_interval_steps=checkpoint_interval_steps,
                 kept_checkpoints=kept_checkpoints,
             ),
             data=DataOptions(
@@ -271,10 +287,19 @@ def read_baseline(path: Path) -> Baseline:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        examples = [BaselineExample(item["prompt"], item["completion"]) for item in found.get("examples", [])]
-        return Baseline(instruction=found.get("instruction", ""), examples=tuple(examples))
+        examples = [
+            BaselineExample(_text(item["prompt"]), _text(item["completion"]))
+            for item in found.get("examples", [])
+        ]
+        return Baseline(instruction=_text(found.get("instruction", "")), examples=tuple(examples))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise typer.BadParameter(
             f'{path} holds no {{"instruction": "...", "examples": [{{"prompt", "completion"}}]}}',
             param_hint="--baseline",
         ) from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value

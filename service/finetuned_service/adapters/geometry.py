@@ -61,6 +61,8 @@ class BaseGeometry:
     """Its repeated layers in their order, by their full names; a vision model's are its stages."""
     convolutions: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """A vision model's, by name → (out_channels, in_channels, rows, columns) of the weight."""
+    turned: bool = False
+    """The weights of its linear modules lie as [in, out] in its file, and in PEFT's files of whole modules."""
 
     @property
     def adapted(self) -> Mapping[str, tuple[int, ...]]:
@@ -106,7 +108,16 @@ class BaseGeometry:
             parameters[f"{HEAD}.weight"] = parameters[embedding]
             tied = {embedding: (HEAD,)}
         sublayers = dict.fromkeys(sublayers_of(linear), width)
-        return cls("", "", linear, sublayers=sublayers, parameters=parameters, tied=tied, layers=layers)
+        return cls(
+            "",
+            "",
+            linear,
+            sublayers=sublayers,
+            parameters=parameters,
+            tied=tied,
+            layers=layers,
+            turned=weights_transposed(config),
+        )
 
 
 NO_GEOMETRY = BaseGeometry(digest="", root_digest="", linear_shapes={})

@@ -27,6 +27,13 @@ from finetuned_service.bases.resident import put_on
 from finetuned_service.digests import read_safetensors_header
 
 
+def dtype_of(model: Any) -> torch.dtype:
+    """In which a base of transformers computes: that of its frozen parameters, whatever trains in their places."""
+    frozen = (p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point())
+    found: torch.dtype = next(frozen, model.dtype)
+    return found
+
+
 def load_base(
     directory: Path,
     *,

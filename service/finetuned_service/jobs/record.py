@@ -57,7 +57,8 @@ def apply_reports(job: Job, reports: Iterable[JobReport]) -> Job:
 def _apply(job: Job, report: JobReport) -> Job:
     match report:
         case Progress() | Overfitting():
-            return job.model_copy(update={report.kind: report})
+            told = _with_training(report, job.progress) if isinstance(report, Progress) else report
+            return job.model_copy(update={report.kind: told})
         case Checkpoint():
             kept = [
                 checkpoint.model_copy(update={"best": checkpoint.best and not report.best})
@@ -90,6 +91,14 @@ def _apply(job: Job, report: JobReport) -> Job:
             return job.model_copy(update={"error": report.error, "fault": report.fault})
         case EvaluationFinished() | Notice() | QuantizeFinished() | Suspended():
             return job
+
+
+def _with_training(report: Progress, before: Progress | None) -> Progress:
+    """How far the job is: another phase than training leaves what was trained as it was."""
+    if report.phase == "training" or before is None or not before.tokens:
+        return report
+    kept = before.model_dump(include={"step", "total_steps", "loss", "learning_rate", "tokens"})
+    return report.model_copy(update=kept)
 
 
 def _with_evaluation(job: Job, report: EvaluationFinished) -> Job:

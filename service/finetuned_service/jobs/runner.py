@@ -247,7 +247,7 @@ class JobRunner:
     ) -> Ending:
         job = self._insist(keeper, lambda: self._queue.renew(keeper.lease, self._settings.lease_seconds))
         if job.state is JobState.CANCELLING:
-            return Ending(JobState.CANCELLED, StateReason.USER)
+            return Ending(JobState.CANCELLED, StateReason.USER, _without_error)
         for word in ended.words:
             match word:
                 case TrainFinished() | QuantizeFinished():
@@ -259,7 +259,8 @@ class JobRunner:
                 case _:
                     continue
         if job.state is JobState.PAUSING:
-            return Ending(JobState.PAUSED, job.state_reason)
+            # Given back as what it is then: it may be cancelled yet.
+            return Ending(JobState.QUEUED, job.state_reason)
         if job.preempting:
             return Ending(JobState.QUEUED, StateReason.PREEMPTED)
         if self._stopping.is_set() or (ended.exit_code == EXIT_STOPPED and self._is_told_too()):
@@ -310,6 +311,11 @@ class JobRunner:
                 _LOG.warning("job_waits_for_store", job=keeper.lease.job_id, message=error.message)
             keeper.refuse_lost()
             time.sleep(self._settings.poll_seconds)
+
+
+def _without_error(job: Job) -> Job:
+    """Of one that ends because its user wants it to."""
+    return job.model_copy(update={"error": None, "fault": None})
 
 
 def remove_leftovers(directory: Path) -> None:

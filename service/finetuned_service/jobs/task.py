@@ -149,6 +149,8 @@ class TrainFinished(Value):
     incumbent_metrics: tuple[Metric, ...] = ()
     samples: tuple[EvaluationSample, ...] = ()
     stopped_early: bool = False
+    step: int = 0
+    """How many optimiser steps it was trained for, by all attempts."""
     confusion: ConfusionMatrix | None = None
     """Of the adapter."""
 

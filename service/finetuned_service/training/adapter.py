@@ -42,7 +42,8 @@ def write_adapter(
     }
     save_file(dict(sorted(tensors.items())), directory / WEIGHTS_FILE, metadata={"format": "pt"})
     common = {"task_type": task_type, "base_model_name_or_path": base, "inference_mode": True}
-    config = json.dumps({**method.config, **common}, indent=2, sort_keys=True)
+    # What lies deeper keeps its order: of a pattern's keys the first that fits a module counts.
+    config = json.dumps(dict(sorted({**method.config, **common}.items())), indent=2)
     (directory / CONFIG_FILE).write_text(config + "\n")
 
 

@@ -143,6 +143,7 @@ def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
         baseline=baseline,
         incumbent=incumbent,
         samples=_samples(job, baseline, adapter),
+        step=state.step,
         stopped_early=ended is Ended.EARLY,
     )
     return EXIT_FINISHED

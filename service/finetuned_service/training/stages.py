@@ -56,12 +56,13 @@ def finish(
     baseline: Measured | None,
     incumbent: Measured | None,
     samples: tuple[EvaluationSample, ...],
+    step: int,
     stopped_early: bool,
     confusion: ConfusionMatrix | None = None,
 ) -> None:
     """Publish the adapter as the task's output, and tell the end; a subject is None where it was not measured.
 
-    `confusion` is of the adapter.
+    `step` is the last one that was trained, `confusion` of the adapter.
     """
     report(Progress(phase="storing"))
     publish_directory(adapter_directory, Path(task.output_directory))
@@ -71,6 +72,7 @@ def finish(
             baseline_metrics=baseline.metrics if baseline else (),
             incumbent_metrics=incumbent.metrics if incumbent else (),
             samples=samples[:MAX_SAMPLES],
+            step=step,
             stopped_early=stopped_early,
             confusion=confusion,
         )

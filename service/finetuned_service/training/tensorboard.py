@@ -35,7 +35,6 @@ class TensorBoardLog:
         self._file: EventFile | None = None
         self._baseline: tuple[Metric, ...] = ()
         self._training = False
-        self._step = 0
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +49,7 @@ class TensorBoardLog:
         self._report(report)
         match report:
             case Progress(phase="training", step=step) if step > 0:
-                self._training, self._step = True, step
+                self._training = True
                 self._write("train", step, _figures(report))
             case Progress():
                 self._training = False
@@ -58,9 +57,12 @@ class TensorBoardLog:
                 self._baseline = report.metrics
             case EvaluationFinished(subject="adapter") if self._training:
                 self._write("heldout", report.step, _values(report.metrics))
-            case TrainFinished():
+            case TrainFinished(step=step):
+                if self._file is None and (report.metrics or report.baseline_metrics):
+                    # An attempt that only measured: what those before it wrote of their steps stays.
+                    self._opened(step + 1)
                 self._write("baseline", 0, _values(self._baseline or report.baseline_metrics))
-                self._write("result", self._step, _values(report.metrics))
+                self._write("result", step, _values(report.metrics))
             case _:
                 pass
 

@@ -11,6 +11,7 @@ from finetuned_service.adapters.layouts.layout import PREFIX, Shape
 from finetuned_service.adapters.layouts.parameters import parameter_shapes, substitutions
 from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.adapters.site_ops import AddLowRank, ScaleRows, SiteOp
+from finetuned_service.errors import InvalidAdapterFiles
 from finetuned_service.vocabulary import Method
 
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -49,6 +50,11 @@ class LoraLayout:
 
     def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
         if self.config.saves(module):
+            if base.turned and module in base.linear_shapes:
+                raise InvalidAdapterFiles(
+                    f"modules_to_save has {module}, whose weight lies as [in, out] in PEFT's files; whole modules of this kind "
+                    "(Conv1D) are not served: give it a LoRA update instead"
+                )
             parts = [part for part in ("weight", "bias") if f"{module}.{part}" in base.parameters]
             return parameter_shapes(module, parts, base, {})
         shape = base.linear_shapes.get(module) or base.convolutions.get(module)

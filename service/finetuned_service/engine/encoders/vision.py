@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from finetuned_service.bases.load import dtype_of
 from finetuned_service.engine.messages import Pixels, Submit
 
 
@@ -42,7 +43,7 @@ class VisionForward:
     def encode(self, images: Tensor) -> Tensor:
         """`[N, channels, rows, columns]` to `[N, width]`."""
         pooled: Tensor = self.module(
-            pixel_values=images.to(self.module.device, self.module.dtype)
+            pixel_values=images.to(self.module.device, dtype_of(self.module))
         ).pooler_output
         return pooled.flatten(1)
 

@@ -136,6 +136,12 @@ def refuse_method(spec: TrainSpec, base: BaseFacts, max_rank: int = MAX_RANK) ->
     match spec.method:
         case Method.LORA | Method.QLORA:
             path = "spec.qlora.lora" if spec.method is Method.QLORA else "spec.lora"
+            if spec.method is Method.QLORA and spec.lora.modules_to_save:
+                said = (
+                    f"is {', '.join(spec.lora.modules_to_save)}; modules of a quantized base cannot train whole: name none, and "
+                    "continue from no adapter that has some"
+                )
+                return [InvalidField.one(f"{path}.modules_to_save", said)]
             return [*lora_refusals(spec.lora, base, max_rank, path)]
         case Method.IA3:
             return [*ia3_refusals(spec.ia3, base)]

@@ -16,6 +16,7 @@ from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, T
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, write_adapter
 from finetuned_service.training.attempt import Attempt
+from finetuned_service.training.checkpoint import RunState
 from finetuned_service.training.embeddings.evaluate import PairResult, measured, texts_of
 from finetuned_service.training.embeddings.model import EmbeddingModel
 from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
@@ -56,10 +57,10 @@ def run_embeddings(
     job = _Job(task, data, environment, digest, report, stop)
     baseline = _measured(job, "baseline", None)
     incumbent = _incumbent(job)
-    ended, step = _train(job)
+    ended, state = _train(job)
     if ended is Ended.STOPPED:
         return EXIT_STOPPED
-    adapter = _measured(job, "adapter", job.adapter_directory, step)
+    adapter = _measured(job, "adapter", job.adapter_directory, state.best.step if state.best else state.step)
     finish(
         task,
         job.adapter_directory,
@@ -68,6 +69,7 @@ def run_embeddings(
         baseline=baseline,
         incumbent=incumbent,
         samples=_samples(job, baseline, adapter),
+        step=state.step,
         stopped_early=ended is Ended.EARLY,
     )
     return EXIT_FINISHED
@@ -100,7 +102,7 @@ def _measured(job: _Job, subject: str, directory: Path | None, step: int = 0) ->
     return result
 
 
-def _train(job: _Job) -> tuple[Ended, int]:
+def _train(job: _Job) -> tuple[Ended, RunState]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     spec = job.task.spec
     model = EmbeddingModel.load(job.base, spec, job.data.pooling, resolve_device(job.task.device))
@@ -119,8 +121,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
         measure=model.measure,
         whole_batches=True,
     )
-    ended, state = attempt.run()
-    return ended, state.best.step if state.best else state.step
+    return attempt.run()
 
 
 def _samples(

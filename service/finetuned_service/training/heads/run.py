@@ -25,6 +25,7 @@ from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, T
 from finetuned_service.jobs.values import EvaluationSample
 from finetuned_service.training.adapter import ENCODER_TASK_TYPE, adapter_handle, read_adapter, write_adapter
 from finetuned_service.training.attempt import Attempt
+from finetuned_service.training.checkpoint import RunState
 from finetuned_service.training.heads.adapted import AdaptedEncoder
 from finetuned_service.training.heads.evaluate import (
     HeadResult,
@@ -89,10 +90,10 @@ def run_head(
     _refuse_other_head(job)
     baseline = _baseline(job)
     incumbent = _incumbent(job)
-    ended, step = _train(job)
+    ended, state = _train(job)
     if ended is Ended.STOPPED:
         return EXIT_STOPPED
-    adapter = _measured(job, "adapter", job.work / "adapter", step)
+    adapter = _measured(job, "adapter", job.work / "adapter", state.best.step if state.best else state.step)
     finish(
         task,
         job.work / "adapter",
@@ -101,6 +102,7 @@ def run_head(
         baseline=baseline,
         incumbent=incumbent,
         samples=_samples(job, baseline, adapter),
+        step=state.step,
         stopped_early=ended is Ended.EARLY,
         confusion=adapter.confusion if adapter else None,
     )
@@ -165,7 +167,7 @@ def _told(job: _Job, subject: str, result: HeadResult, step: int = 0) -> HeadRes
     return result
 
 
-def _train(job: _Job) -> tuple[Ended, int]:
+def _train(job: _Job) -> tuple[Ended, RunState]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     model, seconds_afterwards = _model(job)
     images = job.task.spec.task is Task.IMAGE_CLASSIFICATION
@@ -194,8 +196,7 @@ def _train(job: _Job) -> tuple[Ended, int]:
         read=read,
         measure=partial(measure, model, job.data.head, job.data.unit),
     )
-    ended, state = attempt.run(seconds_afterwards=seconds_afterwards)
-    return ended, state.best.step if state.best else state.step
+    return attempt.run(seconds_afterwards=seconds_afterwards)
 
 
 def _model(job: _Job) -> tuple[HeadModel | AdaptedEncoder, float | None]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetuned_service.adapters.layouts.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS, BottleneckLayout
 from finetuned_service.adapters.site_ops import MapOutput
+from finetuned_service.bases.load import dtype_of
 from finetuned_service.engine.module_change import bottleneck
 from finetuned_service.jobs.methods.bottleneck import bottleneck_layout
 from finetuned_service.jobs.specs import BottleneckSettings
@@ -65,10 +66,9 @@ def install(model: Any, settings: BottleneckSettings) -> Installed:
     """A bottleneck at each layer or sublayer that resolved settings name."""
     layout = bottleneck_layout(settings)
     parameters: dict[str, nn.Parameter] = {}
+    hidden, dtype = int(model.config.hidden_size), dtype_of(model)
     for name in settings.target_modules:
-        module = BottleneckModule(
-            model.get_submodule(name), layout, int(model.config.hidden_size), model.dtype
-        )
+        module = BottleneckModule(model.get_submodule(name), layout, hidden, dtype)
         replace_module(model, name, module)
         parameters |= {f"{name}.{part}": parameter for part, parameter in module.parts.items()}
     return Installed(parameters, config=layout.spelled_out(settings.target_modules))

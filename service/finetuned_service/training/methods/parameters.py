@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from finetuned_service.adapters.geometry import HEAD
 from finetuned_service.adapters.layouts.parameters import ParametersLayout
+from finetuned_service.bases.load import dtype_of
 from finetuned_service.training.methods.method import Installed, replace_module
 from finetuned_service.training.norm import FrozenRmsNorm, rms_norm
 from finetuned_service.vocabulary import Method
@@ -67,7 +68,7 @@ def put_copies(model: Any, names: Iterable[str]) -> dict[str, nn.Parameter]:
 
     The head's is not put anywhere: the loss computes with it.
     """
-    wanted = set(names)
+    wanted, dtype = set(names), dtype_of(model)
     copies: dict[str, nn.Parameter] = {}
     by_module: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -80,5 +81,5 @@ def put_copies(model: Any, names: Iterable[str]) -> dict[str, nn.Parameter]:
             copies[name] = by_module.setdefault(module, {})[part] = nn.Parameter(copy)
     for module, parts in by_module.items():
         if module != HEAD:
-            replace_module(model, module, TrainedModule(model.get_submodule(module), parts, model.dtype))
+            replace_module(model, module, TrainedModule(model.get_submodule(module), parts, dtype))
     return copies
