@@ -229,8 +229,10 @@ def test_train_by_another_method(run: Run, rows: Path, server: FakeServer) -> No
     assert trained("--method head --pooling cls")["head"] == {"pooling": "CLS"}
     steps = trained("--max-gradient-norm 0 --checkpoint-interval-steps 7")["optimization"]
     assert (steps["max_gradient_norm"], steps["checkpoint_interval_steps"]) == (0.0, 7)
-    weights = trained("--task text-classification --label-weight a=b=2")["classification"]["label_weights"]
-    assert weights == {"a=b": 2.0}
+    Path("labels.jsonl").write_text('{"text": "1", "label": "a=b"}\n{"text": "2", "label": "c"}\n' * 3)
+    run("dataset", "upload", "labels.jsonl")
+    labels = trained("-d labels --task text-classification --label-weight a=b=2")
+    assert labels["classification"]["label_weights"] == {"a=b": 2.0}
     assert trained("--save-module lm_head")["lora"]["modules_to_save"] == ["lm_head"]
     run("quantize", "int8", "small")
     server.change_base("tenants/default/bases/small")
@@ -258,17 +260,19 @@ def test_train_with_settings_of_another_method(run: Run, rows: Path, options: st
 
 
 @pytest.mark.parametrize(
-    ("options", "field"),
+    ("options", "method", "setting"),
     [
-        ("--rank 0", "spec.lora.rank"),
-        ("--alpha 0", "spec.lora.alpha"),
-        ("--method layers --last 0", "spec.layers.last"),
-        ("--method bottleneck --reduction-factor 0", "spec.bottleneck.reduction_factor"),
+        ("--alpha 0", "lora", "alpha"),
+        ("--dropout 0", "lora", "dropout"),
+        ("--method layers --last 0", "layers", "last"),
+        ("--method bottleneck --reduction-factor 0", "bottleneck", "reduction_factor"),
     ],
 )
-def test_a_setting_of_0_is_sent(run: Run, rows: Path, options: str, field: str) -> None:
-    result = run(*f"train -d rows -a m {options}".split(), expected=ExitCode.REFUSED)
-    assert field in result.stderr
+def test_a_setting_of_0_is_sent(run: Run, rows: Path, options: str, method: str, setting: str) -> None:
+    job = json.loads(run(*f"train -d rows -a m --detach --json {options}".split()).stdout)
+    assert job["train"][method][setting] == 0
+    result = run("train", "-d", "rows", "-a", "m", "--rank", "0", expected=ExitCode.REFUSED)
+    assert "spec.lora.rank" in result.stderr
 
 
 def test_train_shows_what_it_will_take_and_waits(run: Run, rows: Path) -> None:
