@@ -273,6 +273,15 @@ def test_a_new_attempt_forgets_the_error_of_the_one_before(store, queue, job, le
     assert (again.error, again.fault, again.attempt) == (None, None, 2)
 
 
+def test_a_job_that_its_user_cancels_ends_without_an_error(store, queue, job, lease):
+    wire = Internal("gone").to_wire()
+    queue.record(lease, lambda j: j.model_copy(update={"error": wire, "fault": Fault.SYSTEM}), [])
+    store.cancel(TENANT, job.id)
+    # Given back as queued, it ends as what it is then.
+    ended = queue.release(lease, Ending(JobState.QUEUED, StateReason.SHUTDOWN))
+    assert (ended.state, ended.error, ended.fault) == (JobState.CANCELLED, None, None)
+
+
 def test_a_worker_whose_lease_was_taken_over_can_write_nothing(store, queue, job, lease):
     queue.expire("worker")
     assert len(queue.recover(max_attempts=3)) == 1

@@ -272,6 +272,9 @@ def _first_free(connection: Connection, now: float) -> Row[Any, Any] | None:
 
 def _let_go(connection: Connection, job: Job, state: JobState, reason: StateReason) -> Job:
     charge(connection, job.id, time.time())
+    if state is JobState.CANCELLED:
+        # It ends because its user wants it to, whatever its process has said.
+        job = job.model_copy(update={"error": None, "fault": None})
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(lease_owner="", lease_until=0.0))
     return move_job(connection, job, state, reason)
 

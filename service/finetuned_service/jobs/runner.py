@@ -247,7 +247,7 @@ class JobRunner:
     ) -> Ending:
         job = self._insist(keeper, lambda: self._queue.renew(keeper.lease, self._settings.lease_seconds))
         if job.state is JobState.CANCELLING:
-            return Ending(JobState.CANCELLED, StateReason.USER, _without_error)
+            return Ending(JobState.CANCELLED, StateReason.USER)
         for word in ended.words:
             match word:
                 case TrainFinished() | QuantizeFinished():
@@ -311,11 +311,6 @@ class JobRunner:
                 _LOG.warning("job_waits_for_store", job=keeper.lease.job_id, message=error.message)
             keeper.refuse_lost()
             time.sleep(self._settings.poll_seconds)
-
-
-def _without_error(job: Job) -> Job:
-    """Of one that ends because its user wants it to."""
-    return job.model_copy(update={"error": None, "fault": None})
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -111,8 +111,7 @@ class Attempt(Generic[R]):
         except TrainingDiverged as error:
             raise self._keep_last_good(checkpoints, error) from error
         if ended is not Ended.STOPPED:
-            best = trainer.state.best
-            self._write(checkpoints, best.step if best else trainer.state.step)
+            self._write(checkpoints, trainer.state.chosen_step)
         return ended, trainer.state
 
     def _read(self, directory: Path) -> None:
@@ -195,7 +194,7 @@ class Attempt(Generic[R]):
         kept = checkpoints.latest(self.digest)
         if kept is None or not task.last_good_directory:
             return error
-        step = kept.best.step if kept.best else kept.step
+        step = kept.chosen_step
         self._write(checkpoints, step)
         shutil.rmtree(task.last_good_directory, ignore_errors=True)
         publish_directory(self.adapter_directory, Path(task.last_good_directory))

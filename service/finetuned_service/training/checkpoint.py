@@ -67,6 +67,11 @@ class RunState(Value):
         return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
 
     @property
+    def chosen_step(self) -> int:
+        """After which the weights are the run's result: the best one's, and the last where nothing was measured."""
+        return self.best.step if self.best else self.step
+
+    @property
     def evaluations_since_best(self) -> int:
         return 0 if self.best is None else len(self.evaluations) - 1 - self.evaluations.index(self.best)
 

@@ -131,8 +131,7 @@ def _run(task: TrainTask, report: ReportFunction, stop: StopFlag) -> int:
     ended, state = _train(job, baseline)
     if ended is Ended.STOPPED:
         return EXIT_STOPPED
-    step = state.best.step if state.best else 0
-    adapter = _evaluate(job, "adapter", job.adapter_directory, step, reference=reference)
+    adapter = _evaluate(job, "adapter", job.adapter_directory, state.chosen_step, reference=reference)
     if baseline and adapter and (notice := forgotten(baseline.metrics, adapter.metrics)):
         report(notice)
     finish(

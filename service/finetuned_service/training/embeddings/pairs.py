@@ -90,10 +90,10 @@ def read_embedding_data(
     tokenizer = None if image else BaseTokenizer.load(base_directory, generates=False)
     encoding = _Encoding(TextFitter(tokenizer, spec.data))
     # By their lines.
-    train = encoding.fitting(stored_rows(train_path))
+    train = encoding.fitting(until_stopped(stored_rows(train_path), stop))
     dropped = encoding.dropped
     if eval_path is not None:
-        held_out = encoding.fitting(stored_rows(eval_path))
+        held_out = encoding.fitting(until_stopped(stored_rows(eval_path), stop))
     else:
         train, held_out = _split(train, spec)
     examples = encoding.examples(until_stopped(train.items(), stop), "line")

@@ -60,7 +60,7 @@ def run_embeddings(
     ended, state = _train(job)
     if ended is Ended.STOPPED:
         return EXIT_STOPPED
-    adapter = _measured(job, "adapter", job.adapter_directory, state.best.step if state.best else state.step)
+    adapter = _measured(job, "adapter", job.adapter_directory, state.chosen_step)
     finish(
         task,
         job.adapter_directory,

@@ -93,7 +93,7 @@ def run_head(
     ended, state = _train(job)
     if ended is Ended.STOPPED:
         return EXIT_STOPPED
-    adapter = _measured(job, "adapter", job.work / "adapter", state.best.step if state.best else state.step)
+    adapter = _measured(job, "adapter", job.work / "adapter", state.chosen_step)
     finish(
         task,
         job.work / "adapter",
