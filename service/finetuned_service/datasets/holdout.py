@@ -91,6 +91,7 @@ def _stratified(groups: Sequence[_Group], fraction: float) -> list[int]:
     """Of each label, in the order in which groups are drawn, or in another: which of few rows with several labels comes first
     may decide whether each label can be on both sides.
     """
+    _refuse_lonely(Counter(label for group in groups for label in group.labels))  # no order helps those
     tries = max(1, min(_MOST_TRIES, _MOST_GROUPS_TRIED // len(groups)))
     for further in range(1, tries):
         try:
@@ -103,7 +104,6 @@ def _stratified(groups: Sequence[_Group], fraction: float) -> list[int]:
 def _of_each_label(groups: Sequence[_Group], fraction: float) -> list[int]:
     """Iterative stratification, the rarest label first (Sechidis et al. 2011); each label stays in training too."""
     left = Counter(label for group in groups for label in group.labels)
-    _refuse_lonely(left)
     rows_of = Counter[str]()
     numbers_of: dict[str, list[int]] = defaultdict(list)
     for number, group in enumerate(groups):
