@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from finetuned_service.adapters.files import check_adapter
-from finetuned_service.adapters.geometry import BaseGeometry, linear_shapes
+from finetuned_service.adapters.geometry import BaseGeometry
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import CONTEXT_TOKENS, VOCABULARY, TinyAdapter, peft_warnings_allowed
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -47,13 +48,20 @@ def load_plain_gpt2(directory: Path) -> Any:
 
 
 def save_gpt2_adapter(
-    directory: Path, base: Path, *, seed: int, rank: int = 4, use_dora: bool = False
+    directory: Path,
+    base: Path,
+    *,
+    seed: int,
+    rank: int = 4,
+    use_dora: bool = False,
+    modules_to_save: Sequence[str] = (),
 ) -> TinyAdapter:
-    """A random LoRA or DoRA adapter on every linear module, saved by PEFT with fan_in_fan_out."""
+    """A random LoRA or DoRA adapter on every linear module that is not saved whole, saved by PEFT with fan_in_fan_out."""
     config = LoraConfig(
         r=rank,
         lora_alpha=8,
-        target_modules=list(ALL_LINEAR),
+        target_modules=[name for name in ALL_LINEAR if name not in modules_to_save],
+        modules_to_save=list(modules_to_save) or None,
         use_dora=use_dora,
         fan_in_fan_out=True,
         task_type="CAUSAL_LM",
@@ -67,9 +75,11 @@ def save_gpt2_adapter(
                 parameter.mul_(0.8 + 0.4 * torch.rand(parameter.shape, generator=generator))
             elif "lora_" in name:
                 parameter.normal_(0.0, 0.3, generator=generator)
+            elif "modules_to_save" in name:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(str(directory))
     (directory / "README.md").unlink(missing_ok=True)
-    geometry = BaseGeometry("", "", linear_shapes(base / "model.safetensors"))
+    geometry = BaseGeometry.of_files(base)
     return TinyAdapter(directory, check_adapter(directory, geometry, max_rank=64).digest)
 
 

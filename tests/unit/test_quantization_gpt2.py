@@ -21,10 +21,11 @@ from finetuned_service.quantization.store import align
 from finetuned_service.quantization.text import measured_windows
 from finetuned_service.text.tokenizer import BaseTokenizer
 from packed_oracle import unpacked_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_bases import make_quantize_task
-from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
-from tiny_models import oracle_logits, random_prompt
+from tiny_gpt2 import load_plain_gpt2, save_gpt2_adapter, save_tiny_gpt2
+from tiny_models import oracle_logits, peft_warnings_allowed, random_prompt
 from tiny_tokenizers import byte_level, write_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -85,10 +86,15 @@ def test_what_is_measured_and_served_is_what_the_packed_weights_stand_for(
     assert report.source_perplexity == pytest.approx(perplexity(load_plain_gpt2(base), base), rel=1e-5)
     assert report.quantized_perplexity == pytest.approx(perplexity(plain, base), rel=1e-4)
     prompt = random_prompt(3, 20)
+    # Its whole modules lie in its file as in the base's, however they lie in the packed one.
+    adapter = save_gpt2_adapter(tmp_path / "adapter", base, seed=1, modules_to_save=["c_proj"])
     with OfflineEngine(EngineModel.load(packed), EngineConfig("", kv_capacity_tokens=512)) as engine:
-        torch.testing.assert_close(
-            engine.logits(prompt, None), oracle_logits(plain, prompt), atol=2e-4, rtol=2e-4
-        )
+        found, adapted = (engine.logits(prompt, handle) for handle in (None, adapter.handle))
+    torch.testing.assert_close(found, oracle_logits(plain, prompt), atol=2e-4, rtol=2e-4)
+    with peft_warnings_allowed():
+        peft = PeftModel.from_pretrained(plain, str(adapter.directory)).eval()
+    torch.testing.assert_close(adapted, oracle_logits(peft, prompt), atol=2e-4, rtol=2e-4)
+    assert (adapted - found).abs().max() > 0.05
 
 
 def test_embeddings_of_positions_stay_as_they_are(base: Path, tmp_path: Path) -> None:

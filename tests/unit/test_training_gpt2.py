@@ -5,7 +5,6 @@ what is served, and all of them in one batch. Its linear weights are turned in m
 from __future__ import annotations
 
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from finetuned_service.training.adapter import adapter_handle, write_adapter
 from finetuned_service.training.model import load_model
 from finetuned_service.training.run import run
 from finetuned_service.vocabulary import WeightFormat
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from reference_loops import our_curve, reference_curve, replies_alone_and_together
+from safetensors.torch import load_file, save_file
 from tiny_gpt2 import load_plain_gpt2, save_tiny_gpt2
-from tiny_models import oracle_logits, random_prompt
+from tiny_models import oracle_logits, peft_warnings_allowed, random_prompt
 from tiny_tokenizers import byte_level, write_tokenizer
 from torch import nn
 from torch.nn import functional
@@ -53,6 +53,7 @@ BOTTLENECKS: dict[str, dict[str, Any]] = {
 }
 MIXED: list[dict[str, Any]] = [
     {"lora": {"rank": 4}},
+    {"lora": {"rank": 4, "target_modules": ["c_attn"], "modules_to_save": ["c_proj", "c_fc"]}},
     {"method": "IA3"},
     *BOTTLENECKS.values(),
     *(method for method, _ in CHOSEN.values()),
@@ -69,13 +70,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def model_of(base: Path, method: dict[str, Any]) -> Any:
+def spec_of(base: Path, method: dict[str, Any]) -> TrainSpec:
     wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", **method})
-    return load_model(base, resolve_method(wanted, BaseFacts.of_directory(base)))
+    return resolve_method(wanted, BaseFacts.of_directory(base))
+
+
+def model_of(base: Path, method: dict[str, Any]) -> Any:
+    return load_model(base, spec_of(base, method))
 
 
 def served_logits(base: Path, model: Any, directory: Path, prompt: tuple[int, ...]) -> torch.Tensor:
     write_adapter(directory, model.method, "bases/gpt", torch.float32)
+    return logits_of_files(base, directory, prompt)
+
+
+def logits_of_files(base: Path, directory: Path, prompt: tuple[int, ...]) -> torch.Tensor:
     with OfflineEngine(EngineModel.load(base), EngineConfig("", kv_capacity_tokens=512)) as engine:
         return engine.logits(prompt, adapter_handle(directory, base))
 
@@ -118,7 +127,7 @@ def test_chosen_parameters_train_and_serve_as_in_plain_transformers(
     [
         {"method": "FULL"},
         {"method": "LAYERS", "layers": {"last": 1}},
-        {"lora": {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "wpe"]}},
+        {"lora": {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "wpe", "c_fc"]}},
     ],
     ids=["full", "layers", "modules to save"],
 )
@@ -140,23 +149,69 @@ def test_what_trains_of_turned_weights_is_kept_in_checkpoints(tmp_path: Path, me
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("name", ["c_fc", "attn.c_proj"])  # the second is square
-def test_whole_modules_that_lie_the_other_way_round_are_refused_beside_lora(
-    base: Path, tmp_path: Path, name: str
+def peft_over(base: Path, names: list[str]) -> tuple[Any, dict[str, nn.Parameter]]:
+    """PEFT's LoRA with modules to save, and what trains of it by its names in the file."""
+    config = LoraConfig(
+        r=2,
+        lora_alpha=4,
+        target_modules=["c_attn"],
+        modules_to_save=names,
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
+    )
+    with peft_warnings_allowed():
+        model = get_peft_model(load_plain_gpt2(base), config)
+    twins = {
+        n.replace(".modules_to_save.default", "").replace(".default", ""): p
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
+    return model, twins
+
+
+@pytest.mark.parametrize("names", [["c_fc"], ["attn.c_proj", "ln_f"], ["h.1.mlp.c_proj", "lm_head"]])
+def test_whole_modules_beside_lora_train_and_are_stored_and_served_as_in_peft(
+    base: Path, tmp_path: Path, names: list[str]
 ) -> None:
-    settings = {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": [name]}
-    facts = BaseFacts.of_directory(base)
-    wanted = resolve_method(TrainSpec.model_validate({"dataset": "", "adapter": "", "lora": settings}), facts)
-    (refused,) = refuse_method(wanted, facts)
-    assert refused.violations[0].field == "spec.lora.modules_to_save"
-    assert f"{name}', whose weights lie as [in, out]" in refused.message.replace("'h.0.mlp.", "'")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = LoraConfig(
-            r=2, target_modules=["c_attn"], modules_to_save=[name], fan_in_fan_out=True, task_type="CAUSAL_LM"
-        )
-        get_peft_model(load_plain_gpt2(base), made).save_pretrained(tmp_path)
-    with pytest.raises(InvalidAdapterFiles, match=r"whose weight lies as \[in, out\] in PEFT's files"):
+    """PEFT's files hold their weights as [in, out]; `attn.c_proj` is square, where a shape tells nothing."""
+    settings = {"rank": 2, "target_modules": ["c_attn"], "modules_to_save": names}
+    assert not list(refuse_method(wanted := spec_of(base, {"lora": settings}), BaseFacts.of_directory(base)))
+    assert wanted.lora.modules_to_save == tuple(sorted(names))
+    ours = model_of(base, {"lora": settings})
+    peft, twins = peft_over(base, names)
+    begun = {f"base_model.model.{n}": p for n, p in ours.named_parameters()}
+    assert {n: p.shape for n, p in twins.items()} == {n: p.shape for n, p in begun.items()}
+    with torch.no_grad():
+        for twin, parameter in twins.items():
+            if "lora_" not in twin:
+                assert torch.equal(parameter, begun[twin])
+            parameter.copy_(begun[twin])
+    expected = reference_curve(peft, list(twins.values()))
+    assert our_curve(ours) == pytest.approx(expected, rel=5e-5)
+    assert expected[-1] < expected[0]
+
+    own, pefts, prompt = tmp_path / "own", tmp_path / "peft", random_prompt(3, 20)
+    own.mkdir()
+    served = served_logits(base, ours, own, prompt)
+    with peft_warnings_allowed():
+        reread = PeftModel.from_pretrained(load_plain_gpt2(base), str(own)).eval()
+        peft.save_pretrained(pefts)
+    torch.testing.assert_close(served, oracle_logits(reread, prompt), atol=2e-4, rtol=2e-4)
+    (pefts / "README.md").unlink()
+    of_pefts = logits_of_files(base, pefts, prompt)
+    torch.testing.assert_close(of_pefts, oracle_logits(peft, prompt), atol=2e-4, rtol=2e-4)
+    assert (of_pefts - oracle_logits(load_plain_gpt2(base), prompt)).abs().max() > 0.05
+
+
+def test_whole_modules_that_lie_as_torch_has_them_are_refused(base: Path, tmp_path: Path) -> None:
+    """Where the weight is not square."""
+    peft, _ = peft_over(base, ["c_fc"])
+    with peft_warnings_allowed():
+        peft.save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({n: t.T.contiguous() if n.endswith("c_fc.weight") else t for n, t in tensors.items()}, weights)
+    with pytest.raises(InvalidAdapterFiles, match=r"has shape \[192, 48\]; .*\[48, 192\]"):
         check_adapter(tmp_path, BaseGeometry.of_directory(base), 64)
 
 
@@ -184,8 +239,7 @@ def test_bottlenecks_train_and_serve_as_hooks_on_plain_transformers(
     base: Path, tmp_path: Path, name: str
 ) -> None:
     ours = model_of(base, BOTTLENECKS[name])
-    wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", **BOTTLENECKS[name]})
-    settings = resolve_method(wanted, BaseFacts.of_directory(base)).bottleneck
+    settings = spec_of(base, BOTTLENECKS[name]).bottleneck
     plain = load_plain_gpt2(base).requires_grad_(requires_grad=False)
     parameters = {n: nn.Parameter(p.detach().cpu().clone()) for n, p in ours.named_parameters()}
     assert len(parameters) == 4 * len(settings.target_modules) > 0

@@ -62,12 +62,16 @@ class BaseGeometry:
     convolutions: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """A vision model's, by name → (out_channels, in_channels, rows, columns) of the weight."""
     turned: bool = False
-    """The weights of its linear modules lie as [in, out] in its file, and in PEFT's files of whole modules."""
+    """Its architecture's linear modules are transformers' Conv1D, whose weights lie as [in, out] in files."""
 
     @property
     def adapted(self) -> Mapping[str, tuple[int, ...]]:
         """All modules that take low-rank updates → the shape of their weight."""
         return {**self.linear_shapes, **self.convolutions}
+
+    def saved_turned(self, module: str) -> bool:
+        """Whether PEFT's files hold a module that is saved whole with its weight as [in, out]."""
+        return self.turned and module in self.linear_shapes
 
     @classmethod
     def of_directory(cls, base_directory: Path) -> BaseGeometry:

@@ -50,10 +50,11 @@ class OpenAdapter:
     """Full names of the modules it changes, sorted → their parts in the layout."""
     tensors: Mapping[str, MappedTensor]
     """By name in the file."""
+    base: BaseGeometry
 
     def ops(self, module: str) -> tuple[SiteOp[MappedTensor], ...]:
         """What happens at one of the modules."""
-        stored = self.layout.ops(module, self.modules[module])
+        stored = self.layout.ops(module, self.modules[module], self.base)
         return tuple(op.over(self.tensors.__getitem__) for op in stored)
 
 
@@ -103,7 +104,7 @@ class AdapterOpener:
             running = beside.submit(tensors_digest, tensors, known.described)
             try:
                 by_name = {name: MappedTensor(dtype, shape, data) for name, dtype, shape, data in tensors}
-                yield OpenAdapter(known.layout, known.modules, by_name)
+                yield OpenAdapter(known.layout, known.modules, by_name, self._geometry)
             finally:
                 found = running.result()  # it reads the pages that end with this block
                 if found != digest:  # which explains whatever went wrong in the block

@@ -99,12 +99,14 @@ class SubstituteParameter(Generic[T]):
     parameter: str
     """Its name in the module: `weight` or `bias`."""
     value: T
-    """In the shape that it has in the base's file."""
+    """In the shape that the module computes with, unless `turned`."""
     tied: tuple[str, ...] = ()
     """Other modules of the base that share it, and get it too: a head that is the embedding."""
+    turned: bool = False
+    """The value lies as [in, out]; the module computes with [out, in]."""
 
     def over(self, read: Callable[[T], U]) -> SubstituteParameter[U]:
-        return SubstituteParameter(self.parameter, read(self.value), self.tied)
+        return SubstituteParameter(self.parameter, read(self.value), self.tied, self.turned)
 
 
 class Activation(StrEnum):

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from finetuned_service.adapters.site_ops import AddLowRank, ScaleInput, ScaleOutput, ScaleRows, SiteOp
+from finetuned_service.adapters.site_ops import (
+    AddLowRank,
+    ScaleInput,
+    ScaleOutput,
+    ScaleRows,
+    SiteOp,
+    SubstituteParameter,
+)
 from finetuned_service.engine.lora_bank import LoraWeights
 
 CHUNK_ELEMENTS = 2**22
@@ -85,6 +92,8 @@ def load_op(op: SiteOp[Tensor], update: AddLowRank[Tensor] | None, weight: Tenso
     """A stored op as it is computed; `update` is the module's low-rank update and `weight` its own."""
     if isinstance(op, ScaleInput | ScaleOutput):
         return op.over(torch.flatten)  # PEFT keeps a row or a column
+    if isinstance(op, SubstituteParameter):
+        return SubstituteParameter(op.parameter, op.value.T.contiguous(), op.tied) if op.turned else op
     if not isinstance(op, ScaleRows):
         return op
     assert update is not None, "a DoRA layout has A and B wherever it has a magnitude"

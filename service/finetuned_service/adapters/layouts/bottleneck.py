@@ -87,7 +87,7 @@ class BottleneckLayout:
     def rank_of(self, module: str) -> int:
         return 0
 
-    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
         down, down_bias, up, up_bias = (f"{PREFIX}{module}.{part}" for part in (DOWN, DOWN_BIAS, UP, UP_BIAS))
         return (MapOutput(down, down_bias, up, up_bias, self.activation, self.scaling, self.parallel),)
 

@@ -72,10 +72,10 @@ class HeadLayout:
     def rank_of(self, module: str) -> int:
         return 0 if self.body is None or module == CLASSIFIER else self.body.rank_of(module)
 
-    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
         if module == CLASSIFIER:
             return (Project(f"{PREFIX}{module}.{WEIGHT}", f"{PREFIX}{module}.{BIAS}"),)
-        return () if self.body is None else self.body.ops(module, parts)
+        return () if self.body is None else self.body.ops(module, parts, base)
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
         described: dict[str, object] = {HEAD_KEY: self.head.model_dump(mode="json")}

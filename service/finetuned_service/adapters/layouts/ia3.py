@@ -82,7 +82,7 @@ class Ia3Layout:
     def rank_of(self, module: str) -> int:
         return 0
 
-    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
         name = f"{PREFIX}{module}.{VECTOR}"
         return (ScaleInput(name) if self._scales_input(module) else ScaleOutput(name),)
 

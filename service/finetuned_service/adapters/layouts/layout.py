@@ -57,8 +57,8 @@ class Layout(Protocol):
         """Of the module's update, 0 without one."""
         ...
 
-    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
-        """What happens at a changed module that has these parts; arrays are names of tensors."""
+    def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
+        """What happens at a changed module of the base that has these parts; arrays are names of tensors."""
         ...
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:

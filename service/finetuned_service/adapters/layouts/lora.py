@@ -11,7 +11,6 @@ from finetuned_service.adapters.layouts.layout import PREFIX, Shape
 from finetuned_service.adapters.layouts.parameters import parameter_shapes, substitutions
 from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.adapters.site_ops import AddLowRank, ScaleRows, SiteOp
-from finetuned_service.errors import InvalidAdapterFiles
 from finetuned_service.vocabulary import Method
 
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -50,13 +49,11 @@ class LoraLayout:
 
     def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
         if self.config.saves(module):
-            if base.turned and module in base.linear_shapes:
-                raise InvalidAdapterFiles(
-                    f"modules_to_save has {module}, whose weight lies as [in, out] in PEFT's files; whole modules of this kind "
-                    "(Conv1D) are not served: give it a LoRA update instead"
-                )
             parts = [part for part in ("weight", "bias") if f"{module}.{part}" in base.parameters]
-            return parameter_shapes(module, parts, base, {})
+            shapes = parameter_shapes(module, parts, base, {})
+            if shapes is None or not base.saved_turned(module):
+                return shapes
+            return {part: shape[::-1] for part, shape in shapes.items()}
         shape = base.linear_shapes.get(module) or base.convolutions.get(module)
         if shape is None:
             return None
@@ -64,10 +61,10 @@ class LoraLayout:
         rank = self.config.rank_of(module)
         # A convolution's A is one of the same kernel, and its B one of a single point.
         points = (1,) * len(kernel)
-        shapes: dict[str, Shape] = {A: (rank, in_features, *kernel), B: (out_features, rank, *points)}
+        update: dict[str, Shape] = {A: (rank, in_features, *kernel), B: (out_features, rank, *points)}
         if not self.config.decomposed:
-            return shapes
-        return shapes | {MAGNITUDE: (1, out_features, *points) if kernel else (out_features,)}
+            return update
+        return update | {MAGNITUDE: (1, out_features, *points) if kernel else (out_features,)}
 
     def changeable(self, base: BaseGeometry) -> Iterable[str]:
         modules = (name.rpartition(".")[0] for name in base.parameters)
@@ -87,9 +84,9 @@ class LoraLayout:
     def rank_of(self, module: str) -> int:
         return 0 if self.config.saves(module) else self.config.rank_of(module)
 
-    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
         if self.config.saves(module):
-            return substitutions(module, parts, {})
+            return substitutions(module, parts, {}, turned=base.saved_turned(module))
         name = f"{PREFIX}{module}."
         add = AddLowRank(name + A, name + B, self.config.scaling_of(module))
         return (add, ScaleRows(name + MAGNITUDE)) if self.config.decomposed else (add,)

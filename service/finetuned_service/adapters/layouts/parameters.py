@@ -71,7 +71,7 @@ class ParametersLayout:
     def rank_of(self, module: str) -> int:
         return 0
 
-    def ops(self, module: str, parts: Collection[str]) -> tuple[SiteOp[str], ...]:
+    def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
         return substitutions(module, parts, self.tied)
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
@@ -104,11 +104,13 @@ def parameter_shapes(
 
 
 def substitutions(
-    module: str, parts: Iterable[str], tied: Mapping[str, tuple[str, ...]]
+    module: str, parts: Iterable[str], tied: Mapping[str, tuple[str, ...]], *, turned: bool = False
 ) -> tuple[SiteOp[str], ...]:
-    """The ops of a module's substituted parameters."""
+    """The ops of a module's substituted parameters; `turned` is how its weight lies in the file."""
     return tuple(
-        SubstituteParameter(part, f"{PREFIX}{module}.{part}", tied.get(f"{module}.{part}", ()))
+        SubstituteParameter(
+            part, f"{PREFIX}{module}.{part}", tied.get(f"{module}.{part}", ()), turned and part == "weight"
+        )
         for part in sorted(parts)
     )
 

@@ -33,8 +33,6 @@ class BaseFacts:
     """Full names of its weights and biases."""
     layers: tuple[str, ...] = ()
     """Full names of its repeated layers, in their order."""
-    turned: bool = False
-    """See `BaseGeometry`."""
     convolves: bool = False
     """Its `linear_modules` are convolutions."""
     untrained: Mapping[Method, str] = field(default_factory=dict[Method, str])
@@ -56,7 +54,6 @@ class BaseFacts:
             sublayers=tuple(geometry.sublayers),
             parameters=tuple(geometry.parameters),
             layers=geometry.layers,
-            turned=geometry.turned,
             convolves=bool(geometry.convolutions),
             untrained=untrained_methods(config),
             architecture=str(config.get("model_type")),

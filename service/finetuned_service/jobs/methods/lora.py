@@ -78,13 +78,6 @@ def _saved_refusals(lora: LoraSettings, base: BaseFacts, path: str) -> Iterator[
             f"{path}.modules_to_save",
             f"names {quoted(strays)}; the base's modules with parameters are {', '.join(kinds)}",
         )
-    turned = [name for name in base.linear_modules if base.turned and config.saves(name)]
-    if turned:
-        yield InvalidField.one(
-            f"{path}.modules_to_save",
-            f"names {quoted(turned[:3])}, whose weights lie as [in, out] in PEFT's files; whole modules of this kind (Conv1D) "
-            "are not served beside LoRA: name them in target_modules, or choose METHOD_LAYERS",
-        )
     both = [
         name for name in base.linear_modules if config.saves(name) and is_any_end(lora.target_modules, name)
     ]

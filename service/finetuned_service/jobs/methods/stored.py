@@ -109,7 +109,7 @@ def _ia3(layout: Ia3Layout, geometry: BaseGeometry) -> Stored:
     feedforward = {
         module
         for module in targets
-        if any(isinstance(op, ScaleInput) for op in layout.ops(module, (VECTOR,)))
+        if any(isinstance(op, ScaleInput) for op in layout.ops(module, (VECTOR,), geometry))
     }
     short, last = _short(targets, linear), _short(feedforward, linear)
     if not set(last) <= set(short):

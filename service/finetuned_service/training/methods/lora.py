@@ -139,7 +139,7 @@ def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Insta
             if convolution.magnitude is not None:
                 parameters[f"{name}.{MAGNITUDE}"] = convolution.magnitude
     saved = [name for name in geometry.parameters if config.saves(name.rpartition(".")[0])]
-    copies = put_copies(model, saved)
+    copies = put_copies(model, saved, geometry.saved_turned)
     return Installed(
         parameters | copies,
         tuple(switched),

@@ -6,7 +6,7 @@ computed is what will be stored and served.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,18 +28,24 @@ class TrainedModule(nn.Module):
         base: frozen.
         copies: by their names in it.
         dtype: the base's.
+        turned: the copy of its weight is `[in, out]`, and the base's `[out, in]`.
     """
 
-    def __init__(self, base: nn.Module, copies: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: nn.Module, copies: Mapping[str, nn.Parameter], dtype: torch.dtype, *, turned: bool = False
+    ) -> None:
         super().__init__()
         self.base = base
         self._dtype = dtype
+        self._turned = turned
         self._names = tuple(copies)
         self.copies = nn.ParameterList(copies.values())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers calls the module."""
         rounded = {name: copy.to(self._dtype) for name, copy in zip(self._names, self.copies, strict=True)}
+        if self._turned:
+            rounded["weight"] = rounded["weight"].T
         if isinstance(self.base, FrozenRmsNorm):
             return rms_norm(args[0], self.base.eps) * rounded["weight"]
         return functional_call(self.base, rounded, args, kwargs)
@@ -63,10 +69,17 @@ def install(
     return Installed(copies, head=copies.get(f"{HEAD}.weight", shared), config=layout.spelled_out(()))
 
 
-def put_copies(model: Any, names: Iterable[str]) -> dict[str, nn.Parameter]:
+def put_copies(
+    model: Any, names: Iterable[str], turned: Callable[[str], bool] = lambda _: False
+) -> dict[str, nn.Parameter]:
     """A trainable copy of each named parameter in its place, by its full name, in the model's order.
 
     The head's is not put anywhere: the loss computes with it.
+
+    Args:
+        model: with `norm.replace_norms` done.
+        names: as in the base's file.
+        turned: whether the copy of a module's weight is kept as `[in, out]`, by the module's name.
     """
     wanted, dtype = set(names), dtype_of(model)
     copies: dict[str, nn.Parameter] = {}
@@ -76,10 +89,18 @@ def put_copies(model: Any, names: Iterable[str]) -> dict[str, nn.Parameter]:
             value: Tensor = parameter.detach()
             exact = torch.promote_types(value.dtype, torch.float32)
             module, _, part = name.rpartition(".")
+            if part == "weight" and turned(module):
+                value = value.T
             # In the order of its own shape: a turned weight of GPT-2 would keep its strides, and no file takes those.
             copy = torch.empty(value.shape, dtype=exact, device=value.device).copy_(value)
             copies[name] = by_module.setdefault(module, {})[part] = nn.Parameter(copy)
     for module, parts in by_module.items():
         if module != HEAD:
-            replace_module(model, module, TrainedModule(model.get_submodule(module), parts, dtype))
+            replace_module(
+                model,
+                module,
+                TrainedModule(
+                    model.get_submodule(module), parts, dtype, turned="weight" in parts and turned(module)
+                ),
+            )
     return copies
