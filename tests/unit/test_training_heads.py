@@ -18,11 +18,12 @@ from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidAdapterFiles, InvalidData, InvalidField
 from finetuned_service.jobs.continuing import Start, refuse_other_head
 from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Progress
+from finetuned_service.jobs.pace import Stopped
 from finetuned_service.jobs.specs import ClassificationOptions
 from finetuned_service.jobs.task import EXIT_FINISHED, EXIT_STOPPED, Prepared, TrainFinished
 from finetuned_service.training.adapter import adapter_handle
 from finetuned_service.training.heads.evaluate import answered, scored, why_incomparable
-from finetuned_service.training.heads.examples import Example
+from finetuned_service.training.heads.examples import Example, read_head_data
 from finetuned_service.training.heads.model import summed_loss
 from finetuned_service.training.heads.weights import label_weights
 from finetuned_service.training.run import run
@@ -32,7 +33,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_encoders import make_encoder_base, make_resnet_base, png, word_pieces
-from training_tasks import Reports, StopAfter, make_task
+from training_tasks import Reports, SetAfter, StopAfter, make_task
 from transformers import AutoModel
 
 GOOD = [
@@ -394,6 +395,15 @@ def test_a_run_that_is_stopped_before_or_after_its_steps_ends_by_itself_and_goes
     assert bool(stop.of(Checkpoint)) is (phase == "evaluating")
     assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     assert stored_digest(whole) == stored_digest(Path(task.output_directory))
+
+
+def test_looking_for_rows_that_do_not_fit_ends_when_asked(encoder: Path, tmp_path: Path) -> None:
+    dropping = {"task": "text-classification", "data": {"long_rows": "DROP"}}
+    task = make_task(tmp_path, encoder, train=MOODS, **HEAD, **dropping)
+    stop = SetAfter(len(MOODS) - 1)
+    with pytest.raises(Stopped):
+        read_head_data(task.spec, encoder, Path(task.train_path), None, stop=stop)
+    assert stop.questions == -1
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,20 @@ class Stopped(Exception):
     """The process was asked to stop; what the phase has not kept is done again by the next attempt."""
 
 
-def until_stopped(items: Iterable[T], stop: StopFlag | None) -> Iterator[T]:
-    """The items, for work on one after another; None never stops.
+def go_on(stop: StopFlag | None) -> None:
+    """For work on one item after another; None never stops.
 
     Raises:
         Stopped: if the process was asked to end.
     """
+    if stop is not None and stop.is_set():
+        raise Stopped
+
+
+def until_stopped(items: Iterable[T], stop: StopFlag | None) -> Iterator[T]:
+    """The items, `go_on` before each."""
     for item in items:
-        if stop is not None and stop.is_set():
-            raise Stopped
+        go_on(stop)
         yield item
 
 

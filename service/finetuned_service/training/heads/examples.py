@@ -15,7 +15,7 @@ from finetuned_service.datasets.report import data_report, with_rows
 from finetuned_service.datasets.rows import stored_rows
 from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.estimate import DECODED_IMAGES_BYTES
-from finetuned_service.jobs.pace import until_stopped
+from finetuned_service.jobs.pace import go_on, until_stopped
 from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
@@ -106,13 +106,18 @@ def read_head_data(
     pooling, image = base_inputs(read_config(base_directory))
     shelf = ImageShelf(image, decoded_bytes) if image else None
     texts = TextFitter(None if shelf else BaseTokenizer.load(base_directory, generates=False), spec.data)
+
+    def fits(row: DatasetRow) -> bool:
+        go_on(stop)
+        return texts.fits(*_text_of(row))
+
     rows: JobRows[DatasetRow] = read_job_rows(
         kind,
         train_path,
         eval_path,
         holdout_fraction=spec.data.holdout_fraction,
         seed=spec.optimization.seed,
-        fits=lambda row: texts.fits(*_text_of(row)),
+        fits=fits,
     )
     head = _head(spec, kind, rows.classes, pooling)
     encoding = _Encoding(head, texts, shelf)
