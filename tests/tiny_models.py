@@ -157,11 +157,13 @@ def save_tiny_ia3(
     seed: int,
     target_modules: Sequence[str] = ("k_proj", "v_proj", "down_proj"),
     feedforward_modules: Sequence[str] = ("down_proj",),
+    modules_to_save: Sequence[str] = (),
 ) -> TinyAdapter:
     """A random IA3 adapter for the base, saved by PEFT; its gains lie between 0.5 and 1.5."""
     config = IA3Config(
         target_modules=list(target_modules),
         feedforward_modules=list(feedforward_modules),
+        modules_to_save=list(modules_to_save) or None,
         task_type="CAUSAL_LM",
     )
     with peft_warnings_allowed():
@@ -171,6 +173,9 @@ def save_tiny_ia3(
         for name, parameter in model.named_parameters():
             if "ia3_" in name:
                 parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+            elif "modules_to_save" in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data = parameter.float() + 0.05 * noise  # a file has one dtype
     return _saved(model, directory, base_directory)
 
 

@@ -66,6 +66,7 @@ PEFT = {
         target_modules=("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"),
         feedforward_modules=("v_proj", "o_proj", "gate_proj", "down_proj"),
     ),
+    "ia3-saved": lambda to, base: save_tiny_ia3(to, base, seed=9, modules_to_save=("model.norm", "q_proj")),
     "saved": lambda to, base: save_tiny_adapter(
         to,
         base,

@@ -40,6 +40,7 @@ MADE: dict[str, dict[str, Any]] = {
     "dora": {"lora": {"rank": 2, "decomposed": True, "target_modules": ["q_proj", "v_proj"]}},
     "saved": {"lora": {"rank": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}},
     "ia3": {"method": "IA3"},
+    "ia3-saved": {"method": "IA3", "ia3": {"modules_to_save": ["lm_head", "norm"]}},
     "houlsby": {"method": "BOTTLENECK", "bottleneck": {"reduction_factor": 8.0, "activation": "SILU"}},
     "placed": {"method": "BOTTLENECK", "bottleneck": {"width": 3, "target_modules": ["layers.1.mlp"]}},
     "layers": {"method": "LAYERS", "layers": {"last": 1, "modules": ["model.norm", "layers.0.mlp.up_proj"]}},
@@ -63,6 +64,7 @@ TAKEN: list[tuple[str, Any, dict[str, Any]]] = [
         Ia3(target_modules=("mlp.down_proj", "k_proj", "v_proj")),
         {"target_modules": ("down_proj", "k_proj", "v_proj"), "feedforward_modules": ("down_proj",)},
     ),
+    ("ia3-saved", Ia3(modules_to_save=("model.norm", "lm_head")), {"modules_to_save": ("lm_head", "norm")}),
     (
         "houlsby",
         Bottleneck(reduction_factor=8.0),
@@ -93,6 +95,7 @@ OTHERWISE: list[tuple[str, Any, str, str]] = [
     ("saved", Lora(modules_to_save=("norm",)), "spec.lora.modules_to_save", "has ('lm_head', 'norm')"),
     ("ia3", Ia3(target_modules=("k_proj",)), "spec.ia3.target_modules", "has ('down_proj', 'k_proj'"),
     ("ia3", Ia3(feedforward_modules=("k_proj",)), "spec.ia3.feedforward_modules", "has ('down_proj',)"),
+    ("ia3-saved", Ia3(modules_to_save=("norm",)), "spec.ia3.modules_to_save", "has ('lm_head', 'norm')"),
     ("houlsby", Bottleneck(width=5), "spec.bottleneck.width", "is 5; "),
     ("houlsby", Bottleneck(reduction_factor=2), "spec.bottleneck.reduction_factor", "is 2.0"),
     (

@@ -56,6 +56,7 @@ METHODS: dict[str, tuple[Method, int, dict[str, Any]]] = {
         {"lora": Lora(rank=4, target_modules=("q_proj",), modules_to_save=("lm_head",))},
     ),
     "ia3": (Method.IA3, 6, {"ia3": Ia3()}),
+    "ia3-saved": (Method.IA3, 6 + 3, {"ia3": Ia3(modules_to_save=("q_proj", "model.norm"))}),
     "houlsby": (Method.BOTTLENECK, 4, {"bottleneck": Bottleneck(reduction_factor=8)}),
     "pfeiffer": (
         Method.BOTTLENECK,
@@ -67,7 +68,7 @@ METHODS: dict[str, tuple[Method, int, dict[str, Any]]] = {
     "full": (Method.FULL, 20, {"full": Full()}),
 }
 """By adapter: the method, how many modules it changes, its settings."""
-IN_PEFT = ("dora", "patterns", "saved", "ia3")
+IN_PEFT = ("dora", "patterns", "saved", "ia3", "ia3-saved")
 
 
 def train(client: Client, adapter: str, settings: dict[str, Any], **others: Any) -> Any:
@@ -228,6 +229,8 @@ def test_the_server_tells_the_methods_and_a_job_its_resolved_settings(client: Cl
         ),
         ({"lora": Lora(rank=257)}, "spec.lora.rank", "less than or equal to 256"),
         ({"lora": Lora(alpha_pattern={"q_proj": -1.0})}, "spec.lora.alpha_pattern.q_proj", "greater than 0"),
+        ({"ia3": Ia3(modules_to_save=("down_proj",))}, "spec.ia3.modules_to_save", "are targets, too"),
+        ({"ia3": Ia3(modules_to_save=("pooler",))}, "spec.ia3.modules_to_save", "parameters are down_proj"),
         ({"ia3": Ia3(target_modules=("c_attn",))}, "spec.ia3.target_modules", "linear modules are down_proj"),
         (
             {"ia3": Ia3(target_modules=("k_proj",), feedforward_modules=("down_proj",))},

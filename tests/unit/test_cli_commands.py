@@ -217,7 +217,13 @@ def test_train_by_another_method(run: Run, rows: Path, server: FakeServer) -> No
     assert (dora["decomposed"], dora["rank_pattern"]) == (True, {"q_proj": 2, "v_proj": 8})
     assert dora["alpha_pattern"] == {"q_proj": 1.5}
     ia3 = trained("--method ia3 --target-module down_proj --feedforward-module down_proj")["ia3"]
-    assert ia3 == {"target_modules": ["down_proj"], "feedforward_modules": ["down_proj"]}
+    assert ia3 == {
+        "target_modules": ["down_proj"],
+        "feedforward_modules": ["down_proj"],
+        "modules_to_save": [],
+    }
+    saved = trained("--method ia3 --save-module lm_head")["ia3"]
+    assert saved["modules_to_save"] == ["lm_head"]
     bottleneck = trained("--method bottleneck --placement pfeiffer --reduction-factor 8 --activation relu")
     assert bottleneck["bottleneck"]["placement"] == "PFEIFFER"
     assert bottleneck["bottleneck"]["reduction_factor"] == 8.0

@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora": {"lora": {"rank": 4, "decomposed": True, "target_modules": ["q_proj", "layers.1.mlp.up_proj"]}},
     "saved": {"lora": {"rank": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}},
     "ia3": {"method": "IA3"},
+    "ia3 saved": {"method": "IA3", "ia3": {"modules_to_save": ["lm_head", "o_proj"]}},
     "houlsby": {"method": "BOTTLENECK", "bottleneck": {"width": 5, "activation": "SILU", "scaling": 2.0}},
     "parallel": {"method": "BOTTLENECK", "bottleneck": {"placement": "PARALLEL", "reduction_factor": 8.0}},
     "chosen": {"method": "BOTTLENECK", "bottleneck": {"target_modules": ["layers.1"]}},

@@ -36,7 +36,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 STEPS = 6
 RATE = 2e-2
 TARGETS = ["query", "value", "dense"]
-IA3_TARGETS = {"target_modules": ["key", "value", "output.dense"], "feedforward_modules": ["output.dense"]}
+IA3_TARGETS = {"target_modules": ["key", "query", "output.dense"], "feedforward_modules": ["output.dense"]}
 LORA: dict[str, Any] = {"rank": 4, "alpha": 6.0, "target_modules": TARGETS}
 PEFT_LORA: dict[str, Any] = {
     "r": 4,
@@ -56,6 +56,10 @@ METHODS: dict[str, tuple[dict[str, Any], Any]] = {
         ),
     ),
     "ia3": ({"method": "IA3", "ia3": IA3_TARGETS}, IA3Config(**IA3_TARGETS, modules_to_save=["classifier"])),
+    "ia3 saved": (
+        {"method": "IA3", "ia3": IA3_TARGETS | {"modules_to_save": ["embeddings.LayerNorm", "value"]}},
+        IA3Config(**IA3_TARGETS, modules_to_save=["embeddings.LayerNorm", "value", "classifier"]),
+    ),
     "houlsby": ({"method": "BOTTLENECK"}, None),
     "pfeiffer": ({"method": "BOTTLENECK", "bottleneck": {"placement": "PFEIFFER", "width": 6}}, None),
     "full": ({"method": "FULL"}, None),
@@ -235,6 +239,24 @@ def test_modules_saved_beside_a_head_are_stored_for_peft_and_count_for_the_diges
     start = Start("tenants/t/adapters/a/versions/1", tmp_path, "sha256:0", Method.LORA, TEXT)
     wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", "task": TEXT})
     assert continued(wanted, start, "sha256:0", base).lora.modules_to_save == tuple(full_names)
+
+
+def test_modules_saved_beside_ia3_and_a_head_are_of_the_configuration(base: Path, tmp_path: Path) -> None:
+    head, (settings, _) = HEADS["one label"], METHODS["ia3 saved"]
+    spec = resolve_method(
+        TrainSpec.model_validate({"dataset": "", "adapter": "", "task": head.task, **settings}),
+        BaseFacts.of_directory(base),
+    )
+    ours = AdaptedEncoder.load(base, spec, head)
+    write_adapter(tmp_path, ours.installed, "bases/tiny", torch.float32, task_type=ENCODER_TASK_TYPE)
+    digest = stored_digest(tmp_path)
+    spell_out_config(tmp_path)
+    assert stored_digest(tmp_path) == digest
+    facts = check_adapter(tmp_path, BaseGeometry.of_directory(base), 64)
+    assert (facts.head, facts.modules) == (head, 4 * 2 + 1 + 2 + 1)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    values = [f"encoder.layer.{layer}.attention.self.value" for layer in (0, 1)]
+    assert config["modules_to_save"] == ["embeddings.LayerNorm", *values, "classifier"]
 
 
 @pytest.mark.parametrize("method", ["full", "layers"])

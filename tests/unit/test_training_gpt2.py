@@ -54,7 +54,7 @@ BOTTLENECKS: dict[str, dict[str, Any]] = {
 MIXED: list[dict[str, Any]] = [
     {"lora": {"rank": 4}},
     {"lora": {"rank": 4, "target_modules": ["c_attn"], "modules_to_save": ["c_proj", "c_fc"]}},
-    {"method": "IA3"},
+    {"method": "IA3", "ia3": {"modules_to_save": ["c_fc", "ln_f"]}},
     *BOTTLENECKS.values(),
     *(method for method, _ in CHOSEN.values()),
 ]

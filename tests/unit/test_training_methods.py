@@ -45,6 +45,10 @@ IN_PEFT: dict[str, tuple[dict[str, Any], Any]] = {
     "dora": ({"lora": LORA | {"decomposed": True}}, LoraConfig(**PEFT_LORA, use_dora=True)),
     "saved": ({"lora": LORA | SAVED}, LoraConfig(**PEFT_LORA, **SAVED)),
     "ia3": ({"method": "IA3"}, IA3Config(**IA3)),
+    "ia3 saved": (
+        {"method": "IA3", "ia3": {"modules_to_save": ["lm_head", "model.norm", "o_proj"]}},
+        IA3Config(**IA3, modules_to_save=["lm_head", "model.norm", "o_proj"]),
+    ),
 }
 
 

@@ -97,7 +97,7 @@ def train(
         list[str] | None, _option(METHOD, "ia3: targets whose input is scaled (repeatable).")
     ] = None,
     save_module: Annotated[
-        list[str] | None, _option(METHOD, "lora: this one trains whole (repeatable).")
+        list[str] | None, _option(METHOD, "lora, ia3: this one trains whole (repeatable).")
     ] = None,
     placement: Annotated[
         Literal["HOULSBY", "PFEIFFER", "PARALLEL"] | None, _option(METHOD, "bottleneck: where; HOULSBY.")

@@ -341,12 +341,14 @@ class QloraMethod(_message.Message):
     def __init__(self, lora: _Optional[_Union[LoraMethod, _Mapping]] = ...) -> None: ...
 
 class Ia3Method(_message.Message):
-    __slots__ = ("target_modules", "feedforward_modules")
+    __slots__ = ("target_modules", "feedforward_modules", "modules_to_save")
     TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
     FEEDFORWARD_MODULES_FIELD_NUMBER: _ClassVar[int]
+    MODULES_TO_SAVE_FIELD_NUMBER: _ClassVar[int]
     target_modules: _containers.RepeatedScalarFieldContainer[str]
     feedforward_modules: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, target_modules: _Optional[_Iterable[str]] = ..., feedforward_modules: _Optional[_Iterable[str]] = ...) -> None: ...
+    modules_to_save: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, target_modules: _Optional[_Iterable[str]] = ..., feedforward_modules: _Optional[_Iterable[str]] = ..., modules_to_save: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoraMethod(_message.Message):
     __slots__ = ("rank", "alpha", "dropout", "target_modules", "rank_stabilized", "decomposed", "rank_pattern", "alpha_pattern", "modules_to_save")

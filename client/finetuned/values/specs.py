@@ -81,6 +81,8 @@ class Ia3:
     """Names of linear modules; empty means keys, values and the last product of the feed-forward."""
     feedforward_modules: tuple[str, ...] = ()
     """Those of them whose input is scaled; empty means the last product of the feed-forward."""
+    modules_to_save: tuple[str, ...] = ()
+    """Further modules that train whole, as in PEFT."""
 
 
 class BottleneckPlacement(StrEnum):

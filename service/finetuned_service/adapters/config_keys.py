@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from reprlib import Repr
 from typing import Any, NoReturn, TypeVar
 
+from finetuned_service.adapters.head import CLASSIFIER, HEAD_KEY
 from finetuned_service.errors import InvalidAdapterFiles, Violation
 
 CONFIG_FILE = "adapter_config.json"
@@ -141,6 +142,11 @@ class ConfigKeys:
         if names is None:
             self.wrong(key, value, "expected a list of module names")
         return names or ()
+
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Their names or dotted ends, but for a head's, which a key of its own describes and this one names for PEFT."""
+        names = self.names("modules_to_save")
+        return names if self.get(HEAD_KEY) is None else tuple(name for name in names if name != CLASSIFIER)
 
     @staticmethod
     def _names(value: Any) -> tuple[str, ...] | None:

@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 from finetuned_service.vocabulary import Pooling, Task, Value
 
 MAX_LABELS = 10_000
+HEAD_KEY = "head"
+"""Of adapter_config.json: where it is described."""
 CLASSIFIER = "classifier"
 """Its module's name. No base has it: bases are stored without heads of their own."""
 

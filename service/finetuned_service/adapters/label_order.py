@@ -10,9 +10,8 @@ import numpy as np
 
 from finetuned_service.adapters.config_keys import CONFIG_FILE
 from finetuned_service.adapters.files import WEIGHTS_FILE, AdapterFacts
-from finetuned_service.adapters.head import CLASSIFIER
+from finetuned_service.adapters.head import CLASSIFIER, HEAD_KEY
 from finetuned_service.adapters.layouts import PREFIX
-from finetuned_service.adapters.layouts.head import HEAD_KEY
 from finetuned_service.digests import read_safetensors_header
 
 

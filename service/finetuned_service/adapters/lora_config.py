@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import TypeVar
 
 from finetuned_service.adapters.config_keys import ConfigKeys, load_config
-from finetuned_service.adapters.head import CLASSIFIER
 
 MAX_ALPHA = 1e9
 
@@ -113,7 +112,7 @@ def read_lora_config(keys: ConfigKeys) -> LoraConfig:
         rank_pattern=keys.pattern("rank_pattern", read_rank, "an integer of at least 1"),
         alpha_pattern=keys.pattern("alpha_pattern", read_alpha, _ALPHA),
         target_modules=keys.target_modules(),
-        modules_to_save=_saved(keys),
+        modules_to_save=keys.modules_to_save(),
         selected_further=keys.further_selection(),
     )
     keys.one_of("peft_type", ("LORA",))
@@ -131,12 +130,6 @@ def read_lora_config(keys: ConfigKeys) -> LoraConfig:
     keys.others_are_off()
     keys.refuse_if_wrong()
     return config
-
-
-def _saved(keys: ConfigKeys) -> tuple[str, ...]:
-    names = keys.names("modules_to_save")
-    # A head is described by a key of its own, and named here for PEFT.
-    return names if keys.get("head") is None else tuple(name for name in names if name != CLASSIFIER)
 
 
 _ALPHA = f"a number above 0, at most {MAX_ALPHA:g}"

@@ -69,6 +69,8 @@ class Ia3Settings(Settings):
     """Module names or dotted ends of them; resolved to keys, values and the last product of the feed-forward."""
     feedforward_modules: tuple[str, ...] | None = None
     """Those of them whose input is scaled; resolved to the feed-forward's."""
+    modules_to_save: tuple[str, ...] = ()
+    """See `LoraSettings`."""
 
 
 class Placement(StrEnum):

@@ -40,7 +40,7 @@ def parse_layout(raw: bytes) -> Layout:
         violation = Violation(f"{CONFIG_FILE}: peft_type", f"is {shown(peft_type)}; allowed: {allowed}")
         raise InvalidAdapterFiles(f"{violation.field} {violation.description}", violations=[violation])
     keys = ConfigKeys(config)
-    head = read_head(keys, body_saves=peft_type == "LORA")
+    head = read_head(keys, body_saves=peft_type in {"LORA", "IA3"})
     body = read(keys)
     if head is not None:
         return HeadLayout(head, body)

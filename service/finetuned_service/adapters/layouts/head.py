@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from finetuned_service.adapters.config_keys import CONFIG_FILE, ConfigKeys
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.head import CLASSIFIER, Head
+from finetuned_service.adapters.head import CLASSIFIER, HEAD_KEY, Head
 from finetuned_service.adapters.layouts.layout import PREFIX, Layout, Shape
 from finetuned_service.adapters.site_ops import Project, SiteOp
 from finetuned_service.errors import InvalidAdapterFiles, Violation
@@ -23,7 +23,6 @@ from finetuned_service.vocabulary import Method
 
 HEAD_TYPE = "HEAD"
 """What `peft_type` says of a head alone."""
-HEAD_KEY = "head"
 WEIGHT, BIAS = "weight", "bias"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from finetuned_service.adapters.config_keys import ConfigKeys
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts.layout import PREFIX, Shape
+from finetuned_service.adapters.layouts.saved import SavedModules
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.adapters.site_ops import ScaleInput, ScaleOutput, SiteOp
 from finetuned_service.vocabulary import Method
@@ -26,6 +27,8 @@ class Ia3Layout:
     """Module names or dotted ends of them; None if the file gives a pattern."""
     feedforward_modules: tuple[str, ...]
     """Those of them whose input is scaled."""
+    saved: SavedModules = field(default_factory=SavedModules)
+    """Whole modules beside them."""
     selected_further: bool = False
     task_type: str | None = "CAUSAL_LM"
     """For PEFT alone."""
@@ -41,6 +44,7 @@ class Ia3Layout:
         layout = cls(
             target_modules=keys.target_modules(),
             feedforward_modules=keys.names("feedforward_modules"),
+            saved=SavedModules(keys.modules_to_save()),
             selected_further=keys.further_selection(),
             task_type=keys.task_type(),
             fan_in_fan_out=keys.boolean("fan_in_fan_out"),
@@ -53,9 +57,11 @@ class Ia3Layout:
 
     def split(self, tensor: str) -> tuple[str, str] | None:
         found = _TENSOR.fullmatch(tensor)
-        return None if found is None else (found["module"], found["part"])
+        return self.saved.split(tensor) if found is None else (found["module"], found["part"])
 
     def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
+        if self.saved.has(module):
+            return self.saved.shapes(module, base)
         shape = base.linear_shapes.get(module)
         if shape is None:
             return None
@@ -63,16 +69,19 @@ class Ia3Layout:
         return {VECTOR: (1, in_features) if self._scales_input(module) else (out_features, 1)}
 
     def changeable(self, base: BaseGeometry) -> Iterable[str]:
-        return base.linear_shapes
+        return dict.fromkeys((*base.linear_shapes, *self.saved.changeable(base)))
 
     @property
     def named_targets(self) -> Mapping[str, tuple[str, ...]]:
         return {
             "target_modules": self.target_modules or (),
             "feedforward_modules": self.feedforward_modules,
+            "modules_to_save": self.saved.names,
         }
 
     def targets(self, module: str) -> bool | None:
+        if self.saved.has(module):
+            return True
         if self.target_modules is None:
             return None
         if not any(is_end(target, module) for target in self.target_modules):
@@ -83,16 +92,22 @@ class Ia3Layout:
         return 0
 
     def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
+        if self.saved.has(module):
+            return self.saved.ops(module, parts, base)
         name = f"{PREFIX}{module}.{VECTOR}"
         return (ScaleInput(name) if self._scales_input(module) else ScaleOutput(name),)
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
-        names = sorted(modules)
-        return {
+        changed = sorted(modules)
+        saved = [name for name in changed if self.saved.has(name)]
+        names = [name for name in changed if name not in saved]
+        spelled: dict[str, object] = {
             "peft_type": "IA3",
             "target_modules": names,
             "feedforward_modules": [name for name in names if self._scales_input(name)],
         }
+        # Only where there are some: the digest of an adapter without any is older than the key.
+        return spelled | {"modules_to_save": saved} if saved else spelled
 
     def written(self, modules: Iterable[str]) -> dict[str, object]:
         for_peft = {

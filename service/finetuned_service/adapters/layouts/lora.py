@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.layouts.layout import PREFIX, Shape
-from finetuned_service.adapters.layouts.parameters import parameter_shapes, substitutions
+from finetuned_service.adapters.layouts.saved import SavedModules
 from finetuned_service.adapters.lora_config import LoraConfig
 from finetuned_service.adapters.site_ops import AddLowRank, ScaleRows, SiteOp
 from finetuned_service.vocabulary import Method
@@ -34,6 +34,10 @@ class LoraLayout:
     head = None
 
     @property
+    def _saved(self) -> SavedModules:
+        return SavedModules(self.config.modules_to_save)
+
+    @property
     def tensors_expected(self) -> str:
         expected = f"is not a LoRA matrix; expected {PREFIX}MODULE.{A} and lora_B"
         return f"{expected}, and {MAGNITUDE}" if self.config.decomposed else expected
@@ -43,17 +47,11 @@ class LoraLayout:
         found = pattern.fullmatch(tensor)
         if found is not None:
             return found["module"], found["part"]
-        module, _, part = tensor.removeprefix(PREFIX).rpartition(".")
-        saved = tensor.startswith(PREFIX) and self.config.saves(module)
-        return (module, part) if saved else None
+        return self._saved.split(tensor)
 
     def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
-        if self.config.saves(module):
-            parts = [part for part in ("weight", "bias") if f"{module}.{part}" in base.parameters]
-            shapes = parameter_shapes(module, parts, base, {})
-            if shapes is None or not base.saved_turned(module):
-                return shapes
-            return {part: shape[::-1] for part, shape in shapes.items()}
+        if self._saved.has(module):
+            return self._saved.shapes(module, base)
         shape = base.linear_shapes.get(module) or base.convolutions.get(module)
         if shape is None:
             return None
@@ -61,32 +59,30 @@ class LoraLayout:
         rank = self.config.rank_of(module)
         # A convolution's A is one of the same kernel, and its B one of a single point.
         points = (1,) * len(kernel)
-        update: dict[str, Shape] = {A: (rank, in_features, *kernel), B: (out_features, rank, *points)}
+        shapes: dict[str, Shape] = {A: (rank, in_features, *kernel), B: (out_features, rank, *points)}
         if not self.config.decomposed:
-            return update
-        return update | {MAGNITUDE: (1, out_features, *points) if kernel else (out_features,)}
+            return shapes
+        return shapes | {MAGNITUDE: (1, out_features, *points) if kernel else (out_features,)}
 
     def changeable(self, base: BaseGeometry) -> Iterable[str]:
-        modules = (name.rpartition(".")[0] for name in base.parameters)
-        saved = [module for module in modules if self.config.saves(module)]
-        return dict.fromkeys((*base.linear_shapes, *base.convolutions, *saved))
+        return dict.fromkeys((*base.linear_shapes, *base.convolutions, *self._saved.changeable(base)))
 
     @property
     def named_targets(self) -> Mapping[str, tuple[str, ...]]:
         return {
             "target_modules": self.config.target_modules or (),
-            "modules_to_save": self.config.modules_to_save,
+            "modules_to_save": self._saved.names,
         }
 
     def targets(self, module: str) -> bool | None:
         return self.config.targets(module)
 
     def rank_of(self, module: str) -> int:
-        return 0 if self.config.saves(module) else self.config.rank_of(module)
+        return 0 if self._saved.has(module) else self.config.rank_of(module)
 
     def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
-        if self.config.saves(module):
-            return substitutions(module, parts, {}, turned=base.saved_turned(module))
+        if self._saved.has(module):
+            return self._saved.ops(module, parts, base)
         name = f"{PREFIX}{module}."
         add = AddLowRank(name + A, name + B, self.config.scaling_of(module))
         return (add, ScaleRows(name + MAGNITUDE)) if self.config.decomposed else (add,)

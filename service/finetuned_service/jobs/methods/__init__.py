@@ -30,9 +30,9 @@ from finetuned_service.jobs.methods.lora import (
     lora_elements,
     lora_refusals,
     resolve_lora,
-    saved_parameters,
 )
 from finetuned_service.jobs.methods.parameters import chosen_parameters, layers_refusals, resolve_layers
+from finetuned_service.jobs.methods.saved import saved_elements
 from finetuned_service.jobs.methods.stored import Stored, stored_settings, trains_as_stored
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.vocabulary import Family, Method, Task
@@ -163,12 +163,11 @@ def adapter_elements(spec: TrainSpec, base_directory: Path) -> int:
     head = _USUAL_LABELS * (width + 1) if spec.task in CLASSIFICATION_TASKS else 0
     match spec.method:
         case Method.LORA | Method.QLORA:
-            saved = sum(
-                math.prod(geometry.parameters[name]) for name in saved_parameters(spec.lora, geometry)
-            )
+            saved = saved_elements(spec.lora.modules_to_save, geometry)
             return lora_elements(spec.lora, geometry.adapted) + saved + head
         case Method.IA3:
-            return ia3_elements(spec.ia3, geometry.linear_shapes) + head
+            saved = saved_elements(spec.ia3.modules_to_save, geometry)
+            return ia3_elements(spec.ia3, geometry.linear_shapes) + saved + head
         case Method.BOTTLENECK:
             return bottleneck_elements(spec.bottleneck, width) + head
         case Method.HEAD if spec.task is not Task.TEXT_GENERATION:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, is_any_end, quoted, unknown_targets
+from finetuned_service.jobs.methods.saved import saved_refusals
 from finetuned_service.jobs.specs import Ia3Settings
 
 IA3_OUTPUTS = ("k_proj", "v_proj", "c_attn", "key", "value", "k_lin", "v_lin")
@@ -24,7 +25,11 @@ def resolve_ia3(ia3: Ia3Settings, base: BaseFacts) -> Ia3Settings:
         last = [name for name in base.linear_modules if is_any_end(IA3_FEEDFORWARD, name)]
         feedforward = tuple(target for target in targets if any(is_end(target, name) for name in last))
     return ia3.model_copy(
-        update={"target_modules": targets, "feedforward_modules": tuple(sorted(set(feedforward)))}
+        update={
+            "target_modules": targets,
+            "feedforward_modules": tuple(sorted(set(feedforward))),
+            "modules_to_save": tuple(sorted(set(ia3.modules_to_save))),
+        }
     )
 
 
@@ -37,6 +42,7 @@ def ia3_refusals(ia3: Ia3Settings, base: BaseFacts) -> Iterator[FinetunedError]:
             "spec.ia3.feedforward_modules",
             f"names {quoted(strays)}; allowed are names from target_modules: {', '.join(ia3.target_modules)}",
         )
+    yield from saved_refusals(ia3.modules_to_save, ia3.target_modules, base, "spec.ia3")
     if not ia3.target_modules:
         yield InvalidField.one(
             "spec.ia3.target_modules",
@@ -45,5 +51,5 @@ def ia3_refusals(ia3: Ia3Settings, base: BaseFacts) -> Iterator[FinetunedError]:
 
 
 def ia3_elements(settings: Ia3Settings, shapes: Mapping[str, tuple[int, int]]) -> int:
-    """The most numbers in an adapter with resolved settings; `shapes` are (out, in) by linear module."""
+    """The most numbers in the gains of resolved settings; `shapes` are (out, in) by linear module."""
     return sum(max(shape) for name, shape in shapes.items() if is_any_end(settings.target_modules, name))

@@ -9,7 +9,7 @@ from typing import TypeVar
 from finetuned_service.adapters.lora_config import LoraConfig, is_end
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods.base import BaseFacts, is_any_end, quoted, unknown_targets
-from finetuned_service.jobs.methods.parameters import Parameters
+from finetuned_service.jobs.methods.saved import saved_refusals
 from finetuned_service.jobs.specs import LoraSettings
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int, path: str)
                 f"names {quoted(unused)}, which no target module has as its name or a dotted end of it; leave it "
                 f"out, or add it to target_modules",
             )
-    yield from _saved_refusals(lora, base, path)
+    yield from saved_refusals(lora.modules_to_save, lora.target_modules, base, path)
     for field, rank in (
         ("rank", lora.rank),
         *((f"rank_pattern.{key}", r) for key, r in lora.rank_pattern.items()),
@@ -66,32 +66,6 @@ def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int, path: str)
             yield InvalidField.one(
                 f"{path}.{field}", f"is {rank}; this server serves ranks of 1 to {max_rank}"
             )
-
-
-def _saved_refusals(lora: LoraSettings, base: BaseFacts, path: str) -> Iterator[FinetunedError]:
-    config = lora_config(lora)
-    owners = {name.rpartition(".")[0] for name in base.parameters}
-    strays = [name for name in lora.modules_to_save if not any(is_end(name, owner) for owner in owners)]
-    if strays:
-        kinds = sorted({owner.rpartition(".")[2] for owner in owners})
-        yield InvalidField.one(
-            f"{path}.modules_to_save",
-            f"names {quoted(strays)}; the base's modules with parameters are {', '.join(kinds)}",
-        )
-    both = [
-        name for name in base.linear_modules if config.saves(name) and is_any_end(lora.target_modules, name)
-    ]
-    if both:
-        yield InvalidField.one(
-            f"{path}.modules_to_save",
-            f"names modules that are targets, too: {quoted(both[:3])}; leave them out here or in target_modules",
-        )
-
-
-def saved_parameters(lora: LoraSettings, base: Parameters) -> list[str]:
-    """Full names of the parameters in a resolved spec's modules to save."""
-    config = lora_config(lora)
-    return [name for name in base.parameters if config.saves(name.rpartition(".")[0])]
 
 
 def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]]) -> int:

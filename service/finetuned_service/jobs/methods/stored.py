@@ -105,7 +105,9 @@ def _lora(layout: LoraLayout, geometry: BaseGeometry) -> Stored:
 
 def _ia3(layout: Ia3Layout, geometry: BaseGeometry) -> Stored:
     linear = geometry.linear_shapes
-    targets = {module for module in linear if layout.targets(module)}
+    owners = {name.rpartition(".")[0] for name in geometry.parameters}
+    saved = set(layout.saved.changeable(geometry))
+    targets = {module for module in linear if layout.targets(module)} - saved
     feedforward = {
         module
         for module in targets
@@ -116,8 +118,16 @@ def _ia3(layout: Ia3Layout, geometry: BaseGeometry) -> Stored:
         # Settings want the second to be names of the first.
         short, last = tuple(sorted(targets)), tuple(sorted(feedforward))
     return Stored(
-        {"target_modules": short, "feedforward_modules": last},
-        dict.fromkeys(("target_modules", "feedforward_modules"), lambda names: _matched(names, linear)),
+        {
+            "target_modules": short,
+            "feedforward_modules": last,
+            "modules_to_save": _short(saved, owners),
+        },
+        {
+            "target_modules": lambda names: _matched(names, linear),
+            "feedforward_modules": lambda names: _matched(names, linear),
+            "modules_to_save": lambda names: _matched(names, owners),
+        },
     )
 
 

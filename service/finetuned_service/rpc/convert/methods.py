@@ -90,6 +90,7 @@ def _ia3(ia3: pb.Ia3Method) -> Ia3Settings:
         Ia3Settings,
         target_modules=tuple(ia3.target_modules),
         feedforward_modules=tuple(ia3.feedforward_modules) or None,
+        modules_to_save=tuple(ia3.modules_to_save),
     )
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from finetuned_service.adapters.head import CLASSIFIER, Head, Problem
-from finetuned_service.adapters.layouts.head import BIAS, HEAD_KEY, HEAD_TYPE, WEIGHT
+from finetuned_service.adapters.head import CLASSIFIER, HEAD_KEY, Head, Problem
+from finetuned_service.adapters.layouts.head import BIAS, HEAD_TYPE, WEIGHT
 from finetuned_service.bases.device import CPU
 from finetuned_service.training.heads.examples import Example
 from finetuned_service.training.heads.unit import Unit

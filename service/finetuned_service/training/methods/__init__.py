@@ -23,7 +23,7 @@ def install(model: Any, spec: TrainSpec, geometry: BaseGeometry = NO_GEOMETRY) -
         case Method.LORA | Method.QLORA:
             return lora.install(model, spec.lora, geometry)
         case Method.IA3:
-            return ia3.install(model, spec.ia3)
+            return ia3.install(model, spec.ia3, geometry)
         case Method.BOTTLENECK:
             return bottleneck.install(model, spec.bottleneck)
         case Method.HEAD | Method.LAYERS | Method.FULL:

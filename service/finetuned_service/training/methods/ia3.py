@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetuned_service.adapters.geometry import HEAD, BaseGeometry
 from finetuned_service.adapters.layouts.ia3 import VECTOR
 from finetuned_service.adapters.lora_config import is_end
 from finetuned_service.bases.family import weights_transposed
@@ -19,6 +20,7 @@ from finetuned_service.training.methods.method import (
     linear_targets,
     replace_module,
 )
+from finetuned_service.training.methods.parameters import put_saved
 
 
 class Ia3Linear(nn.Module):
@@ -41,8 +43,8 @@ class Ia3Linear(nn.Module):
         return out
 
 
-def install(model: Any, settings: Ia3Settings) -> Installed:
-    """IA3 on the modules that resolved settings name."""
+def install(model: Any, settings: Ia3Settings, geometry: BaseGeometry) -> Installed:
+    """IA3 on the modules that resolved settings name, and copies of those to be saved."""
     parameters: dict[str, nn.Parameter] = {}
     feedforward = settings.feedforward_modules or ()
     for name, linear in list(linear_targets(model)):
@@ -57,4 +59,7 @@ def install(model: Any, settings: Ia3Settings) -> Installed:
         "fan_in_fan_out": weights_transposed(model.config.to_dict()),
         "init_ia3_weights": True,
     }
-    return Installed(parameters, config=config)
+    if settings.modules_to_save:
+        config["modules_to_save"] = sorted(settings.modules_to_save)
+    copies = put_saved(model, settings.modules_to_save, geometry)
+    return Installed(parameters | copies, config=config, head=copies.get(f"{HEAD}.weight"))

@@ -29,7 +29,7 @@ from finetuned_service.training.methods.method import (
     linear_targets,
     replace_module,
 )
-from finetuned_service.training.methods.parameters import put_copies
+from finetuned_service.training.methods.parameters import put_saved
 
 
 class LoraLinear(nn.Module):
@@ -138,8 +138,7 @@ def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Insta
             parameters[f"{name}.{B}"] = convolution.lora_b
             if convolution.magnitude is not None:
                 parameters[f"{name}.{MAGNITUDE}"] = convolution.magnitude
-    saved = [name for name in geometry.parameters if config.saves(name.rpartition(".")[0])]
-    copies = put_copies(model, saved, geometry.saved_turned)
+    copies = put_saved(model, settings.modules_to_save, geometry)
     return Installed(
         parameters | copies,
         tuple(switched),

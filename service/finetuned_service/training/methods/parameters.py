@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from finetuned_service.adapters.geometry import HEAD
+from finetuned_service.adapters.geometry import HEAD, BaseGeometry
 from finetuned_service.adapters.layouts.parameters import ParametersLayout
 from finetuned_service.bases.load import dtype_of
+from finetuned_service.jobs.methods.saved import saved_parameters
 from finetuned_service.training.methods.method import Installed, replace_module
 from finetuned_service.training.norm import FrozenRmsNorm, rms_norm
 from finetuned_service.vocabulary import Method
@@ -67,6 +68,11 @@ def install(
     shared = next((copies[name] for name, modules in kept.items() if HEAD in modules), None)
     layout = ParametersLayout(method, tuple(sorted(copies)), kept)
     return Installed(copies, head=copies.get(f"{HEAD}.weight", shared), config=layout.spelled_out(()))
+
+
+def put_saved(model: Any, names: Iterable[str], geometry: BaseGeometry) -> dict[str, nn.Parameter]:
+    """As `put_copies`, of resolved `modules_to_save`."""
+    return put_copies(model, saved_parameters(names, geometry.parameters), geometry.saved_turned)
 
 
 def put_copies(
