@@ -151,7 +151,8 @@ class Settings(BaseSettings):
     """Size of the KV cache in tokens of all sequences together; on a CPU pages are touched as they are used, on a GPU all
     of it is taken at the start."""
     adapter_device_bytes: int = Field(default=GIB, ge=MIB)
-    """Memory for adapters in the serving layout; the least recently used are evicted."""
+    """Memory for adapters in the serving layout; the least recently used are evicted. On a GPU so much is taken at the
+    start for low-rank updates, and whole parameters take as much again at most."""
     adapter_host_bytes: int = Field(default=GIB, ge=MIB)
     """Memory for adapters read but not in the serving layout."""
     max_lora_rank: int = Field(default=256, ge=1, le=1024)

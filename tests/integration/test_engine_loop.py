@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from finetuned_service.adapters.files import BaseGeometry, check_adapter
 from finetuned_service.adapters.geometry import linear_shapes
 from finetuned_service.engine.config import EngineConfig
+from finetuned_service.engine.loop import EngineLoop
 from finetuned_service.engine.messages import (
     AdapterHandle,
     Answer,
@@ -269,6 +271,32 @@ def test_a_row_that_breaks_its_step_fails_alone(model, adapters, oracles):
         snapshot = engine.inspect()
         assert snapshot.kv_tokens_used == 0
         assert [a.running_sequences for a in snapshot.adapters] == [0, 0]
+
+
+class Activations:
+    """What a forward has in memory."""
+
+
+def test_what_a_failed_step_held_is_free_when_its_rows_are_tried_alone(model, oracles, monkeypatch):
+    """Two rows together may want more memory than there is, and each alone not."""
+    # Without a server's settings of the log its lines show local variables, and what prints these keeps them.
+    monkeypatch.setattr(EngineLoop, "_fault", lambda *_: Internal.opaque())
+    with OfflineEngine(model, CONFIG) as engine:
+        run, held = engine._loop.runner.run, []
+
+        def short_of_memory(chunks, place_of, **settings):
+            if len(chunks) > 1:
+                activations = Activations()
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError
+            assert [reference() for reference in held] == [None] * len(held)
+            return run(chunks, place_of, **settings)
+
+        engine._loop.runner.run = short_of_memory
+        both = engine.generate([submit(1), submit(2)])
+        assert held
+    assert [one.error for one in both] == [None, None]
+    assert [one.token_ids for one in both] == [oracle_tokens(oracles[3], PROMPT, 10)] * 2
 
 
 def test_a_gpu_that_is_lost_ends_the_engine(model):

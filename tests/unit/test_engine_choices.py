@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence as Rows
 
 import torch
@@ -110,3 +111,23 @@ def test_a_row_that_cannot_be_drawn_fails_alone() -> None:
     first, failed, last = begun(sequences, draw).choose(step(sequences, logits))
     assert isinstance(failed, RuntimeError)
     assert [first, last] == [expected[0], expected[2]]
+
+
+def test_what_rows_held_that_failed_together_is_free_when_each_is_tried_alone() -> None:
+    sequences = [sequence(number, Sampling(8, temperature=1.0, seed=number)) for number in range(3)]
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def short_of_memory(
+        rows: Rows[torch.Tensor], samplings: Rows[Sampling], uniforms: Rows[float]
+    ) -> list[int]:
+        if len(rows) > 1:
+            sorted_logits = torch.stack(list(rows)).sort().values
+            held.append(weakref.ref(sorted_logits))
+            raise torch.OutOfMemoryError
+        assert [reference() for reference in held] == [None]
+        return drawn(rows, samplings, uniforms)
+
+    logits = random_logits(3)
+    chosen = begun(sequences, short_of_memory).choose(step(sequences, logits))
+    assert chosen == begun(sequences).choose(step(sequences, logits))
+    assert held

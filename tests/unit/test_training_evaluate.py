@@ -10,10 +10,10 @@ import torch
 from finetuned_service.jobs.events import Notice, Progress
 from finetuned_service.jobs.pace import Stopped
 from finetuned_service.jobs.specs import Baseline, BaselineExample, EvaluationOptions
-from finetuned_service.text.supervision import encode_row
+from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage, PromptCompletion, Text
-from finetuned_service.training.evaluate import Evaluator, TokenScoring
+from finetuned_service.training.evaluate import Evaluator, TokenScoring, _kv_tokens
 from finetuned_service.training.questions import (
     Question,
     encode_prompt,
@@ -214,3 +214,15 @@ def test_what_is_known_is_not_measured_again(base, tmp_path):
     assert again.all == []
     evaluator(base, other).evaluate_once("baseline", None, kept, "another task")
     assert other.of(Progress)
+
+
+def test_the_kv_cache_of_an_evaluation_is_as_large_as_its_rows_ask_for():
+    """On a GPU all of it is taken, and contexts have 131,072 tokens."""
+    row = EncodedRow(list(range(700)), [True] * 700)
+    assert _kv_tokens([[1] * 30, [1] * 90], [10, 16], [row], 131_072) == 1024
+    assert _kv_tokens([[1] * 600] * 3, [40] * 3, [], 131_072) == 2048
+    assert _kv_tokens([[1] * 600] * 300, [40] * 300, [row], 131_072) == 32_768
+    assert _kv_tokens([[1] * 40_000], [100], [row], 131_072) == 40_448
+    # What the context does not hold is not computed.
+    assert _kv_tokens([[1] * 10], [5], [row], 512) == 512
+    assert _kv_tokens([], [], [], 512) == 512

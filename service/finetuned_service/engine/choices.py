@@ -157,8 +157,11 @@ def _together(
         if len(rows) == 1:
             failed(rows[0], error)
             return
-        for row in rows:
-            _together([row], compute, failed)
+    else:
+        return
+    # Outside: the error holds what was in memory.
+    for row in rows:
+        _together([row], compute, failed)
 
 
 def _is_special(sampling: Sampling) -> bool:

@@ -60,11 +60,26 @@ class CudaRecorder:
             for _ in range(2):  # libraries choose kernels and take workspaces at their first calls
                 compute()
         torch.cuda.current_stream(self._device).wait_stream(beside)
-        # Adapters are loaded by another thread meanwhile.
-        with _no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with _no_collection(), self._capturing(graph, beside):
             outputs = compute()
         self._pool = self._pool or graph.pool()
         return _CudaRecording(graph, outputs)
+
+    @contextmanager
+    def _capturing(self, graph: Any, stream: torch.cuda.Stream) -> Generator[None]:
+        """Torch captures on a stream of the current device unless it is told one, and stays on that stream where a capture
+        fails.
+        """
+        current = torch.cuda.current_stream(self._device)
+        try:
+            # Adapters are loaded by another thread meanwhile.
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                yield
+        finally:
+            torch.cuda.set_stream(current)
 
 
 @contextmanager

@@ -258,13 +258,18 @@ class EngineLoop:
         except Exception as error:  # noqa: BLE001 - who is at fault fails alone, the engine goes on
             self._counts.add("step_failures")
             fault = self._fault(error)
-            if len(chunks) == 1:
-                self._fail(chunks[0].sequence, fault)
-                return
-            # Nobody knows whose row it was; keys and values computed twice are the same.
-            for chunk in chunks:
-                self._compute([chunk])
+        else:
+            self._tell(step, chunks, began)
             return
+        # Out here the error is gone, and with it what the step had in memory: perhaps there was not enough.
+        if len(chunks) == 1:
+            self._fail(chunks[0].sequence, fault)
+            return
+        # Nobody knows whose row it was; keys and values computed twice are the same.
+        for chunk in chunks:
+            self._compute([chunk])
+
+    def _tell(self, step: StepLogits, chunks: list[Chunk], began: float) -> None:
         now = time.monotonic()
         for chunk in chunks:
             kind = "decode_tokens" if chunk.sequence.new_tokens else "prefill_tokens"

@@ -36,6 +36,8 @@ _KEPT_PREFIXES = 4
 """Questions of a baseline begin with the same instruction and examples."""
 _KV_TOKENS = 32_768
 """Enough for 32 sequences of 1,000 tokens; longer ones wait for each other."""
+_KV_GRANULE = 512
+"""Room is allocated in blocks."""
 
 
 _SPARE_ANSWER_TOKENS = 16
@@ -187,12 +189,12 @@ class Evaluator:
             cache_directory=self.cache_directory,
         )
         self._tell_left_out(subject, rows, model.context_tokens)
-        kv_tokens = max(_KV_TOKENS, model.context_tokens)
+        rooms = self._rooms(prompts, model.context_tokens)
         room_bytes = max(_ADAPTER_BYTES, 2 * directory_bytes(Path(adapter.directory)) if adapter else 0)
         config = EngineConfig(
             str(self.base_directory),
             threads=self.threads,
-            kv_capacity_tokens=kv_tokens,
+            kv_capacity_tokens=_kv_tokens(prompts, rooms, rows, model.context_tokens),
             # Of a job no more memory than its rows need: what is kept is touched, and stays so.
             kept_prefixes=_KEPT_PREFIXES,
             device_budget_bytes=room_bytes,
@@ -200,9 +202,21 @@ class Evaluator:
         )
         with OfflineEngine(model, config) as engine:
             run = _Run(self, engine, subject, adapter, len(rows) + len(prompts))
-            answers = run.answer(prompts, model.context_tokens)
+            answers = run.answer(prompts, rooms)
             log_probabilities = run.score(rows, model.context_tokens)
             return answers, log_probabilities, max(0, MEMORY.look() - before_bytes)
+
+    def _rooms(self, prompts: Sequence[list[int]], context_tokens: int) -> list[int]:
+        """How many tokens the answer to each prompt may have; none where the context is full.
+
+        An answer twice as long as the expected one cannot equal it, so it is not written to its end.
+        """
+        rooms: list[int] = []
+        for question, prompt in zip(self.asked, prompts, strict=True):
+            longest = 2 * len(self.tokenizer.encode(question.expected)) + _SPARE_ANSWER_TOKENS
+            allowed = min(self.options.generation_max_tokens, longest)
+            rooms.append(max(0, min(allowed, context_tokens - len(prompt))))
+        return rooms
 
     def _tell_left_out(self, subject: Subject, rows: Sequence[EncodedRow], context_tokens: int) -> None:
         left_out = sum(len(row.token_ids) > context_tokens for row in rows)
@@ -212,6 +226,17 @@ class Evaluator:
                 f"context of {context_tokens} tokens: they are not in its loss. Show fewer or shorter examples"
             )
             self.report(Notice(severity="WARNING", text=text))
+
+
+def _kv_tokens(
+    prompts: Sequence[list[int]], rooms: Sequence[int], rows: Sequence[EncodedRow], context_tokens: int
+) -> int:
+    """A KV cache for what is computed, and no larger: on a GPU all of it is taken at once, and contexts are long."""
+    lengths = [len(prompt) + room for prompt, room in zip(prompts, rooms, strict=True)]
+    scored = [len(row.token_ids) for row in rows if len(row.token_ids) <= context_tokens]
+    longest = max((*lengths, *scored), default=1)
+    wanted = max(longest, min(_KV_TOKENS, sum(lengths)))
+    return -(-wanted // _KV_GRANULE) * _KV_GRANULE
 
 
 class _Run:
@@ -229,13 +254,12 @@ class _Run:
         self._phase = "evaluating" if subject == "adapter" else subject
         self._total, self._done, self._started = total, 0, time.perf_counter()
 
-    def answer(self, prompts: Sequence[list[int]], context_tokens: int) -> list[str]:
+    def answer(self, prompts: Sequence[list[int]], rooms: Sequence[int]) -> list[str]:
         """Greedy answers, all prompts in one continuous batch."""
         self._tell(None)
         tokens: list[list[int]] = [[] for _ in prompts]
         running: set[int] = set()
-        for index, prompt in enumerate(prompts):
-            room = min(self._longest_answer(index), context_tokens - len(prompt))
+        for index, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
             if room > 0:
                 running.add(index)
                 self._engine.deliver(Submit(index, tuple(prompt), self._adapter, Sampling(room)))
@@ -252,11 +276,6 @@ class _Run:
             running -= ended
             self._finish(len(ended))
         return [self._evaluator.tokenizer.decode(ids) for ids in tokens]
-
-    def _longest_answer(self, index: int) -> int:
-        """An answer twice as long as the expected one cannot equal it, so it is not written to its end."""
-        expected = self._evaluator.tokenizer.encode(self._evaluator.asked[index].expected)
-        return min(self._evaluator.options.generation_max_tokens, 2 * len(expected) + _SPARE_ANSWER_TOKENS)
 
     def score(self, rows: Sequence[EncodedRow], context_tokens: int) -> list[float | None]:
         """The sum of log p over each row's supervised tokens, in nats; None where it does not fit the context."""
