@@ -203,8 +203,19 @@ def test_the_base_is_the_same_before_and_after_everything(base, model, adapters)
     assert compute_digest(base) == before
 
 
-@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Mistral", "SmolLM3"])
-def test_other_families_of_decoders_are_served_as_transformers_computes_them(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "window"),
+    # A window of the whole context hides nothing.
+    [
+        ("Qwen2", None),
+        ("Qwen3", None),
+        ("Mistral", None),
+        ("Mistral", 128),
+        ("Mistral", 4096),
+        ("SmolLM3", None),
+    ],
+)
+def test_other_families_of_decoders_are_served_as_transformers_computes_them(family, window, tmp_path):
     import transformers
 
     config = getattr(transformers, f"{family}Config")(
@@ -217,7 +228,7 @@ def test_other_families_of_decoders_are_served_as_transformers_computes_them(fam
         head_dim=8,
         max_position_embeddings=128,
         initializer_range=0.15,
-        sliding_window=None,
+        sliding_window=window,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,

@@ -27,10 +27,11 @@ from tiny_models import (
     save_tiny_adapter,
     save_tiny_base,
 )
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 WIDTHS = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6, "num_key_value_heads": 2}
 SMALL = {"num_hidden_layers": 2, "max_position_embeddings": 128, "initializer_range": 0.1, **WIDTHS}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 CONFIG = EngineConfig(
     base_directory="",
     threads=2,
@@ -233,8 +234,12 @@ def packed_lora(library, a, b, scaling):
         Qwen2Config(vocab_size=97, tie_word_embeddings=False, **(SMALL | {"hidden_size": 96})),
         Qwen3Config(vocab_size=97, head_dim=80, tie_word_embeddings=True, **SMALL),
         Qwen3Config(vocab_size=130, head_dim=32, **(SMALL | {"num_key_value_heads": 1})),
+        MistralConfig(
+            vocab_size=97, head_dim=16, **SMALL
+        ),  # whose window of 4,096 tokens is longer than its context
+        LlamaConfig(vocab_size=97, head_dim=16, rope_parameters=DYNAMIC, **SMALL),
     ],
-    ids=["qwen2", "qwen3", "multi-query"],
+    ids=["qwen2", "qwen3", "multi-query", "wide-window", "dynamic"],
 )
 def test_biases_head_norms_and_other_heads(library, tmp_path, config):
     torch.manual_seed(0)

@@ -215,6 +215,13 @@ def not_finite(directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 16,
+}
 REFUSALS = {
     "pickle": (pickles_only, InvalidField, r"pickles \(pytorch_model\.bin\).*save_pretrained"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), InvalidField, "no model"),
@@ -238,6 +245,16 @@ REFUSALS = {
         "quantized already",
     ),
     "architecture": (lambda d: edit_config(d, model_type="mamba"), Unimplemented, "'mamba'.*llama"),
+    "angles that depend on a batch": (
+        lambda d: edit_config(d, rope_parameters=LONGROPE),
+        Unimplemented,
+        "rotary embeddings of type 'longrope'.*available: default, dynamic, linear, llama3, yarn",
+    ),
+    "the same under its old name": (
+        lambda d: edit_config(d, rope_parameters=None, rope_scaling=LONGROPE | {"rope_type": "longrope"}),
+        Unimplemented,
+        "'longrope'",
+    ),
     "not a causal LM": (
         lambda d: edit_config(d, architectures=["LlamaForSequenceClassification"]),
         InvalidField,

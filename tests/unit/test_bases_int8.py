@@ -163,3 +163,16 @@ def test_embedding_gives_the_dequantized_rows(dtype):
     token_ids = torch.tensor([[3, 0], [19, 3]])
     expected = (values[token_ids].double() * scale[token_ids].double()[..., None]).to(dtype)
     assert torch.equal(embedding(token_ids), expected)
+
+
+@pytest.mark.parametrize("rows", [1, PACKED_KERNEL_ROWS + 1])
+def test_what_float16_can_say_does_not_overflow_on_the_way(rows):
+    """An activation of 700 at a weight of 0.3, as at the first token of many models; 700 * 127 is no float16."""
+    weight = torch.full((8, 64), 0.01)
+    weight[:, 0] = 0.3
+    linear = Int8Linear(64, 8, bias=False, dtype=torch.float16, device="cpu")
+    linear.weight.data, linear.weight_scale.data = quantize_rows(weight.half())
+    inputs = torch.zeros(rows, 64, dtype=torch.float16)
+    inputs[:, 0] = 700
+    expected = inputs.double() @ dequantize_rows(linear.weight, linear.weight_scale).double().T
+    torch.testing.assert_close(linear(inputs).double(), expected, rtol=2e-3, atol=0)

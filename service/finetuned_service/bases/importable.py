@@ -27,6 +27,11 @@ MODEL_CLASSES = {
 }
 """model_type → the class of transformers that serves it: decoders of linear layers."""
 
+ROPE_TYPES = frozenset({"default", "dynamic", "linear", "llama3", "yarn"})
+"""Rotary embeddings whose angles depend on the position alone, so that a row is what it is whatever stands beside it;
+those of "dynamic" change beyond `max_position_embeddings`, where no row comes.
+"""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Copied as they are; everything else is left behind. generation_config.json is written by the model."""
 
@@ -150,6 +155,19 @@ def _check_config(config: dict[str, Any]) -> None:
         raise Unimplemented.feature(
             f"a base of model type {model_type!r} with cross attention", "decoders alone"
         )
+    rope = _rope_type(config)
+    if rope not in ROPE_TYPES:
+        raise Unimplemented.feature(
+            f"rotary embeddings of type {rope!r}, whose angles depend on the longest sequence of a batch",
+            ", ".join(sorted(ROPE_TYPES)),
+        )
+
+
+def _rope_type(config: dict[str, Any]) -> str:
+    """As transformers reads it, under its new and its old names."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    found = (rope.get("rope_type") or rope.get("type")) if isinstance(rope, dict) else None
+    return str(found or "default")
 
 
 def _check_encoder(config: dict[str, Any], class_name: str) -> None:

@@ -95,6 +95,9 @@ class Int8Linear(nn.Linear):
             )
         elif torch.is_grad_enabled() and rows.requires_grad:
             outputs = FrozenProduct.apply(rows, self.unpacked, None)
+        elif rows.dtype == torch.float16:
+            # The product with levels of up to 127 is beyond its largest number long before what they stand for is.
+            outputs = functional.linear(rows, self.unpacked().to(rows.dtype))
         else:
             outputs = functional.linear(rows, self.weight.to(rows.dtype)) * self.weight_scale.to(rows.dtype)
         if self.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  # torch's annotation leaves None out

@@ -140,8 +140,21 @@ def register() -> None:
     AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 
-def refuse_partial_attention(config: Any) -> None:
-    """Full attention in every layer is what every path computes."""
+def require_full_attention(model: Any) -> None:
+    """Full attention in every layer is what every path computes; a window that hides nothing of the context is none.
+
+    Raises:
+        Unimplemented: a window does.
+    """
+    _refuse_partial_attention(model.config)
+    # Mistral reads it there, others have it in each layer.
+    holders: list[Any] = [model.config, *model.modules()]
+    for holder in holders:
+        if getattr(holder, "sliding_window", None) is not None:
+            holder.sliding_window = None
+
+
+def _refuse_partial_attention(config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     window = getattr(config, "sliding_window", None)
     if kinds or (window is not None and window < config.max_position_embeddings):

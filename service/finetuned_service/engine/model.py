@@ -88,7 +88,7 @@ class EngineModel:
         module: Any = load_base(
             directory, dtype=dtype, attn_implementation=attention.IMPLEMENTATION, device=device
         )
-        attention.refuse_partial_attention(module.config)
+        attention.require_full_attention(module)
         module.requires_grad_(requires_grad=False)
         return cls(module, directory, why_plain)
 

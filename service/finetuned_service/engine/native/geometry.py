@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetuned_service.bases.importable import ROPE_TYPES
 from finetuned_service.engine.native.library import SITES
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Decoders whose forward is the one that `source/forward.h` spells out."""
-_ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
-"""Rotary embeddings whose angles depend on the position alone, not on the length of the sequence."""
 _MOST_HEAD_DIM = 256
 
 
@@ -51,7 +50,7 @@ def check_geometry(model: Any) -> Geometry:
     _require(model.device.type == "cpu", f"it is on {model.device}")
     _require(config.hidden_act in {"silu", "swish"}, f"its activation is {config.hidden_act}")
     rope = model.get_decoder().rotary_emb.rope_type
-    _require(rope in _ROPE_TYPES, f"its rotary embedding is of type {rope}")
+    _require(rope in ROPE_TYPES, f"its rotary embedding is of type {rope}")
     heads = int(config.num_attention_heads)
     geometry = Geometry(
         layers=int(config.num_hidden_layers),

@@ -19,7 +19,7 @@ from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.load import load_base, stored_tensors
 from finetuned_service.bases.shared_tensor import SharedTensor
 from finetuned_service.engine.adapter_files import AdapterReader
-from finetuned_service.engine.attention import refuse_partial_attention
+from finetuned_service.engine.attention import require_full_attention
 from finetuned_service.engine.chunks import Chunk
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.draws import LEAST_DIVISOR, refuse_none_drawn
@@ -78,7 +78,7 @@ class NativeModel:
             Unimplemented: if its attention has a feature that no path of the engine computes.
         """
         module = load_base(directory)
-        refuse_partial_attention(module.config)
+        require_full_attention(module)
         geometry = check_geometry(module)
         stored = stored_tensors(module, directory)
         weights = NativeWeights(library, module, geometry)
