@@ -144,15 +144,20 @@ class Trainer(Generic[R]):
     def _step(self) -> Step:
         started = time.perf_counter()
         rows = self._rows_of_step(self.state.step)
-        scale = 1.0 / sum(row.supervised_tokens for row in rows)
+        supervised = sum(row.supervised_tokens for row in rows)
+        factor = self._above_underflow(supervised)
         rate = self.plan.learning_rate(self.state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = 0.0
         for micro_batch in self._parts(rows, self.settings.micro_batch_rows or len(rows)):
-            part = self.model.loss_of(micro_batch, scale)
+            part = self.model.loss_of(micro_batch, factor / supervised)
             self._gradients.add(part)
-            loss += part.item()
+            loss += part.item() / factor
+        if factor != 1.0:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= factor
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm or math.inf)
         self._refuse_divergence(self.state.step + 1, loss, norm.item())
         self.optimizer.step()
@@ -162,6 +167,13 @@ class Trainer(Generic[R]):
             update={"step": self.state.step + 1, "tokens": self.state.tokens + tokens}
         )
         return Step(loss, rate, tokens, time.perf_counter() - started)
+
+    def _above_underflow(self, supervised: int) -> float:
+        """By how much the loss is larger than the mean while gradients pass through float16, which knows no numbers below
+        6e-8: each token counts about one, however many there are (loss scaling, Micikevicius et al. 2018). A power of two,
+        so that nothing is rounded.
+        """
+        return 2.0 ** math.floor(math.log2(supervised)) if self.model.dtype is torch.float16 else 1.0
 
     def _parts(self, rows: Sequence[R], most_rows: int) -> list[list[R]]:
         if not self._whole_batches:

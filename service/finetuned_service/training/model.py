@@ -49,6 +49,11 @@ class AdaptedModel:
         trained = self.method.head
         return self.frozen_head if trained is None else trained.to(self.frozen_head.dtype)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `Trainable`."""
+        return self.frozen_head.dtype
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The trainable parameters, always in the same order, by their names in the adapter's file."""
         yield from self.method.parameters.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,6 +35,11 @@ class Parameters(Protocol):
 
 class Trainable(Parameters, Protocol[R_contra]):
     """A frozen base with something that trains."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes, and its gradients pass through it; those of the parameters are at least float32."""
+        ...
 
     def loss_of(self, rows: Sequence[R_contra], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar."""

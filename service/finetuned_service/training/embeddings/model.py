@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.bases.device import CPU
+from finetuned_service.bases.load import dtype_of
 from finetuned_service.bases.resident import put_on
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
@@ -39,6 +40,8 @@ class EmbeddingModel:
         torch.manual_seed(spec.optimization.seed)
         self.installed = install(module, spec, geometry)
         put_on(module, device)
+        self.dtype = dtype_of(module)
+        """See `Trainable`."""
         self._forward = forward_of(module)
         self._pooling, self._scale = pooling, spec.contrastive.scale
         self._batch_rows = spec.optimization.batch_rows

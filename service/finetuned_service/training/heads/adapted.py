@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.adapters.head import Head
 from finetuned_service.bases.device import CPU
+from finetuned_service.bases.load import dtype_of
 from finetuned_service.bases.resident import put_on
 from finetuned_service.engine.encoders.model import forward_of, load_module
 from finetuned_service.engine.encoders.pooling import pool
@@ -46,6 +47,8 @@ class AdaptedEncoder:
         device = module.device
         torch.manual_seed(spec.optimization.seed)
         method = install(module, spec, geometry)
+        self.dtype = dtype_of(module)
+        """See `Trainable`."""
         self._forward = forward_of(module)
         self._told = head
         self._switched = method.switched

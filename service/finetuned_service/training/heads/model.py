@@ -81,6 +81,8 @@ class TrainedHead:
 class HeadModel:
     """See `training.loop.Trainable`."""
 
+    dtype = torch.float32
+
     def __init__(
         self,
         head: Head,

@@ -42,6 +42,11 @@ class PreferenceModel:
     policy: AdaptedModel
     settings: DpoSettings
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `Trainable`."""
+        return self.policy.dtype
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """See `Parameters`."""
         yield from self.policy.named_parameters()
