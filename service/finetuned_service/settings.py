@@ -26,6 +26,8 @@ from pydantic_settings import (
 from finetuned_service.names import ID_PATTERN
 
 MIB = 1024 * 1024
+KV_BLOCK_TOKENS = 32
+"""A multiple of the blocks of every path of the engine."""
 GIB = 1024 * MIB
 
 DEFAULT_BASE = "smollm2-135m-instruct"
@@ -148,8 +150,8 @@ class Settings(BaseSettings):
     max_prefill_tokens: int | None = Field(default=None, ge=16, le=65_536)
     """Prompt tokens processed in one step beside the running sequences; default 512 on a CPU, 8,192 on a GPU."""
     kv_cache_tokens: int = Field(default=32_768, ge=256)
-    """Size of the KV cache in tokens of all sequences together; on a CPU pages are touched as they are used, on a GPU all
-    of it is taken at the start."""
+    """Size of the KV cache in tokens of all sequences together, rounded up to whole blocks of 32; on a CPU pages are touched
+    as they are used, on a GPU all of it is taken at the start."""
     adapter_device_bytes: int = Field(default=GIB, ge=MIB)
     """Memory for adapters in the serving layout; the least recently used are evicted. On a GPU so much is taken at the
     start for low-rank updates, and whole parameters take as much again at most."""
@@ -225,6 +227,12 @@ class Settings(BaseSettings):
     """How log lines look."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log lines shown."""
+
+    @field_validator("kv_cache_tokens")
+    @classmethod
+    def _whole_blocks(cls, value: int) -> int:
+        """What a call is promised is what there is."""
+        return -(-value // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
 
     @field_validator("import_roots", mode="before")
     @classmethod

@@ -9,15 +9,21 @@ import re
 import jsonschema
 import pytest
 import torch
+from finetuned_service.bases.convert import import_directory
 from finetuned_service.engine.choose import load_model
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Cancel, FinishReason, Sampling, Submit
 from finetuned_service.engine.offline import OfflineEngine
 from finetuned_service.errors import InvalidField
+from finetuned_service.serving.checks import grammar_of
+from finetuned_service.serving.values import GenerationSettings, Regex
 from finetuned_service.text.grammar import json_schema_grammar, limits, regex_grammar
 from finetuned_service.text.tokenizer import BaseTokenizer
 from llguidance import LLMatcher, LLTokenizer
 from tiny_bases import make_tiny_base
+from tiny_models import save_tiny_base
+from tiny_tokenizers import byte_level, write_byte_fallback, write_tokenizer
+from tokenizers import Tokenizer
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 CONFIG = EngineConfig(
@@ -129,6 +135,39 @@ def test_a_reply_ends_where_the_grammar_does_whatever_else_is_wished(model, toke
     for reply in generate(model, prompt, *samplings):
         assert re.fullmatch("(yes|no){2}", tokenizer.decode(reply.token_ids))
         assert reply.finish is FinishReason.END
+
+
+@pytest.mark.parametrize("pattern", [" yes| no", "  a{2}", "[a-c]+!", "(?i) Größe|x"])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_where_a_text_loses_its_first_space_the_pattern_is_of_the_text(tmp_path, pattern, temperature):
+    source = write_byte_fallback(tmp_path / "source")
+    tokenizer = BaseTokenizer.load(source)
+    save_tiny_base(source, vocab_size=tokenizer.vocabulary_size)
+    import_directory(source, tmp_path / "base")
+    assert tokenizer.drops_first_space
+    asked = GenerationSettings(constraint=Regex(pattern))
+    grammar = grammar_of(asked, drops_first_space=tokenizer.drops_first_space)
+    drawn = Sampling(80, temperature=temperature, seed=1, grammar=grammar)
+    (reply,) = generate(load_model(tmp_path / "base"), prompt_of(tokenizer), drawn)
+    if reply.finish is FinishReason.END:
+        assert re.fullmatch(pattern, tokenizer.decode(reply.token_ids))
+    else:
+        assert pattern == "[a-c]+!"  # it may go on as long as it likes
+
+
+def test_grammars_are_kept_to_where_tokens_were_added_without_an_embedding(tmp_path):
+    source = write_tokenizer(tmp_path / "source")
+    save_tiny_base(source, vocab_size=byte_level().get_vocab_size())
+    added = Tokenizer.from_file(str(source / "tokenizer.json"))
+    added.add_special_tokens(["<pad>", "<more>"])
+    added.save(str(source / "tokenizer.json"))
+    import_directory(source, tmp_path / "base")
+    model, tokenizer = load_model(tmp_path / "base"), BaseTokenizer.load(source)
+    assert tokenizer.vocabulary_size == model.vocabulary_tokens + 2
+    assert not tokenizer.drops_first_space
+    drawn = Sampling(20, temperature=1.0, seed=1, grammar=regex_grammar("(yes|no)!", "generate.regex"))
+    (reply,) = generate(model, prompt_of(tokenizer), drawn)
+    assert re.fullmatch("(yes|no)!", tokenizer.decode(reply.token_ids))
 
 
 def test_where_the_grammar_could_end_the_end_is_put_off(model, tokenizer):

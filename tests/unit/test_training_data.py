@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from finetuned_service.errors import InvalidData
+from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
@@ -15,6 +16,7 @@ from finetuned_service.text.values import PromptCompletion
 from finetuned_service.training.data import JobData, read_job_data
 from finetuned_service.training.order import RowOrder
 from tiny_tokenizers import write_tokenizer
+from tokenizers import Tokenizer
 from training_tasks import counting_rows, write_rows
 
 
@@ -123,3 +125,22 @@ def test_a_batch_may_be_larger_than_the_data():
 
 def test_the_order_is_the_same_on_every_python():
     assert RowOrder(rows=6, batch_rows=6, seed=0).rows_of_step(0) == [3, 5, 1, 2, 0, 4]
+
+
+def test_a_token_without_an_embedding_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    """Of a tokenizer to which tokens were added and of a model that was never resized."""
+    directory = write_tokenizer(tmp_path / "base")
+    added = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    size = added.get_vocab_size()
+    added.add_special_tokens(["[PAD]"])
+    added.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text(json.dumps({"vocab_size": size}))
+    tokenizer = BaseTokenizer.load(directory)
+    rows = [*counting_rows(0, 3), {"prompt": "please [PAD]", "completion": "wait"}]
+    with pytest.raises(
+        InvalidData, match=rf"line 4 text: has the token '\[PAD\]' of id {size}, .* 0 to {size - 1}"
+    ):
+        read(tmp_path, tokenizer, rows)
+    with pytest.raises(InvalidField, match=r"'\[PAD\]'"):
+        tokenizer.encode_spans("a [PAD]")
+    assert tokenizer.encode("please wait")

@@ -49,7 +49,7 @@ class Constraint:
             raise _too_complex()
         allowed: Any = np.unpackbits(bits, bitorder="little", count=scores.shape[0]).astype(bool)
         others = allowed.copy()
-        others[self._end_ids] = False
+        others[[token_id for token_id in self._end_ids if token_id < len(others)]] = False
         if not others.any():
             if not allowed.any():
                 raise Unimplemented.feature(

@@ -10,6 +10,7 @@ from typing import final
 
 import structlog
 from llguidance import LLMatcher, LLTokenizer
+from tokenizers import Tokenizer
 
 from finetuned_service.engine.runner import Model
 from finetuned_service.errors import FinetunedError, Internal, InvalidField, Unimplemented
@@ -73,9 +74,12 @@ class GrammarThread:
         """Of the base; made when it is first needed, which takes a third of a second."""
         if self._tokenizer is None:
             text = (self._model.directory / "tokenizer.json").read_text(encoding="utf-8")
-            ends = sorted(self._model.end_token_ids)
+            # Tokens may have been added without embeddings: the reply cannot have them, and the grammar knows them.
+            known = Tokenizer.from_str(text).get_vocab_size(with_added_tokens=True)
+            size = max(known, self._model.vocabulary_tokens)
+            ends = [token_id for token_id in sorted(self._model.end_token_ids) if token_id < size]
             try:
-                self._tokenizer = LLTokenizer(text, n_vocab=self._model.vocabulary_tokens, eos_token=ends)
+                self._tokenizer = LLTokenizer(text, n_vocab=size, eos_token=ends)
             except ValueError as error:
                 raise Unimplemented.feature(
                     f"a constraint with this base's tokenizer ({str(error)[:200]})",

@@ -50,8 +50,8 @@ def check_call(call: ServeCall, context_tokens: int, vocabulary_tokens: int) -> 
         raise InvalidField("; ".join(f"{v.field}: {v.description}" for v in found), violations=found)
 
 
-def grammar_of(generation: GenerationSettings) -> str:
-    """The constraint as the engine takes it; "" without one.
+def grammar_of(generation: GenerationSettings, *, drops_first_space: bool = False) -> str:
+    """The constraint as the engine takes it; "" without one. `drops_first_space`: see `BaseTokenizer`.
 
     Raises:
         InvalidField: it cannot be kept to; see `text/grammar.py`.
@@ -60,7 +60,7 @@ def grammar_of(generation: GenerationSettings) -> str:
         case JsonSchema(schema):
             return json_schema_grammar(schema, "generate.json_schema")
         case Regex(pattern):
-            return regex_grammar(pattern, "generate.regex")
+            return regex_grammar(pattern, "generate.regex", after_space=drops_first_space)
         case None:
             return ""
 

@@ -178,7 +178,7 @@ class Serving:
         return self.holders.running(version.manifest.digest, version.tenant, sequences)
 
     def _prepare(self, call: ServeCall) -> _Prepared:
-        grammar = grammar_of(call.generation)
+        grammar = grammar_of(call.generation, drops_first_space=self._tokenizer.drops_first_space)
         version = self.resolve(call.adapter)
         return _Prepared(version, [self._prompt(call, i) for i in range(len(call.inputs))], grammar)
 

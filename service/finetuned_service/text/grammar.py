@@ -75,15 +75,15 @@ def json_schema_grammar(schema: str, field: str) -> str:
     return grammar
 
 
-def regex_grammar(pattern: str, field: str) -> str:
-    """The grammar of what a regular expression matches as a whole.
+def regex_grammar(pattern: str, field: str, *, after_space: bool = False) -> str:
+    """The grammar of what a regular expression matches as a whole; `after_space` of a space and that.
 
     Raises:
         InvalidField: it is too long, no regular expression, more than can be kept to, or matches nothing.
     """
     _check_length(pattern, field)
     _check_patterns([pattern], field)
-    grammar = LLMatcher.grammar_from_regex(pattern)
+    grammar = LLMatcher.grammar_from_regex(f" (?:{pattern})" if after_space else pattern)
     _check(grammar, field)
     return grammar
 

@@ -7,9 +7,10 @@ the text of a control token (`<|im_end|>`) inside a message becomes that token.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,11 @@ class BaseTokenizer:
         *,
         eos_token_id: int | None,
         eos_token_ids: frozenset[int],
+        embeddings: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._embeddings = embeddings if embeddings is not None and embeddings < size else None
         self._template = template
         self._special_ids = frozenset(
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
@@ -141,7 +145,13 @@ class BaseTokenizer:
                 if clock is None
                 else ChatTemplate(source, special_tokens, clock=clock)
             )
-        return cls(tokenizer, template, eos_token_id=ends[0] if ends else None, eos_token_ids=frozenset(ends))
+        return cls(
+            tokenizer,
+            template,
+            eos_token_id=ends[0] if ends else None,
+            eos_token_ids=frozenset(ends),
+            embeddings=next(_integers(_read_json(directory / "config.json").get("vocab_size")), None),
+        )
 
     @property
     def eos_token_id(self) -> int:
@@ -153,18 +163,33 @@ class BaseTokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @cached_property
+    def drops_first_space(self) -> bool:
+        """A text that begins with a space loses it, as with tokenizers like Llama 2's: the space begins their first word."""
+        mark = self._tokenizer.token_to_id("▁")
+        return mark is not None and self.decode([mark, mark]) == " "
+
     @property
     def vocabulary_size(self) -> int:
         """Ids that have a text are below this; a model's embedding may be larger."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """The ids of `text`; with `add_special_tokens` as a whole input (a first bos, where the base has it)."""
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """The ids of `text`; with `add_special_tokens` as a whole input (a first bos, where the base has it).
+
+        Raises:
+            InvalidField: it has a token that the base has no embedding for.
+        """
+        return self._embedded(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_spans(self, text: str, pair: str | None = None) -> EncodedText:
-        """A whole input and where in its text each of its tokens stands; with `pair` a text and a second one."""
+        """A whole input and where in its text each of its tokens stands; with `pair` a text and a second one.
+
+        Raises:
+            InvalidField: as `encode`.
+        """
         found = self._tokenizer.encode(text, pair, add_special_tokens=True)
+        self._embedded(found.ids)
         spans = tuple(
             None if special else span
             for special, span in zip(found.special_tokens_mask, found.offsets, strict=True)
@@ -173,6 +198,16 @@ class BaseTokenizer:
             return EncodedText(tuple(found.ids), spans, tuple(found.word_ids))
         texts, types = tuple(found.sequence_ids), tuple(found.type_ids)
         return EncodedText(tuple(found.ids), spans, tuple(found.word_ids), texts, types)
+
+    def _embedded(self, token_ids: list[int]) -> list[int]:
+        """Tokenizers may have tokens that were added without an embedding."""
+        if self._embeddings is not None and (beyond := [i for i in token_ids if i >= self._embeddings]):
+            raise InvalidField.one(
+                "text",
+                f"has the token {self._tokenizer.id_to_token(beyond[0])!r} of id {beyond[0]}, and the base has embeddings of "
+                f"0 to {self._embeddings - 1}; take it out of the text",
+            )
+        return token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, without control tokens. Bytes that are no UTF-8 become U+FFFD."""
@@ -291,6 +326,6 @@ def _eos_token_ids(tokenizer: Tokenizer, eos_token: str | None, directory: Path)
     return [token_id for token_id in dict.fromkeys(found) if tokenizer.id_to_token(token_id) is not None]
 
 
-def _integers(value: Any) -> Iterable[int]:
+def _integers(value: Any) -> Iterator[int]:
     values: list[Any] = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+    return (v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)

@@ -14,7 +14,7 @@ from finetuned_service.datasets.holdout import split
 from finetuned_service.datasets.kinds import DatasetRow
 from finetuned_service.datasets.report import EncodedIds, data_report, with_rows
 from finetuned_service.datasets.rows import read_rows
-from finetuned_service.errors import InvalidData
+from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.pace import until_stopped
 from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import DataOptions, LongRows, TrainSpec
@@ -157,7 +157,7 @@ class _Encoding:
     def _example(self, row: Row, where: str) -> Example | None:
         try:
             encoded = encode_row(self._tokenizer, row, self._options.train_on_prompt)
-        except InvalidData as error:
+        except (InvalidData, InvalidField) as error:
             self.faults.add(where, error.message)
             return None
         if len(encoded.token_ids) <= self._limit:

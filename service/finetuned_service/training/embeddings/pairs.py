@@ -159,7 +159,7 @@ class _Encoding:
         for line, row in rows:
             try:
                 found.append(self._example(row))
-            except InvalidData as error:
+            except (InvalidData, InvalidField) as error:
                 self.faults.add(f"{where} {line}", error.message)
         return tuple(found)
 

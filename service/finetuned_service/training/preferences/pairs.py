@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from finetuned_service.datasets.rows import rows_of
-from finetuned_service.errors import InvalidData
+from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.pace import until_stopped
 from finetuned_service.jobs.process import StopFlag
 from finetuned_service.jobs.specs import LongRows, TrainSpec
@@ -116,7 +116,7 @@ class _Encoding:
     def _example(self, row: Preference, where: str) -> PairExample | None:
         try:
             pair = EncodedPair(*encode_preference(self._tokenizer, row))
-        except InvalidData as error:
+        except (InvalidData, InvalidField) as error:
             self.faults.add(where, error.message)
             return None
         if pair.chosen.token_ids == pair.rejected.token_ids:
