@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from finetuned_service.bases.convert import convert_packaged, import_directory
-from finetuned_service.bases.manifest import compute_digest, read_manifest
+from finetuned_service.bases.manifest import compute_digest, read_config, read_manifest
 from finetuned_service.errors import AlreadyExists, FinetunedError, InvalidField, Unimplemented
+from finetuned_service.jobs.specs import QuantizeSpec
 from finetuned_service.names import BaseName
+from finetuned_service.quantization.plan import plan_quantization
+from finetuned_service.vocabulary import WeightFormat
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -265,6 +269,22 @@ REFUSALS = {
     "missing tensor": (missing_tensor, InvalidField, r"lacks tensors \(1: model\.norm\.weight\)"),
     "extra tensor": (extra_tensor, InvalidField, r"unknown tensors \(1: model\.extra\)"),
     "wrong shapes": (lambda d: edit_config(d, intermediate_size=32), InvalidField, "cannot load"),
+    "no heads": (lambda d: edit_config(d, num_attention_heads=0), InvalidField, "ZeroDivisionError"),
+    "a dtype that is none": (
+        lambda d: edit_config(d, dtype=None, torch_dtype="float99"),
+        InvalidField,
+        "float99",
+    ),
+    "padding beyond the vocabulary": (
+        lambda d: edit_config(d, pad_token_id=10**6),
+        InvalidField,
+        "cannot load .* AssertionError",
+    ),
+    "generation settings in a list": (
+        lambda d: (d / "generation_config.json").write_text("[1]"),
+        InvalidField,
+        "TypeError",
+    ),
     "impossible sizes": (lambda d: edit_config(d, num_attention_heads=3), InvalidField, "cannot load"),
     "NaN": (not_finite, InvalidField, "'model.norm.weight' holds NaN"),
 }
@@ -279,6 +299,30 @@ def test_refusals_name_the_fault_and_leave_nothing(tmp_path, case):
         import_directory(source, tmp_path / "bases" / "mine")
     assert isinstance(caught.value, FinetunedError)
     assert list((tmp_path / "bases").iterdir()) == []
+
+
+def test_an_implementation_of_attention_that_is_not_here_is_not_asked_for(tmp_path):
+    source = save_model(tmp_path / "source")
+    plain = import_directory(source, tmp_path / "plain").digest
+    edit_config(
+        source, attn_implementation="flash_attention_2", output_attentions=True, output_hidden_states=True
+    )
+    assert import_directory(source, tmp_path / "mine").digest == plain
+
+
+def test_a_head_of_its_own_is_told_of_whatever_the_source_says(tmp_path):
+    """As after training a head of a tied model; transformers keeps both weights."""
+    source = save_model(tmp_path / "source")
+    edit_config(source, tie_word_embeddings=True)
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn(tensors["model.embed_tokens.weight"].shape) * 0.1
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    base = tmp_path / "mine"
+    import_directory(source, base)
+    assert read_config(base)["tie_word_embeddings"] is False
+    wanted = QuantizeSpec(output_base_id="x", weight_format=WeightFormat.INT8, quantize_embeddings=True)
+    plan = plan_quantization(base, wanted)
+    assert {"lm_head", "model.embed_tokens"} <= set(plan.stored)
 
 
 def test_other_architectures_are_refused_by_name(tmp_path):

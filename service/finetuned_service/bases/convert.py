@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
@@ -192,8 +191,10 @@ def _rewrite(source: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
         dtype: torch.dtype = model.dtype
         _check_finite(model)
         vars(model.config).pop("_name_or_path", None)
+        _say_what_it_is(model.config, model)
         progress("writing the weights", 0.5)
-        model.save_pretrained(scratch, max_shard_size="1TB")
+        with _blaming("save", OSError):
+            model.save_pretrained(scratch, max_shard_size="1TB")
     _add_inputs(source, scratch)
     copy_tokenizer(source, scratch)
     return {"weight_format": STORED_FORMATS[dtype], "recipe": left_behind}
@@ -224,20 +225,18 @@ def _load_whole(source: Path) -> tuple[Any, str]:
     encoder = ENCODER_CLASSES.get(read_config(source)["model_type"])
     automatic: Any = AutoModelForCausalLM if encoder is None else AutoModel
     options = {"add_pooling_layer": False} if encoder is not None and encoder.has_pooling_layer else {}
-    try:
+    with _blaming("load the weights into"):
         loaded: Any = automatic.from_pretrained(
             source,
             dtype="auto",
+            # Whatever config.json asks for: the engine has its own.
+            attn_implementation="eager",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
             **options,
         )
-    except (OSError, RuntimeError, ValueError, KeyError, StrictDataclassError) as error:
-        raise InvalidField.one(
-            "source", f"transformers cannot load the weights into the class that config.json names: {error}"
-        ) from error
     model, info = loaded
     unexpected = set(info["unexpected_keys"])
     head = set[str]() if encoder is None else _of_heads(source, encoder.name, unexpected)
@@ -254,6 +253,32 @@ def _load_whole(source: Path) -> tuple[Any, str]:
             "source", f"the weights are {model.dtype}; allowed: {', '.join(STORED_FORMATS.values())}"
         )
     return model, f"without its head ({', '.join(sorted(head)[:5])})" if head else ""
+
+
+@contextlib.contextmanager
+def _blaming(what: str, *others: type[Exception]) -> Generator[None]:
+    """Whatever transformers raises there comes of somebody's files: of settings that contradict each other it has many
+    kinds of errors. `others` do not.
+    """
+    try:
+        yield
+    except (MemoryError, *others):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise InvalidField.one(
+            "source", f"transformers cannot {what} the class that config.json names: {said}"
+        ) from error
+
+
+def _say_what_it_is(config: Any, model: Any) -> None:
+    """Of a checkpoint that ties its head to the embedding and brings one of its own, transformers keeps both: so says
+    config.json. What it asks for beside the outputs is for whoever calls the model.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        config.tie_word_embeddings = False
+    config.output_attentions = config.output_hidden_states = False
 
 
 def _of_heads(source: Path, class_name: str, unexpected: set[str]) -> set[str]:
