@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from finetuned_service.adapters.files import spell_out_config, stored_digest
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import FinishReason, Sampling, Submit
 from finetuned_service.engine.model import EngineModel
@@ -244,3 +246,21 @@ def test_other_families_of_decoders_are_served_as_transformers_computes_them(fam
         (completion,) = engine.generate([submit(1, prompt, None)])
     torch.testing.assert_close(logits, oracle_logits(plain, prompt), atol=2e-4, rtol=2e-4)
     assert completion.token_ids == oracle_tokens(plain, prompt, NEW_TOKENS)
+
+
+def test_modules_to_save_are_those_that_peft_means(base, model, tmp_path):
+    """By the end of the whole name: "norm" is each `input_layernorm` and `post_attention_layernorm`, too."""
+    adapter = save_tiny_adapter(
+        tmp_path, base, seed=8, target_modules=("q_proj",), modules_to_save=("embed_tokens", "norm")
+    )
+    prompt = random_prompt(3, 20)
+    with OfflineEngine(model, CONFIG) as engine:
+        logits = engine.logits(prompt, adapter.handle)
+        (completion,) = engine.generate([submit(1, prompt, adapter)])
+    torch.testing.assert_close(logits, oracle_logits(load_peft(base, adapter), prompt), atol=2e-4, rtol=2e-4)
+    assert completion.modules_changed == 2 + 1 + 5
+    spell_out_config(tmp_path)
+    assert stored_digest(tmp_path) == adapter.digest
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert len(config["modules_to_save"]) == 6
+    assert config["target_modules"] == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]

@@ -61,7 +61,7 @@ def test_spelled_out_means_the_same() -> None:
         alpha_pattern={"layers.0.q_proj": 3.5, "layers.1.q_proj": 8.0},
         target_modules=["q_proj"],
     )
-    spelled = config.spelled_out(reversed(modules))
+    spelled = config.spelled_out(reversed(modules), [])
     assert spelled == {
         "peft_type": "LORA",
         "r": 4,
@@ -73,13 +73,14 @@ def test_spelled_out_means_the_same() -> None:
         "bias": "none",
     }
     again = parse_lora_config(json.dumps(spelled).encode())
-    assert spelled == again.spelled_out(modules)
+    assert spelled == again.spelled_out(modules, [])
     assert [config.scaling_of(m) for m in modules] == [again.scaling_of(m) for m in modules] == [0.875, 4.0]
 
 
 def test_dora_is_spelled_out_only_where_it_is_on() -> None:
     assert parse(use_dora=True).decomposed
-    assert parse(use_dora=True).spelled_out(["q"]) == parse().spelled_out(["q"]) | {"use_dora": True}
+    decomposed = parse(use_dora=True).spelled_out(["q"], [])
+    assert decomposed == parse().spelled_out(["q"], []) | {"use_dora": True}
 
 
 def test_names_end_at_dots() -> None:

@@ -35,7 +35,7 @@ class LoraConfig:
     target_modules: tuple[str, ...] | None = None
     """Module names or dotted ends of them; None if the file gives a pattern instead of names."""
     modules_to_save: tuple[str, ...] = ()
-    """Names or dotted ends of modules that the adapter replaces whole."""
+    """Ends of names of modules that the adapter replaces whole: see `layouts/saved.py`."""
     selected_further: bool = False
     """Whether `exclude_modules` or `layers_to_transform` takes some of them away."""
 
@@ -51,28 +51,20 @@ class LoraConfig:
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
-    def saves(self, module: str) -> bool:
-        """Whether the adapter replaces the module whole."""
-        return any(is_end(name, module) for name in self.modules_to_save)
-
     def targets(self, module: str) -> bool | None:
-        """Whether the adapter changes the module; None where only its tensors tell."""
-        if self.saves(module):
-            return True
+        """Whether the adapter has an update for the module; None where only its tensors tell."""
         if self.target_modules is None:
             return None
         if not _names_of(self.target_modules).intersection(dotted_ends(module)):
             return False
         return None if self.selected_further else True
 
-    def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
+    def spelled_out(self, updated: Iterable[str], saved: Iterable[str]) -> dict[str, object]:
         """The same configuration with every module by its full name, as JSON values in PEFT's keys.
 
         Equal for configurations that mean the same, however their files spell it.
         """
-        changed = sorted(modules)
-        saved = [name for name in changed if self.saves(name)]
-        names = [name for name in changed if name not in saved]
+        names, whole = sorted(updated), sorted(saved)
         ranks = {name: self.rank_of(name) for name in names}
         alphas = {name: self.alpha_of(name) for name in names}
         spelled: dict[str, object] = {
@@ -90,7 +82,7 @@ class LoraConfig:
         # Only where they are on: the digest of an adapter without one is as old as the key is new.
         if self.decomposed:
             spelled["use_dora"] = True
-        return spelled | {"modules_to_save": saved} if saved else spelled
+        return spelled | {"modules_to_save": whole} if whole else spelled
 
 
 def parse_lora_config(raw: bytes) -> LoraConfig:

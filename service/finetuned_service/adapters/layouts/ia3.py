@@ -81,7 +81,7 @@ class Ia3Layout:
 
     def targets(self, module: str) -> bool | None:
         if self.saved.has(module):
-            return True
+            return self.saved.targets(module)
         if self.target_modules is None:
             return None
         if not any(is_end(target, module) for target in self.target_modules):
@@ -98,9 +98,7 @@ class Ia3Layout:
         return (ScaleInput(name) if self._scales_input(module) else ScaleOutput(name),)
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
-        changed = sorted(modules)
-        saved = [name for name in changed if self.saved.has(name)]
-        names = [name for name in changed if name not in saved]
+        names, saved = self.saved.divided(modules)
         spelled: dict[str, object] = {
             "peft_type": "IA3",
             "target_modules": names,

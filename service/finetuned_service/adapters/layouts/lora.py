@@ -34,7 +34,8 @@ class LoraLayout:
     head = None
 
     @property
-    def _saved(self) -> SavedModules:
+    def saved(self) -> SavedModules:
+        """Whole modules beside the updates."""
         return SavedModules(self.config.modules_to_save)
 
     @property
@@ -47,11 +48,11 @@ class LoraLayout:
         found = pattern.fullmatch(tensor)
         if found is not None:
             return found["module"], found["part"]
-        return self._saved.split(tensor)
+        return self.saved.split(tensor)
 
     def shapes(self, module: str, base: BaseGeometry) -> Mapping[str, Shape] | None:
-        if self._saved.has(module):
-            return self._saved.shapes(module, base)
+        if self.saved.has(module):
+            return self.saved.shapes(module, base)
         shape = base.linear_shapes.get(module) or base.convolutions.get(module)
         if shape is None:
             return None
@@ -65,30 +66,31 @@ class LoraLayout:
         return shapes | {MAGNITUDE: (1, out_features, *points) if kernel else (out_features,)}
 
     def changeable(self, base: BaseGeometry) -> Iterable[str]:
-        return dict.fromkeys((*base.linear_shapes, *base.convolutions, *self._saved.changeable(base)))
+        return dict.fromkeys((*base.linear_shapes, *base.convolutions, *self.saved.changeable(base)))
 
     @property
     def named_targets(self) -> Mapping[str, tuple[str, ...]]:
         return {
             "target_modules": self.config.target_modules or (),
-            "modules_to_save": self._saved.names,
+            "modules_to_save": self.saved.names,
         }
 
     def targets(self, module: str) -> bool | None:
-        return self.config.targets(module)
+        return self.saved.targets(module) if self.saved.has(module) else self.config.targets(module)
 
     def rank_of(self, module: str) -> int:
-        return 0 if self._saved.has(module) else self.config.rank_of(module)
+        return 0 if self.saved.has(module) else self.config.rank_of(module)
 
     def ops(self, module: str, parts: Collection[str], base: BaseGeometry) -> tuple[SiteOp[str], ...]:
-        if self._saved.has(module):
-            return self._saved.ops(module, parts, base)
+        if self.saved.has(module):
+            return self.saved.ops(module, parts, base)
         name = f"{PREFIX}{module}."
         add = AddLowRank(name + A, name + B, self.config.scaling_of(module))
         return (add, ScaleRows(name + MAGNITUDE)) if self.config.decomposed else (add,)
 
     def spelled_out(self, modules: Iterable[str]) -> dict[str, object]:
-        return self.config.spelled_out(modules)
+        updated, saved = self.saved.divided(modules)
+        return self.config.spelled_out(updated, saved)
 
     def written(self, modules: Iterable[str]) -> dict[str, object]:
         for_peft = {

@@ -17,11 +17,22 @@ class SavedModules:
     """The part of a layout that says which they are, and what they become."""
 
     names: tuple[str, ...] = ()
-    """Module names or dotted ends of them."""
+    """Ends of module names. PEFT asks for no dot before them: "norm" means each `input_layernorm`, too."""
 
     def has(self, module: str) -> bool:
-        """Whether the module, by its full name, is one of them."""
-        return any(is_end(name, module) for name in self.names)
+        """Whether the module, by its full name, may be one of them."""
+        return module.endswith(self.names)
+
+    def targets(self, module: str) -> bool | None:
+        """Whether it is; None where only its tensors tell. Adapters that are trained here mean names and dotted ends alone."""
+        if any(is_end(name, module) for name in self.names):
+            return True
+        return None if self.has(module) else False
+
+    def divided(self, modules: Iterable[str]) -> tuple[list[str], list[str]]:
+        """The changed modules that are none of them, and those that are, sorted."""
+        names = sorted(modules)
+        return [name for name in names if not self.has(name)], [name for name in names if self.has(name)]
 
     def split(self, tensor: str) -> tuple[str, str] | None:
         """See `Layout.split`."""

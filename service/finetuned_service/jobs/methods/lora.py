@@ -74,7 +74,7 @@ def lora_elements(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]])
     return sum(
         config.rank_of(name) * (shape[0] + math.prod(shape[1:])) + shape[0] * config.decomposed
         for name, shape in shapes.items()
-        if config.targets(name) and not config.saves(name)
+        if config.targets(name) and not is_any_end(settings.modules_to_save, name)
     )
 
 

@@ -70,8 +70,8 @@ def trains_as_stored(layout: Layout, spec: TrainSpec, geometry: BaseGeometry) ->
 def _lora(layout: LoraLayout, geometry: BaseGeometry) -> Stored:
     config, adapted = layout.config, geometry.adapted
     owners = {name.rpartition(".")[0] for name in geometry.parameters}
-    targets = {module for module in adapted if config.targets(module) and not config.saves(module)}
-    saved = {module for module in owners if config.saves(module)}
+    saved = {module for module in owners if layout.saved.targets(module)}
+    targets = {module for module in adapted if config.targets(module)} - saved
 
     def each(usual: object) -> Meaning:
         return lambda pattern: (
@@ -106,7 +106,7 @@ def _lora(layout: LoraLayout, geometry: BaseGeometry) -> Stored:
 def _ia3(layout: Ia3Layout, geometry: BaseGeometry) -> Stored:
     linear = geometry.linear_shapes
     owners = {name.rpartition(".")[0] for name in geometry.parameters}
-    saved = set(layout.saved.changeable(geometry))
+    saved = {module for module in owners if layout.saved.targets(module)}
     targets = {module for module in linear if layout.targets(module)} - saved
     feedforward = {
         module

@@ -111,7 +111,7 @@ def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Insta
     parameters: dict[str, nn.Parameter] = {}
     switched: list[nn.Module] = []
     for name, linear in list(linear_targets(model)):
-        if config.saves(name) or not config.targets(name):
+        if not config.targets(name):
             continue
         kind = DoraLinear if settings.decomposed else LoraLinear
         module = kind(
@@ -124,7 +124,7 @@ def install(model: Any, settings: LoraSettings, geometry: BaseGeometry) -> Insta
         if isinstance(module, DoraLinear):
             parameters[f"{name}.{MAGNITUDE}"] = module.magnitude
     for name, module in list(model.named_modules()):
-        if name in geometry.convolutions and config.targets(name) and not config.saves(name):
+        if name in geometry.convolutions and config.targets(name):
             convolution = LoraConvolution(
                 module,
                 rank=config.rank_of(name),
