@@ -146,7 +146,8 @@ def save_tiny_adapter(
                 parameter.normal_(0.0, spread, generator=generator)
             elif "modules_to_save" in name:
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data = parameter.float() + 0.05 * noise  # a file has one dtype
+                # PEFT keeps the base's dtype there, and has its updates in float32.
+                parameter.data = (parameter.float() + 0.05 * noise).to(parameter.dtype)
     return _saved(model, directory, base_directory)
 
 
@@ -175,7 +176,7 @@ def save_tiny_ia3(
                 parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
             elif "modules_to_save" in name:
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data = parameter.float() + 0.05 * noise  # a file has one dtype
+                parameter.data = (parameter.float() + 0.05 * noise).to(parameter.dtype)
     return _saved(model, directory, base_directory)
 
 

@@ -8,6 +8,8 @@ import dataclasses
 
 import pytest
 import torch
+from finetuned_service.adapters.files import check_adapter
+from finetuned_service.adapters.geometry import BaseGeometry
 from finetuned_service.engine.config import EngineConfig
 from finetuned_service.engine.messages import Residency, Sampling, SetResidency, Submit
 from finetuned_service.engine.model import EngineModel
@@ -110,6 +112,12 @@ def base(tmp_path_factory):
 def adapters(base, tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
     return {name: make(root / name, base) for name, make in (PEFT | OWN).items()}
+
+
+@pytest.mark.parametrize("name", ["saved", "ia3-saved"])
+def test_files_have_the_dtypes_that_peft_writes(base, adapters, name):
+    """Over a base in bfloat16: what is added in float32, whole modules as the base has them."""
+    assert check_adapter(adapters[name].directory, BaseGeometry.of_files(base), 64).dtype == "BF16, F32"
 
 
 def oracle_of(base, adapters, name, dtype):

@@ -81,7 +81,7 @@ class AdapterFacts:
     size_bytes: int
     """Of the tensors."""
     dtype: str
-    """F32, F16 or BF16, of all tensors."""
+    """F32, F16 or BF16; all that there are, sorted."""
     target_modules: tuple[str, ...]
     """Last parts of the changed modules' names, sorted."""
     head: Head | None = None
@@ -112,7 +112,7 @@ def check_adapter(directory: Path, geometry: BaseGeometry, max_rank: int) -> Ada
         modules=len(modules),
         parameters=sum(math.prod(info.shape) for info in infos),
         size_bytes=sum(info.end - info.start for info in infos),
-        dtype=infos[0].dtype,
+        dtype=", ".join(sorted({info.dtype for info in infos})),
         target_modules=tuple(_last_parts(modules)),
         head=layout.head,
     )
@@ -269,8 +269,8 @@ def _wrong_as_a_whole(infos: list[TensorInfo]) -> Iterator[Violation]:
     dtypes = sorted({info.dtype for info in infos})
     if not infos:
         yield Violation(WEIGHTS_FILE, "holds no tensors; an adapter changes at least one module")
-    elif len(dtypes) > 1 or dtypes[0] not in _EXPONENTS:
-        yield Violation(WEIGHTS_FILE, f"holds {', '.join(dtypes)}; expected one of {', '.join(_EXPONENTS)}")
+    elif not _EXPONENTS.keys() >= set(dtypes):
+        yield Violation(WEIGHTS_FILE, f"holds {', '.join(dtypes)}; expected {', '.join(_EXPONENTS)}")
 
 
 def _unknown_targets(layout: Layout, base: BaseGeometry) -> Iterator[Violation]:
@@ -289,6 +289,10 @@ def _unknown_targets(layout: Layout, base: BaseGeometry) -> Iterator[Violation]:
 def _check_module(
     module: str, found: Mapping[str, TensorInfo], shapes: Mapping[str, Shape]
 ) -> Iterator[Violation]:
+    dtypes = sorted({info.dtype for info in found.values()})
+    if len(dtypes) > 1:
+        # Of modules that are saved whole PEFT keeps the base's, and has its updates in float32.
+        yield Violation(f"{PREFIX}{module}", f"holds {', '.join(dtypes)}; expected one dtype in a module")
     for part, expected in shapes.items():
         name, info = f"{PREFIX}{module}.{part}", found.get(part)
         if info is None:
