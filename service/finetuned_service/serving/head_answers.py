@@ -12,6 +12,7 @@ from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.serving.encoded_values import Classified, Tagged
 from finetuned_service.text.entities import Entity, spans_of
 from finetuned_service.text.tokenizer import EncodedText
+from finetuned_service.text.words import answered_words
 
 _Rows = NDArray[np.floating[Any]]
 
@@ -40,18 +41,9 @@ def tagged(
     assert encoded is not None, "only texts are tagged"
     scores = probabilities(outputs, Problem.SINGLE_LABEL)
     tokens: list[tuple[int, int, str, float]] = []
-    before: int | None = None
-    for place, (span, word) in enumerate(zip(encoded.spans, encoded.words, strict=True)):
-        if span is None:
-            continue
-        start, end = span
-        if tokens and word is not None and word == before:
-            first, _, label, score = tokens[-1]
-            tokens[-1] = (first, end, label, score)
-            continue
-        before = word
-        best = int(scores[place].argmax())
-        tokens.append((start, end, head.labels[best], float(scores[place, best])))
+    for word in answered_words(encoded, text):
+        best = int(scores[word.place].argmax())
+        tokens.append((word.start, word.end, head.labels[best], float(scores[word.place, best])))
     return Tagged(input_index, tuple(tokens), _entities(tokens, text))
 
 

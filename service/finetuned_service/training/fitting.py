@@ -16,8 +16,12 @@ class FittedText:
 
     encoded: EncodedText
     """As much of it as a row may have."""
-    whole_tokens: int
+    whole: EncodedText
     """Before it was cut."""
+
+    @property
+    def whole_tokens(self) -> int:
+        return len(self.whole.token_ids)
 
 
 class TextFitter:
@@ -52,8 +56,8 @@ class TextFitter:
         if encoded.empty:
             raise InvalidData("has no tokens")
         if found <= most:
-            return FittedText(encoded, found)
+            return FittedText(encoded, encoded)
         if self._options.long_rows is not LongRows.TRUNCATE:
             raise InvalidData(too_long(found, most))
         self.truncated_texts += 1
-        return FittedText(encoded.only(encoded.kept(most, from_end=False)), found)
+        return FittedText(encoded.only(encoded.kept(most, from_end=False)), encoded)

@@ -21,6 +21,7 @@ from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.text.supervision import EncodedRow
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import LabelledText, LabelledTokens, MultiLabelText, ScoredText
+from finetuned_service.text.words import places_of
 from finetuned_service.training.fitting import TextFitter
 from finetuned_service.training.heads.images import HeldImage, ImageShelf
 from finetuned_service.training.heads.unit import Unit
@@ -45,7 +46,7 @@ class Example:
     targets: tuple[float, ...]
     """One label's index; 0 or 1 for each label; the number; or for tokens the index of each at `places`."""
     places: tuple[int, ...] = ()
-    """Of the tokens that have targets: the first piece of each word."""
+    """Of the tokens that have targets: the one that answers for each word (`text/words.py`)."""
     second_start: int = 0
     """See `Encode.second_start`."""
     image: HeldImage | None = None
@@ -140,7 +141,14 @@ def read_head_data(
     )
     # An image has no length that anything is cut to.
     row_tokens = (example.whole_tokens for example in train if example.image is None)
-    return HeadData(train, heldout, head, weights, with_rows(report, rows.train, rows.held_out, row_tokens))
+    report = with_rows(report, rows.train, rows.held_out, row_tokens)
+    if encoding.lost_words:
+        warning = (
+            f"of {encoding.lost_words} words the tokenizer makes no token of their own, so their tags are neither trained "
+            "nor evaluated; leave out words of invisible characters alone"
+        )
+        report = report.model_copy(update={"warnings": (*report.warnings, warning)})
+    return HeadData(train, heldout, head, weights, report)
 
 
 def _counted(example: Example) -> EncodedRow:
@@ -170,6 +178,8 @@ class _Encoding:
         self._images, self._texts = images, texts
         self._place = {label: place for place, label in enumerate(head.labels)}
         self.faults = RowFaults()
+        self.lost_words = 0
+        """Of the rows that can be used, those of which the tokenizer makes no token."""
 
     def examples(self, rows: Iterable[tuple[int, DatasetRow]], where: str, first: int) -> tuple[Example, ...]:
         """The rows that can be used, numbered from `first` on; each comes with its line in the file that `where` names."""
@@ -224,20 +234,18 @@ class _Encoding:
         text = " ".join(tokens)
         fitted = self._texts.fitted(text)
         encoded = fitted.encoded
-        tag_at = dict(zip(_starts(tokens), tags, strict=True))
-        places: list[int] = []
-        targets: list[float] = []
-        for place, span in enumerate(encoded.spans):
-            if span is not None and span[0] in tag_at:
-                places.append(place)
-                targets.append(self._index(tag_at[span[0]]))
-        if not places:
+        spans = list(_spans(tokens))
+        answers = zip(places_of(spans, encoded, text), tags, strict=True)
+        tagged = [(place, self._index(tag)) for place, tag in answers if place is not None]
+        if not tagged:
             raise InvalidData("has no word of which the tokenizer makes a token")
+        # Not those that were cut away with the end of a long row.
+        self.lost_words += places_of(spans, fitted.whole, text).count(None)
         return Example(
             number,
             encoded.token_ids,
-            tuple(targets),
-            tuple(places),
+            tuple(target for _, target in tagged),
+            tuple(place for place, _ in tagged),
             shown=text,
             whole_tokens=fitted.whole_tokens,
         )
@@ -262,9 +270,9 @@ def _number(score: float) -> float:
     return score
 
 
-def _starts(tokens: Sequence[str]) -> Iterator[int]:
-    """Where each word begins in the text that joins them by spaces."""
+def _spans(tokens: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where each word begins and ends in the text that joins them by spaces."""
     place = 0
     for token in tokens:
-        yield place
+        yield place, place + len(token)
         place += len(token) + 1
