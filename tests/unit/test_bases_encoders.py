@@ -54,23 +54,29 @@ def test_a_head_is_left_behind_and_told(tmp_path: Path) -> None:
     assert all(torch.equal(value, model.bert.state_dict()[name]) for name, value in stored.items())
 
 
+def save_pooling(source: Path, settings: dict[str, object]) -> None:
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+
+
 @pytest.mark.parametrize(
-    ("mode", "pooling"),
+    ("settings", "pooling"),
     [
-        ("pooling_mode_cls_token", "CLS"),
-        ("pooling_mode_lasttoken", "LAST"),
-        ("pooling_mode_mean_tokens", "MEAN"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "CLS"),
+        ({"pooling_mode_lasttoken": True}, "LAST"),
+        ({"pooling_mode_mean_tokens": True}, "MEAN"),
+        # As version 6 writes it.
+        ({"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}, "CLS"),
+        ({"embedding_dimension": 32, "pooling_mode": ["lasttoken"], "include_prompt": True}, "LAST"),
+        ({"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": True}, "MEAN"),
     ],
 )
 def test_the_pooling_of_sentence_transformers_counts_for_the_digest(
-    tmp_path: Path, mode: str, pooling: str
+    tmp_path: Path, settings: dict[str, object], pooling: str
 ) -> None:
     source = save_encoder(tmp_path / "source")
     plain = import_directory(source, tmp_path / "plain").digest
-    (source / "1_Pooling").mkdir()
-    (source / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 32, mode: True})
-    )
+    save_pooling(source, settings)
     digest = import_directory(source, tmp_path / "base").digest
     assert base_inputs(read_config(tmp_path / "base"))[0] == pooling
     assert (digest == plain) is (pooling == "MEAN")
@@ -78,15 +84,61 @@ def test_the_pooling_of_sentence_transformers_counts_for_the_digest(
     assert import_directory(tmp_path / "base", tmp_path / "again").digest == digest
 
 
-def test_a_pooling_that_is_not_served_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode": ["cls", "mean"]}, "cls, mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls, mean"),
+    ],
+)
+def test_a_pooling_that_is_not_served_is_refused(
+    tmp_path: Path, settings: dict[str, object], chosen: str
+) -> None:
     source = save_encoder(tmp_path / "source")
-    (source / "1_Pooling").mkdir()
-    (source / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(
-        InvalidField, match="chooses pooling_mode_max_tokens; expected one of pooling_mode_mean"
-    ):
+    save_pooling(source, settings)
+    with pytest.raises(InvalidField, match=rf"chooses {chosen}; expected one of mean, .*pooling_mode_mean"):
         import_directory(source, tmp_path / "base")
     assert not (tmp_path / "base").exists()
+
+
+def modules(*kinds: str, pooling: str = "1_Pooling") -> str:
+    package = "sentence_transformers.models"
+    paths = {"Transformer": "", "Pooling": pooling}
+    return json.dumps(
+        [
+            {"idx": place, "name": str(place), "path": paths.get(kind, f"{place}_{kind}"), "type": kind}
+            | ({} if "." in kind else {"type": f"{package}.{kind}"})
+            for place, kind in enumerate(kinds)
+        ]
+    )
+
+
+def test_what_sentence_transformers_computes_beyond_the_encoder_is_refused(tmp_path: Path) -> None:
+    source = save_encoder(tmp_path / "source")
+    save_pooling(source, {"pooling_mode": "cls"})
+    for refused, message in (
+        (
+            modules("Transformer", "Pooling", "Dense"),
+            "has the module Dense, which is not computed here.* remove it",
+        ),
+        (modules("Transformer", "WeightedLayerPooling"), "has the module WeightedLayerPooling"),
+        (modules("my_module.Transformer", "Pooling"), "has the module my_module.Transformer"),
+        (
+            modules("Transformer", "Pooling", pooling="pooled"),
+            "has the pooling in 'pooled'; expected '1_Pooling'",
+        ),
+        ('"Transformer"', "has the module 'Transformer'"),
+    ):
+        (source / "modules.json").write_text(refused)
+        with pytest.raises(InvalidField, match=message):
+            import_directory(source, tmp_path / "base")
+    (source / "modules.json").write_text(
+        modules("sentence_transformers.base.modules.transformer.Transformer", "Pooling", "Normalize")
+    )
+    import_directory(source, tmp_path / "base")
+    assert base_inputs(read_config(tmp_path / "base"))[0] is Pooling.CLS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import fsspec
 import pytest
 from finetuned_service.bases import fetch
 from finetuned_service.bases.convert import add_base, import_directory
-from finetuned_service.bases.manifest import BaseManifest, compute_digest
+from finetuned_service.bases.inputs import base_inputs
+from finetuned_service.bases.manifest import BaseManifest, compute_digest, read_config
 from finetuned_service.bases.provide import provide_base
 from finetuned_service.bases.source import RemoteSource
 from finetuned_service.errors import (
@@ -22,7 +23,9 @@ from finetuned_service.errors import (
     Unavailable,
 )
 from finetuned_service.names import BaseName
+from finetuned_service.vocabulary import Pooling
 from fsspec.implementations.memory import MemoryFileSystem
+from tiny_encoders import save_encoder
 from tiny_hub import COMMIT, REPOSITORY, tiny_hub
 from tiny_models import save_tiny_base
 from tiny_tokenizers import byte_level, write_tokenizer
@@ -76,6 +79,17 @@ def test_a_remote_directory_gives_the_same_base_as_a_local_one(memory, digest, t
     assert any(what.startswith("fetching model.safetensors") for what, _ in told)
     assert [fraction for _, fraction in told] == sorted(fraction for _, fraction in told)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_pooling_in_a_directory_of_its_own_is_fetched(memory, tmp_path):
+    memory.rm("/models/tiny", recursive=True)
+    source = save_encoder(tmp_path / "source")
+    for path in source.iterdir():
+        memory.pipe(f"/models/tiny/{path.name}", path.read_bytes())
+    memory.pipe("/models/tiny/1_Pooling/config.json", b'{"pooling_mode": "cls"}')
+    memory.pipe("/models/tiny/onnx/model.onnx", b"another form")
+    add(tmp_path)
+    assert base_inputs(read_config(tmp_path / "tiny"))[0] is Pooling.CLS
 
 
 def test_pickles_and_code_beside_the_weights_are_never_fetched(memory, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ _MARGIN_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What a source holds at its top, and how to copy some of it."""
+    """What a source holds at its top and where its small files lie, and how to copy some of it."""
 
     sizes: Mapping[str, int]
     """Bytes by name."""
@@ -142,15 +142,20 @@ def _list_remote(source: RemoteSource) -> _Listing:
         raise InvalidField.one(
             "source", f"{source.origin} needs a library that is not installed: {extra}"
         ) from error
-    entries: list[dict[str, Any]] = files.ls(root, detail=True, refresh=True)
-    sizes = {
-        str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"] or 0)
-        for entry in entries
-        if entry["type"] == "file"
-    }
+    sizes: dict[str, int] = {}
+    directories = [""]
+    for parent in directories:
+        entries: list[dict[str, Any]] = files.ls(f"{root}/{parent}".rstrip("/"), detail=True, refresh=True)
+        for entry in entries:
+            name = parent + str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+            if entry["type"] == "file":
+                sizes[name] = int(entry["size"] or 0)
+            elif any(small.startswith(f"{name}/") for small in _SMALL_FILES):
+                directories.append(f"{name}/")
 
     def copy(names: Sequence[str], directory: Path) -> None:
         for name in names:
+            (directory / name).parent.mkdir(exist_ok=True)
             files.get_file(f"{root}/{name}", str(directory / name))
 
     return _Listing(sizes, "", copy)

@@ -6,13 +6,14 @@ than it says (an adapter beside the model, weights in a format that is not ours)
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from finetuned_service.bases.family import ENCODER_CLASSES, REFUSED_TYPES, family_of
-from finetuned_service.bases.inputs import IMAGE_FILE, POOLING_FILE, declare_inputs
+from finetuned_service.bases.inputs import IMAGE_FILE, declare_inputs
+from finetuned_service.bases.json_files import read_object
+from finetuned_service.bases.sentence import MODULES_FILE, POOLING_FILE
 from finetuned_service.digests import read_safetensors_header
 from finetuned_service.errors import InvalidAdapterFiles, InvalidField, Unimplemented
 from finetuned_service.vocabulary import Family
@@ -35,7 +36,7 @@ those of "dynamic" change beyond `max_position_embeddings`, where no row comes.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Copied as they are; everything else is left behind. generation_config.json is written by the model."""
 
-DESCRIPTION_FILES = ("config.json", *TOKENIZER_FILES, IMAGE_FILE, POOLING_FILE)
+DESCRIPTION_FILES = ("config.json", *TOKENIZER_FILES, IMAGE_FILE, MODULES_FILE, POOLING_FILE)
 """The small files that say what a base is."""
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
@@ -111,7 +112,7 @@ def check_small_files(source: Path) -> None:
         InvalidField: it cannot be read, or says what is not allowed.
         Unimplemented: for an architecture that this build does not serve.
     """
-    config = _read_json(source / "config.json")
+    config = read_object(source / "config.json")
     _check_config(config)
     if family_of(config) is not Family.VISION and not (source / "tokenizer.json").is_file():
         raise InvalidField.one(
@@ -189,20 +190,6 @@ def _check_encoder(config: dict[str, Any], class_name: str) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InvalidField.one("source", f"it has no {path.name}") from error
-    except OSError as error:
-        raise InvalidField.one("source", f"its {path.name} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidField.one("source", f"its {path.name} is not JSON") from error
-    if not isinstance(value, dict):
-        raise InvalidField.one("source", f"its {path.name} is not a JSON object")
-    return value
-
-
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files; a chat template inside tokenizer_config.json gets its own file too."""
     for name in TOKENIZER_FILES:
@@ -211,6 +198,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     settings_path = target / "tokenizer_config.json"
     template_path = target / "chat_template.jinja"
     if settings_path.is_file() and not template_path.exists():
-        template = _read_json(settings_path).get("chat_template")
+        template = read_object(settings_path).get("chat_template")
         if isinstance(template, str):
             template_path.write_text(template, encoding="utf-8")

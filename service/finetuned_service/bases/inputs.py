@@ -7,7 +7,6 @@ sentence-transformers and transformers' image processors write.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -15,11 +14,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from finetuned_service.bases.family import family_of
+from finetuned_service.bases.json_files import read_object
+from finetuned_service.bases.sentence import sentence_pooling
 from finetuned_service.errors import InvalidField
 from finetuned_service.vocabulary import Family, Pooling, Value
 
 POOLING_KEY, IMAGE_KEY = "pooling", "image_input"
-POOLING_FILE = "1_Pooling/config.json"
 IMAGE_FILE = "preprocessor_config.json"
 
 IMAGE_TYPES: Mapping[str, str] = {
@@ -34,12 +34,6 @@ MAX_IMAGE_BYTES = 16 * 1024 * 1024
 MAX_IMAGE_PIXELS = 32 * 1024 * 1024
 """A decoded image takes 4 bytes for each."""
 
-_SentenceMode = Mapping[str, Pooling]
-_SENTENCE_MODES: _SentenceMode = {
-    "pooling_mode_mean_tokens": Pooling.MEAN,
-    "pooling_mode_cls_token": Pooling.CLS,
-    "pooling_mode_lasttoken": Pooling.LAST,
-}
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -77,32 +71,17 @@ def declare_inputs(source: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What is added to the config.json of a base that comes from the directory `source`.
 
     Raises:
-        InvalidField: a vision model does not say how its images are prepared, or says what is not served.
+        InvalidField: an encoder makes its vectors otherwise than they are made here; a vision model does not say how its
+            images are prepared, or says what is not served.
     """
     match family_of(config):
         case Family.DECODER:
             return {}
         case Family.ENCODER:
-            return {POOLING_KEY: str(config.get(POOLING_KEY) or _sentence_pooling(source))}
+            return {POOLING_KEY: str(config.get(POOLING_KEY) or sentence_pooling(source))}
         case Family.VISION:
             given = config.get(IMAGE_KEY)
             return {IMAGE_KEY: given or _image_input(source, config).model_dump(mode="json")}
-
-
-def _sentence_pooling(source: Path) -> Pooling:
-    """As sentence-transformers wrote it; else the mean, which suits encoders that nobody has tuned."""
-    path = source / POOLING_FILE
-    if not path.is_file():
-        return Pooling.MEAN
-    settings = _object(path)
-    chosen = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True]
-    if len(chosen) != 1 or chosen[0] not in _SENTENCE_MODES:
-        allowed = ", ".join(_SENTENCE_MODES)
-        raise InvalidField.one(
-            "source",
-            f"its {POOLING_FILE} chooses {', '.join(chosen) or 'nothing'}; expected one of {allowed}",
-        )
-    return _SENTENCE_MODES[chosen[0]]
 
 
 def _image_input(source: Path, config: Mapping[str, Any]) -> ImageInput:
@@ -113,7 +92,7 @@ def _image_input(source: Path, config: Mapping[str, Any]) -> ImageInput:
             f"it has no {IMAGE_FILE}, which says how images are prepared; write it with "
             "`AutoImageProcessor.from_pretrained(directory).save_pretrained(directory)`",
         )
-    settings = _object(path)
+    settings = read_object(path)
     channels = int(config.get("num_channels", 3))
     size = settings.get("size", {})
     edges: Mapping[str, Any] = {"shortest_edge": size} if isinstance(size, int) else size
@@ -141,13 +120,3 @@ def _image_input(source: Path, config: Mapping[str, Any]) -> ImageInput:
         raise InvalidField.one("source", f"its {IMAGE_FILE} cannot be used: {said}") from error
     except (TypeError, ValueError) as error:
         raise InvalidField.one("source", f"its {IMAGE_FILE} cannot be used: {error}") from error
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    try:
-        value: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InvalidField.one("source", f"its {path.name} cannot be read as JSON") from error
-    if not isinstance(value, dict):
-        raise InvalidField.one("source", f"its {path.name} is not a JSON object")
-    return value
