@@ -79,6 +79,12 @@ def normalised_image(fitted: bytes, form: ImageInput) -> PreparedImage:
     return PreparedImage(planes.tobytes(), (form.channels, form.height, form.width))
 
 
+def size_at(shortest_edge: int, width: int, height: int) -> tuple[int, int]:
+    """Width and height at the same proportions with exactly that shorter side, rounded as transformers rounds them."""
+    longer = int(shortest_edge * max(width, height) / min(width, height))
+    return (shortest_edge, longer) if width <= height else (longer, shortest_edge)
+
+
 def _in_bytes(image: Image.Image) -> Image.Image:
     """With a byte for each value: of 16 bits of grey, which Pillow would cut off at 255, the upper ones; it takes those of
     16 bits of colour itself.
@@ -93,8 +99,7 @@ def _fitted(image: Image.Image, form: ImageInput) -> Image.Image:
     if form.shortest_edge is None:
         return image.resize((form.width, form.height), form.resample)
     width, height = image.size
-    scale = form.shortest_edge / min(width, height)
-    size = max(1, int(width * scale)), max(1, int(height * scale))
+    size = size_at(form.shortest_edge, width, height)
     if size[0] * size[1] > MAX_IMAGE_PIXELS:
         raise ValueError(f"a strip of {width} x {height} pixels cannot be enlarged to {size}")
     larger = image.resize(size, form.resample)
