@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from finetuned_service.bases.family import ENCODER_CLASSES, REFUSED_TYPES, family_of
-from finetuned_service.bases.inputs import IMAGE_FILE, declare_inputs
+from finetuned_service.bases.inputs import declare_inputs
 from finetuned_service.bases.json_files import read_object
+from finetuned_service.bases.processor import IMAGE_FILE
 from finetuned_service.bases.sentence import MODULES_FILE, POOLING_FILE
 from finetuned_service.digests import read_safetensors_header
 from finetuned_service.errors import InvalidAdapterFiles, InvalidField, Unimplemented

@@ -15,12 +15,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from finetuned_service.bases.family import family_of
 from finetuned_service.bases.json_files import read_object
+from finetuned_service.bases.processor import IMAGE_FILE, image_settings
 from finetuned_service.bases.sentence import sentence_pooling
 from finetuned_service.errors import InvalidField
 from finetuned_service.vocabulary import Family, Pooling, Value
 
 POOLING_KEY, IMAGE_KEY = "pooling", "image_input"
-IMAGE_FILE = "preprocessor_config.json"
 
 IMAGE_TYPES: Mapping[str, str] = {
     "image/png": "PNG",
@@ -92,31 +92,12 @@ def _image_input(source: Path, config: Mapping[str, Any]) -> ImageInput:
             f"it has no {IMAGE_FILE}, which says how images are prepared; write it with "
             "`AutoImageProcessor.from_pretrained(directory).save_pretrained(directory)`",
         )
-    settings = read_object(path)
-    channels = int(config.get("num_channels", 3))
-    size = settings.get("size", {})
-    edges: Mapping[str, Any] = {"shortest_edge": size} if isinstance(size, int) else size
-    if settings.get("do_normalize", True):
-        mean, std = settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
-    else:
-        mean, std = [0.0], [1.0]
-    side, crop = edges.get("shortest_edge"), settings.get("crop_size") or {}
     try:
-        form: dict[str, Any] = {"height": edges.get("height", side), "width": edges.get("width", side)}
-        if side is not None:
-            # ConvNext's processor enlarges by crop_pct before it cuts; others cut to crop_size.
-            form |= {"shortest_edge": int(side / settings.get("crop_pct", 1.0)), **crop}
         return ImageInput.model_validate(
-            {
-                **form,
-                "channels": channels,
-                "resample": settings.get("resample", 3),
-                "mean": mean if len(mean) == channels else mean * channels,
-                "std": std if len(std) == channels else std * channels,
-            }
+            image_settings(read_object(path), int(config.get("num_channels", 3)))
         )
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         raise InvalidField.one("source", f"its {IMAGE_FILE} cannot be used: {said}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise InvalidField.one("source", f"its {IMAGE_FILE} cannot be used: {error}") from error
