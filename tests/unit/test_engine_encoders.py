@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from finetuned_service.bases.convert import import_directory
 from finetuned_service.bases.family import ENCODER_CLASSES
 from finetuned_service.bases.images import prepare_image
 from finetuned_service.bases.inputs import base_inputs
@@ -68,6 +70,32 @@ def test_packed_inputs_equal_transformers_one_by_one(tmp_path: Path, model_type:
     rows = run(directory, texts(None))
     for found, expected in zip(rows, expected_rows(directory), strict=True):
         np.testing.assert_allclose(found, expected.numpy(), atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"return_dict": False},
+        {"chunk_size_feed_forward": 4},
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+    ],
+)
+def test_how_a_config_wants_its_model_called_changes_nothing(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    plain = make_encoder_base(tmp_path / "plain")
+    rows = run(plain, texts(None))
+    source = tmp_path / "plain-source"
+    for directory in (source, plain):
+        config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | settings))
+    imported = import_directory(source, tmp_path / "base")
+    assert imported.digest == read_manifest(plain).digest
+    # Also a base that came into the store with the setting.
+    for directory in (plain, tmp_path / "base"):
+        for found, expected in zip(run(directory, texts(None)), rows, strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])

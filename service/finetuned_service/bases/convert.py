@@ -26,6 +26,7 @@ from finetuned_service.bases.family import ENCODER_CLASSES
 from finetuned_service.bases.fetch import Progress, fetch_files, require_room
 from finetuned_service.bases.importable import check_importable, copy_tokenizer, is_weights
 from finetuned_service.bases.inputs import declare_inputs
+from finetuned_service.bases.load import called_plainly
 from finetuned_service.bases.manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -222,7 +223,8 @@ def _existing(directory: Path, source: BaseSource, expected_digest: str) -> Base
 
 def _load_whole(source: Path) -> tuple[Any, str]:
     """The model, and what of the checkpoint is left behind."""
-    encoder = ENCODER_CLASSES.get(read_config(source)["model_type"])
+    config = read_config(source)
+    encoder = ENCODER_CLASSES.get(config["model_type"])
     automatic: Any = AutoModelForCausalLM if encoder is None else AutoModel
     options = {"add_pooling_layer": False} if encoder is not None and encoder.has_pooling_layer else {}
     with _blaming("load the weights into"):
@@ -235,6 +237,7 @@ def _load_whole(source: Path) -> tuple[Any, str]:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **called_plainly(config),
             **options,
         )
     model, info = loaded

@@ -6,7 +6,7 @@ Importing this module also teaches transformers the `quant_method` of INT8 bases
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,19 @@ from finetuned_service.bases.int8 import METHOD, Int8Embedding, Int8Linear
 from finetuned_service.bases.manifest import WEIGHTS_FILE, read_config
 from finetuned_service.bases.resident import put_on
 from finetuned_service.digests import read_safetensors_header
+
+_CALLED_PLAINLY: Mapping[str, Any] = {
+    "return_dict": True,
+    "chunk_size_feed_forward": 0,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+"""Outputs have names and are what is asked for; inputs have any length."""
+
+
+def called_plainly(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What overrides those settings of a config.json that say how a model is called, not what it computes."""
+    return {key: value for key, value in _CALLED_PLAINLY.items() if key in config}
 
 
 def dtype_of(model: Any) -> torch.dtype:
@@ -59,6 +72,7 @@ def load_base(
     options: dict[str, Any] = (
         {"add_pooling_layer": False} if encoder is not None and encoder.has_pooling_layer else {}
     )
+    options |= called_plainly(config)
     quantization = config.get("quantization_config") or {}
     packed = quantization.get("quant_method") == "bitsandbytes"
     if packed and torch.cuda.is_available():
