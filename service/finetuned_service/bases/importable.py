@@ -15,6 +15,7 @@ from finetuned_service.bases.inputs import declare_inputs
 from finetuned_service.bases.json_files import read_object
 from finetuned_service.bases.processor import IMAGE_FILE
 from finetuned_service.bases.sentence import MODULES_FILE, POOLING_FILE
+from finetuned_service.bases.tokenizer_settings import check_tokenizer
 from finetuned_service.digests import read_safetensors_header
 from finetuned_service.errors import InvalidAdapterFiles, InvalidField, Unimplemented
 from finetuned_service.vocabulary import Family
@@ -115,12 +116,14 @@ def check_small_files(source: Path) -> None:
     """
     config = read_object(source / "config.json")
     _check_config(config)
-    if family_of(config) is not Family.VISION and not (source / "tokenizer.json").is_file():
-        raise InvalidField.one(
-            "source",
-            "it has no tokenizer.json (the fast tokenizer); write it with "
-            "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`",
-        )
+    if family_of(config) is not Family.VISION:
+        if not (source / "tokenizer.json").is_file():
+            raise InvalidField.one(
+                "source",
+                "it has no tokenizer.json (the fast tokenizer); write it with "
+                "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`",
+            )
+        check_tokenizer(source, config)
     declare_inputs(source, config)
 
 

@@ -1,7 +1,8 @@
 """The tokenizer and chat template of a base, read from its directory. No torch, no transformers.
 
-Gives the ids that transformers' `AutoTokenizer` gives from the same `tokenizer.json`. As there,
-the text of a control token (`<|im_end|>`) inside a message becomes that token.
+Gives the ids that transformers' `AutoTokenizer` gives from the same `tokenizer.json`; a base whose `tokenizer_config.json`
+contradicts that is refused when it comes in (`bases/tokenizer_settings.py`). As there, the text of a control token
+(`<|im_end|>`) inside a message becomes that token.
 """
 
 from __future__ import annotations
