@@ -25,6 +25,8 @@ class PairResult:
     metrics: tuple[Metric, ...]
     answers: tuple[str, ...]
     """For people, one for each row: the nearest of all held-out texts, or the cosine."""
+    correct: tuple[bool, ...]
+    """For each row whether the nearest text is one that belongs to its anchor, as the metrics count; a cosine never is."""
 
 
 def texts_of(rows: Sequence[PairExample]) -> list[Tokens]:
@@ -69,7 +71,8 @@ def _similarity(rows: Sequence[PairExample], vectors: Mapping[Tokens, Vectors]) 
     found = cosines(first, second)
     expected = np.array([row.score for row in rows], dtype=np.float64)
     figures = {"spearman": spearman(expected, found), "pearson": pearson(expected, found)}
-    return PairResult(_metrics(figures), tuple(f"{value:.3f}" for value in found))
+    answers = tuple(f"{value:.3f}" for value in found)
+    return PairResult(_metrics(figures), answers, (False,) * len(answers))
 
 
 def _retrieval(rows: Sequence[PairExample], vectors: Mapping[Tokens, Vectors]) -> PairResult:
@@ -83,9 +86,13 @@ def _retrieval(rows: Sequence[PairExample], vectors: Mapping[Tokens, Vectors]) -
     ranked = rankings(
         np.stack([vectors[anchor] for anchor in anchors]), np.stack([vectors[text] for text in corpus])
     )
-    nearest = {anchor: shown[corpus[int(row[0])]] for anchor, row in zip(anchors, ranked, strict=True)}
+    nearest = {anchor: int(row[0]) for anchor, row in zip(anchors, ranked, strict=True)}
     figures = retrieval(ranked, [frozenset(wanted[anchor]) for anchor in anchors])
-    return PairResult(_metrics(figures), tuple(nearest[row.anchor] for row in rows))
+    return PairResult(
+        _metrics(figures),
+        tuple(shown[corpus[nearest[row.anchor]]] for row in rows),
+        tuple(nearest[row.anchor] in wanted[row.anchor] for row in rows),
+    )
 
 
 def _metrics(figures: Mapping[str, float]) -> tuple[Metric, ...]:

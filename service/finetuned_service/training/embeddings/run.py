@@ -129,15 +129,12 @@ def _samples(
 ) -> tuple[EvaluationSample, ...]:
     if baseline is None or adapter is None:
         return ()
-    found = zip(job.data.heldout, baseline.answers, adapter.answers, strict=True)
-    return tuple(_sample(row, plain, answer) for row, plain, answer in found)
+    found = zip(job.data.heldout, baseline.answers, adapter.answers, adapter.correct, strict=True)
+    return tuple(_sample(row, plain, answer, correct=correct) for row, plain, answer, correct in found)
 
 
-def _sample(row: PairExample, plain: str, answer: str) -> EvaluationSample:
+def _sample(row: PairExample, plain: str, answer: str, *, correct: bool) -> EvaluationSample:
+    prompt, expected = row.texts[0], row.texts[1]
     if row.score is not None:
-        pair = f"{row.texts[0]} | {row.texts[1]}"
-        return EvaluationSample(prompt=pair, expected=f"{row.score:.3f}", baseline=plain, answer=answer)
-    expected = row.texts[1]
-    return EvaluationSample(
-        prompt=row.texts[0], expected=expected, baseline=plain, answer=answer, correct=answer == expected
-    )
+        prompt, expected = f"{prompt} | {expected}", f"{row.score:.3f}"
+    return EvaluationSample(prompt=prompt, expected=expected, baseline=plain, answer=answer, correct=correct)
