@@ -196,3 +196,20 @@ def test_a_space_before_a_llama_s_text(tmp_path: Path, model_type: str, said: bo
             check_tokenizer(tmp_path, {"model_type": model_type})
     else:
         check_tokenizer(tmp_path, {"model_type": model_type})
+
+
+def test_capitals_that_sentence_transformers_takes_away(tmp_path: Path) -> None:
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    for tokenizer in (
+        bert(lowercase=True, strip_accents=None, chinese=True),
+        albert(lowercase=True, keep_accents=True),
+    ):
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        check_tokenizer(tmp_path, {"model_type": "bert"})
+    roberta(add_prefix_space=False).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(
+        InvalidField, match=r"sentence_bert_config\.json has do_lower_case True, .*json False"
+    ):
+        check_tokenizer(tmp_path, {"model_type": "roberta"})

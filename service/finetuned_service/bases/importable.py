@@ -15,7 +15,7 @@ from finetuned_service.bases.inputs import declare_inputs
 from finetuned_service.bases.json_files import read_object
 from finetuned_service.bases.processor import IMAGE_FILE
 from finetuned_service.bases.sentence import MODULES_FILE, POOLING_FILE
-from finetuned_service.bases.tokenizer_settings import check_tokenizer
+from finetuned_service.bases.tokenizer_settings import SENTENCE_FILE, check_tokenizer
 from finetuned_service.digests import read_safetensors_header
 from finetuned_service.errors import InvalidAdapterFiles, InvalidField, Unimplemented
 from finetuned_service.vocabulary import Family
@@ -38,7 +38,14 @@ those of "dynamic" change beyond `max_position_embeddings`, where no row comes.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Copied as they are; everything else is left behind. generation_config.json is written by the model."""
 
-DESCRIPTION_FILES = ("config.json", *TOKENIZER_FILES, IMAGE_FILE, MODULES_FILE, POOLING_FILE)
+DESCRIPTION_FILES = (
+    "config.json",
+    *TOKENIZER_FILES,
+    IMAGE_FILE,
+    MODULES_FILE,
+    POOLING_FILE,
+    SENTENCE_FILE,
+)
 """The small files that say what a base is."""
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from finetuned_service.bases.json_files import read_object
 from finetuned_service.errors import InvalidField
 
+SENTENCE_FILE = "sentence_bert_config.json"
 _Object = Mapping[str, Any]
 
 
@@ -28,10 +29,10 @@ class _Setting(NamedTuple):
 
 
 def check_tokenizer(source: Path, config: _Object) -> None:
-    """Refuse a tokenizer whose two files contradict each other where transformers takes tokenizer_config.json's word.
+    """Refuse a tokenizer.json that the files beside it contradict, where transformers and sentence-transformers take their word.
 
     Args:
-        source: with tokenizer.json, and with tokenizer_config.json or without.
+        source: with tokenizer.json; tokenizer_config.json and sentence_bert_config.json are read where they exist.
         config: config.json.
 
     Raises:
@@ -39,10 +40,12 @@ def check_tokenizer(source: Path, config: _Object) -> None:
     """
     path = source / "tokenizer_config.json"
     settings = read_object(path) if path.is_file() else {}
+    tokenizer = read_object(source / "tokenizer.json")
+    _check_sentences(source, tokenizer)
     name = _class_name(settings, config)
     if (read := _CLASSES.get(name)) is None:
         return
-    for key, wanted, found in read(settings, read_object(source / "tokenizer.json")):
+    for key, wanted, found in read(settings, tokenizer):
         if wanted is found:
             continue
         who = "" if settings.get(key) is not None else f", which {name} takes where the file does not say"
@@ -51,6 +54,21 @@ def check_tokenizer(source: Path, config: _Object) -> None:
             f"its tokenizer_config.json has {key} {wanted}{who}, its tokenizer.json {found or False}; transformers takes the "
             f"first, so it would make other tokens. Correct the one that is wrong: {key} in tokenizer_config.json, or "
             "tokenizer.json by `AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`",
+        )
+
+
+def _check_sentences(source: Path, tokenizer: _Object) -> None:
+    path = source / SENTENCE_FILE
+    if not path.is_file() or not read_object(path).get("do_lower_case"):
+        return
+    normalizer = tokenizer.get("normalizer")
+    if _part(normalizer, "Lowercase") is None and not (_part(normalizer, "BertNormalizer") or {}).get(
+        "lowercase"
+    ):
+        raise InvalidField.one(
+            "source",
+            f"its {SENTENCE_FILE} has do_lower_case True, its tokenizer.json False; sentence-transformers takes the first, so "
+            "it would make other tokens: set do_lower_case to false, or put a Lowercase into tokenizer.json's normalizer",
         )
 
 
