@@ -519,18 +519,32 @@ def test_a_store_that_fails_for_longer_than_the_lease_ends_the_process(tmp_path)
     place.close()
 
 
-def test_a_round_that_fails_is_not_the_last(place):
+def test_a_round_that_fails_is_not_the_last(place, monkeypatch):
     submitted = place.submit(train_job())
+    with monkeypatch.context() as broken, capture_logs() as logs:
+        broken.setattr(place.queue, "recover", None)
+        with place.dispatcher(SUCCEED):
+            eventually(lambda: [log["event"] for log in logs].count("dispatcher_round_failed") >= 2)
+            broken.undo()
+            assert place.reaches(submitted, JobState.SUCCEEDED).attempt == 1
+
+
+def test_a_damaged_record_stops_no_round_and_is_told_once(place):
+    damaged, other = place.submit(train_job()), place.submit(train_job())
 
     def write_document(document: str) -> None:
         with place.database.begin() as connection:
-            connection.execute(update(jobs).where(jobs.c.id == submitted.id).values(document=document))
+            connection.execute(update(jobs).where(jobs.c.id == damaged.id).values(document=document))
 
     write_document("damaged")
     with capture_logs() as logs, place.dispatcher(SUCCEED):
-        eventually(lambda: [log["event"] for log in logs].count("dispatcher_round_failed") >= 2)
-        write_document(submitted.model_dump_json())
-        assert place.reaches(submitted, JobState.SUCCEEDED).attempt == 1
+        assert place.reaches(other, JobState.SUCCEEDED).attempt == 1
+        write_document(damaged.model_dump_json())
+        assert place.reaches(damaged, JobState.SUCCEEDED).attempt == 1
+    told = [log["event"] for log in logs]
+    assert told.count("job_record_not_readable") == 1
+    assert {log.get("why") for log in logs} == {None, ": json_invalid"}
+    assert "dispatcher_round_failed" not in told
 
 
 def test_two_workers_share_the_jobs(place):

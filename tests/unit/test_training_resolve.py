@@ -225,6 +225,34 @@ def test_all_violations_come_at_once():
     ]
 
 
+def test_more_steps_than_a_job_may_have_are_refused_with_what_makes_them():
+    most = resolve(10_000, optimization={"epochs": 1000, "batch_rows": 1})
+    assert most.optimization.max_steps == 10_000_000
+    assert TrainSpec.model_validate_json(most.model_dump_json()) == most
+    with pytest.raises(InvalidField) as raised:
+        resolve(12_000, optimization={"epochs": 1000, "batch_rows": 1, "micro_batch_rows": 2})
+    assert fields(raised) == ["spec.optimization.micro_batch_rows", "spec.optimization.max_steps"]
+    assert (
+        "would be 12,000,000, which is what 1000 epochs take with batch_rows 1; allowed: 1 to 10,000,000. Choose"
+        in (raised.value.message)
+    )
+
+
+def test_what_the_weights_to_continue_decide_is_held_to_the_bounds_too():
+    """A server may serve larger ranks than a job may have."""
+    version = "tenants/t/adapters/a/versions/3"
+    spec = TrainSpec.model_validate(
+        {"dataset": "tenants/t/datasets/d", "adapter": "a", "continue_from": version}
+    )
+    large = spec.lora.model_copy(update={"rank": 512, "rank_pattern": {"q_proj": 300}})
+    with pytest.raises(InvalidField) as raised:
+        resolve_train(spec.model_copy(update={"lora": large}), base=BASE, train_rows=9, max_rank=1024)
+    assert fields(raised) == ["spec.lora.rank", "spec.lora.rank_pattern.q_proj"]
+    assert raised.value.violations[0].description == (
+        f"is 512 in {version}; input should be less than or equal to 256: train without continue_from"
+    )
+
+
 def test_promotion_by_answers_needs_answers():
     with pytest.raises(InvalidField) as e:
         resolve(evaluation={"generation_rows": 0}, promote_if={"alias": "default"})

@@ -118,7 +118,8 @@ class TuningServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """ListJobs returns the jobs of a tenant, newest first.
+        """ListJobs returns the jobs of a tenant, newest first. A record that this build of the service cannot read, because
+        another one has written it, is left out; calls that name its job are INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +174,8 @@ class TuningServiceServicer(object):
 
     def DeleteJob(self, request, context):
         """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-        adapter version exists, is FAILED_PRECONDITION.
+        adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+        state in which no worker holds it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class TuningServiceStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.GetJobRequest, _tuning_service_pb2.GetJobResponse]
     """GetJob returns one job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobsRequest, _tuning_service_pb2.ListJobsResponse]
-    """ListJobs returns the jobs of a tenant, newest first."""
+    """ListJobs returns the jobs of a tenant, newest first. A record that this build of the service cannot read, because
+    another one has written it, is left out; calls that name its job are INTERNAL.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_tuning_service_pb2.WatchJobRequest, _tuning_service_pb2.WatchJobResponse]
     """WatchJob streams the events of a job from a cursor until its final state."""
     ListJobEvents: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobEventsRequest, _tuning_service_pb2.ListJobEventsResponse]
@@ -63,7 +65,8 @@ class TuningServiceStub:
     """CancelJob stops a job; a finished one is FAILED_PRECONDITION."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.DeleteJobRequest, _tuning_service_pb2.DeleteJobResponse]
     """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-    adapter version exists, is FAILED_PRECONDITION.
+    adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+    state in which no worker holds it.
     """
 
 @_typing.type_check_only
@@ -78,7 +81,9 @@ class TuningServiceAsyncStub(TuningServiceStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.GetJobRequest, _tuning_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """GetJob returns one job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobsRequest, _tuning_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """ListJobs returns the jobs of a tenant, newest first."""
+    """ListJobs returns the jobs of a tenant, newest first. A record that this build of the service cannot read, because
+    another one has written it, is left out; calls that name its job are INTERNAL.
+    """
     WatchJob: _aio.UnaryStreamMultiCallable[_tuning_service_pb2.WatchJobRequest, _tuning_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """WatchJob streams the events of a job from a cursor until its final state."""
     ListJobEvents: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.ListJobEventsRequest, _tuning_service_pb2.ListJobEventsResponse]  # type: ignore[assignment]
@@ -101,7 +106,8 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """CancelJob stops a job; a finished one is FAILED_PRECONDITION."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.DeleteJobRequest, _tuning_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-    adapter version exists, is FAILED_PRECONDITION.
+    adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+    state in which no worker holds it.
     """
 
 class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -137,7 +143,9 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tuning_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.ListJobsResponse, _abc.Awaitable[_tuning_service_pb2.ListJobsResponse]]:
-        """ListJobs returns the jobs of a tenant, newest first."""
+        """ListJobs returns the jobs of a tenant, newest first. A record that this build of the service cannot read, because
+        another one has written it, is left out; calls that name its job are INTERNAL.
+        """
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -202,7 +210,8 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.DeleteJobResponse, _abc.Awaitable[_tuning_service_pb2.DeleteJobResponse]]:
         """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-        adapter version exists, is FAILED_PRECONDITION.
+        adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+        state in which no worker holds it.
         """
 
 def add_TuningServiceServicer_to_server(servicer: TuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetuned_service.errors import FinetunedError, InvalidField
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, BaseFacts, refuse_method
-from finetuned_service.jobs.specs import ClassificationOptions, ContrastiveOptions, TrainSpec
+from finetuned_service.jobs.specs import MAX_STEPS, ClassificationOptions, ContrastiveOptions, TrainSpec
 from finetuned_service.vocabulary import ClassWeights, Objective, Task
 
 
@@ -49,6 +49,15 @@ def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
             InvalidField.one(
                 "spec.optimization.micro_batch_rows",
                 f"is {micro_rows}; it must divide batch_rows ({batch_rows}): {', '.join(divisors)}",
+            )
+        )
+    steps, epochs = spec.optimization.max_steps, spec.optimization.epochs
+    if steps is not None and steps > MAX_STEPS:
+        refusals.append(
+            InvalidField.one(
+                "spec.optimization.max_steps",
+                f"would be {steps:,}, which is what {epochs:g} epochs take with batch_rows {batch_rows}; allowed: 1 to "
+                f"{MAX_STEPS:,}. Choose fewer epochs or a larger batch_rows, or set max_steps",
             )
         )
     if spec.data.max_row_tokens is not None and spec.data.max_row_tokens > base.context_tokens:

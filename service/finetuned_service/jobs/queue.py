@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, select, update
 
 from finetuned_service.errors import Internal
 from finetuned_service.jobs.events import EventBody, Notice, Progress
@@ -25,6 +25,7 @@ from finetuned_service.jobs.rows import (
     append_events,
     held_job,
     move_job,
+    readable_job,
     trim_events,
 )
 from finetuned_service.jobs.shares import Victim, charge, victim, waiting
@@ -70,11 +71,11 @@ class JobQueue:
             return None
         with self._database.begin() as connection:
             now = time.time()
-            row = _first_free(connection, now)
-            if row is None:
+            found = _first_free(connection, now)
+            if found is None:
                 return None
-            job = Job.model_validate_json(row.document)
-            lease = Lease(job.id, owner, int(row.lease_epoch) + 1)
+            job, epoch = found
+            lease = Lease(job.id, owner, epoch + 1)
             connection.execute(
                 update(jobs)
                 .where(jobs.c.id == job.id)
@@ -147,7 +148,9 @@ class JobQueue:
             if chosen is None:
                 return None
             query = select(jobs.c.document).where(jobs.c.id == chosen.job_id).with_for_update()
-            job = Job.model_validate_json(connection.execute(query).scalar_one())
+            job = readable_job(chosen.job_id, connection.execute(query).scalar_one())
+            if job is None:
+                return None
             lost = job.slices_lost + (chosen.slice_over and job.steps_since is None)
             job = job.model_copy(update={"preempting": True, "slices_lost": lost})
             text = f"{chosen.why}: this one writes a checkpoint, stops, and goes on when there is a place"
@@ -155,8 +158,8 @@ class JobQueue:
 
     @staticmethod
     def _victim(connection: Connection, patience_seconds: float, slice_seconds: float) -> Victim | None:
-        held = connection.scalars(select(jobs.c.document).where(jobs.c.state == JobState.RUNNING))
-        if any(Job.model_validate_json(document).preempting for document in held):
+        held = _readable(connection, select(jobs).where(jobs.c.state == JobState.RUNNING))
+        if any(job.preempting for job in held):
             return None
         return victim(connection, time.time(), patience_seconds=patience_seconds, slice_seconds=slice_seconds)
 
@@ -168,9 +171,8 @@ class JobQueue:
             return []
         with self._database.begin() as connection:
             states = (JobState.PAUSED, JobState.QUEUED, JobState.RUNNING)
-            query = select(jobs.c.document).where(jobs.c.state.in_(states)).order_by(jobs.c.sequence)
-            rows = connection.execute(query.with_for_update()).all()
-            found = [Job.model_validate_json(row.document) for row in rows]
+            query = select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.sequence)
+            found = _readable(connection, query.with_for_update())
             promised_bytes = sum(job.disk_bytes_wanted for job in found if job.state is not JobState.PAUSED)
             resumed, spare_bytes = list[Job](), room.spare_bytes() - promised_bytes
             for job in (job for job in found if job.state is JobState.PAUSED):
@@ -210,9 +212,8 @@ class JobQueue:
             return []
         recovered: list[Job] = []
         with self._database.begin() as connection:
-            rows = connection.execute(select(jobs.c.document).where(lost).with_for_update()).all()
-            for row in rows:
-                job = Job.model_validate_json(row.document)
+            for found in _readable(connection, select(jobs).where(lost).with_for_update()):
+                job = found
                 # The epoch rises so that the lost worker, should it come back, is refused.
                 connection.execute(
                     update(jobs).where(jobs.c.id == job.id).values(lease_epoch=jobs.c.lease_epoch + 1)
@@ -242,6 +243,12 @@ class JobQueue:
             return connection.execute(select(jobs.c.id).where(condition).limit(1)).first() is not None
 
 
+def _readable(connection: Connection, query: Select[Any]) -> list[Job]:
+    """The jobs of these rows but those whose records cannot be read."""
+    found = [readable_job(row.id, row.document) for row in connection.execute(query).all()]
+    return [job for job in found if job is not None]
+
+
 def _tells_a_step(body: EventBody) -> bool:
     return isinstance(body, Progress) and body.phase == "training" and body.step > 0
 
@@ -257,16 +264,19 @@ def _given_back(job: Job, reason: StateReason) -> tuple[JobState, StateReason]:
             return JobState.QUEUED, reason
 
 
-def _first_free(connection: Connection, now: float) -> Row[Any, Any] | None:
-    """The next job, locked; one that another worker is about to take is passed over."""
+def _first_free(connection: Connection, now: float) -> tuple[Job, int] | None:
+    """The next job, locked, and the epoch of its last lease; one that another worker is about to take is passed over, and
+    one whose record cannot be read.
+    """
     for candidate in waiting(connection, now):
         row = connection.execute(
             select(jobs.c.document, jobs.c.lease_epoch)
             .where(jobs.c.id == candidate.job_id, jobs.c.state == JobState.QUEUED)
             .with_for_update(skip_locked=True)
         ).one_or_none()
-        if row is not None:
-            return row
+        job = readable_job(candidate.job_id, row.document) if row is not None else None
+        if row is not None and job is not None:
+            return job, int(row.lease_epoch)
     return None
 
 

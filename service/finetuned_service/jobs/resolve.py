@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 
+from pydantic import ValidationError
+
 from finetuned_service.datasets.kinds import RowKind
+from finetuned_service.errors import InvalidField, Violation
 from finetuned_service.jobs.contradictions import refuse_contradictions
 from finetuned_service.jobs.figures import figures_of
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, MAX_RANK, BaseFacts, resolve_method
@@ -61,7 +64,29 @@ def resolve_train(
         }
     )
     refuse_contradictions(resolved, base, max_rank, figures)
+    _refuse_out_of_bounds(resolved)
     return resolved
+
+
+def _refuse_out_of_bounds(spec: TrainSpec) -> None:
+    """Hold what the base, the rows or the weights to continue have decided to the bounds of what callers write: the record
+    is read with them, and one that cannot be read again must not be written.
+    """
+    try:
+        TrainSpec.model_validate_json(spec.model_dump_json())
+    except ValidationError as error:
+        whose, remedy = "", "set it"
+        if spec.continue_from:
+            whose, remedy = f" in {spec.continue_from}", "train without continue_from"
+        violations = [
+            Violation(
+                ".".join(["spec", *map(str, found["loc"])]),
+                f"is {found['input']!r}{whose}; {found['msg'].lower()}: {remedy}",
+            )
+            for found in error.errors()
+        ]
+        message = "; ".join(f"{each.field} {each.description}" for each in violations)
+        raise InvalidField(message, violations=violations) from error
 
 
 def _optimization(wanted: Optimization, usual: UsualSettings, train_rows: int) -> Optimization:

@@ -6,18 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from finetuned_service.errors import JobStateConflict, NotFound
+from finetuned_service.errors import Internal, JobStateConflict, NotFound
 from finetuned_service.jobs.events import EventBody, JobEvent, StateChanged
 from finetuned_service.jobs.states import NEXT_STATES, JobState, StateReason
 from finetuned_service.jobs.thinning import Told, thinned
 from finetuned_service.jobs.values import Job
 from finetuned_service.names import ResourceName
 from finetuned_service.storage.schema import job_events, jobs
+from finetuned_service.telemetry.logs import logger
 
 HELD_STATES = (JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING)
 """States in which a worker holds the lease."""
@@ -28,6 +30,33 @@ _NEXT_ATTEMPT = frozenset(
 """Why a job that is queued again begins another attempt; where it was asked to stop, it goes on with the same."""
 
 _BODY: TypeAdapter[EventBody] = TypeAdapter(EventBody)
+_LOG = logger("jobs")
+_SHOWN_PARTS = 4
+"""Of a setting's path: spec, kind, part, name."""
+
+
+def readable_job(job_id: str, document: str) -> Job | None:
+    """The job of a record; None for one that this build cannot read, which the log tells once.
+
+    Another build has written it, or a fault of ours. It stays as it is for a build that can read it, and is in
+    no other job's way.
+    """
+    try:
+        return Job.model_validate_json(document)
+    except ValidationError as error:
+        # Without what was found: it may be a tenant's, as keys of the settings' maps are.
+        _tell_unreadable(job_id, "; ".join(_place(found["loc"], found["type"]) for found in error.errors()))
+        return None
+
+
+def _place(path: tuple[int | str, ...], problem: str) -> str:
+    return f"{'.'.join(map(str, path[:_SHOWN_PARTS]))}: {problem}"
+
+
+@lru_cache(maxsize=1024)
+def _tell_unreadable(job_id: str, why: str) -> None:
+    """Once for each: every round of a worker comes upon it again."""
+    _LOG.error("job_record_not_readable", job=job_id, why=why, see="DeleteJob, or the build that wrote it")
 
 
 class LeaseLost(Exception):
@@ -48,12 +77,24 @@ def load_job(connection: Connection, name: ResourceName, *, to_change: bool = Fa
 
     Raises:
         NotFound: if there is none.
+        Internal: this build cannot read its record.
     """
     query = select(jobs.c.document).where(jobs.c.tenant == name.tenant, jobs.c.id == name.id)
     document = connection.scalar(query.with_for_update() if to_change else query)
     if document is None:
         raise NotFound.resource(str(name))
-    return Job.model_validate_json(document)
+    return _job_of(name.id, document)
+
+
+def _job_of(job_id: str, document: str) -> Job:
+    job = readable_job(job_id, document)
+    if job is None:
+        raise Internal(
+            f"the record of job {job_id} cannot be read by this build of the service; the server's log says why. "
+            "DeleteJob removes it",
+            metadata={"job": job_id},
+        )
+    return job
 
 
 def held_job(connection: Connection, lease: Lease) -> Job:
@@ -61,6 +102,7 @@ def held_job(connection: Connection, lease: Lease) -> Job:
 
     Raises:
         LeaseLost: the lease is another's now, or was given back.
+        Internal: this build cannot read its record.
     """
     row = connection.execute(
         select(jobs.c.document, jobs.c.lease_epoch, jobs.c.lease_owner)
@@ -69,7 +111,7 @@ def held_job(connection: Connection, lease: Lease) -> Job:
     ).one_or_none()
     if row is None or (row.lease_epoch, row.lease_owner) != (lease.epoch, lease.owner):
         raise LeaseLost(lease.job_id)
-    return Job.model_validate_json(row.document)
+    return _job_of(lease.job_id, row.document)
 
 
 def move_job(connection: Connection, job: Job, state: JobState, reason: StateReason) -> Job:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from finetuned_service.jobs.rows import readable_job
 from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.values import Job
 from finetuned_service.storage.schema import job_events, jobs, tenant_job_time
@@ -89,12 +90,14 @@ def victim(
         patience_seconds: how long the next job waits first; a free place is found sooner.
         slice_seconds: how long a job of the same priority runs before another tenant's turn comes; see `_turn_is_over`.
     """
-    first = next(iter(waiting(connection, now)), None)
+    first = next((job for job in waiting(connection, now) if _can_be_taken(connection, job)), None)
     if first is None or _waited_seconds(connection, first.job_id, now) < patience_seconds:
         return None
     query = select(jobs.c.id, jobs.c.tenant, jobs.c.priority, jobs.c.claim_time, jobs.c.document)
     rows = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).all()
-    running = [row for row in rows if row.claim_time is not None]
+    read = {row.id: readable_job(row.id, row.document) for row in rows if row.claim_time is not None}
+    records = {job_id: job for job_id, job in read.items() if job is not None}
+    running = [row for row in rows if row.id in records]
     lower = [row for row in running if row.priority < first.level]
     if lower:
         # The one that loses the least, of the lowest.
@@ -105,7 +108,7 @@ def victim(
         row
         for row in running
         if row.priority == first.level
-        and _turn_is_over(Job.model_validate_json(row.document), now - row.claim_time, now, slice_seconds)
+        and _turn_is_over(records[row.id], now - row.claim_time, now, slice_seconds)
         and used[row.tenant] > used.get(first.tenant, 0.0)
     ]
     if not over:
@@ -114,6 +117,11 @@ def victim(
     ran_seconds = now - chosen.claim_time
     why = f"it has run for {ran_seconds:.0f} seconds and others wait (job_slice_seconds: {slice_seconds:.0f})"
     return Victim(chosen.id, why, slice_over=True)
+
+
+def _can_be_taken(connection: Connection, job: Waiting) -> bool:
+    document = connection.scalar(select(jobs.c.document).where(jobs.c.id == job.job_id))
+    return document is not None and readable_job(job.job_id, document) is not None
 
 
 def _turn_is_over(job: Job, ran_seconds: float, now: float, slice_seconds: float) -> bool:

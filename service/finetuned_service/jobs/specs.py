@@ -139,12 +139,13 @@ class ContrastiveOptions(Settings):
 
 
 MAX_LEARNING_RATE = 1.0
+MAX_STEPS = 10_000_000
 
 
 class Optimization(Settings):
     epochs: float | None = Field(default=None, gt=0, le=1000)
     """Resolved from the method and the rows if max_steps is not set either."""
-    max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
+    max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Resolved from epochs."""
     batch_rows: int = Field(default=8, ge=1, le=1024)
     micro_batch_rows: int | None = Field(default=None, ge=1, le=1024)
