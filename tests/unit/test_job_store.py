@@ -29,10 +29,11 @@ from finetuned_service.jobs.rows import Lease, LeaseLost
 from finetuned_service.jobs.states import Fault, JobState, StateReason
 from finetuned_service.jobs.store import JobFilter, JobStore
 from finetuned_service.jobs.task import Estimated
-from finetuned_service.jobs.values import Job
+from finetuned_service.jobs.values import EvaluationSample, Job
+from finetuned_service.rpc.convert.jobs import job_to_proto
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
-from finetuned_service.storage.pages import PageRequest
+from finetuned_service.storage.pages import MAX_PAGE_BYTES, PageRequest
 from finetuned_service.storage.schema import job_events, jobs
 from sqlalchemy import func, select, update
 from tiny_jobs import NO_REQUEST, TENANT, quantize_job, train_job
@@ -101,6 +102,23 @@ def test_a_new_job_is_queued_under_a_fresh_name(store):
     assert second.id.startswith("quantize-")
     assert store.get(TENANT, first.id) == first
     assert states_told(store, first) == [(JobState.QUEUED, StateReason.NONE, 1)]
+
+
+def test_a_page_of_large_jobs_ends_before_it_is_too_large_for_a_message(store):
+    """34 jobs with 100 samples of 20 kB each, as older builds have stored them, were more than a message may have."""
+    samples = tuple(EvaluationSample(prompt="é" * 10_000, expected="up") for _ in range(100))
+    large = train_job().model_copy(update={"samples": samples})
+    made = [store.create(large, NO_REQUEST).name for _ in range(20)]
+    found, sizes, page = list[str](), list[int](), store.list(TENANT, JobFilter(), PageRequest(1000))
+    while True:
+        found += [job.name for job in page.items]
+        sizes.append(sum(job_to_proto(job).ByteSize() for job in page.items))
+        if not page.next_token:
+            break
+        page = store.list(TENANT, JobFilter(), PageRequest.parse(1000, page.next_token))
+    assert found == made[::-1]
+    assert len(sizes) == 3
+    assert MAX_PAGE_BYTES / 2 < sizes[0] <= MAX_PAGE_BYTES
 
 
 def test_jobs_of_other_tenants_are_not_found(store, job):

@@ -6,7 +6,15 @@ import base64
 
 import pytest
 from finetuned_service.errors import InvalidField
-from finetuned_service.storage.pages import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, PageRequest, page_of
+from finetuned_service.storage.pages import (
+    DEFAULT_PAGE_SIZE,
+    MAX_PAGE_BYTES,
+    MAX_PAGE_SIZE,
+    Page,
+    PageRequest,
+    page_of,
+    page_that_fits,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +102,26 @@ def test_following_the_tokens_gives_every_item_once(numbers, size):
         assert len(page.items) == size
         request = PageRequest.parse(size, page.next_token)
     assert seen == ids
+
+
+def test_a_page_ends_where_its_bytes_do_and_reads_no_further():
+    half = MAX_PAGE_BYTES // 2
+    read: list[str] = []
+
+    def items(sizes: dict[str, int]):
+        for key, size_bytes in sizes.items():
+            read.append(key)
+            yield key, size_bytes
+
+    def page(asked: PageRequest, **sizes: int) -> Page[int]:
+        return page_that_fits(items(sizes), asked, lambda size_bytes: size_bytes)
+
+    asked = PageRequest.parse(3, "", b"a list")
+    assert page(asked, a=half, b=half, c=1, d=1) == Page((half, half), asked.token_after("b"))
+    assert read == ["a", "b", "c"]
+    # One that is larger than a page has one of its own.
+    assert page(asked, a=3 * half, b=1) == Page((3 * half,), asked.token_after("a"))
+    assert page(asked, a=half, b=half) == Page((half, half))
+    assert page(asked, a=1, b=1, c=1, d=4 * half) == Page((1, 1, 1), asked.token_after("c"))
+    assert page(asked, a=1, b=1, c=1) == Page((1, 1, 1))
+    assert page(asked) == Page(())

@@ -117,6 +117,22 @@ def test_a_classifier_learns_what_scikit_learn_learns_from_the_same_features(
     assert report.row_tokens.longest == report.longest_row_tokens
 
 
+def test_samples_show_the_beginning_of_long_texts(encoder: Path, tmp_path: Path) -> None:
+    """100 samples of 700 kB made a last report that was too long a line, and the finished job was taken for a lost one."""
+    long = [{**row, "text": row["text"] + " cat" * 1000} for row in MOODS]
+    finished, _, _ = train(
+        tmp_path,
+        encoder,
+        long,
+        heldout=long,
+        task="text-classification",
+        data={"long_rows": "TRUNCATE", "max_row_tokens": 16},
+        optimization={"max_steps": 2},
+    )
+    shown = [sample.prompt for sample in finished.samples]
+    assert shown == [f"{row['text'][:1999]}…" for row in long]
+
+
 def test_several_labels_and_numbers(encoder: Path, tmp_path: Path) -> None:
     several = [
         {"text": row["text"], "labels": sorted({row["label"], "cat" if "cat" in row["text"] else "other"})}

@@ -116,6 +116,23 @@ def test_a_learnable_task_is_learnt_and_told_apart_from_the_baseline(tmp_path, b
     assert [(s.answer, s.correct) for s in finished.samples] == [(row["completion"], True) for row in rows]
 
 
+def test_answers_are_compared_whole_and_shown_cut(tmp_path, base, monkeypatch):
+    monkeypatch.setattr("finetuned_service.training.stages.SHOWN_CHARACTERS", 2)
+    rows = [{"prompt": "say it", "completion": "abcd"}, {"prompt": "ok", "completion": "abce"}]
+    task = make_task(
+        tmp_path,
+        base,
+        train=rows[:1],
+        heldout=rows,
+        optimization={"max_steps": 40, "batch_rows": 1, "learning_rate": 1e-2},
+    )
+    (finished,) = finish(task).of(TrainFinished)
+    shown = [(s.prompt, s.expected, s.answer, s.correct) for s in finished.samples]
+    assert shown == [("s…", "a…", "a…", True), ("ok", "a…", "a…", False)]
+    assert {len(s.baseline) for s in finished.samples} <= {0, 1, 2}
+    assert {metric.name: metric.value for metric in finished.metrics}["exact_match"] == 0.5
+
+
 def loss_by_peft(task: TrainTask, base: Path) -> float:
     """Of the held-out rows, by PEFT over plain transformers from the job's files."""
     peft = PeftModel.from_pretrained(load_plain(base), task.output_directory).eval()

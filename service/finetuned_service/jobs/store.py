@@ -33,7 +33,7 @@ from finetuned_service.storage import idempotency
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.files import remove_directory
 from finetuned_service.storage.idempotency import RequestKey
-from finetuned_service.storage.pages import Page, PageRequest, page_of
+from finetuned_service.storage.pages import Page, PageRequest, page_of, page_that_fits
 from finetuned_service.storage.retention import DEFAULT_RETENTION, Retention, expires
 from finetuned_service.storage.schema import adapter_versions, job_events, jobs
 from finetuned_service.tenancy.limits import Limit
@@ -149,8 +149,9 @@ class JobStore:
         with self._database.read() as connection:
             if page.after:
                 query = query.where(jobs.c.sequence < _sequence_of(connection, tenant, page.after))
-            rows = connection.execute(query).all()
-        listed = page_of([(row.id, row) for row in rows], page)
+            rows = ((row.id, row) for row in connection.execute(query))
+            # What a record says is not longer in a message.
+            listed = page_that_fits(rows, page, lambda row: len(row.document.encode()))
         found = [(row, readable_job(row.id, row.document)) for row in listed.items]
         readable = (self._expiring(job, kept=row.kept) for row, job in found if job is not None)
         return Page(tuple(readable), listed.next_token)

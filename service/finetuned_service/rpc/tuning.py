@@ -31,7 +31,7 @@ WATCH_POLL_SECONDS = 0.2
 """Jobs may run under another process; the store is where their events meet."""
 WATCH_BATCH = 500
 MAX_SUBMISSION_BYTES = 256 * 1024
-"""A job is told again by every List call; a page of them must fit a message."""
+"""A job is told again by every List call."""
 
 
 class TuningServicer(grpc_pb.TuningServiceServicer):

@@ -6,13 +6,16 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from finetuned_service.errors import InvalidField
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
+MAX_PAGE_BYTES = 16 * 1024 * 1024
+"""Of a page whose items may be large: a quarter of what a message may have."""
 
 _KEY = re.compile(r"[a-z0-9/-]{1,200}")
 """Ids, names and numbers: nothing else has ever been put into a token."""
@@ -95,3 +98,19 @@ def page_of(items: list[tuple[str, Item]], asked: PageRequest) -> Page[Item]:
     more = len(items) > asked.size
     token = asked.token_after(kept[-1][0]) if more and kept else ""
     return Page(tuple(item for _, item in kept), token)
+
+
+def page_that_fits(
+    items: Iterable[tuple[str, Item]], asked: PageRequest, bytes_of: Callable[[Item], int]
+) -> Page[Item]:
+    """`page_of`, ended before the item with which it would have more than `MAX_PAGE_BYTES`; its first one is always on it.
+    No further item is read.
+    """
+    kept: list[tuple[str, Item]] = []
+    size_bytes = 0
+    for key, item in items:
+        size_bytes += bytes_of(item)
+        if kept and size_bytes > MAX_PAGE_BYTES:
+            return page_of([*kept, (key, item)], replace(asked, size=min(asked.size, len(kept))))
+        kept.append((key, item))
+    return page_of(kept, asked)

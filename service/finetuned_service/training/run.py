@@ -51,7 +51,7 @@ from finetuned_service.training.preferences.pairs import PairData, read_pair_dat
 from finetuned_service.training.preferences.reference import with_reference
 from finetuned_service.training.preferences.scoring import PairScoring
 from finetuned_service.training.questions import Question, matches, questions
-from finetuned_service.training.stages import finish
+from finetuned_service.training.stages import finish, sample
 from finetuned_service.training.tensorboard import TensorBoardLog
 from finetuned_service.training.trainable import Trainable
 from finetuned_service.vocabulary import Objective, Task
@@ -321,7 +321,7 @@ def _samples(
         return ()
     answers = zip(job.asked, baseline.answers, adapter.answers, strict=True)
     return tuple(
-        EvaluationSample(
+        sample(
             prompt=question.prompt,
             expected=question.expected,
             baseline=plain,

@@ -15,6 +15,8 @@ from finetuned_service.vocabulary import ConfusionMatrix, Metric
 
 MAX_SAMPLES = 100
 """Held-out rows that the result shows with their answers."""
+SHOWN_CHARACTERS = 2000
+"""Of each of their texts: they are told again with the job by every call, and a job's last report is one line."""
 
 
 def begin(kept: RunState | None, digest: str, environment: Environment, report: ReportFunction) -> RunState:
@@ -38,6 +40,23 @@ def begin(kept: RunState | None, digest: str, environment: Environment, report: 
         )
         report(Notice(severity="WARNING", text=text))
     return kept.model_copy(update={"environment": environment})
+
+
+def sample(
+    *, prompt: str, expected: str, baseline: str, answer: str, correct: bool = False
+) -> EvaluationSample:
+    """A held-out row for people, its texts as long as they are shown; `correct` was found of the whole ones."""
+    return EvaluationSample(
+        prompt=_shown(prompt),
+        expected=_shown(expected),
+        baseline=_shown(baseline),
+        answer=_shown(answer),
+        correct=correct,
+    )
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 
 class Measured(Protocol):

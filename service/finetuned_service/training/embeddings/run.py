@@ -21,7 +21,7 @@ from finetuned_service.training.embeddings.evaluate import PairResult, measured,
 from finetuned_service.training.embeddings.model import EmbeddingModel
 from finetuned_service.training.embeddings.pairs import EmbeddingData, PairExample, read_embedding_data
 from finetuned_service.training.loop import Ended
-from finetuned_service.training.stages import finish
+from finetuned_service.training.stages import finish, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +137,4 @@ def _sample(row: PairExample, plain: str, answer: str, *, correct: bool) -> Eval
     prompt, expected = row.texts[0], row.texts[1]
     if row.score is not None:
         prompt, expected = f"{prompt} | {expected}", f"{row.score:.3f}"
-    return EvaluationSample(prompt=prompt, expected=expected, baseline=plain, answer=answer, correct=correct)
+    return sample(prompt=prompt, expected=expected, baseline=plain, answer=answer, correct=correct)

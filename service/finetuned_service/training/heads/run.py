@@ -42,7 +42,7 @@ from finetuned_service.training.heads.measure import measure
 from finetuned_service.training.heads.model import HeadModel
 from finetuned_service.training.heads.weights import told
 from finetuned_service.training.loop import Ended
-from finetuned_service.training.stages import finish
+from finetuned_service.training.stages import finish, sample
 from finetuned_service.training.trainable import TrainRow
 from finetuned_service.vocabulary import Method, Task
 
@@ -227,7 +227,7 @@ def _samples(
         return ()
     found = zip(job.data.heldout, baseline.answers, adapter.answers, strict=True)
     return tuple(
-        EvaluationSample(
+        sample(
             prompt=example.shown,
             expected=(expected := expected_answer(example, job.data.head)),
             baseline=plain,
