@@ -35,6 +35,7 @@ from finetuned_service.jobs.specs import (
 from finetuned_service.jobs.states import JobState
 from finetuned_service.jobs.store import JobFilter
 from finetuned_service.jobs.submit import Submission
+from finetuned_service.jobs.usual import default_learning_rate
 from finetuned_service.names import BaseName
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
@@ -61,12 +62,13 @@ class Rows:
     def __init__(self) -> None:
         self.asked: list[tuple[TrainSpec, Path, Path | None]] = []
         self.refusal: InvalidData | None = None
+        self.report = REPORT
 
     def __call__(self, spec: TrainSpec, train: Path, heldout: Path | None) -> DataReport:
         self.asked.append((spec, train, heldout))
         if self.refusal is not None:
             raise self.refusal
-        return REPORT
+        return self.report
 
 
 @pytest.fixture
@@ -140,7 +142,39 @@ def test_a_train_job_is_queued_with_everything_written_back(submission, place, r
         spec.optimization.checkpoint_interval_steps,
         spec.data.max_row_tokens,
     }
-    assert rows.asked == [(spec, place.datasets.get(TENANT, "rows").path, None)]
+    ((read, training, heldout),) = rows.asked
+    assert (training, heldout) == (place.datasets.get(TENANT, "rows").path, None)
+    # Read with all that decides which rows there are; the steps follow from them.
+    steps = {"optimization": spec.optimization}
+    assert (read.optimization.seed, read.model_copy(update=steps)) == (spec.optimization.seed, spec)
+
+
+@pytest.mark.parametrize(
+    ("asked", "epochs", "steps", "rate"),
+    [
+        ({"epochs": 2, "batch_rows": 4}, 2.0, 20, 1.5),
+        ({"max_steps": 20, "batch_rows": 4}, 2.0, 20, 1.5),
+        # As often as few answers are seen.
+        ({"batch_rows": 4}, 6.0, 60, 1.5),
+        ({"epochs": 100, "batch_rows": 4}, 100.0, 1000, 1.0),
+    ],
+)
+def test_steps_epochs_and_rate_follow_from_the_rows_that_are_left(
+    submission, place, rows, asked, epochs, steps, rate
+):
+    """Of 400 rows 360 are too long and dropped."""
+    file = place.directory / "many.jsonl"
+    file.write_text("".join(f'{{"prompt": "{i}", "completion": "b"}}\n' for i in range(400)))
+    place.datasets.import_file(TENANT, "many", file.as_uri(), NO_REQUEST)
+    rows.report = REPORT.model_copy(update={"train_rows": 40, "dropped_rows": 360})
+    spec = TrainSpec.model_validate(
+        {**SPEC.model_dump(exclude_unset=True), "optimization": asked, "data": {"long_rows": "DROP"}}
+    )
+    long = spec.model_copy(update={"dataset": "tenants/acme/datasets/many"})
+    found = train(submission, long).spec.optimization
+    usual = default_learning_rate(4)
+    assert (found.epochs, found.max_steps) == (epochs, steps)
+    assert found.learning_rate == float(f"{rate * usual:.1e}")
 
 
 def test_the_estimate_follows_from_steps_and_rows(submission):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from finetuned_service.adapters.registry import AdapterRegistry
@@ -153,17 +154,19 @@ class Submission:
         spec = spec.model_copy(update={"objective": objective})
         base, asked = self._trainable_base(tenant, spec), spec
         spec, start, notice = self._with_method(tenant, asked, base)
-        share = 1.0 if held_out else 1.0 - spec.data.holdout_fraction
-        resolved = resolve_train(
+        resolve = partial(
+            resolve_train,
             spec.model_copy(update={"base": str(base)}),
             base=BaseFacts.of_directory(self.bases.path(base)),
-            train_rows=max(1, round(rows.rows * share)),
             max_rank=self.max_rank,
             kind=rows.row_kind,
             held_out=held_out.row_kind if held_out else None,
         )
-        self._refuse_larger_than_memory(resolved, base)
-        report = self.report(resolved, rows.path, held_out.path if held_out else None)
+        # How many rows there are to train on is known once they are read, which depends on nothing that it decides.
+        unread = resolve(train_rows=1)
+        self._refuse_larger_than_memory(unread, base)
+        report = self.report(unread, rows.path, held_out.path if held_out else None)
+        resolved = resolve(train_rows=max(1, report.train_rows))
         if start is not None:
             refuse_other_head(start, rows.row_kind, report)
         job = self._job(tenant, resolved, display_name, priority).model_copy(
