@@ -104,6 +104,10 @@ REFUSED: dict[str, Callable[[Client], object]] = {
     "an alias that stays": lambda client: client.adapters.delete_alias("brought"),
     "an alias that is not there": lambda client: client.adapters.delete_alias("brought@prod"),
     "a version that an alias names": lambda client: client.adapters.delete_version("brought@1"),
+    "an adapter that a job continues from": lambda client: (
+        training(continue_from="brought")(client),
+        client.adapters.delete("brought"),
+    ),
     "weights of another base": lambda client: client.adapters.import_directory(
         exported(client), "other", expected_base_digest="sha256:" + 64 * "0"
     ),

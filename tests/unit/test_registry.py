@@ -12,10 +12,14 @@ from finetuned_service.adapters.aliases import DEFAULT_ALIAS, PREVIOUS
 from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.errors import EtagMismatch, InvalidField, NotFound, RequestIdReused, ResourceInUse
+from finetuned_service.jobs.queue import Ending, JobQueue
+from finetuned_service.jobs.states import JobState
+from finetuned_service.jobs.store import JobStore
 from finetuned_service.names import AdapterSelector
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.vocabulary import Method, Task
+from tiny_jobs import train_job
 from tiny_limits import stored_limits
 
 TENANT = "acme"
@@ -463,3 +467,27 @@ def test_aliases_come_in_order_of_name_in_pages(add, registry):
     rest = registry.aliases(at(), PageRequest.parse(2, first.next_token))
     assert [alias.alias for alias in (*first.items, *rest.items)] == ["canary", "default", "prod"]
     assert [alias.alias for alias in registry.get(at()).aliases] == ["canary", "default", "prod"]
+
+
+def test_weights_that_an_unfinished_job_continues_from_are_not_deleted(registry, add, database, tmp_path):
+    for _ in range(2):
+        add("a")
+    add("a", "redact-2")
+    store, queue = JobStore(database, stored_limits(tmp_path)), JobQueue(database)
+    job = store.create(train_job(adapter="new", continue_from=version_name(2)), NO_REQUEST)
+    for call, name in (
+        (lambda: registry.delete_version(at(version=2)), version_name(2)),
+        (lambda: registry.delete_adapter(at()), at().adapter_name),
+    ):
+        with pytest.raises(ResourceInUse, match=f"^{name} is what {job.name} goes on from; cancel") as raised:
+            call()
+        assert raised.value.metadata == {"used_by": job.name}
+    registry.delete_adapter(at("redact-2"))
+    add("a")
+    registry.delete_version(at(version=3))
+    _, lease = queue.claim("worker", 60.0)
+    with pytest.raises(ResourceInUse):
+        registry.delete_version(at(version=2))
+    queue.release(lease, Ending(JobState.FAILED))
+    registry.delete_version(at(version=2))
+    registry.delete_adapter(at())

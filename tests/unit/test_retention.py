@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from finetuned_service.errors import NotFound, OutOfRange, Unavailable
+from finetuned_service.errors import NotFound, OutOfRange, ResourceInUse, Unavailable
 from finetuned_service.jobs.rows import append_events, load_job, move_job
 from finetuned_service.jobs.states import JobState, StateReason
 from finetuned_service.jobs.store import JobFilter
@@ -26,7 +26,7 @@ from finetuned_service.storage.pages import PageRequest
 from finetuned_service.storage.retention import DEFAULT_RETENTION
 from retention_place import DAYS_30, LONG_AGO, ROWS, Place
 from sqlalchemy import select, update
-from tiny_jobs import TENANT
+from tiny_jobs import NO_REQUEST, TENANT, train_job
 
 
 @pytest.fixture
@@ -157,6 +157,30 @@ def test_finished_jobs_go_with_events_and_files_and_unfinished_ones_stay(place):
     assert place.files() == {
         f"jobs/{job.id}/{file}" for job in (queued, running) for file in ("log", "work/checkpoint")
     }
+
+
+def test_a_job_that_an_unfinished_one_continues_from_stays_with_its_files(place):
+    diverged, other = place.job(JobState.FAILED), place.job(JobState.FAILED)
+    good = place.directory / "jobs" / diverged.id / "last-good"
+    good.mkdir()
+    continuing = place.jobs.create(train_job(adapter="new", continue_from=diverged.name), NO_REQUEST)
+    place.age()
+    assert [name for kind, name in kinds(place.sweep()) if kind == "JOB"] == [other.name]
+    with pytest.raises(ResourceInUse, match=f"{diverged.name} is what {continuing.name} goes on from"):
+        place.jobs.delete(TENANT, diverged.id)
+    assert good.is_dir()
+    place.jobs.cancel(TENANT, continuing.id)
+    assert ("JOB", diverged.name) in kinds(place.sweep())
+    assert not good.exists()
+
+
+def test_a_job_that_is_continued_between_finding_and_collecting_stays(place):
+    diverged = place.job(JobState.FAILED)
+    place.age()
+    found = place.collector.find()
+    place.jobs.create(train_job(adapter="new", continue_from=diverged.name), NO_REQUEST)
+    assert ("JOB", diverged.name) not in kinds(list(place.collector.collect(found)))
+    assert (place.directory / "jobs" / diverged.id / "log").exists()
 
 
 def test_the_record_of_a_version_is_kept_as_long_as_the_version(place):

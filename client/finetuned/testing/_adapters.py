@@ -17,6 +17,7 @@ from finetuned.errors import (
     InvalidUpload,
     ResourceInUse,
 )
+from finetuned.testing._plan import refuse_continued
 from finetuned.testing._store import Store, check_name, lookup, page
 from finetuned.testing._versions import (
     adapter_of,
@@ -69,6 +70,7 @@ class FakeAdapters(AdapterServiceServicer):
         check_name(request.name, _ADAPTER)
         with self._store.lock:
             lookup(self._store.adapters, request.name)
+            refuse_continued(self._store, request.name, whole_adapter=True)
             del self._store.adapters[request.name]
             return pb.DeleteAdapterResponse()
 
@@ -104,6 +106,7 @@ class FakeAdapters(AdapterServiceServicer):
                 raise ResourceInUse(
                     f"{request.name!r} is named by {users[0]!r}", metadata={"used_by": users[0]}
                 )
+            refuse_continued(self._store, request.name)
             del state.versions[number], state.files[number]
             return pb.DeleteAdapterVersionResponse()
 

@@ -5,7 +5,7 @@ What it tells on its way is invented, but hangs together: the loss falls with th
 
 from __future__ import annotations
 
-from finetuned.errors import FinetunedError
+from finetuned.errors import FinetunedError, ResourceInUse
 from finetuned.testing._costs import used
 from finetuned.testing._refusals import to_message
 from finetuned.testing._store import Happening, RunningJob, Store
@@ -15,6 +15,17 @@ from finetuned.v1 import job_pb2
 _BEFORE_STEPS = 3
 """What happens to a TrainJob before its steps: queued, started, its baseline measured."""
 FINAL = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
+
+
+def refuse_continued(store: Store, name: str, *, whole_adapter: bool = False) -> None:
+    """Refuse to delete weights (an adapter's, of all its versions) that an unfinished job continues from."""
+    for running in store.jobs.values():
+        start = running.job.train.continue_from
+        continued = start.rpartition("/versions/")[0] if whole_adapter else start
+        if continued == name and running.job.state not in FINAL:
+            raise ResourceInUse(
+                f"{name!r} is what an unfinished job continues from", metadata={"used_by": running.job.name}
+            )
 
 
 def begin(store: Store, job: job_pb2.Job, *, pause_after_estimate: bool = False) -> RunningJob:

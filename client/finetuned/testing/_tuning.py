@@ -25,7 +25,7 @@ from finetuned.errors import (
 )
 from finetuned.testing._costs import estimated
 from finetuned.testing._figures import describe_data
-from finetuned.testing._plan import FINAL, begin, cancel, pause, resume, step
+from finetuned.testing._plan import FINAL, begin, cancel, pause, refuse_continued, resume, step
 from finetuned.testing._specs import named_base, unimplemented
 from finetuned.testing._specs import resolve as resolve_spec
 from finetuned.testing._store import Answer, RunningJob, Store, check_name, lookup, page
@@ -281,6 +281,7 @@ class FakeTuning(TuningServiceServicer):
                 raise ResourceInUse(
                     f"{version!r} was made by this job and exists", metadata={"used_by": version}
                 )
+            refuse_continued(self._store, request.name)
             del self._store.jobs[request.name]
             return pb.DeleteJobResponse()
 

@@ -133,7 +133,8 @@ class AdapterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAdapter(self, request, context):
-        """DeleteAdapter deletes an adapter with all versions and aliases; running requests finish.
+        """DeleteAdapter deletes an adapter with all versions and aliases, unless an unfinished job continues from one of them
+        (RESOURCE_IN_USE); running requests finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,7 +155,8 @@ class AdapterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAdapterVersion(self, request, context):
-        """DeleteAdapterVersion deletes a version that no alias names; running requests finish.
+        """DeleteAdapterVersion deletes a version that no alias names and no unfinished job continues from (RESOURCE_IN_USE);
+        running requests finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

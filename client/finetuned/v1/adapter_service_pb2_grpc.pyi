@@ -40,13 +40,17 @@ class AdapterServiceStub:
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdaptersRequest, _adapter_service_pb2.ListAdaptersResponse]
     """ListAdapters returns the adapters of a tenant, in order of name."""
     DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.DeleteAdapterRequest, _adapter_service_pb2.DeleteAdapterResponse]
-    """DeleteAdapter deletes an adapter with all versions and aliases; running requests finish."""
+    """DeleteAdapter deletes an adapter with all versions and aliases, unless an unfinished job continues from one of them
+    (RESOURCE_IN_USE); running requests finish.
+    """
     GetAdapterVersion: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAdapterVersionRequest, _adapter_service_pb2.GetAdapterVersionResponse]
     """GetAdapterVersion returns one version."""
     ListAdapterVersions: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdapterVersionsRequest, _adapter_service_pb2.ListAdapterVersionsResponse]
     """ListAdapterVersions returns the versions of an adapter, newest first."""
     DeleteAdapterVersion: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.DeleteAdapterVersionRequest, _adapter_service_pb2.DeleteAdapterVersionResponse]
-    """DeleteAdapterVersion deletes a version that no alias names; running requests finish."""
+    """DeleteAdapterVersion deletes a version that no alias names and no unfinished job continues from (RESOURCE_IN_USE);
+    running requests finish.
+    """
     ImportAdapter: _grpc.StreamUnaryMultiCallable[_adapter_service_pb2.ImportAdapterRequest, _adapter_service_pb2.ImportAdapterResponse]
     """ImportAdapter stores a new version from files in PEFT's layout: start, chunks, finish."""
     ExportAdapter: _grpc.UnaryStreamMultiCallable[_adapter_service_pb2.ExportAdapterRequest, _adapter_service_pb2.ExportAdapterResponse]
@@ -80,13 +84,17 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdaptersRequest, _adapter_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """ListAdapters returns the adapters of a tenant, in order of name."""
     DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.DeleteAdapterRequest, _adapter_service_pb2.DeleteAdapterResponse]  # type: ignore[assignment]
-    """DeleteAdapter deletes an adapter with all versions and aliases; running requests finish."""
+    """DeleteAdapter deletes an adapter with all versions and aliases, unless an unfinished job continues from one of them
+    (RESOURCE_IN_USE); running requests finish.
+    """
     GetAdapterVersion: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAdapterVersionRequest, _adapter_service_pb2.GetAdapterVersionResponse]  # type: ignore[assignment]
     """GetAdapterVersion returns one version."""
     ListAdapterVersions: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdapterVersionsRequest, _adapter_service_pb2.ListAdapterVersionsResponse]  # type: ignore[assignment]
     """ListAdapterVersions returns the versions of an adapter, newest first."""
     DeleteAdapterVersion: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.DeleteAdapterVersionRequest, _adapter_service_pb2.DeleteAdapterVersionResponse]  # type: ignore[assignment]
-    """DeleteAdapterVersion deletes a version that no alias names; running requests finish."""
+    """DeleteAdapterVersion deletes a version that no alias names and no unfinished job continues from (RESOURCE_IN_USE);
+    running requests finish.
+    """
     ImportAdapter: _aio.StreamUnaryMultiCallable[_adapter_service_pb2.ImportAdapterRequest, _adapter_service_pb2.ImportAdapterResponse]  # type: ignore[assignment]
     """ImportAdapter stores a new version from files in PEFT's layout: start, chunks, finish."""
     ExportAdapter: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.ExportAdapterRequest, _adapter_service_pb2.ExportAdapterResponse]  # type: ignore[assignment]
@@ -135,7 +143,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.DeleteAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.DeleteAdapterResponse, _abc.Awaitable[_adapter_service_pb2.DeleteAdapterResponse]]:
-        """DeleteAdapter deletes an adapter with all versions and aliases; running requests finish."""
+        """DeleteAdapter deletes an adapter with all versions and aliases, unless an unfinished job continues from one of them
+        (RESOURCE_IN_USE); running requests finish.
+        """
 
     @_abc_1.abstractmethod
     def GetAdapterVersion(
@@ -159,7 +169,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapter_service_pb2.DeleteAdapterVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_service_pb2.DeleteAdapterVersionResponse, _abc.Awaitable[_adapter_service_pb2.DeleteAdapterVersionResponse]]:
-        """DeleteAdapterVersion deletes a version that no alias names; running requests finish."""
+        """DeleteAdapterVersion deletes a version that no alias names and no unfinished job continues from (RESOURCE_IN_USE);
+        running requests finish.
+        """
 
     @_abc_1.abstractmethod
     def ImportAdapter(

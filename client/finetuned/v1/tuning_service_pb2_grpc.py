@@ -174,7 +174,7 @@ class TuningServiceServicer(object):
 
     def DeleteJob(self, request, context):
         """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-        adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+        adapter version exists, or whose last good checkpoint an unfinished job continues from, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
         state in which no worker holds it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

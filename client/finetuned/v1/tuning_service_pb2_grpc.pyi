@@ -65,7 +65,7 @@ class TuningServiceStub:
     """CancelJob stops a job; a finished one is FAILED_PRECONDITION."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_tuning_service_pb2.DeleteJobRequest, _tuning_service_pb2.DeleteJobResponse]
     """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-    adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+    adapter version exists, or whose last good checkpoint an unfinished job continues from, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
     state in which no worker holds it.
     """
 
@@ -106,7 +106,7 @@ class TuningServiceAsyncStub(TuningServiceStub):
     """CancelJob stops a job; a finished one is FAILED_PRECONDITION."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_tuning_service_pb2.DeleteJobRequest, _tuning_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-    adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+    adapter version exists, or whose last good checkpoint an unfinished job continues from, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
     state in which no worker holds it.
     """
 
@@ -210,7 +210,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tuning_service_pb2.DeleteJobResponse, _abc.Awaitable[_tuning_service_pb2.DeleteJobResponse]]:
         """DeleteJob removes a finished job's record, events and files. One that is not finished, or whose
-        adapter version exists, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
+        adapter version exists, or whose last good checkpoint an unfinished job continues from, is FAILED_PRECONDITION. One whose record cannot be read (see ListJobs) is removed in any
         state in which no worker holds it.
         """
 

@@ -39,6 +39,7 @@ from finetuned_service.adapters.versions import (
 from finetuned_service.errors import InvalidField, NotFound, ResourceInUse
 from finetuned_service.names import AdapterSelector, check_id
 from finetuned_service.storage import idempotency
+from finetuned_service.storage.continued import refuse_continued
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.files import publish_directory, remove_directory, sweep_leftovers
 from finetuned_service.storage.idempotency import RequestKey
@@ -272,7 +273,7 @@ class AdapterRegistry:
         """Delete a version that no alias names.
 
         Raises:
-            ResourceInUse: an alias points to it.
+            ResourceInUse: an alias points to it, or an unfinished job goes on from it.
         """
         with self._database.begin() as connection:
             version = self._resolve(connection, selector)
@@ -284,6 +285,7 @@ class AdapterRegistry:
                     "delete the alias first",
                     metadata={"used_by": naming[0].name},
                 )
+            refuse_continued(connection, version.name)
             forget_version(connection, tenant, adapter, number)
             connection.execute(
                 delete(adapter_versions).where(
@@ -296,11 +298,16 @@ class AdapterRegistry:
         return version
 
     def delete_adapter(self, selector: AdapterSelector) -> tuple[str, ...]:
-        """Delete an adapter with all versions and aliases; returns the digests that it named."""
+        """Delete an adapter with all versions and aliases; returns the digests that it named.
+
+        Raises:
+            ResourceInUse: an unfinished job goes on from one of its versions.
+        """
         tenant, adapter = selector.tenant, selector.adapter
         own_versions = and_(adapter_versions.c.tenant == tenant, adapter_versions.c.adapter == adapter)
         with self._database.begin() as connection:
             load_adapter(connection, tenant, adapter)
+            refuse_continued(connection, selector.adapter_name, whole_adapter=True)
             digests = set(connection.scalars(select(adapter_versions.c.digest).where(own_versions)))
             connection.execute(
                 delete(aliases).where(aliases.c.tenant == tenant, aliases.c.adapter == adapter)

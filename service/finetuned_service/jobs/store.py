@@ -30,6 +30,7 @@ from finetuned_service.jobs.states import JobState, StateReason
 from finetuned_service.jobs.values import Job
 from finetuned_service.names import ResourceName
 from finetuned_service.storage import idempotency
+from finetuned_service.storage.continued import refuse_continued
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.files import remove_directory
 from finetuned_service.storage.idempotency import RequestKey
@@ -266,7 +267,8 @@ class JobStore:
 
         Raises:
             JobStateConflict: it is not finished.
-            ResourceInUse: the version that it made exists, whose lineage is this record.
+            ResourceInUse: the version that it made exists, whose lineage is this record, or an unfinished job goes on
+                from the checkpoint that it has kept.
         """
         with self._database.begin() as connection:
             name, own = (
@@ -288,6 +290,7 @@ class JobStore:
                     f"{version} was made by {name} and exists; its lineage is this record. Delete the version first",
                     metadata={"used_by": version},
                 )
+            refuse_continued(connection, str(name))
             connection.execute(delete(jobs).where(own))
         if self._directory is not None:
             remove_directory(self._directory / job_id)

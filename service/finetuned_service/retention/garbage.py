@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 from finetuned_service.adapters.aliases import NAMED
 from finetuned_service.jobs.rows import UNFINISHED_STATES
 from finetuned_service.jobs.store import HAS_VERSION
+from finetuned_service.storage.continued import IS_CONTINUED
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.retention import Retention
 from finetuned_service.storage.schema import adapter_versions, datasets, job_events, jobs, uploads
@@ -91,7 +92,8 @@ def expired_job(cutoffs: Cutoffs) -> ColumnElement[bool] | None:
     """Of a row of jobs. Also what a deletion asks again."""
     if cutoffs.jobs is None:
         return None
-    return and_(jobs.c.state.not_in(UNFINISHED_STATES), jobs.c.end_time < cutoffs.jobs, ~HAS_VERSION)
+    ended = and_(jobs.c.state.not_in(UNFINISHED_STATES), jobs.c.end_time < cutoffs.jobs)
+    return and_(ended, ~HAS_VERSION, ~IS_CONTINUED)
 
 
 def expired_events(cutoffs: Cutoffs) -> ColumnElement[bool] | None:
