@@ -411,6 +411,43 @@ def test_a_checkpoint_without_room_on_the_disk_is_not_begun_and_the_job_goes_on_
     assert digest(small) == digest(task)
 
 
+def test_the_best_checkpoint_stays_until_a_better_one_is_there(tmp_path, base, monkeypatch):
+    """The better one cannot be written, and the steps that are repeated come out a hair worse: on other processors, say.
+    The run's result is then the best that there was.
+    """
+    settings = {"max_steps": 6, "batch_rows": 4, "learning_rate": 5e-3, "checkpoint_interval_steps": 1}
+    options = {"generation_rows": 0, "evaluations": 3, "early_stopping_patience": 0}
+    whole = make_task(tmp_path / "all", base, heldout=HELDOUT, optimization=settings, evaluation=options)
+    finish(whole)
+    size = directory_bytes(Path(whole.work_directory, "checkpoints", "step-00000006"))
+    task = make_task(tmp_path / "tight", base, heldout=HELDOUT, optimization=settings, evaluation=options)
+    limits = task.limits.model_copy(update={"checkpoint_bytes": round(3.9 * size)})
+    task = task.model_copy(update={"limits": limits})
+    losses = iter([1.0, 1.1, 0.9, 1.05])
+    monkeypatch.setattr(loop.Trainer, "_loss_alone", lambda _self, _rows: loop.HeldOut(next(losses)))
+    publish = checkpoint.publish_directory
+
+    def full_once(staged: Path, target: Path) -> None:
+        if target.name == "step-00000006":
+            monkeypatch.setattr(checkpoint, "publish_directory", publish)
+            raise OSError(errno.ENOSPC, "no space left")
+        publish(staged, target)
+
+    monkeypatch.setattr(checkpoint, "publish_directory", full_once)
+    with pytest.raises(NoRoom):
+        run(task, Reports(), threading.Event())
+    assert kept_steps(task) == [2, 5]
+    reports = finish(task)
+    assert [told.step for told in reports.of(Checkpoint) if told.best] == []
+    assert kept_steps(task) == [2, 5, 6]
+    best = load_file(Path(task.work_directory, "checkpoints", "step-00000002", "tensors.safetensors"))
+    stored = load_file(Path(task.output_directory, "adapter_model.safetensors"))
+    sums = {
+        round(float(tensor.abs().sum()), 4) for name, tensor in best.items() if name.startswith("parameter.")
+    }
+    assert {round(float(tensor.abs().sum()), 4) for tensor in stored.values()} == sums
+
+
 def test_checkpoints_of_another_task_are_not_resumed(tmp_path, base):
     first = make_task(tmp_path, base, data={"holdout_fraction": 0})
     stop = StopAfter(2)

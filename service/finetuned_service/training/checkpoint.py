@@ -9,7 +9,7 @@ The order of rows needs no state: it follows from the seed and the step. No pick
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class Evaluation(Value):
     loss: float
 
 
+def _best_of(evaluations: Sequence[Evaluation]) -> Evaluation:
+    return min(evaluations, key=lambda evaluation: evaluation.loss)
+
+
 class RunState(Value):
     """How far a run is. A new one is made at every step."""
 
@@ -64,7 +68,7 @@ class RunState(Value):
     @property
     def best(self) -> Evaluation | None:
         """The lowest held-out loss; the earliest of equals."""
-        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+        return _best_of(self.evaluations) if self.evaluations else None
 
     @property
     def chosen_step(self) -> int:
@@ -196,9 +200,15 @@ class CheckpointStore:
         self._room.refuse_without(copies * size_bytes, what)
 
     def _make_room(self, state: RunState, size_bytes: int) -> None:
-        """Drop the oldest, never the newest or the best, until one more has room."""
+        """Drop the oldest, never the newest or the best, until one more has room.
+
+        The best is that of those that are there, also where the next one is better: until it is published the run may
+        have to begin again without it, and its loss may then come out otherwise. Where there is no room for all three the
+        job waits for it.
+        """
         paths = sorted(path for path in self._directory.glob("step-*") if path != self._path(state.step))
-        best = self._path(state.best.step) if state.best else None
+        there = [each for each in state.evaluations if self._path(each.step).exists()]
+        best = self._path(_best_of(there).step) if there else None
         for path in [path for path in paths[:-1] if path != best]:
             held, spare_bytes = sum(directory_bytes(each) for each in paths), self._room.spare_bytes()
             if held + size_bytes > self._budget_bytes:
