@@ -475,13 +475,26 @@ def test_a_full_queue_is_refused_before_rows_are_read(submission, place, rows):
     for _ in range(2):
         train(submission)
     rows.asked.clear()
-    with pytest.raises(QuotaExceeded, match="2 jobs are used and 1 more wanted; allowed: 2"):
-        train(submission)
-    assert rows.asked == []
-    assert train(submission, validate_only=True).name == ""
-    with pytest.raises(QuotaExceeded):
-        quantize(submission)
+    for validate_only in (False, True):
+        with pytest.raises(QuotaExceeded, match="2 jobs are used and 1 more wanted; allowed: 2"):
+            train(submission, validate_only=validate_only)
+        assert rows.asked == []
+        with pytest.raises(QuotaExceeded):
+            quantize(submission, validate_only=validate_only)
     assert len(stored(place)) == 2
+
+
+def test_validate_only_checks_the_room_for_the_result_and_reserves_none(tmp_path, submission):
+    place = Workplace(tmp_path, storage_bytes=1000)
+    small = replace(submission, store=place.store)
+    for validate_only in (False, True):
+        for call in (train, quantize):
+            with pytest.raises(QuotaExceeded, match="storage_bytes of tenants/acme"):
+                call(small, validate_only=validate_only)
+    place.close()
+    for _ in range(3):
+        assert train(submission, validate_only=True).name == ""
+        assert quantize(submission, validate_only=True).name == ""
 
 
 def test_a_repeated_call_gives_its_job_whatever_has_changed(submission, place, rows):

@@ -114,14 +114,14 @@ class JobStore:
             made = idempotency.recall(connection, request, time.time())
             return None if made is None else _made_before(connection, made)
 
-    def refuse_full(self, job: Job) -> None:
-        """Say early, before the size of the result is known, what `create` would say late.
+    def refuse_full(self, job: Job, reserved_bytes: int = 1) -> None:
+        """Say early what `create` would say late, also before the size of the result is known; nothing is reserved.
 
         Raises:
             QuotaExceeded: a limit of the tenant is reached.
         """
         with self._database.read() as connection:
-            self._admit(connection, job, reserved_bytes=1)
+            self._admit(connection, job, reserved_bytes)
 
     def _admit(self, connection: Connection, job: Job, reserved_bytes: int) -> None:
         wanted = {Limit.UNFINISHED_JOBS: 1, Limit.STORAGE_BYTES: reserved_bytes}

@@ -140,9 +140,8 @@ class Submission:
             )
         if spec.promote_if is not None:
             check_id(spec.promote_if.alias, "spec.promote_if.alias")
-        if not validate_only:
-            # Early, before all rows are read; `create` has the last word.
-            self.store.refuse_full(self._job(tenant, spec, display_name))
+        # Early, before all rows are read; `create` has the last word.
+        self.store.refuse_full(self._job(tenant, spec, display_name))
         rows = self._dataset(tenant, spec.dataset, "spec.dataset")
         held_out = (
             self._dataset(tenant, spec.eval_dataset, "spec.eval_dataset") if spec.eval_dataset else None
@@ -184,9 +183,9 @@ class Submission:
                 "pause_after_estimate": pause_after_estimate,
             }
         )
-        if validate_only:
-            return job
         reserved_bytes = adapter_bytes(resolved, self.bases.path(base))
+        if validate_only:
+            return self._only_checked(job, reserved_bytes)
         return self.store.create(job, request, reserved_bytes=reserved_bytes, notice=notice)
 
     def quantize(
@@ -229,11 +228,20 @@ class Submission:
             check_measurable(self._dataset(tenant, spec.dataset, "spec.dataset"))
         self._refuse_taken(BaseName(spec.output_base_id, tenant))
         job = self._job(tenant, spec.model_copy(update={"base": str(source)}), display_name, priority)
-        if validate_only:
-            return job
         # Quantized weights are smaller than their source; what is written about them is a little longer.
         reserved_bytes = directory_bytes(self.bases.path(source)) + _DESCRIPTION_BYTES
+        if validate_only:
+            return self._only_checked(job, reserved_bytes)
         return self.store.create(job, request, reserved_bytes=reserved_bytes)
+
+    def _only_checked(self, job: Job, reserved_bytes: int) -> Job:
+        """The job that `create` would queue now.
+
+        Raises:
+            QuotaExceeded: it would not.
+        """
+        self.store.refuse_full(job, reserved_bytes)
+        return job
 
     def _refuse_taken(self, output: BaseName) -> None:
         try:
