@@ -47,7 +47,7 @@ class Place:
         )
         self.collector = Collector(self.database, directory, kept)
 
-    def version(self, letter: str, *, adapter: str = "redact", job: str = "") -> str:
+    def version(self, letter: str, *, adapter: str = "redact", job: str = "", tenant: str = TENANT) -> str:
         staged = self.directory / "staging" / f"{letter}-{time.monotonic_ns()}"
         staged.mkdir()
         (staged / "adapter_model.safetensors").write_text(letter * 100)
@@ -68,7 +68,7 @@ class Place:
                 create_time=datetime.now(UTC),
             )
 
-        return self.registry.import_version(TENANT, adapter, staged, manifest, 1, NO_REQUEST).name
+        return self.registry.import_version(tenant, adapter, staged, manifest, 1, NO_REQUEST).name
 
     def job(self, state: JobState = JobState.SUCCEEDED) -> Job:
         """A job with two events that ended just now, and what its process left."""

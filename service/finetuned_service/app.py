@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import suppress
 
 from finetuned_service import VERSION
 from finetuned_service.adapters.files import BaseGeometry
@@ -23,7 +22,7 @@ from finetuned_service.datasets.limits import data_limits_of
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.config import READY_KV_TOKENS, EngineConfig
-from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
+from finetuned_service.engine.messages import Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
 from finetuned_service.jobs.assignment import ResidentBase
 from finetuned_service.jobs.estimate import NO_BUDGET, Budget
@@ -48,6 +47,7 @@ from finetuned_service.rpc.tenants import TenantServicer
 from finetuned_service.rpc.tuning import TuningServicer
 from finetuned_service.serving.encode import Encoding
 from finetuned_service.serving.inputs import Inputs
+from finetuned_service.serving.residents import Residents
 from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
 from finetuned_service.storage.database import Database
@@ -125,6 +125,7 @@ class Server:
         pooling, image = base_inputs(read_config(directory))
         generates = base.family is Family.DECODER
         tokenizer = None if image else BaseTokenizer.load(directory, generates=generates)
+        self._residents = Residents(engine, registry)
         serving = Serving(
             engine=engine,
             registry=registry,
@@ -133,6 +134,7 @@ class Server:
             context_tokens=min(base.context_tokens, settings.kv_cache_tokens),
             replica=settings.replica,
             metrics=metrics,
+            residents=self._residents,
         )
         encoding = Encoding(serving, Inputs(tokenizer, image, serving.context_tokens), pooling)
         submission = Submission(
@@ -315,20 +317,14 @@ class Server:
         return ResidentBase(ready.base_digest, ready.shared, ready.lender)
 
     def _used_adapters(self) -> list[str] | None:
-        """Digests of adapters that run or are pinned; None while the engine does not answer."""
+        """Digests of adapters that calls use or that are pinned; None while the engine does not answer."""
         if self._snapshot is None:
             return None
-        return [a.digest for a in self._snapshot.adapters if a.pinned or a.running_sequences]
+        return [*self._registry.readers.digests(), *(a.digest for a in self._snapshot.adapters if a.pinned)]
 
     def _forget_adapter(self, digest: str) -> None:
         """Free the memory of weights that are gone from the store; called by the sweeper's thread."""
-
-        async def forget() -> None:
-            handle = AdapterHandle(digest, str(self._registry.directory_of(digest)))
-            with suppress(FinetunedError):  # an engine that is not there holds nothing
-                await self.engine.set_residency(handle, Residency.STORED)
-
-        asyncio.run_coroutine_threadsafe(forget(), self._loop)
+        asyncio.run_coroutine_threadsafe(self._residents.forget_unnamed([digest]), self._loop)
 
     async def _watch_engine(self) -> None:
         """Keep the last snapshot for metrics, and the health of serving true."""

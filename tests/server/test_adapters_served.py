@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 from finetuned import Client, Residency
@@ -17,6 +18,8 @@ from finetuned.errors import (
     NotFound,
     ResourceInUse,
 )
+from finetuned.v1 import serving_service_pb2 as pb
+from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
 from finetuned_service.text.tokenizer import BaseTokenizer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -185,6 +188,27 @@ def test_a_version_deleted_while_it_answers_answers_to_the_end(
         assert stream.finish().text == alone.text
     with pytest.raises(NotFound):
         ask(client, "deleted")
+
+
+def test_inputs_that_wait_when_their_adapter_is_deleted_are_answered_too(
+    client: Client, server: TinyServer, tmp_path: Path
+) -> None:
+    """Six of them and places for four: the last two begin when nobody holds the weights any more."""
+    digest = client.adapters.version(imported(client, server, tmp_path / "q", "deleted", seed=34)).digest
+    call = pb.ServeAdapterRequest(parent="tenants/default", adapter="tenants/default/adapters/deleted")
+    call.generate.max_tokens = 60
+    call.generate.ignore_eos = True
+    for number in range(6):
+        call.inputs.add().content.parts.add().text = f"prompt {number}"
+    files = server.data_directory / "adapters" / digest.removeprefix("sha256:")
+    with grpc.insecure_channel(server.endpoint) as channel:
+        events = ServingServiceStub(channel).ServeAdapter(call)
+        first = next(events)
+        client.adapters.delete("deleted")
+        assert files.exists()
+        *_, last = events
+    assert (first.WhichOneof("event"), len(last.done.outcomes)) == ("started", 6)
+    assert not files.exists()
 
 
 def test_unload_while_a_request_runs_lets_it_finish(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -14,7 +13,6 @@ from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.messages import (
     Failed,
     FinishReason,
-    Residency,
     Started,
     TokenLogprobs,
     Tokens,
@@ -27,12 +25,12 @@ from finetuned_service.errors import (
     NotFound,
     PromptTooLong,
     QueueFull,
-    ResourceExhausted,
     Unavailable,
 )
 from finetuned_service.metrics import ServerMetrics, new_registry
 from finetuned_service.names import AdapterSelector
 from finetuned_service.serving.merge import merged
+from finetuned_service.serving.residents import Residents
 from finetuned_service.serving.service import Serving
 from finetuned_service.serving.values import (
     Content,
@@ -150,7 +148,9 @@ def serving(engine, registry, tokenizer, page) -> Serving:
         source="a test",
         create_time=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    return Serving(engine, registry, tokenizer, base, 64, "replica-1", ServerMetrics(page))
+    return Serving(
+        engine, registry, tokenizer, base, 64, "replica-1", ServerMetrics(page), Residents(engine, registry)
+    )
 
 
 @pytest.fixture
@@ -180,22 +180,6 @@ def reply(text: str, modules: int = 0) -> list[object]:
     return [started(modules), said(text), Tokens(0, (), finish=FinishReason.END, prefill_seconds=1.0)]
 
 
-class Residencies:
-    """An engine that refuses to bring weights to the device, and lets go of them when it does."""
-
-    def __init__(self) -> None:
-        self.pinned: dict[str, Residency] = {}
-
-    async def set_residency(self, handle, residency, *, pinned, kept):
-        if residency is Residency.DEVICE:
-            self.pinned.pop(handle.digest, None)
-            raise ResourceExhausted("no room")
-        if pinned:
-            self.pinned[handle.digest] = kept
-        else:
-            self.pinned.pop(handle.digest, None)
-
-
 def call(*texts: str, adapter: str | None = None, **generation) -> ServeCall:
     selector = AdapterSelector("acme", adapter) if adapter else None
     inputs = tuple(Content(text) for text in texts or ("hello",))
@@ -216,40 +200,6 @@ def texts_of(events: list[object], inputs: int) -> list[str]:
 
 def metric(page: CollectorRegistry, name: str, **labels: str) -> float:
     return page.get_sample_value(name, labels) or 0.0
-
-
-# Residency
-
-
-@pytest.mark.parametrize("pin", [False, True])
-async def test_a_load_that_is_refused_leaves_pinned_what_was(serving, add, pin):
-    residencies, version = Residencies(), add("redact")
-    serving = dataclasses.replace(serving, engine=residencies)
-    others = dataclasses.replace(version, tenant="beta")
-    for before, pinned in (
-        (None, {}),
-        (version, {ADAPTER: Residency.HOST}),
-        (others, {ADAPTER: Residency.HOST}),
-    ):
-        if before is not None:
-            await serving.load(before, Residency.HOST, pin=True)
-        with pytest.raises(ResourceExhausted):
-            await serving.load(version, Residency.DEVICE, pin=pin)
-        assert residencies.pinned == pinned
-        assert serving.holders.pinned(ADAPTER) == pinned.get(ADAPTER, Residency.STORED)
-        if before is not None:
-            await serving.unload(before)
-            assert residencies.pinned == {}
-
-
-async def test_what_is_pinned_stays_so_until_it_is_unloaded(serving, add):
-    residencies, version = Residencies(), add("redact")
-    serving = dataclasses.replace(serving, engine=residencies)
-    await serving.load(version, Residency.HOST, pin=True)
-    await serving.load(version, Residency.HOST, pin=False)
-    assert residencies.pinned == {ADAPTER: Residency.HOST}
-    await serving.unload(version)
-    assert residencies.pinned == {}
 
 
 # One input

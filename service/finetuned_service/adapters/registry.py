@@ -26,6 +26,7 @@ from finetuned_service.adapters.aliases import (
     remove_alias,
 )
 from finetuned_service.adapters.manifest import AdapterManifest
+from finetuned_service.adapters.readers import Readers
 from finetuned_service.adapters.versions import (
     HAS_VERSIONS,
     Adapter,
@@ -66,6 +67,7 @@ class AdapterRegistry:
         self._limits = limits
         self._retention = retention
         self._directory = directory
+        self.readers = Readers()
         sweep_leftovers(directory, ".*")
 
     def directory_of(self, digest: str) -> Path:
@@ -294,7 +296,7 @@ class AdapterRegistry:
                     adapter_versions.c.version == number,
                 )
             )
-        self._drop_unnamed({version.manifest.digest})
+        self.drop_unnamed({version.manifest.digest})
         return version
 
     def delete_adapter(self, selector: AdapterSelector) -> tuple[str, ...]:
@@ -313,7 +315,7 @@ class AdapterRegistry:
                 delete(aliases).where(aliases.c.tenant == tenant, aliases.c.adapter == adapter)
             )
             connection.execute(delete(adapter_versions).where(own_versions))
-        self._drop_unnamed(digests)
+        self.drop_unnamed(digests)
         return tuple(sorted(digests))
 
     def current(self, tenant: str, adapter: str, alias: str) -> AdapterVersion | None:
@@ -327,13 +329,14 @@ class AdapterRegistry:
         """`current` as the caller's transaction sees it."""
         return find_version(connection, AdapterSelector(tenant, adapter, alias=alias), self._directory)
 
-    def _drop_unnamed(self, digests: set[str]) -> None:
-        """Remove files that no version names any more. The engine keeps what it has mapped."""
+    def drop_unnamed(self, digests: Collection[str]) -> None:
+        """Remove files that no version names any more; those that calls in flight may read wait for `readers`."""
         for digest in digests:
             with self._database.begin() as connection:
                 # Inside a writing transaction, so that no publication can come in between.
                 naming = select(adapter_versions.c.version).where(adapter_versions.c.digest == digest)
-                if connection.execute(naming.limit(1)).first() is None:
+                named = connection.execute(naming.limit(1)).first() is not None
+                if not named and not self.readers.keep(digest):
                     remove_directory(self.directory_of(digest))
 
     def _resolve(self, connection: Connection, selector: AdapterSelector) -> AdapterVersion:

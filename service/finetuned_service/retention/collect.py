@@ -43,7 +43,7 @@ class Collector:
         self._kept = kept
 
     def find(self, used_digests: Collection[str] = ()) -> list[Garbage]:
-        """What `collect` would remove now; `used_digests` are adapters in use, whose versions stay."""
+        """What `collect` would remove now; `used_digests` are adapters in use, whose versions and files stay."""
         return find_garbage(self._database, self._data_dir, self._kept, used_digests, time.time())
 
     def collect(self, found: Collection[Garbage]) -> Iterator[Garbage]:

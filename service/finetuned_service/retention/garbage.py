@@ -129,12 +129,12 @@ def find_garbage(
         database: the store.
         data_dir: its files.
         kept: how long things are kept.
-        used_digests: adapters that the engine uses or has pinned; their versions stay.
+        used_digests: adapters that calls use or that are pinned; their versions and files stay.
         now: seconds since the epoch.
     """
     with database.read() as connection:
         found = list(_Rows(connection, Cutoffs.at(now, kept), used_digests).expired())
-        found += _Files(connection, data_dir, found).unnamed()
+        found += _Files(connection, data_dir, found, used_digests).unnamed()
     return found + list(_scratch(data_dir))
 
 
@@ -194,9 +194,16 @@ class _Rows:
 class _Files:
     """Published files that no row names once the expired rows are gone."""
 
-    def __init__(self, connection: Connection, data_dir: Path, expired: list[Garbage]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        data_dir: Path,
+        expired: list[Garbage],
+        used_digests: Collection[str],
+    ) -> None:
         self._connection = connection
         self._data_dir = data_dir
+        self._used_digests = used_digests
         self._expired = {item.name for item in expired if item.kind is not Kind.JOB_EVENTS}
 
     def unnamed(self) -> Iterator[Garbage]:
@@ -213,7 +220,7 @@ class _Files:
             if f"tenants/{row.tenant}/adapters/{row.adapter}/versions/{row.version}" not in self._expired
         }
         for path in _visible(self._data_dir / "adapters"):
-            if path.name not in named:
+            if path.name not in named and f"sha256:{path.name}" not in self._used_digests:
                 yield self._found(Kind.ADAPTER_FILES, path)
 
     def _datasets(self) -> Iterator[Garbage]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import adapter_service_pb2_grpc as grpc_pb
@@ -15,14 +14,14 @@ from finetuned_service.adapters.aliases import Alias
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.transfer import AdapterImports, export_chunks
 from finetuned_service.adapters.versions import Adapter, AdapterVersion
-from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
+from finetuned_service.engine.messages import Residency, Snapshot
 from finetuned_service.errors import FinetunedError, InvalidField, InvalidUpload
 from finetuned_service.names import AdapterSelector, parse_tenant
 from finetuned_service.rpc.convert.adapters import adapter_to_proto, alias_to_proto, version_to_proto
 from finetuned_service.rpc.convert.common import enum_name, method_from_proto
 from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
-from finetuned_service.serving.service import Serving, incompatible_reason
+from finetuned_service.serving.service import Serving, check_compatible, incompatible_reason
 
 MAX_SOURCE_CHARACTERS = 1000
 
@@ -61,7 +60,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.DeleteAdapterRequest, pb.DeleteAdapterResponse],
     ) -> pb.DeleteAdapterResponse:
         digests = await asyncio.to_thread(self._registry.delete_adapter, _adapter_selector(request.name))
-        await self._drop_unnamed(digests)
+        await self._serving.residents.forget_unnamed(digests)
         return pb.DeleteAdapterResponse()
 
     async def GetAdapterVersion(  # noqa: N802 - the contract's name
@@ -97,7 +96,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         if selector.version is None:
             raise InvalidField.one("name", f"is {request.name!r}; name the version: '…/versions/{{number}}'")
         version = await asyncio.to_thread(self._registry.delete_version, selector)
-        await self._drop_unnamed([version.manifest.digest])
+        await self._serving.residents.forget_unnamed([version.manifest.digest])
         return pb.DeleteAdapterVersionResponse()
 
     async def ImportAdapter(  # noqa: N802 - the contract's name
@@ -161,7 +160,8 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         wanted = Residency(name or Residency.DEVICE)
         if wanted is Residency.STORED:
             raise InvalidField.one("residency", "is RESIDENCY_STORED; to free memory call UnloadAdapter")
-        snapshot = await self._serving.load(version, wanted, pin=request.pin)
+        check_compatible(version, self._serving.base)
+        snapshot = await self._serving.residents.load(version, wanted, pin=request.pin)
         return pb.LoadAdapterResponse(version=self._version(version, snapshot))
 
     async def UnloadAdapter(  # noqa: N802 - the contract's name
@@ -177,7 +177,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
                 "residency",
                 "is RESIDENCY_DEVICE; allowed: STORED, HOST. To bring weights there call LoadAdapter",
             )
-        snapshot = await self._serving.unload(version, wanted)
+        snapshot = await self._serving.residents.unload(version, wanted)
         return pb.UnloadAdapterResponse(version=self._version(version, snapshot))
 
     async def ListResidentVersions(  # noqa: N802 - the contract's name
@@ -188,7 +188,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         tenant = parse_tenant(request.parent)
         wanted = page_request(request)
         snapshot = await self._snapshot()
-        digests = self._serving.holders.used_by(tenant, snapshot.adapters if snapshot else ())
+        digests = self._serving.residents.holders.used_by(tenant, snapshot.adapters if snapshot else ())
         page = await asyncio.to_thread(self._registry.versions_of, tenant, digests, wanted)
         versions = [self._version(version, snapshot) for version in page.items]
         return pb.ListResidentVersionsResponse(versions=versions, next_page_token=page.next_token)
@@ -233,16 +233,6 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         await asyncio.to_thread(self._registry.delete_alias, _alias_selector(request.name), request.etag)
         return pb.DeleteAliasResponse()
 
-    async def _drop_unnamed(self, digests: Iterable[str]) -> None:
-        """Free the memory of weights that are gone from the store; nobody could name them to unpin them."""
-        for digest in digests:
-            directory = self._registry.directory_of(digest)
-            if not directory.exists():
-                self._serving.holders.forget(digest)
-                with suppress(FinetunedError):  # an engine that is not there holds nothing
-                    handle = AdapterHandle(digest, str(directory))
-                    await self._serving.engine.set_residency(handle, Residency.STORED)
-
     async def _snapshot(self) -> Snapshot | None:
         """Where adapters are; a starting or restarting engine holds none."""
         try:
@@ -255,7 +245,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         return adapter_to_proto(adapter, incompatible_reason=reason)
 
     def _version(self, version: AdapterVersion, snapshot: Snapshot | None) -> pb.AdapterVersion:
-        residency = self._serving.holders.seen_by(
+        residency = self._serving.residents.holders.seen_by(
             version.tenant, version.manifest.digest, snapshot.adapters if snapshot else ()
         )
         return version_to_proto(

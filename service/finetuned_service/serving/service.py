@@ -9,24 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass
 from typing import TypeVar
 
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.versions import AdapterVersion
 from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.client import EngineClient
-from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot, Started
+from finetuned_service.engine.messages import AdapterHandle, Started
 from finetuned_service.engine.stream import EngineStream
-from finetuned_service.errors import AdapterIncompatible, FinetunedError, Internal
+from finetuned_service.errors import AdapterIncompatible, Internal
 from finetuned_service.metrics import ServerMetrics
 from finetuned_service.names import AdapterSelector
 from finetuned_service.serving.abilities import check_base_can
 from finetuned_service.serving.checks import Prompt, check_call, fit_prompt, grammar_of, sampling_for
-from finetuned_service.serving.holders import Holders
 from finetuned_service.serving.merge import merged
 from finetuned_service.serving.reply import Reply
+from finetuned_service.serving.residents import Residents
 from finetuned_service.serving.values import (
     Content,
     Conversation,
@@ -70,54 +70,7 @@ class Serving:
     """Prompt and reply together: the base's context or the KV cache, whichever is smaller."""
     replica: str
     metrics: ServerMetrics
-    holders: Holders = field(default_factory=Holders)
-    """Whose weights are in memory."""
-
-    async def load(self, version: AdapterVersion, tier: Residency, *, pin: bool) -> Snapshot:
-        """Bring a version's weights to a tier, and keep them there if asked; answers when they are there. What is pinned
-        stays so until it is unloaded.
-
-        Raises:
-            AdapterIncompatible: it belongs to another base.
-            FinetunedError: from the engine; then what was pinned before is, and nothing else.
-        """
-        check_compatible(version, self.base)
-        digest, tenant = version.manifest.digest, version.tenant
-        before = self.holders.held_by(digest, tenant)
-        # Before the engine is asked: another tenant's call meanwhile must not undo this one.
-        self.holders.used(digest, tenant)
-        if pin:
-            self.holders.pin(digest, tenant, tier)
-        try:
-            return await self._bring(version, tier)
-        except FinetunedError:
-            self.holders.restore(digest, tenant, before)
-            await self._keep_pins(version)
-            raise
-
-    async def _keep_pins(self, version: AdapterVersion) -> None:
-        """The engine has refused a call and let go of the weights: what others, or earlier calls, pinned is pinned again."""
-        if self.holders.pinned(version.manifest.digest) is not Residency.STORED:
-            with suppress(FinetunedError):  # what the caller is to hear of is the first refusal
-                await self._bring(version, Residency.STORED)
-
-    async def _bring(self, version: AdapterVersion, tier: Residency) -> Snapshot:
-        """To a tier, or where somebody keeps it if that is higher up."""
-        tier, pinned = self.holders.at_least(version.manifest.digest, tier)
-        kept = self.holders.pinned(version.manifest.digest)
-        return await self.engine.set_residency(handle_of(version), tier, pinned=pinned, kept=kept)
-
-    async def unload(self, version: AdapterVersion, tier: Residency = Residency.STORED) -> Snapshot:
-        """Let a version's weights fall to STORED or HOST, unless another tenant has pinned the same higher up.
-
-        Sequences that use them finish; the memory is free after the last.
-        """
-        digest, tenant = version.manifest.digest, version.tenant
-        if tier is Residency.STORED:
-            self.holders.leave(digest, tenant)
-        else:
-            self.holders.unpin(digest, tenant)
-        return await self._bring(version, tier)
+    residents: Residents
 
     async def serve(self, call: ServeCall) -> AsyncGenerator[ServeEvent]:
         """ServedBy, then deltas of all inputs as they come, then Done.
@@ -159,23 +112,17 @@ class Serving:
     ) -> AsyncGenerator[ServedBy | Told]:
         """The events of all sequences of a call as they come, after who serves them."""
         told = False
-        with self._running(version, len(following)):
-            async with aclosing(merged(following)) as events:
-                async for event in events:
-                    if not isinstance(event, Started):
-                        yield event
-                        continue
-                    # Of every sequence, not only of the first: each was given its weights by itself.
-                    served_by = self._served_by(version, event)
-                    if not told:
-                        told = True
-                        yield served_by
-
-    def _running(self, version: AdapterVersion | None, sequences: int) -> AbstractContextManager[None]:
-        if version is None:
-            return nullcontext()
-        self.holders.used(version.manifest.digest, version.tenant)
-        return self.holders.running(version.manifest.digest, version.tenant, sequences)
+        running = nullcontext() if version is None else self.residents.running(version, len(following))
+        async with running, aclosing(merged(following)) as events:
+            async for event in events:
+                if not isinstance(event, Started):
+                    yield event
+                    continue
+                # Of every sequence, not only of the first: each was given its weights by itself.
+                served_by = self._served_by(version, event)
+                if not told:
+                    told = True
+                    yield served_by
 
     def _prepare(self, call: ServeCall) -> _Prepared:
         grammar = grammar_of(call.generation, drops_first_space=self._tokenizer.drops_first_space)

@@ -1,0 +1,92 @@
+"""Brings adapters into memory and out of it: for each tenant what it asked for, whatever others have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from finetuned_service.adapters.registry import AdapterRegistry
+from finetuned_service.adapters.versions import AdapterVersion
+from finetuned_service.engine.client import EngineClient
+from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
+from finetuned_service.errors import FinetunedError
+from finetuned_service.serving.holders import Holders
+
+
+@dataclass(frozen=True, slots=True)
+class Residents:
+    """The adapters of one engine."""
+
+    engine: EngineClient
+    registry: AdapterRegistry
+    holders: Holders = field(default_factory=Holders)
+    """Whose weights are in memory."""
+
+    async def load(self, version: AdapterVersion, tier: Residency, *, pin: bool) -> Snapshot:
+        """Bring a version's weights to a tier, and keep them there if asked; answers when they are there. What is pinned
+        stays so until it is unloaded.
+
+        Raises:
+            FinetunedError: from the engine; then what was pinned before is, and nothing else.
+        """
+        digest, tenant = version.manifest.digest, version.tenant
+        before = self.holders.held_by(digest, tenant)
+        # Before the engine is asked: another tenant's call meanwhile must not undo this one.
+        self.holders.used(digest, tenant)
+        if pin:
+            self.holders.pin(digest, tenant, tier)
+        try:
+            return await self._bring(digest, tier)
+        except FinetunedError:
+            self.holders.restore(digest, tenant, before)
+            await self._keep_pins(digest)
+            raise
+
+    async def unload(self, version: AdapterVersion, tier: Residency = Residency.STORED) -> Snapshot:
+        """Let a version's weights fall to STORED or HOST, unless another tenant has pinned the same higher up.
+
+        Sequences that use them finish; the memory is free after the last.
+        """
+        digest, tenant = version.manifest.digest, version.tenant
+        if tier is Residency.STORED:
+            self.holders.leave(digest, tenant)
+        else:
+            self.holders.unpin(digest, tenant)
+        return await self._bring(digest, tier)
+
+    @asynccontextmanager
+    async def running(self, version: AdapterVersion, sequences: int) -> AsyncGenerator[None]:
+        """Around the sequences that a call runs with the version: it may be deleted meanwhile, they find its files."""
+        digest, tenant = version.manifest.digest, version.tenant
+        self.holders.used(digest, tenant)
+        self.registry.readers.begin(digest)
+        try:
+            with self.holders.running(digest, tenant, sequences):
+                yield
+        finally:
+            if self.registry.readers.end(digest):
+                await asyncio.to_thread(self.registry.drop_unnamed, [digest])
+                await self.forget_unnamed([digest])
+
+    async def forget_unnamed(self, digests: Iterable[str]) -> None:
+        """Free the memory of weights that are gone from the store; nobody could name them to unpin them."""
+        for digest in digests:
+            if not self.registry.directory_of(digest).exists():
+                self.holders.forget(digest)
+                with suppress(FinetunedError):  # an engine that is not there holds nothing
+                    await self._bring(digest, Residency.STORED)
+
+    async def _keep_pins(self, digest: str) -> None:
+        """The engine has refused a call and let go of the weights: what others, or earlier calls, pinned is pinned again."""
+        if self.holders.pinned(digest) is not Residency.STORED:
+            with suppress(FinetunedError):  # what the caller is to hear of is the first refusal
+                await self._bring(digest, Residency.STORED)
+
+    async def _bring(self, digest: str, tier: Residency) -> Snapshot:
+        """To a tier, or where somebody keeps it if that is higher up."""
+        tier, pinned = self.holders.at_least(digest, tier)
+        kept = self.holders.pinned(digest)
+        handle = AdapterHandle(digest, str(self.registry.directory_of(digest)))
+        return await self.engine.set_residency(handle, tier, pinned=pinned, kept=kept)

@@ -1,0 +1,107 @@
+"""Which weights are brought where, for whom, and what is left of them when nobody wants them any more."""
+
+from __future__ import annotations
+
+import pytest
+from finetuned_service.engine.messages import Residency
+from finetuned_service.errors import ResourceExhausted
+from finetuned_service.names import AdapterSelector
+from finetuned_service.serving.residents import Residents
+from retention_place import Place
+from tiny_jobs import TENANT
+
+ADAPTER, OTHER = (f"sha256:{letter * 64}" for letter in "ac")
+
+
+class Residencies:
+    """An engine that refuses to bring weights to the device, and lets go of them when it does."""
+
+    def __init__(self) -> None:
+        self.pinned: dict[str, Residency] = {}
+        self.asked: list[tuple[str, Residency]] = []
+
+    async def set_residency(self, handle, residency, *, pinned, kept):
+        self.asked.append((handle.digest, residency))
+        if residency is Residency.DEVICE:
+            self.pinned.pop(handle.digest, None)
+            raise ResourceExhausted("no room")
+        if pinned:
+            self.pinned[handle.digest] = kept
+        else:
+            self.pinned.pop(handle.digest, None)
+
+
+@pytest.fixture
+def place(tmp_path):
+    found = Place(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def engine():
+    return Residencies()
+
+
+@pytest.fixture
+def residents(engine, place):
+    return Residents(engine, place.registry)
+
+
+@pytest.fixture
+def add(place):
+    def make(tenant=TENANT, adapter="redact", letter="a"):
+        name = place.version(letter, adapter=adapter, tenant=tenant)
+        return place.registry.resolve(AdapterSelector.parse(name))
+
+    return make
+
+
+@pytest.mark.parametrize("pin", [False, True])
+async def test_a_load_that_is_refused_leaves_pinned_what_was(residents, engine, add, pin):
+    version, others = add(), add("beta")
+    for before, pinned in (
+        (None, {}),
+        (version, {ADAPTER: Residency.HOST}),
+        (others, {ADAPTER: Residency.HOST}),
+    ):
+        if before is not None:
+            await residents.load(before, Residency.HOST, pin=True)
+        with pytest.raises(ResourceExhausted):
+            await residents.load(version, Residency.DEVICE, pin=pin)
+        assert engine.pinned == pinned
+        assert residents.holders.pinned(ADAPTER) == pinned.get(ADAPTER, Residency.STORED)
+        if before is not None:
+            await residents.unload(before)
+            assert engine.pinned == {}
+
+
+async def test_what_is_pinned_stays_so_until_it_is_unloaded(residents, engine, add):
+    version = add()
+    await residents.load(version, Residency.HOST, pin=True)
+    await residents.load(version, Residency.HOST, pin=False)
+    assert engine.pinned == {ADAPTER: Residency.HOST}
+    await residents.unload(version)
+    assert engine.pinned == {}
+
+
+async def test_files_of_a_deleted_version_stay_until_its_last_call_has_ended(residents, engine, place, add):
+    version, selector = add(), AdapterSelector(TENANT, "redact")
+    async with residents.running(version, 2):
+        async with residents.running(version, 1):
+            place.registry.delete_adapter(selector)
+            assert version.directory.exists()
+            assert place.collector.find(place.registry.readers.digests()) == []
+        assert version.directory.exists()
+        assert engine.asked == []
+    assert not version.directory.exists()
+    assert engine.asked == [(ADAPTER, Residency.STORED)]
+
+
+async def test_files_that_are_named_again_stay_after_the_call_too(residents, engine, place, add):
+    version = add()
+    async with residents.running(version, 1):
+        place.registry.delete_adapter(AdapterSelector(TENANT, "redact"))
+        add(adapter="again")
+    assert version.directory.exists()
+    assert engine.asked == []
