@@ -219,6 +219,29 @@ async def test_a_dead_engine_fails_what_is_pending_and_comes_back(config, adapte
     await client.shutdown(0.0)
 
 
+async def test_a_restart_brings_back_what_is_pinned_and_not_what_was_evicted_for_it(config, base, tmp_path):
+    """Room for one on the device: the first that was loaded is not to have it again."""
+    first, pinned = (
+        save_tiny_adapter(tmp_path / str(seed), base, seed=seed, rank=128).handle for seed in (1, 2)
+    )
+    client = await EngineClient.start(config)
+    await client.set_residency(first, Residency.DEVICE)
+    before = await client.set_residency(pinned, Residency.DEVICE, pinned=True)
+    os.kill(client.process_id, signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await client.inspect()
+    while not client.alive:  # noqa: ASYNC110 - no event tells of a restart
+        await asyncio.sleep(0.05)
+    await client._restoring
+    assert {a.digest: (a.residency, a.pinned) for a in before.adapters} == {
+        first.digest: (Residency.HOST, False),
+        pinned.digest: (Residency.DEVICE, True),
+    }
+    after = {a.digest: (a.residency, a.pinned) for a in (await client.inspect()).adapters}
+    assert after[pinned.digest] == (Residency.DEVICE, True)
+    await client.shutdown(0.0)
+
+
 async def test_shutdown_does_not_wait_for_an_engine_that_is_gone(config):
     client = await EngineClient.start(config)
     stream = client.submit(PROMPT, None, LONG)

@@ -54,6 +54,16 @@ def test_a_pin_holds_against_other_tenants(wanted: Residency, expected: tuple[Re
     assert holders.at_least("same", wanted) == (wanted, False)
 
 
+def test_a_pin_that_the_engine_does_not_have_is_not_told() -> None:
+    """One that was started anew may not have found room for it yet."""
+    holders = Holders()
+    holders.used("other", "acme")
+    holders.pin("other", "acme", Residency.DEVICE)
+    seen = holders.seen_by("acme", "other", IN_ENGINE)
+    assert seen is not None
+    assert (seen.residency, seen.pinned) == (Residency.HOST, False)
+
+
 def test_what_is_gone_from_the_store_is_held_by_nobody() -> None:
     holders = Holders()
     holders.used("same", "acme")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from finetuned_service.engine import desires as restoring
 from finetuned_service.engine.desires import Desires
 from finetuned_service.engine.messages import AdapterHandle, Residency, SetResidency, Snapshot
 from finetuned_service.engine.residency import ResidencyManager
 from finetuned_service.engine.residency_calls import ResidencyCalls
-from finetuned_service.errors import Unavailable
+from finetuned_service.errors import InvalidAdapterFiles, ResourceExhausted, Unavailable
 from tiny_residency import FakeMemory, ManualLoader
 
 HANDLE = AdapterHandle("a", "10")
@@ -121,3 +122,68 @@ async def test_a_new_engine_is_told_of_a_load_whose_caller_left_and_of_none_that
     with pytest.raises(asyncio.CancelledError):
         await load
     assert list(desires) == [call(2, Residency.DEVICE, pinned=True)]
+
+
+class NewEngine:
+    """Takes what it is told; refuses with what is left of an adapter's refusals."""
+
+    def __init__(self, **refusals):
+        self.refusals = {digest: list(errors) for digest, errors in refusals.items()}
+        self.told = []
+
+    async def place(self, desire):
+        self.told.append(desire.adapter.digest)
+        if self.refusals.get(desire.adapter.digest):
+            raise self.refusals[desire.adapter.digest].pop(0)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(restoring, "_FIRST_PAUSE_SECONDS", 0.0)
+
+
+async def wanted(*asked):
+    """Desires for adapters, pinned if their name is upper case, in the order in which they are asked for."""
+    desires = Desires()
+
+    async def answer():
+        return SNAPSHOT
+
+    for number, name in enumerate(asked):
+        handle = AdapterHandle(name, "10")
+        await desires.during(SetResidency(number, handle, Residency.DEVICE, pinned=name.isupper()), answer())
+    return desires
+
+
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_new_engine_is_told_first_of_what_is_pinned_until_it_has_room_for_it():
+    desires = await wanted("a", "B", "c", "D", "a")
+    full = ResourceExhausted("running sequences use the memory")
+    engine = NewEngine(B=[full, Unavailable("its files cannot be read now")])
+    await desires.restore(engine.place)
+    assert engine.told == ["B", "D", "B", "B", "c", "a"]
+    assert [desire.adapter.digest for desire in desires] == ["B", "c", "D", "a"]
+
+
+@pytest.mark.usefixtures("no_pauses")
+async def test_what_a_new_engine_refuses_for_good_is_wanted_no_more():
+    desires = await wanted("a", "B")
+    engine = NewEngine(a=[ResourceExhausted("full")], B=[InvalidAdapterFiles("damaged")])
+    await desires.restore(engine.place)
+    assert engine.told == ["B", "a"]
+    assert list(desires) == []
+
+
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_pin_that_is_given_up_meanwhile_is_not_tried_again():
+    desires = await wanted("B")
+
+    async def refuse(desire):
+        async def answer():
+            return SNAPSHOT
+
+        await desires.during(SetResidency(9, desire.adapter, Residency.STORED), answer())
+        raise ResourceExhausted("full")
+
+    await desires.restore(refuse)
+    assert list(desires) == []

@@ -78,6 +78,7 @@ class EngineClient:
         self._desires = Desires()
         self._outbox: list[Command] = []
         self._supervisor: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, config: EngineConfig) -> Self:
@@ -238,6 +239,7 @@ class EngineClient:
         if self._supervisor is not None:
             await asyncio.wait({self._supervisor}, timeout=wait_seconds)
             self._supervisor.cancel()
+        self._stop_restoring()
         await self._reap(0.0)
         self._fail_pending(
             Unavailable("the server is stopping; try again elsewhere", retry_after_seconds=1.0)
@@ -265,6 +267,7 @@ class EngineClient:
             began = time.monotonic()
             await self._take_in()
             self._ready = None
+            self._stop_restoring()
             status = await self._reap(_KILL_AFTER_SECONDS)
             if self._closing:
                 return
@@ -285,9 +288,12 @@ class EngineClient:
             # OSError: no process or descriptor left at this moment; the next try may find one.
             _log.error("engine_restart_failed", error=str(error))
             return False
-        for call in self._desires:
-            self._send(call)
+        self._restoring = asyncio.create_task(self._desires.restore(self._call))
         return True
+
+    def _stop_restoring(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
 
     async def _take_in(self) -> None:
         engine = self._engine
@@ -311,7 +317,7 @@ class EngineClient:
                 future = self._calls.pop(call_id, None)
                 if future is None or future.done():
                     if error is not None:
-                        _log.warning("engine_residency_not_restored", reason=error["reason"])
+                        _log.warning("engine_residency_refused", reason=error["reason"])
                     return
                 if snapshot is not None:
                     future.set_result(snapshot)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from typing import final
 
+import structlog
+
 from finetuned_service.engine.messages import Residency, SetResidency, Snapshot
-from finetuned_service.errors import FinetunedError
+from finetuned_service.errors import FinetunedError, ResourceExhausted, Unavailable
+
+_log = structlog.get_logger()
+
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 @final
@@ -15,7 +23,7 @@ class Desires:
 
     def __init__(self) -> None:
         self._kept: dict[str, SetResidency] = {}
-        """By digest."""
+        """By digest, the one that was asked for last at the end."""
         self._under_way: dict[int, SetResidency] = {}
         """By call id, as later calls left them."""
 
@@ -43,8 +51,56 @@ class Desires:
             if not refused:
                 self._keep(desire)
 
+    async def restore(self, place: Callable[[SetResidency], Awaitable[object]]) -> None:
+        """Tell a new engine of all: first of what is pinned, again and again until it is there; then of the rest, once.
+
+        Args:
+            place: tells it of one; raises FinetunedError for its refusal.
+        """
+        pinned = [desire for desire in self if desire.pinned]
+        pause_seconds = _FIRST_PAUSE_SECONDS
+        # All at once: no request that comes now is to take the memory before them.
+        while pinned := await self._unplaced(pinned, place):
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+        for desire in [desire for desire in self if not desire.pinned]:
+            # The last one comes last: where there is no room for all, it is the one that stays.
+            if await self._unplaced([desire], place):
+                self._forget(desire)
+
+    async def _unplaced(
+        self, desires: list[SetResidency], place: Callable[[SetResidency], Awaitable[object]]
+    ) -> list[SetResidency]:
+        """Those of the desires that found no room and are still wanted."""
+        refused = await asyncio.gather(*(self._is_unplaced(desire, place) for desire in desires))
+        return [desire for desire, again in zip(desires, refused, strict=True) if again]
+
+    async def _is_unplaced(
+        self, desire: SetResidency, place: Callable[[SetResidency], Awaitable[object]]
+    ) -> bool:
+        if not self._is_kept(desire):
+            return False
+        try:
+            await place(desire)
+        except FinetunedError as error:
+            digest, pinned = desire.adapter.digest, desire.pinned
+            _log.warning(
+                "engine_residency_not_restored", adapter_digest=digest, pinned=pinned, reason=error.reason
+            )
+            if isinstance(error, ResourceExhausted | Unavailable):
+                return self._is_kept(desire)
+            self._forget(desire)
+        return False
+
     def _keep(self, desire: SetResidency) -> None:
-        if desire.residency is Residency.STORED:
-            self._kept.pop(desire.adapter.digest, None)
-        else:
+        self._kept.pop(desire.adapter.digest, None)
+        if desire.residency is not Residency.STORED:
             self._kept[desire.adapter.digest] = desire
+
+    def _is_kept(self, desire: SetResidency) -> bool:
+        """Whether no later call for the same adapter has come."""
+        return self._kept.get(desire.adapter.digest) is desire
+
+    def _forget(self, desire: SetResidency) -> None:
+        if self._is_kept(desire):
+            del self._kept[desire.adapter.digest]

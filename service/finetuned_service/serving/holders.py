@@ -102,9 +102,10 @@ class Holders:
         """Where the weights are, as far as this tenant has brought them there; None is STORED."""
         if tenant not in self._users.get(digest, ()):
             return None
-        pinned = tenant in self._pins.get(digest, {})
         running = self._running.get((digest, tenant), 0)
         for adapter in found:
             if adapter.digest == digest:
+                # An engine that was started anew may not have room for it again yet.
+                pinned = adapter.pinned and tenant in self._pins.get(digest, {})
                 return dataclasses.replace(adapter, pinned=pinned, running_sequences=running)
         return None
