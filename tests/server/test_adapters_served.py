@@ -211,6 +211,18 @@ def test_inputs_that_wait_when_their_adapter_is_deleted_are_answered_too(
     assert not files.exists()
 
 
+def test_a_pin_of_weights_that_two_tenants_have_goes_with_the_version_of_who_pinned_them(
+    server: TinyServer, tmp_path: Path
+) -> None:
+    with Client(server.endpoint, tenant="one") as one, Client(server.endpoint, tenant="two") as two:
+        for client, name in ((one, "one"), (two, "two")):
+            imported(client, server, tmp_path / name, "same", seed=35)
+        one.adapters.load("same", pin=True)
+        two.adapters.load("same")
+        one.adapters.delete("same")
+        assert two.adapters.version("same").residency[0].residency is Residency.STORED
+
+
 def test_unload_while_a_request_runs_lets_it_finish(
     client: Client, server: TinyServer, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from finetuned_service.serving.residents import Residents
 from retention_place import Place
 from tiny_jobs import TENANT
 
-ADAPTER, OTHER = (f"sha256:{letter * 64}" for letter in "ac")
+ADAPTER = "sha256:" + "a" * 64
 
 
 class Residencies:
@@ -82,6 +82,38 @@ async def test_what_is_pinned_stays_so_until_it_is_unloaded(residents, engine, a
     await residents.load(version, Residency.HOST, pin=False)
     assert engine.pinned == {ADAPTER: Residency.HOST}
     await residents.unload(version)
+    assert engine.pinned == {}
+
+
+async def test_a_pin_ends_with_the_last_version_that_a_tenant_has_of_the_weights(
+    residents, engine, place, add
+):
+    """Another tenant has the same, so that the files stay."""
+    version, again, _ = add(), add(adapter="again"), add("beta")
+    await residents.load(version, Residency.HOST, pin=True)
+    for gone, pinned in ((version, {ADAPTER: Residency.HOST}), (again, {})):
+        place.registry.delete_adapter(AdapterSelector(TENANT, gone.adapter))
+        await residents.leave_unnamed(TENANT, [ADAPTER])
+        assert engine.pinned == pinned
+    assert engine.asked[-1] == (ADAPTER, Residency.STORED)
+    assert version.directory.exists()
+
+
+async def test_a_deletion_leaves_pinned_what_another_tenant_has_pinned(residents, engine, place, add):
+    for version in (add(), add("beta")):
+        await residents.load(version, Residency.HOST, pin=True)
+    place.registry.delete_adapter(AdapterSelector(TENANT, "redact"))
+    await residents.leave_unnamed(TENANT, [ADAPTER])
+    assert engine.pinned == {ADAPTER: Residency.HOST}
+    place.registry.delete_adapter(AdapterSelector("beta", "redact"))
+    await residents.leave_unnamed("beta", [ADAPTER])
+    assert engine.pinned == {}
+
+
+async def test_a_version_that_is_deleted_while_it_is_loaded_is_not_pinned(residents, engine, place, add):
+    version = add()
+    place.registry.delete_adapter(AdapterSelector(TENANT, "redact"))
+    await residents.load(version, Residency.HOST, pin=True)
     assert engine.pinned == {}
 
 

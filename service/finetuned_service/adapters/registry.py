@@ -227,6 +227,13 @@ class AdapterRegistry:
         found = [parse_version(row, self._directory) for row in rows]
         return page_of([(f"{item.adapter}/{item.version}", item) for item in found], page)
 
+    def unnamed_by(self, tenant: str, digests: Collection[str]) -> set[str]:
+        """Those of the digests that no version of the tenant has."""
+        columns = adapter_versions.c
+        named = select(columns.digest).where(columns.tenant == tenant, columns.digest.in_(digests))
+        with self._database.read() as connection:
+            return set(digests).difference(connection.scalars(named))
+
     def aliases(self, selector: AdapterSelector, page: PageRequest) -> Page[Alias]:
         """In order of name."""
         with self._database.read() as connection:

@@ -59,8 +59,9 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         request: pb.DeleteAdapterRequest,
         context: aio.ServicerContext[pb.DeleteAdapterRequest, pb.DeleteAdapterResponse],
     ) -> pb.DeleteAdapterResponse:
-        digests = await asyncio.to_thread(self._registry.delete_adapter, _adapter_selector(request.name))
-        await self._serving.residents.forget_unnamed(digests)
+        selector = _adapter_selector(request.name)
+        digests = await asyncio.to_thread(self._registry.delete_adapter, selector)
+        await self._serving.residents.leave_unnamed(selector.tenant, digests)
         return pb.DeleteAdapterResponse()
 
     async def GetAdapterVersion(  # noqa: N802 - the contract's name
@@ -96,7 +97,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         if selector.version is None:
             raise InvalidField.one("name", f"is {request.name!r}; name the version: '…/versions/{{number}}'")
         version = await asyncio.to_thread(self._registry.delete_version, selector)
-        await self._serving.residents.forget_unnamed([version.manifest.digest])
+        await self._serving.residents.leave_unnamed(version.tenant, [version.manifest.digest])
         return pb.DeleteAdapterVersionResponse()
 
     async def ImportAdapter(  # noqa: N802 - the contract's name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -38,11 +38,13 @@ class Residents:
         if pin:
             self.holders.pin(digest, tenant, tier)
         try:
-            return await self._bring(digest, tier)
+            snapshot = await self._bring(digest, tier)
         except FinetunedError:
             self.holders.restore(digest, tenant, before)
             await self._keep_pins(digest)
             raise
+        await self.leave_unnamed(tenant, [digest])  # deleted meanwhile
+        return snapshot
 
     async def unload(self, version: AdapterVersion, tier: Residency = Residency.STORED) -> Snapshot:
         """Let a version's weights fall to STORED or HOST, unless another tenant has pinned the same higher up.
@@ -70,8 +72,15 @@ class Residents:
                 await asyncio.to_thread(self.registry.drop_unnamed, [digest])
                 await self.forget_unnamed([digest])
 
+    async def leave_unnamed(self, tenant: str, digests: Collection[str]) -> None:
+        """After a deletion: a tenant holds no weights that none of its versions has; it could not name them to unpin them."""
+        for digest in await asyncio.to_thread(self.registry.unnamed_by, tenant, digests):
+            self.holders.leave(digest, tenant)
+            with suppress(FinetunedError):  # an engine that is not there holds nothing
+                await self._bring(digest, Residency.STORED)
+
     async def forget_unnamed(self, digests: Iterable[str]) -> None:
-        """Free the memory of weights that are gone from the store; nobody could name them to unpin them."""
+        """Free the memory of weights that are gone from the store."""
         for digest in digests:
             if not self.registry.directory_of(digest).exists():
                 self.holders.forget(digest)
