@@ -24,11 +24,15 @@ def test_only_who_brought_weights_into_memory_sees_them_there() -> None:
     assert holders.seen_by("acme", "same", IN_ENGINE) is None
 
 
+def pin(holders: Holders, tenant: str, tier: Residency, digest: str = "same") -> None:
+    """A call that the engine does at once."""
+    holders.grant(holders.claim(digest, tenant, tier))
+
+
 def test_each_sees_its_own_pins_and_sequences() -> None:
     holders = Holders()
-    for tenant in ("acme", "beta"):
-        holders.used("same", tenant)
-    holders.pin("same", "acme", Residency.HOST)
+    holders.used("same", "beta")
+    pin(holders, "acme", Residency.HOST)
     with holders.running("same", "acme", 2), holders.running("same", "acme", 1):
         told = [holders.seen_by(tenant, "same", IN_ENGINE) for tenant in ("acme", "beta")]
     assert [(seen.pinned, seen.running_sequences) for seen in told if seen] == [(True, 3), (False, 0)]
@@ -47,7 +51,7 @@ def test_each_sees_its_own_pins_and_sequences() -> None:
 )
 def test_a_pin_holds_against_other_tenants(wanted: Residency, expected: tuple[Residency, bool]) -> None:
     holders = Holders()
-    holders.pin("same", "acme", Residency.HOST)
+    pin(holders, "acme", Residency.HOST)
     holders.leave("same", "beta")
     assert holders.at_least("same", wanted) == expected
     holders.unpin("same", "acme")
@@ -57,8 +61,7 @@ def test_a_pin_holds_against_other_tenants(wanted: Residency, expected: tuple[Re
 def test_a_pin_that_the_engine_does_not_have_is_not_told() -> None:
     """One that was started anew may not have found room for it yet."""
     holders = Holders()
-    holders.used("other", "acme")
-    holders.pin("other", "acme", Residency.DEVICE)
+    pin(holders, "acme", Residency.DEVICE, "other")
     seen = holders.seen_by("acme", "other", IN_ENGINE)
     assert seen is not None
     assert (seen.residency, seen.pinned) == (Residency.HOST, False)
@@ -66,8 +69,46 @@ def test_a_pin_that_the_engine_does_not_have_is_not_told() -> None:
 
 def test_what_is_gone_from_the_store_is_held_by_nobody() -> None:
     holders = Holders()
-    holders.used("same", "acme")
-    holders.pin("same", "acme", Residency.DEVICE)
+    pin(holders, "acme", Residency.DEVICE)
     holders.forget("same")
     assert holders.seen_by("acme", "same", IN_ENGINE) is None
     assert holders.pinned("same") is Residency.STORED
+
+
+HOST, DEVICE, STORED = Residency.HOST, Residency.DEVICE, Residency.STORED
+
+
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_a_refused_call_takes_away_no_pin_that_another_call_made_meanwhile(refused_first: bool) -> None:
+    holders = Holders()
+    refused, granted = holders.claim("same", "acme", DEVICE), holders.claim("same", "acme", HOST)
+    ends = [lambda: holders.refuse(refused), lambda: holders.grant(granted)]
+    for end in ends if refused_first else ends[::-1]:
+        end()
+    assert holders.pinned("same") is HOST
+    holders.unpin("same", "acme")
+    assert holders.pinned("same") is STORED
+
+
+def test_the_last_of_several_calls_says_where_the_weights_are_kept() -> None:
+    holders = Holders()
+    pin(holders, "acme", HOST)
+    first, last = holders.claim("same", "acme", DEVICE), holders.claim("same", "acme", HOST)
+    assert holders.pinned("same") is HOST
+    holders.grant(last)
+    holders.grant(first)
+    assert holders.pinned("same") is HOST
+    holders.refuse(holders.claim("same", "acme", DEVICE))
+    assert holders.pinned("same") is HOST
+
+
+def test_a_call_that_is_answered_after_an_unload_pins_nothing() -> None:
+    holders = Holders()
+    kept, left = holders.claim("same", "acme", DEVICE), holders.claim("same", "beta", DEVICE)
+    holders.unpin("same", "acme")
+    holders.leave("same", "beta")
+    for claim in (kept, left):
+        holders.grant(claim)
+    assert holders.pinned("same") is STORED
+    assert holders.seen_by("acme", "same", IN_ENGINE) is not None
+    assert holders.seen_by("beta", "same", IN_ENGINE) is None

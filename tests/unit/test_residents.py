@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from finetuned_service.engine.messages import Residency
 from finetuned_service.errors import ResourceExhausted
@@ -74,6 +76,37 @@ async def test_a_load_that_is_refused_leaves_pinned_what_was(residents, engine, 
         if before is not None:
             await residents.unload(before)
             assert engine.pinned == {}
+
+
+async def test_a_refused_load_takes_away_no_pin_that_another_call_made_meanwhile(residents, engine, add):
+    version, gate = add(), asyncio.Event()
+    bring = engine.set_residency
+
+    async def slow(handle, residency, *, pinned, kept):
+        if residency is Residency.DEVICE:
+            await gate.wait()
+        return await bring(handle, residency, pinned=pinned, kept=kept)
+
+    engine.set_residency = slow
+    refused = asyncio.create_task(residents.load(version, Residency.DEVICE, pin=True))
+    await asyncio.sleep(0)
+    await residents.load(version, Residency.HOST, pin=True)
+    gate.set()
+    with pytest.raises(ResourceExhausted):
+        await refused
+    assert engine.pinned == {ADAPTER: Residency.HOST}
+    assert residents.holders.pinned(ADAPTER) is Residency.HOST
+
+
+async def test_a_pin_whose_caller_left_is_one(residents, engine, add):
+    version, gate = add(), asyncio.Event()
+    engine.set_residency = lambda *_, **__: gate.wait()
+    load = asyncio.create_task(residents.load(version, Residency.HOST, pin=True))
+    await asyncio.sleep(0)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    assert residents.holders.pinned(ADAPTER) is Residency.HOST
 
 
 async def test_what_is_pinned_stays_so_until_it_is_unloaded(residents, engine, add):

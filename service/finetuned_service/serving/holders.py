@@ -18,13 +18,14 @@ _TIERS = (Residency.STORED, Residency.HOST, Residency.DEVICE)
 """From the lowest up."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Held:
-    """One tenant and the weights of one digest."""
+@dataclasses.dataclass(slots=True, eq=False)
+class Claim:
+    """A tenant's call that loads the weights of a digest and is not answered yet."""
 
-    used: bool
-    """Its calls have brought them into memory."""
+    digest: str
+    tenant: str
     pinned: Residency | None
+    """Where it keeps them, unless a later call of the tenant has said otherwise."""
 
 
 class Holders:
@@ -33,6 +34,9 @@ class Holders:
     def __init__(self) -> None:
         self._users: dict[str, set[str]] = {}
         self._pins: dict[str, dict[str, Residency]] = {}
+        """By tenant, of calls that the engine has answered."""
+        self._claims: dict[str, list[Claim]] = {}
+        """In the order of the calls."""
         self._running: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
@@ -50,31 +54,49 @@ class Holders:
         """Note that a tenant's call brings the weights into memory."""
         self._users.setdefault(digest, set()).add(tenant)
 
-    def held_by(self, digest: str, tenant: str) -> Held:
-        """What is noted of a tenant and the weights."""
-        used = tenant in self._users.get(digest, ())
-        return Held(used, self._pins.get(digest, {}).get(tenant))
+    def claim(self, digest: str, tenant: str, pinned: Residency | None) -> Claim:
+        """Note a call before the engine is asked: another tenant's call meanwhile must not undo its pin. `grant` or
+        `refuse` it afterwards.
+        """
+        claim = Claim(digest, tenant, pinned)
+        self._claims.setdefault(digest, []).append(claim)
+        return claim
 
-    def restore(self, digest: str, tenant: str, before: Held) -> None:
-        """Note what `held_by` told before a call that was refused."""
-        self.leave(digest, tenant)
-        if before.used:
-            self.used(digest, tenant)
-        if before.pinned is not None:
-            self.pin(digest, tenant, before.pinned)
+    def grant(self, claim: Claim) -> None:
+        """The engine has done it; nothing is noted if the tenant has left the weights meanwhile."""
+        claims = self._claims.get(claim.digest, [])
+        if claim not in claims:
+            return
+        self.used(claim.digest, claim.tenant)
+        if claim.pinned is not None:
+            self._pins.setdefault(claim.digest, {})[claim.tenant] = claim.pinned
+            for earlier in claims[: claims.index(claim)]:
+                if earlier.tenant == claim.tenant:
+                    earlier.pinned = None
+        self.refuse(claim)
 
-    def pin(self, digest: str, tenant: str, tier: Residency) -> None:
-        self._pins.setdefault(digest, {})[tenant] = tier
+    def refuse(self, claim: Claim) -> None:
+        """The engine has not done it: what the tenant's other calls, before it and meanwhile, have pinned stays."""
+        claims = self._claims.get(claim.digest, [])
+        if claim in claims:
+            claims.remove(claim)
+        if not claims:
+            self._claims.pop(claim.digest, None)
 
     def unpin(self, digest: str, tenant: str) -> None:
+        """Note that the tenant's calls until now keep the weights nowhere."""
         pins = self._pins.get(digest, {})
         pins.pop(tenant, None)
         if not pins:
             self._pins.pop(digest, None)
+        for claim in self._claims_of(digest, tenant):
+            claim.pinned = None
 
     def leave(self, digest: str, tenant: str) -> None:
         """Note that the tenant wants the weights out of memory."""
         self.unpin(digest, tenant)
+        for claim in self._claims_of(digest, tenant):
+            self.refuse(claim)
         users = self._users.get(digest, set())
         users.discard(tenant)
         if not users:
@@ -84,10 +106,11 @@ class Holders:
         """The weights are gone from the store."""
         self._users.pop(digest, None)
         self._pins.pop(digest, None)
+        self._claims.pop(digest, None)
 
     def pinned(self, digest: str) -> Residency:
         """The highest tier at which anybody keeps the weights; STORED if nobody does."""
-        return max(self._pins.get(digest, {}).values(), key=_TIERS.index, default=Residency.STORED)
+        return max(self._pins_of(digest).values(), key=_TIERS.index, default=Residency.STORED)
 
     def at_least(self, digest: str, tier: Residency) -> tuple[Residency, bool]:
         """What the engine is to do so that one tenant has `tier` and all others what they pinned: tier, pinned."""
@@ -106,6 +129,14 @@ class Holders:
         for adapter in found:
             if adapter.digest == digest:
                 # An engine that was started anew may not have room for it again yet.
-                pinned = adapter.pinned and tenant in self._pins.get(digest, {})
+                pinned = adapter.pinned and tenant in self._pins_of(digest)
                 return dataclasses.replace(adapter, pinned=pinned, running_sequences=running)
         return None
+
+    def _pins_of(self, digest: str) -> dict[str, Residency]:
+        """By tenant, also of calls that are not answered yet."""
+        claimed = {claim.tenant: claim.pinned for claim in self._claims.get(digest, []) if claim.pinned}
+        return self._pins.get(digest, {}) | claimed
+
+    def _claims_of(self, digest: str, tenant: str) -> list[Claim]:
+        return [claim for claim in self._claims.get(digest, []) if claim.tenant == tenant]

@@ -29,20 +29,20 @@ class Residents:
         stays so until it is unloaded.
 
         Raises:
-            FinetunedError: from the engine; then what was pinned before is, and nothing else.
+            FinetunedError: from the engine; then nothing is pinned but what other calls pinned.
         """
         digest, tenant = version.manifest.digest, version.tenant
-        before = self.holders.held_by(digest, tenant)
-        # Before the engine is asked: another tenant's call meanwhile must not undo this one.
-        self.holders.used(digest, tenant)
-        if pin:
-            self.holders.pin(digest, tenant, tier)
+        claim = self.holders.claim(digest, tenant, tier if pin else None)
         try:
             snapshot = await self._bring(digest, tier)
         except FinetunedError:
-            self.holders.restore(digest, tenant, before)
+            self.holders.refuse(claim)
             await self._keep_pins(digest)
             raise
+        except asyncio.CancelledError:
+            self.holders.grant(claim)  # the engine goes on without the caller
+            raise
+        self.holders.grant(claim)
         await self.leave_unnamed(tenant, [digest])  # deleted meanwhile
         return snapshot
 
