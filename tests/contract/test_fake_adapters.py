@@ -123,6 +123,8 @@ def test_load_and_unload(client: Any) -> None:
     [unloaded] = client.adapters.unload("mine@2").residency
     assert list(client.adapters.resident()) == []
     assert (unloaded.residency, unloaded.pinned) == (Residency.STORED, False)
+    [still] = client.adapters.unload("mine@2", residency=Residency.HOST).residency
+    assert still.residency is Residency.STORED
     with pytest.raises(InvalidField):
         client.adapters.load("mine", residency=Residency.STORED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,10 +123,14 @@ def test_version_2_is_not_live_before_its_alias_moves(
 def test_residency_is_asked_for_and_told(client: Client, server: TinyServer, tmp_path: Path) -> None:
     imported(client, server, tmp_path / "r", "resident", seed=6)
     assert client.adapters.version("resident").residency[0].residency is Residency.STORED
-    loaded = client.adapters.load("resident", pin=True).residency[0]
+    version = client.adapters.load("resident", pin=True)
+    loaded = version.residency[0]
     assert (loaded.residency, loaded.pinned, loaded.replica) == (Residency.DEVICE, True, "test")
     assert loaded.resident_bytes > 0
     assert client.adapters.unload("resident").residency[0].residency is Residency.STORED
+    client.adapters.unload("resident", residency=Residency.HOST)
+    in_engine = asyncio.run_coroutine_threadsafe(server.server.engine.inspect(), server.loop).result(60)
+    assert version.digest not in {adapter.digest for adapter in in_engine.adapters}
 
 
 def test_what_is_in_memory_is_listed_and_falls_as_far_as_is_asked(

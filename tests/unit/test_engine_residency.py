@@ -224,6 +224,14 @@ def test_host_frees_the_device_and_keeps_the_copy():
     assert world.tiers()["a"] is HOST
 
 
+def test_what_only_lowers_brings_nothing_into_memory(world):
+    assert world.manager.set_residency(A, HOST, pinned=False, lowers=True) is READY
+    assert (world.loader.waiting, world.manager.snapshot()) == ([], ())
+    world.load(A)
+    assert world.manager.set_residency(A, HOST, pinned=False, lowers=True) is READY
+    assert world.tiers() == {"a": HOST}
+
+
 def test_a_call_for_host_does_not_wait_for_the_place_that_it_gives_up(world):
     """Both asked again at each load's end, they once undid and began each other's work forever."""
     world.load(A)

@@ -124,6 +124,19 @@ async def test_a_new_engine_is_told_of_a_load_whose_caller_left_and_of_none_that
     assert list(desires) == [call(2, Residency.DEVICE, pinned=True)]
 
 
+async def test_a_call_that_only_lowers_makes_nobody_want_what_was_not_wanted():
+    desires = Desires()
+
+    async def answer():
+        return SNAPSHOT
+
+    await desires.during(call(1, Residency.HOST, lowers=True), answer())
+    assert list(desires) == []
+    await desires.during(call(2, Residency.DEVICE), answer())
+    await desires.during(call(3, Residency.HOST, lowers=True), answer())
+    assert list(desires) == [call(3, Residency.HOST)]
+
+
 class NewEngine:
     """Takes what it is told; refuses with what is left of an adapter's refusals."""
 

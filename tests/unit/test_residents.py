@@ -22,7 +22,7 @@ class Residencies:
         self.pinned: dict[str, Residency] = {}
         self.asked: list[tuple[str, Residency]] = []
 
-    async def set_residency(self, handle, residency, *, pinned, kept):
+    async def set_residency(self, handle, residency, *, pinned, kept, lowers):
         self.asked.append((handle.digest, residency))
         if residency is Residency.DEVICE:
             self.pinned.pop(handle.digest, None)
@@ -82,10 +82,10 @@ async def test_a_refused_load_takes_away_no_pin_that_another_call_made_meanwhile
     version, gate = add(), asyncio.Event()
     bring = engine.set_residency
 
-    async def slow(handle, residency, *, pinned, kept):
+    async def slow(handle, residency, *, pinned, kept, lowers):
         if residency is Residency.DEVICE:
             await gate.wait()
-        return await bring(handle, residency, pinned=pinned, kept=kept)
+        return await bring(handle, residency, pinned=pinned, kept=kept, lowers=lowers)
 
     engine.set_residency = slow
     refused = asyncio.create_task(residents.load(version, Residency.DEVICE, pin=True))

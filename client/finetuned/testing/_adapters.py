@@ -178,6 +178,8 @@ class FakeAdapters(AdapterServiceServicer):
             raise InvalidField.one("residency", "is DEVICE; allowed: STORED, HOST")
         with self._store.lock:
             version = self._resolved(request.name)
+            if version.residency[0].residency == common_pb2.RESIDENCY_STORED:
+                wanted = common_pb2.RESIDENCY_STORED  # an unload brings nothing into memory
             version.residency[0].residency = wanted
             version.residency[0].pinned = False
             version.residency[0].resident_bytes = (

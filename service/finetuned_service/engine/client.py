@@ -198,14 +198,15 @@ class EngineClient:
         *,
         pinned: bool = False,
         kept: Residency | None = None,
+        lowers: bool = False,
     ) -> Snapshot:
         """Bring an adapter to a tier and answer when it is there; kept over a restart of the engine. It may be pinned at a
-        lower one (`kept`).
+        lower one (`kept`). A call that only `lowers` leaves what is not in memory where it is.
 
         Raises:
             FinetunedError: if the adapter cannot be loaded, or there is no memory or no engine.
         """
-        call = SetResidency(next(self._ids), adapter, residency, pinned, kept)
+        call = SetResidency(next(self._ids), adapter, residency, pinned, kept, lowers)
         return await self._desires.during(call, self._call(call))
 
     async def inspect(self, *, verify_base: bool = False) -> Snapshot:

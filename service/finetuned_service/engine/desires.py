@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import final
 
 import structlog
@@ -93,9 +94,11 @@ class Desires:
         return False
 
     def _keep(self, desire: SetResidency) -> None:
-        self._kept.pop(desire.adapter.digest, None)
-        if desire.residency is not Residency.STORED:
-            self._kept[desire.adapter.digest] = desire
+        earlier = self._kept.pop(desire.adapter.digest, None)
+        if desire.residency is Residency.STORED or (desire.lowers and earlier is None):
+            return
+        # What was wanted in memory, and now lower down, is to be there in a new engine too.
+        self._kept[desire.adapter.digest] = replace(desire, lowers=False)
 
     def _is_kept(self, desire: SetResidency) -> bool:
         """Whether no later call for the same adapter has come."""

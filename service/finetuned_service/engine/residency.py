@@ -141,14 +141,21 @@ class ResidencyManager(Generic[W, P]):
             self._drop_if_idle(entry)
 
     def set_residency(
-        self, handle: AdapterHandle, tier: Residency, *, pinned: bool, kept: Residency | None = None
+        self,
+        handle: AdapterHandle,
+        tier: Residency,
+        *,
+        pinned: bool,
+        kept: Residency | None = None,
+        lowers: bool = False,
     ) -> Readiness:
         """Bring an adapter up or down to `tier`, pinned there or at `kept`; downwards it waits for its running sequences.
+        What only `lowers` brings nothing into memory.
 
         Raises:
             FinetunedError: as `advance`; then nothing is pinned.
         """
-        if tier is Residency.STORED and handle.digest not in self._entries:
+        if (lowers or tier is Residency.STORED) and handle.digest not in self._entries:
             return Readiness.READY
         entry = self._entries.setdefault(handle.digest, _Entry(handle))
         entry.pinned = (kept or tier) if pinned else Residency.STORED

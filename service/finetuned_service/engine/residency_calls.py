@@ -36,7 +36,7 @@ class ResidencyCalls:
     def _try(self, call: SetResidency) -> list[Answer]:
         try:
             readiness = self._residency.set_residency(
-                call.adapter, call.residency, pinned=call.pinned, kept=call.kept
+                call.adapter, call.residency, pinned=call.pinned, kept=call.kept, lowers=call.lowers
             )
         except FinetunedError as error:
             return [Answer(call.call_id, None, error.to_wire())]

@@ -47,7 +47,8 @@ class Residents:
         return snapshot
 
     async def unload(self, version: AdapterVersion, tier: Residency = Residency.STORED) -> Snapshot:
-        """Let a version's weights fall to STORED or HOST, unless another tenant has pinned the same higher up.
+        """Let a version's weights fall to STORED or HOST, unless another tenant has pinned the same higher up; those that are
+        not in memory stay out of it.
 
         Sequences that use them finish; the memory is free after the last.
         """
@@ -56,7 +57,7 @@ class Residents:
             self.holders.leave(digest, tenant)
         else:
             self.holders.unpin(digest, tenant)
-        return await self._bring(digest, tier)
+        return await self._bring(digest, tier, lowers=True)
 
     @asynccontextmanager
     async def running(self, version: AdapterVersion, sequences: int) -> AsyncGenerator[None]:
@@ -93,9 +94,10 @@ class Residents:
             with suppress(FinetunedError):  # what the caller is to hear of is the first refusal
                 await self._bring(digest, Residency.STORED)
 
-    async def _bring(self, digest: str, tier: Residency) -> Snapshot:
+    async def _bring(self, digest: str, tier: Residency, *, lowers: bool = False) -> Snapshot:
         """To a tier, or where somebody keeps it if that is higher up."""
         tier, pinned = self.holders.at_least(digest, tier)
         kept = self.holders.pinned(digest)
+        lowers = lowers and not pinned
         handle = AdapterHandle(digest, str(self.registry.directory_of(digest)))
-        return await self.engine.set_residency(handle, tier, pinned=pinned, kept=kept)
+        return await self.engine.set_residency(handle, tier, pinned=pinned, kept=kept, lowers=lowers)
