@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -79,6 +80,18 @@ class AdapterOpener:
     def __init__(self, geometry: BaseGeometry) -> None:
         self._geometry = geometry
         self._understand = lru_cache(_KINDS)(self._read)
+        self._count = lru_cache(_KINDS)(_elements)
+
+    def elements(self, directory: Path) -> int:
+        """How many numbers an adapter has, by the header of its weights.
+
+        Raises:
+            InvalidAdapterFiles: the header is none.
+            OSError: it cannot be read.
+        """
+        header, size_bytes = read_raw_header(directory)
+        count = self._count if len(header) <= _KIND_BYTES else _elements
+        return count(header, size_bytes)
 
     @contextmanager
     def open(self, directory: Path, digest: str) -> Generator[OpenAdapter]:
@@ -118,3 +131,8 @@ class AdapterOpener:
         infos = parse_safetensors_header(WEIGHTS_FILE, header, size_bytes)
         modules = check_names(layout, infos, self._geometry, _ANY_RANK)
         return _Understood(layout, infos, modules, layout.spelled_out(modules))
+
+
+def _elements(header: bytes, size_bytes: int) -> int:
+    infos = parse_safetensors_header(WEIGHTS_FILE, header, size_bytes)
+    return sum(math.prod(info.shape) for info in infos)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetuned_service.adapters.files import WEIGHTS_FILE
 from finetuned_service.adapters.geometry import BaseGeometry
+from finetuned_service.adapters.memory import host_bytes
 from finetuned_service.adapters.opened import AdapterOpener, MappedTensor, OpenAdapter
 from finetuned_service.adapters.site_ops import AddLowRank, Project, ScaleRows, SiteOp, SubstituteParameter
 from finetuned_service.engine.adapter_weights import AdapterWeights, LoadedOp, load_op, tensors_of
@@ -54,16 +54,14 @@ class AdapterReader:
         self._weight_of = weight_of
 
     def size_bytes(self, handle: AdapterHandle) -> int:
-        """About so many bytes will the adapter have when read; looks only at the file's size.
+        """So many bytes at most will the adapter have when read; looks only at the header of its weights.
 
         Raises:
-            Unavailable: if the files cannot be reached.
+            InvalidAdapterFiles, Unavailable, ResourceExhausted: as `open`.
         """
-        try:
-            stored_bytes = (Path(handle.directory) / WEIGHTS_FILE).stat().st_size
-        except OSError as error:
-            raise _unreachable(handle) from error
-        return stored_bytes * max(self._dtype.itemsize, 4 * bool(self._geometry.width)) // 2
+        with _refusing(handle):
+            elements = self._opener.elements(Path(handle.directory))
+        return host_bytes(elements, self._dtype.itemsize, encodes=bool(self._geometry.width))
 
     @contextmanager
     def open(self, handle: AdapterHandle) -> Generator[OpenAdapter]:
@@ -74,14 +72,8 @@ class AdapterReader:
             Unavailable: if the files cannot be reached.
             ResourceExhausted: if this process gets no memory for them, or for what is made of them meanwhile.
         """
-        try:
-            with self._opener.open(Path(handle.directory), handle.digest) as opened:
-                yield opened
-        except (OSError, MemoryError, RuntimeError) as error:
-            refusal = _refusal(handle, error)
-            if refusal is None:
-                raise
-            raise refusal from error
+        with _refusing(handle), self._opener.open(Path(handle.directory), handle.digest) as opened:
+            yield opened
 
     @torch.inference_mode()
     def read(self, handle: AdapterHandle) -> AdapterWeights:
@@ -152,6 +144,18 @@ _OF_THIS_PROCESS = {errno.EMFILE: "file descriptors (ulimit -n)", errno.ENFILE: 
 """What it lacks when the system says so, and where more is allowed."""
 _NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread")
 """How torch and threading say it: neither has a class for it."""
+
+
+@contextmanager
+def _refusing(handle: AdapterHandle) -> Generator[None]:
+    """Around what the system may not allow; see `_refusal`."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError) as error:
+        refusal = _refusal(handle, error)
+        if refusal is None:
+            raise
+        raise refusal from error
 
 
 def _refusal(handle: AdapterHandle, error: Exception) -> FinetunedError | None:

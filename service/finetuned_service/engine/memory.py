@@ -45,8 +45,8 @@ class Memory(Protocol[W, P]):
         ...
 
     def size_bytes(self, handle: AdapterHandle) -> int:
-        """HOST memory to reserve while it is read, from the size of its files; what it takes is counted once it is
-        there. FinetunedError if they cannot be reached.
+        """HOST memory to reserve while it is read, from the header of its files; what it takes is counted once it is
+        there. FinetunedError if that cannot be read.
         """
         ...
 
