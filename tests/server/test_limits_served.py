@@ -11,7 +11,14 @@ import grpc
 import pytest
 from finetuned import Client, LimitUse, RawText, RetryPolicy
 from finetuned.errors import NotFound, QuotaExceeded
-from finetuned.v1 import job_pb2, serving_service_pb2, tenant_service_pb2, tuning_service_pb2
+from finetuned.v1 import (
+    adapter_service_pb2,
+    job_pb2,
+    serving_service_pb2,
+    tenant_service_pb2,
+    tuning_service_pb2,
+)
+from finetuned.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
 from finetuned.v1.tenant_service_pb2_grpc import TenantServiceStub
 from finetuned.v1.tuning_service_pb2_grpc import TuningServiceStub
@@ -162,6 +169,24 @@ def test_storage(as_tenant: Any, tmp_path: Path, limited: TinyServer) -> None:
     assert use_of(client, "storage_bytes") == before
 
 
+def imported_once(server: TinyServer, files: Path, adapter: str, base_digest: str) -> str:
+    """The version that one request id makes of the files, however often it is sent."""
+    start = adapter_service_pb2.ImportAdapterStart(
+        adapter=adapter, expected_base_digest=base_digest, request_id="once"
+    )
+    chunks = [
+        adapter_service_pb2.AdapterFileChunk(file_name=name, data=(files / name).read_bytes())
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    ]
+    steps = [
+        adapter_service_pb2.ImportAdapterRequest(start=start),
+        *(adapter_service_pb2.ImportAdapterRequest(chunk=chunk) for chunk in chunks),
+        adapter_service_pb2.ImportAdapterRequest(finish=adapter_service_pb2.ImportAdapterFinish()),
+    ]
+    with grpc.insecure_channel(server.endpoint) as channel:
+        return AdapterServiceStub(channel).ImportAdapter(iter(steps)).version.name
+
+
 def test_adapters_and_their_versions(as_tenant: Any, limited: TinyServer, tmp_path: Path) -> None:
     client = as_tenant("shelf")
     client.datasets.upload(rows_file(tmp_path, rows=20), "rows")
@@ -177,8 +202,9 @@ def test_adapters_and_their_versions(as_tenant: Any, limited: TinyServer, tmp_pa
     bring_in(0, "one")
     refused(lambda: bring_in(1, "two"), "shelf", "adapters")
     refused(lambda: client.train(dataset="rows", adapter="two"), "shelf", "adapters")
-    bring_in(1, "one")
+    second = imported_once(limited, made[1], "tenants/shelf/adapters/one", digest)
     refused(lambda: bring_in(2, "one"), "shelf", "adapter_versions")
+    assert imported_once(limited, made[1], "tenants/shelf/adapters/one", digest) == second
     refused(lambda: client.train(dataset="rows", adapter="one"), "shelf", "adapter_versions")
     assert [item.version_count for item in client.adapters.list()] == [2]
     client.adapters.delete("one")

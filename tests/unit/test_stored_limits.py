@@ -195,7 +195,7 @@ def test_adapters_and_versions(place) -> None:
     here.jobs.create(train_job(adapter="two"), NO_REQUEST)
     refused(lambda: here.version("three", "c"), Limit.ADAPTERS)
     refused(lambda: here.jobs.create(train_job(adapter="three"), NO_REQUEST), Limit.ADAPTERS)
-    refused(lambda: here.registry.refuse_full(TENANT, "three"), Limit.ADAPTERS)
+    refused(lambda: here.registry.refuse_full(TENANT, "three", NO_REQUEST), Limit.ADAPTERS)
     here.version("one", "d")
     refused(lambda: here.version("one", "e"), Limit.ADAPTER_VERSIONS)
     refused(lambda: here.jobs.create(train_job(adapter="two"), NO_REQUEST), Limit.ADAPTER_VERSIONS)

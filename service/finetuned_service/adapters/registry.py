@@ -146,14 +146,16 @@ class AdapterRegistry:
             idempotency.remember(connection, request, version.name, time.time())
             return version
 
-    def refuse_full(self, tenant: str, adapter: str) -> None:
-        """Say before the files come what `import_version` would say after them.
+    def refuse_full(self, tenant: str, adapter: str, request: RequestKey) -> None:
+        """Say before the files come what `import_version` would say after them. A request that made a version before makes
+        no further one.
 
         Raises:
             QuotaExceeded: the tenant may have no further adapter or version, or its storage is full.
         """
         with self._database.read() as connection:
-            self._admit(connection, tenant, adapter, 1)
+            if not idempotency.came_before(connection, request, time.time()):
+                self._admit(connection, tenant, adapter, 1)
 
     def _admit(self, connection: Connection, tenant: str, adapter: str, size_bytes: int) -> None:
         wanted = new_version(connection, tenant, adapter) | {Limit.STORAGE_BYTES: size_bytes}

@@ -119,7 +119,10 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
                             found = f"has {len(start.source)} characters; allowed: {MAX_SOURCE_CHARACTERS}"
                             raise InvalidField.one("start.source", found)
                         self._imports.check_base(_base_claim(start))
-                        await asyncio.to_thread(self._registry.refuse_full, selector.tenant, selector.adapter)
+                        key = request_key(selector.tenant, start)
+                        await asyncio.to_thread(
+                            self._registry.refuse_full, selector.tenant, selector.adapter, key
+                        )
                     case "chunk":
                         chunk = request.chunk
                         await asyncio.to_thread(staged.append, chunk.file_name, chunk.offset, chunk.data)

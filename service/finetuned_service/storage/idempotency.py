@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, Row, delete, insert, select
 
 from finetuned_service.errors import InvalidField, NotFound, RequestIdReused
 from finetuned_service.storage.schema import requests
@@ -44,15 +45,7 @@ def recall(connection: Connection, key: RequestKey, now: float) -> str | None:
     Raises:
         RequestIdReused: the id came within 24 hours with another body.
     """
-    if not key.request_id:
-        return None
-    row = connection.execute(
-        select(requests.c.fingerprint, requests.c.resource).where(
-            requests.c.tenant == key.tenant,
-            requests.c.request_id == key.request_id,
-            requests.c.create_time >= now - KEPT_SECONDS,
-        )
-    ).one_or_none()
+    row = _found(connection, key, now)
     if row is None:
         return None
     if row.fingerprint != key.fingerprint:
@@ -61,6 +54,13 @@ def recall(connection: Connection, key: RequestKey, now: float) -> str | None:
             f"{row.resource!r}; use a new id for a new request"
         )
     return str(row.resource)
+
+
+def came_before(connection: Connection, key: RequestKey, now: float) -> bool:
+    """Whether the id made something within 24 hours, whatever the body: whoever knows the whole body will be told
+    what, or be refused, and needs nothing made for it until then.
+    """
+    return _found(connection, key, now) is not None
 
 
 def remember(connection: Connection, key: RequestKey, resource: str, now: float) -> None:
@@ -77,6 +77,17 @@ def remember(connection: Connection, key: RequestKey, resource: str, now: float)
             create_time=now,
         )
     )
+
+
+def _found(connection: Connection, key: RequestKey, now: float) -> Row[Any, Any] | None:
+    if not key.request_id:
+        return None
+    query = select(requests.c.fingerprint, requests.c.resource).where(
+        requests.c.tenant == key.tenant,
+        requests.c.request_id == key.request_id,
+        requests.c.create_time >= now - KEPT_SECONDS,
+    )
+    return connection.execute(query).one_or_none()
 
 
 def deleted_since(resource: str) -> NotFound:
