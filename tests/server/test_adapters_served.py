@@ -18,6 +18,7 @@ from finetuned.errors import (
     InvalidField,
     NotFound,
     ResourceInUse,
+    Unavailable,
 )
 from finetuned.v1 import serving_service_pb2 as pb
 from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
@@ -95,6 +96,27 @@ def test_export_loads_in_peft_and_imports_again(
 
 def load_peft_directory(server: TinyServer, directory: Path) -> object:
     return PeftModel.from_pretrained(load_plain(server.base_directory), str(directory)).eval()
+
+
+@pytest.mark.parametrize("harm", ["flip a bit", "cut off", "remove"])
+def test_damaged_files_are_refused_and_an_import_of_the_same_repairs_them(
+    client: Client, server: TinyServer, tmp_path: Path, harm: str
+) -> None:
+    imported(client, server, tmp_path / "1", "damaged", seed=36)
+    alone = ask(client, "damaged").text
+    client.adapters.unload("damaged")
+    digest = client.adapters.version("damaged").digest
+    weights = server.data_directory / "adapters" / digest[7:] / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    if harm != "remove":
+        weights.write_bytes(whole[:-3] if harm == "cut off" else whole[:-3] + b"***")
+    with pytest.raises((InvalidAdapterFiles, Unavailable)):
+        ask(client, "damaged")
+    imported(client, server, tmp_path / "2", "damaged", seed=36)
+    assert weights.read_bytes() == whole
+    assert ask(client, "damaged").text == alone
+    client.adapters.delete("damaged")
 
 
 def test_version_2_is_not_live_before_its_alias_moves(

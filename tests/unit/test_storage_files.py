@@ -86,6 +86,22 @@ def test_publish_directory_keeps_what_is_there(tmp_path, staged):
     assert (tmp_path / "digest" / "weights").read_bytes() == b"first"
 
 
+def test_publish_directory_replaces_what_is_damaged_and_leaves_readers_theirs(tmp_path, staged):
+    (tmp_path / "digest").mkdir()
+    (tmp_path / "digest" / "weights").write_bytes(b"bad")
+    with (tmp_path / "digest" / "weights").open("rb") as reader:
+        publish_directory(staged, tmp_path / "digest", damaged=True)
+        assert reader.read() == b"bad"
+    assert names(tmp_path) == ["digest"]
+    assert (tmp_path / "digest" / "weights").read_bytes() == b"new"
+
+
+def test_publish_directory_without_anything_to_publish_keeps_what_is_damaged(tmp_path):
+    (tmp_path / "digest").mkdir()
+    publish_directory(tmp_path / "absent", tmp_path / "digest", damaged=True)
+    assert names(tmp_path) == ["digest"]
+
+
 def test_publish_directory_may_be_repeated(tmp_path, staged):
     publish_directory(staged, tmp_path / "digest")
     publish_directory(staged, tmp_path / "digest")

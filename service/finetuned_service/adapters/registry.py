@@ -25,6 +25,7 @@ from finetuned_service.adapters.aliases import (
     point_alias,
     remove_alias,
 )
+from finetuned_service.adapters.files import stored_digest
 from finetuned_service.adapters.manifest import AdapterManifest
 from finetuned_service.adapters.readers import Readers
 from finetuned_service.adapters.versions import (
@@ -37,7 +38,7 @@ from finetuned_service.adapters.versions import (
     take_number,
     weights_directory,
 )
-from finetuned_service.errors import InvalidField, NotFound, ResourceInUse
+from finetuned_service.errors import InvalidAdapterFiles, InvalidField, NotFound, ResourceInUse
 from finetuned_service.names import AdapterSelector, check_id
 from finetuned_service.storage import idempotency
 from finetuned_service.storage.continued import refuse_continued
@@ -84,6 +85,8 @@ class AdapterRegistry:
         adapter: str,
         staged: Path,
         manifest_for: Callable[[str], AdapterManifest],
+        *,
+        damaged: bool = False,
     ) -> AdapterVersion:
         """Record the next version, in the caller's transaction; the first one becomes `default`.
 
@@ -98,10 +101,11 @@ class AdapterRegistry:
             adapter: the adapter's id; created if it does not exist.
             staged: directory with the checked files, on the same file system.
             manifest_for: makes the manifest from the version's name.
+            damaged: see `is_damaged`; files that lie there are replaced.
         """
         number = take_number(connection, tenant, adapter)
         manifest = manifest_for(f"tenants/{tenant}/adapters/{adapter}/versions/{number}")
-        publish_directory(staged, self.directory_of(manifest.digest))
+        publish_directory(staged, self.directory_of(manifest.digest), damaged=damaged)
         connection.execute(
             insert(adapter_versions).values(
                 tenant=tenant,
@@ -120,6 +124,16 @@ class AdapterRegistry:
             point_alias(connection, tenant, adapter, DEFAULT_ALIAS, number)
         return self._resolve(connection, AdapterSelector(tenant, adapter, number))
 
+    def is_damaged(self, digest: str) -> bool:
+        """Whether files lie under a digest that have not that content; reads all of them, so ask before a transaction."""
+        directory = self.directory_of(digest)
+        if not directory.exists():
+            return False
+        try:
+            return stored_digest(directory) != digest
+        except (InvalidAdapterFiles, OSError):
+            return True
+
     def import_version(
         self,
         tenant: str,
@@ -128,6 +142,8 @@ class AdapterRegistry:
         manifest_for: Callable[[str], AdapterManifest],
         size_bytes: int,
         request: RequestKey,
+        *,
+        damaged: bool = False,
     ) -> AdapterVersion:
         """`add_version` in a transaction of its own, once for each request id.
 
@@ -142,7 +158,7 @@ class AdapterRegistry:
                     raise idempotency.deleted_since(made)
                 return found
             self._admit(connection, tenant, adapter, size_bytes)
-            version = self.add_version(connection, tenant, adapter, staged, manifest_for)
+            version = self.add_version(connection, tenant, adapter, staged, manifest_for, damaged=damaged)
             idempotency.remember(connection, request, version.name, time.time())
             return version
 

@@ -149,7 +149,13 @@ class AdapterImports:
         # The request id stands for the files too: other ones under the same id are refused.
         key = dataclasses.replace(request, fingerprint=f"{request.fingerprint[:32]}{facts.digest[-32:]}")
         return self.registry.import_version(
-            selector.tenant, selector.adapter, staged.directory, manifest, facts.size_bytes, key
+            selector.tenant,
+            selector.adapter,
+            staged.directory,
+            manifest,
+            facts.size_bytes,
+            key,
+            damaged=self.registry.is_damaged(facts.digest),
         )
 
 

@@ -47,6 +47,7 @@ class Publisher:
         spell_out_config(output)
         # Here and not inside the transaction, which others wait for.
         sync_files(output)
+        damaged = self.registry.is_damaged(facts.digest)
         adapter, wanted = AdapterSelector.parse(task.spec.adapter, "adapter").adapter, task.spec.promote_if
 
         def record(connection: Connection, current: Job) -> Job:
@@ -60,6 +61,7 @@ class Publisher:
                 adapter,
                 output,
                 lambda name: _manifest(name, current, task.spec, finished, facts, geometry),
+                damaged=damaged,
             )
             promotion = decide(wanted, task, finished, incumbent)
             if wanted and promotion.moves:

@@ -95,17 +95,21 @@ def publish_file(temporary: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
-def publish_directory(temporary: Path, final: Path) -> None:
-    """Move a finished flat directory to its immutable place; if it is taken, the content is the same.
+def publish_directory(temporary: Path, final: Path, *, damaged: bool = False) -> None:
+    """Move a finished flat directory to its immutable place; if it is taken, the content is the same, unless it was found
+    `damaged`: then it is replaced. Who has opened files of it keeps those.
 
     May be repeated: what an earlier try has moved is found in its place.
     """
-    if final.exists():
+    if final.exists() and not (damaged and temporary.exists()):
         shutil.rmtree(temporary, ignore_errors=True)
         return
     sync_files(temporary)
+    hidden = hide_directory(final)
     temporary.rename(final)
     sync_directory(final.parent)
+    if hidden is not None:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def remove_directory(directory: Path) -> None:
