@@ -22,7 +22,7 @@ from finetuned_service.datasets.limits import data_limits_of
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.config import READY_KV_TOKENS, EngineConfig
-from finetuned_service.engine.messages import Snapshot
+from finetuned_service.engine.messages import Residency, Snapshot
 from finetuned_service.errors import FinetunedError, StartRefused
 from finetuned_service.jobs.assignment import ResidentBase
 from finetuned_service.jobs.estimate import NO_BUDGET, Budget
@@ -47,6 +47,7 @@ from finetuned_service.rpc.tenants import TenantServicer
 from finetuned_service.rpc.tuning import TuningServicer
 from finetuned_service.serving.encode import Encoding
 from finetuned_service.serving.inputs import Inputs
+from finetuned_service.serving.pin_shares import PinShares
 from finetuned_service.serving.residents import Residents
 from finetuned_service.serving.service import Serving
 from finetuned_service.settings import Settings
@@ -125,7 +126,12 @@ class Server:
         pooling, image = base_inputs(read_config(directory))
         generates = base.family is Family.DECODER
         tokenizer = None if image else BaseTokenizer.load(directory, generates=generates)
-        self._residents = Residents(engine, registry)
+        adapter_bytes = {
+            Residency.HOST: settings.adapter_host_bytes,
+            Residency.DEVICE: settings.adapter_device_bytes,
+        }
+        shares = PinShares(adapter_bytes, settings.max_tenant_pin_share)
+        self._residents = Residents(engine, registry, base, shares)
         serving = Serving(
             engine=engine,
             registry=registry,

@@ -157,6 +157,9 @@ class Settings(BaseSettings):
     start for low-rank updates, and whole parameters take as much again at most."""
     adapter_host_bytes: int = Field(default=GIB, ge=MIB)
     """Memory for adapters read but not in the serving layout."""
+    max_tenant_pin_share: float = Field(default=0.75, ge=0.05, le=1.0)
+    """The part of each of the two that one tenant may pin; the more others have pinned, the smaller, so that some is always left
+    for adapters that are not. 1 lets one tenant pin all; so may admins, and whoever calls a server that asks for no keys."""
     max_lora_rank: int = Field(default=256, ge=1, le=1024)
     """The largest LoRA rank accepted."""
     max_upload_bytes: int = Field(default=256 * MIB, ge=1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from finetuned_service.engine.messages import AdapterResidency, Residency
-from finetuned_service.serving.holders import Holders
+from finetuned_service.serving.holders import Claim, Holders, Pinned
 
 IN_ENGINE = [
     AdapterResidency("other", Residency.HOST, pinned=False, running_sequences=0, resident_bytes=1, modules=1),
@@ -24,9 +24,13 @@ def test_only_who_brought_weights_into_memory_sees_them_there() -> None:
     assert holders.seen_by("acme", "same", IN_ENGINE) is None
 
 
+def claim(holders: Holders, tenant: str, tier: Residency, digest: str = "same") -> Claim:
+    return holders.claim(digest, tenant, Pinned(digest, tenant, tier, 1))
+
+
 def pin(holders: Holders, tenant: str, tier: Residency, digest: str = "same") -> None:
     """A call that the engine does at once."""
-    holders.grant(holders.claim(digest, tenant, tier))
+    holders.grant(claim(holders, tenant, tier, digest))
 
 
 def test_each_sees_its_own_pins_and_sequences() -> None:
@@ -81,7 +85,7 @@ HOST, DEVICE, STORED = Residency.HOST, Residency.DEVICE, Residency.STORED
 @pytest.mark.parametrize("refused_first", [True, False])
 def test_a_refused_call_takes_away_no_pin_that_another_call_made_meanwhile(refused_first: bool) -> None:
     holders = Holders()
-    refused, granted = holders.claim("same", "acme", DEVICE), holders.claim("same", "acme", HOST)
+    refused, granted = claim(holders, "acme", DEVICE), claim(holders, "acme", HOST)
     ends = [lambda: holders.refuse(refused), lambda: holders.grant(granted)]
     for end in ends if refused_first else ends[::-1]:
         end()
@@ -93,22 +97,22 @@ def test_a_refused_call_takes_away_no_pin_that_another_call_made_meanwhile(refus
 def test_the_last_of_several_calls_says_where_the_weights_are_kept() -> None:
     holders = Holders()
     pin(holders, "acme", HOST)
-    first, last = holders.claim("same", "acme", DEVICE), holders.claim("same", "acme", HOST)
+    first, last = claim(holders, "acme", DEVICE), claim(holders, "acme", HOST)
     assert holders.pinned("same") is HOST
     holders.grant(last)
     holders.grant(first)
     assert holders.pinned("same") is HOST
-    holders.refuse(holders.claim("same", "acme", DEVICE))
+    holders.refuse(claim(holders, "acme", DEVICE))
     assert holders.pinned("same") is HOST
 
 
 def test_a_call_that_is_answered_after_an_unload_pins_nothing() -> None:
     holders = Holders()
-    kept, left = holders.claim("same", "acme", DEVICE), holders.claim("same", "beta", DEVICE)
+    kept, left = claim(holders, "acme", DEVICE), claim(holders, "beta", DEVICE)
     holders.unpin("same", "acme")
     holders.leave("same", "beta")
-    for claim in (kept, left):
-        holders.grant(claim)
+    for late in (kept, left):
+        holders.grant(late)
     assert holders.pinned("same") is STORED
     assert holders.seen_by("acme", "same", IN_ENGINE) is not None
     assert holders.seen_by("beta", "same", IN_ENGINE) is None

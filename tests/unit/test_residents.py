@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
+from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.messages import Residency
-from finetuned_service.errors import ResourceExhausted
+from finetuned_service.errors import QuotaExceeded, ResourceExhausted
 from finetuned_service.names import AdapterSelector
+from finetuned_service.serving.pin_shares import PinShares
 from finetuned_service.serving.residents import Residents
+from finetuned_service.vocabulary import WeightFormat
 from retention_place import Place
 from tiny_jobs import TENANT
 
+HOST, DEVICE = Residency.HOST, Residency.DEVICE
+BASE = BaseManifest(
+    name="bases/tiny",
+    digest="sha256:" + "b" * 64,
+    root_digest="sha256:" + "b" * 64,
+    architecture="LlamaForCausalLM",
+    weight_format=WeightFormat.BF16,
+    parameters=1,
+    weight_bytes=1,
+    context_tokens=64,
+    source="a test",
+    create_time=datetime(2026, 1, 1, tzinfo=UTC),
+)
 ADAPTER = "sha256:" + "a" * 64
 
 
@@ -47,7 +64,7 @@ def engine():
 
 @pytest.fixture
 def residents(engine, place):
-    return Residents(engine, place.registry)
+    return Residents(engine, place.registry, BASE, PinShares(dict.fromkeys((HOST, DEVICE), 8), 0.75))
 
 
 @pytest.fixture
@@ -170,3 +187,17 @@ async def test_files_that_are_named_again_stay_after_the_call_too(residents, eng
         add(adapter="again")
     assert version.directory.exists()
     assert engine.asked == []
+
+
+async def test_a_pin_beyond_the_tenants_share_is_refused_before_the_engine_is_asked(residents, engine, add):
+    """Room for four, of which three are one tenant's."""
+    versions = [add(letter=letter) for letter in "acdef"]
+    for version in versions[:3]:
+        await residents.load(version, HOST, pin=True, within_share=True)
+    asked = len(engine.asked)
+    with pytest.raises(QuotaExceeded, match="has pinned 3 adapters"):
+        await residents.load(versions[3], HOST, pin=True, within_share=True)
+    assert len(engine.asked) == asked
+    await residents.load(versions[3], HOST, pin=False, within_share=True)
+    await residents.load(versions[3], HOST, pin=True)
+    assert residents.holders.pinned(versions[3].manifest.digest) is HOST

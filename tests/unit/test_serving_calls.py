@@ -30,6 +30,7 @@ from finetuned_service.errors import (
 from finetuned_service.metrics import ServerMetrics, new_registry
 from finetuned_service.names import AdapterSelector
 from finetuned_service.serving.merge import merged
+from finetuned_service.serving.pin_shares import PinShares
 from finetuned_service.serving.residents import Residents
 from finetuned_service.serving.service import Serving
 from finetuned_service.serving.values import (
@@ -52,6 +53,7 @@ from tiny_tokenizers import byte_level, write_tokenizer
 
 BASE, OTHER_BASE, ADAPTER = (f"sha256:{letter * 64}" for letter in "bca")
 MODULES = 14
+SHARES = PinShares({}, 1.0)
 HANG_SECONDS = 20.0
 """A deadline for what must not hang; nothing is expected to take any of it."""
 
@@ -149,7 +151,14 @@ def serving(engine, registry, tokenizer, page) -> Serving:
         create_time=datetime(2026, 1, 1, tzinfo=UTC),
     )
     return Serving(
-        engine, registry, tokenizer, base, 64, "replica-1", ServerMetrics(page), Residents(engine, registry)
+        engine,
+        registry,
+        tokenizer,
+        base,
+        64,
+        "replica-1",
+        ServerMetrics(page),
+        Residents(engine, registry, base, SHARES),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from finetuned_service.adapters.geometry import BaseGeometry
-from finetuned_service.adapters.memory import host_bytes
+from finetuned_service.adapters.memory import served_bytes
 from finetuned_service.bases.family import width_of
 from finetuned_service.bases.manifest import describe_base, read_config, write_manifest
 from finetuned_service.errors import (
@@ -198,8 +198,7 @@ def test_the_least_memory_is_that_of_runtime_numbers_that_train_and_layers(submi
 def test_an_adapter_may_be_as_large_as_the_engine_has_room_for(submission, place):
     name = BaseName("tiny")
     elements = adapter_elements(train(submission, validate_only=True).spec, place.bases.path(name))
-    element_bytes = 4 if place.bases.get(name).weight_format is WeightFormat.FP32 else 2
-    needed_bytes = host_bytes(elements, element_bytes, encodes=False)
+    needed_bytes = served_bytes(elements, place.bases.get(name))
     train(replace(submission, adapter_room_bytes=needed_bytes), validate_only=True)
     with pytest.raises(InvalidField, match="makes an adapter of"):
         train(replace(submission, adapter_room_bytes=needed_bytes - 1), validate_only=True)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from finetuned_service.adapters.memory import host_bytes
+from finetuned_service.adapters.memory import served_bytes
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.bases.catalog import BaseCatalog
 from finetuned_service.bases.family import TASKS
@@ -280,10 +280,7 @@ class Submission:
 
     def _refuse_larger_than_memory(self, spec: TrainSpec, base: BaseName) -> None:
         """Refuse an adapter that this server, which would serve it, could not even hold alone."""
-        manifest = self.bases.get(base)
-        element_bytes = 4 if manifest.weight_format is WeightFormat.FP32 else 2
-        elements = adapter_elements(spec, self.bases.path(base))
-        needed_bytes = host_bytes(elements, element_bytes, encodes=manifest.family is not Family.DECODER)
+        needed_bytes = served_bytes(adapter_elements(spec, self.bases.path(base)), self.bases.get(base))
         if base == self.resident_base and needed_bytes > self.adapter_room_bytes:
             raise InvalidField.one(
                 f"spec.{SETTINGS_OF[spec.method]}",

@@ -22,6 +22,7 @@ from finetuned_service.rpc.convert.common import enum_name, method_from_proto
 from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
 from finetuned_service.serving.service import Serving, check_compatible, incompatible_reason
+from finetuned_service.tenancy.caller import Role, current_caller
 
 MAX_SOURCE_CHARACTERS = 1000
 
@@ -165,7 +166,11 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         if wanted is Residency.STORED:
             raise InvalidField.one("residency", "is RESIDENCY_STORED; to free memory call UnloadAdapter")
         check_compatible(version, self._serving.base)
-        snapshot = await self._serving.residents.load(version, wanted, pin=request.pin)
+        # What an admin pins is for all, as what the server's own user does who needs no key.
+        within_share = current_caller().role is not Role.ADMIN
+        snapshot = await self._serving.residents.load(
+            version, wanted, pin=request.pin, within_share=within_share
+        )
         return pb.LoadAdapterResponse(version=self._version(version, snapshot))
 
     async def UnloadAdapter(  # noqa: N802 - the contract's name

@@ -18,13 +18,23 @@ _TIERS = (Residency.STORED, Residency.HOST, Residency.DEVICE)
 """From the lowest up."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pinned:
+    """Weights that a tenant keeps in memory."""
+
+    digest: str
+    tenant: str
+    tier: Residency
+    size_bytes: int
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Claim:
     """A tenant's call that loads the weights of a digest and is not answered yet."""
 
     digest: str
     tenant: str
-    pinned: Residency | None
+    pinned: Pinned | None
     """Where it keeps them, unless a later call of the tenant has said otherwise."""
 
 
@@ -33,7 +43,7 @@ class Holders:
 
     def __init__(self) -> None:
         self._users: dict[str, set[str]] = {}
-        self._pins: dict[str, dict[str, Residency]] = {}
+        self._pins: dict[str, dict[str, Pinned]] = {}
         """By tenant, of calls that the engine has answered."""
         self._claims: dict[str, list[Claim]] = {}
         """In the order of the calls."""
@@ -54,7 +64,7 @@ class Holders:
         """Note that a tenant's call brings the weights into memory."""
         self._users.setdefault(digest, set()).add(tenant)
 
-    def claim(self, digest: str, tenant: str, pinned: Residency | None) -> Claim:
+    def claim(self, digest: str, tenant: str, pinned: Pinned | None = None) -> Claim:
         """Note a call before the engine is asked: another tenant's call meanwhile must not undo its pin. `grant` or
         `refuse` it afterwards.
         """
@@ -110,7 +120,13 @@ class Holders:
 
     def pinned(self, digest: str) -> Residency:
         """The highest tier at which anybody keeps the weights; STORED if nobody does."""
-        return max(self._pins_of(digest).values(), key=_TIERS.index, default=Residency.STORED)
+        tiers = [pinned.tier for pinned in self._pins_of(digest).values()]
+        return max(tiers, key=_TIERS.index, default=Residency.STORED)
+
+    def all_pinned(self) -> list[Pinned]:
+        """What each tenant keeps in memory."""
+        digests = {*self._pins, *self._claims}
+        return [pinned for digest in digests for pinned in self._pins_of(digest).values()]
 
     def at_least(self, digest: str, tier: Residency) -> tuple[Residency, bool]:
         """What the engine is to do so that one tenant has `tier` and all others what they pinned: tier, pinned."""
@@ -133,7 +149,7 @@ class Holders:
                 return dataclasses.replace(adapter, pinned=pinned, running_sequences=running)
         return None
 
-    def _pins_of(self, digest: str) -> dict[str, Residency]:
+    def _pins_of(self, digest: str) -> dict[str, Pinned]:
         """By tenant, also of calls that are not answered yet."""
         claimed = {claim.tenant: claim.pinned for claim in self._claims.get(digest, []) if claim.pinned}
         return self._pins.get(digest, {}) | claimed

@@ -7,12 +7,15 @@ from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from finetuned_service.adapters.memory import served_bytes
 from finetuned_service.adapters.registry import AdapterRegistry
 from finetuned_service.adapters.versions import AdapterVersion
+from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.client import EngineClient
 from finetuned_service.engine.messages import AdapterHandle, Residency, Snapshot
 from finetuned_service.errors import FinetunedError
-from finetuned_service.serving.holders import Holders
+from finetuned_service.serving.holders import Holders, Pinned
+from finetuned_service.serving.pin_shares import PinShares
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +24,30 @@ class Residents:
 
     engine: EngineClient
     registry: AdapterRegistry
+    base: BaseManifest
+    shares: PinShares
     holders: Holders = field(default_factory=Holders)
     """Whose weights are in memory."""
 
-    async def load(self, version: AdapterVersion, tier: Residency, *, pin: bool) -> Snapshot:
-        """Bring a version's weights to a tier, and keep them there if asked; answers when they are there. What is pinned
-        stays so until it is unloaded.
+    async def load(
+        self, version: AdapterVersion, tier: Residency, *, pin: bool, within_share: bool = False
+    ) -> Snapshot:
+        """Bring a version's weights to a tier, and keep them there if asked, `within_share` only as far as that leaves others
+        theirs; answers when they are there. What is pinned stays so until it is unloaded.
 
         Raises:
+            QuotaExceeded: before anything is changed, see `PinShares`.
             FinetunedError: from the engine; then nothing is pinned but what other calls pinned.
         """
         digest, tenant = version.manifest.digest, version.tenant
-        claim = self.holders.claim(digest, tenant, tier if pin else None)
+        pinned = (
+            Pinned(digest, tenant, tier, served_bytes(version.manifest.parameters, self.base))
+            if pin
+            else None
+        )
+        if pinned is not None and within_share:
+            self.shares.refuse_above(pinned, self.holders.all_pinned())
+        claim = self.holders.claim(digest, tenant, pinned)
         try:
             snapshot = await self._bring(digest, tier)
         except FinetunedError:
