@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from finetuned_service.engine.adapter_files import AdapterReader
 from finetuned_service.engine.adapter_weights import AdapterWeights
@@ -19,14 +19,22 @@ class AdapterMemory:
         reader: of their files.
         banks: for low-rank updates; no larger than the budget.
         budget_bytes: of everything that is placed.
+        vacated: called when an adapter has left; whoever has kept something of it from a step to the next lets go.
     """
 
     fills_at_once = False
 
-    def __init__(self, reader: AdapterReader, banks: LoraBanks, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        reader: AdapterReader,
+        banks: LoraBanks,
+        budget_bytes: int,
+        vacated: Callable[[], None] = lambda: None,
+    ) -> None:
         self._reader = reader
         self._banks = banks
         self._budget_bytes = budget_bytes
+        self._vacated = vacated
         self._used_bytes = 0
         self._numbers = itertools.count()
 
@@ -80,6 +88,7 @@ class AdapterMemory:
     def vacate(self, place: AdapterPlace) -> None:
         self._banks.vacate(place.lora)
         self._used_bytes -= place.size_bytes
+        self._vacated()
 
     def _needed_bytes(self, weights: AdapterWeights) -> int:
         return self._banks.rows_bytes(weights.lora.ranks) + weights.ops_bytes

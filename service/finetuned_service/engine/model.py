@@ -182,6 +182,10 @@ class EngineModel:
         site: Any = self._module.get_submodule(module)
         return dense_weight(site.base).cpu()
 
+    def forget_rows(self) -> None:
+        """Let go of what the last step had of its adapters: one of them leaves the device."""
+        self._kernels = None
+
     def _set_current(self, rows: AdaptedRows, banks: LoraBanks) -> None:
         if not rows.lora.decoding and not rows.lora.chunks:
             return

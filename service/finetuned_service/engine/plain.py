@@ -49,7 +49,7 @@ class PlainRunner:
             )
             self._graphs = DecodeGraphs(self._banks, self._arena, model.decode, model.device, recorder, usual)
         reader = AdapterReader(model.sites, model.geometry, model.dtype, model.linear_weight)
-        self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes)
+        self.memory = AdapterMemory(reader, self._banks, config.device_budget_bytes, model.forget_rows)
 
     @property
     def kv_bytes(self) -> int:
