@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from finetuned_service import digests
 from finetuned_service.engine import lazy_pages
 from finetuned_service.engine.adapter_files import AdapterReader
@@ -39,6 +40,11 @@ REFUSALS = [
     (MemoryError(), ResourceExhausted, NO_MEMORY),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ResourceExhausted, NO_MEMORY),
     (RuntimeError("can't start new thread"), ResourceExhausted, NO_MEMORY),
+    (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        ResourceExhausted,
+        r"the GPU has no memory left for adapter sha256:.*lower adapter_device_bytes",
+    ),
     (
         OSError(errno.EMFILE, "Too many open files"),
         ResourceExhausted,

@@ -59,7 +59,7 @@ class AdapterReader:
         Raises:
             InvalidAdapterFiles, Unavailable, ResourceExhausted: as `open`.
         """
-        with _refusing(handle):
+        with refusing(handle.digest):
             elements = self._opener.elements(Path(handle.directory))
         return host_bytes(elements, self._dtype.itemsize, encodes=bool(self._geometry.width))
 
@@ -72,7 +72,7 @@ class AdapterReader:
             Unavailable: if the files cannot be reached.
             ResourceExhausted: if this process gets no memory for them, or for what is made of them meanwhile.
         """
-        with _refusing(handle), self._opener.open(Path(handle.directory), handle.digest) as opened:
+        with refusing(handle.digest), self._opener.open(Path(handle.directory), handle.digest) as opened:
             yield opened
 
     @torch.inference_mode()
@@ -103,7 +103,7 @@ class AdapterReader:
         tensors += [tensor for of_module in ops.values() for op in of_module for tensor in tensors_of(op)]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             raise not_finite(handle.digest, self._dtype)
-        return AdapterWeights(LoraWeights(pairs, self._ranks(pairs)), modules, ops)
+        return AdapterWeights(handle.digest, LoraWeights(pairs, self._ranks(pairs)), modules, ops)
 
     def _pair(self, update: AddLowRank[Tensor]) -> tuple[Tensor, Tensor]:
         scaled = update.b.to(torch.float32).mul(update.scaling).t()
@@ -147,24 +147,35 @@ _NO_MEMORY = ("DefaultCPUAllocator", "can't start new thread")
 
 
 @contextmanager
-def _refusing(handle: AdapterHandle) -> Generator[None]:
-    """Around what the system may not allow; see `_refusal`."""
+def refusing(digest: str) -> Generator[None]:
+    """Around what takes memory or files for an adapter.
+
+    Raises:
+        ResourceExhausted: the system, or the device, has no memory or descriptors left.
+        Unavailable: files cannot be reached.
+    """
     try:
         yield
     except (OSError, MemoryError, RuntimeError) as error:
-        refusal = _refusal(handle, error)
+        refusal = _refusal(digest, error)
         if refusal is None:
             raise
         raise refusal from error
 
 
-def _refusal(handle: AdapterHandle, error: Exception) -> FinetunedError | None:
+def _refusal(digest: str, error: Exception) -> FinetunedError | None:
     """What an error of the system means for who asked for the adapter; None where it is no error of the system."""
     code = error.errno if isinstance(error, OSError) else None
     if code in _OF_THIS_PROCESS:
         return ResourceExhausted(
-            f"the engine has no {_OF_THIS_PROCESS[code]} left to read adapter {handle.digest}; allow the server more",
-            metadata={"adapter_digest": handle.digest},
+            f"the engine has no {_OF_THIS_PROCESS[code]} left to read adapter {digest}; allow the server more",
+            metadata={"adapter_digest": digest},
+        )
+    if isinstance(error, torch.OutOfMemoryError):
+        return ResourceExhausted(
+            f"the GPU has no memory left for adapter {digest}: lower adapter_device_bytes, kv_cache_tokens or "
+            "job_device_bytes, or leave the server more of it",
+            metadata={"adapter_digest": digest},
         )
     if (
         code == errno.ENOMEM
@@ -172,16 +183,16 @@ def _refusal(handle: AdapterHandle, error: Exception) -> FinetunedError | None:
         or any(said in str(error) for said in _NO_MEMORY)
     ):
         return ResourceExhausted(
-            f"the engine gets no memory from the system for adapter {handle.digest}: lower adapter_host_bytes, "
+            f"the engine gets no memory from the system for adapter {digest}: lower adapter_host_bytes, "
             "adapter_device_bytes or kv_cache_tokens, or allow the server more (ulimit -v, the container's memory, "
             "vm.max_map_count)",
-            metadata={"adapter_digest": handle.digest},
+            metadata={"adapter_digest": digest},
         )
-    return _unreachable(handle) if isinstance(error, OSError) else None
+    return _unreachable(digest) if isinstance(error, OSError) else None
 
 
-def _unreachable(handle: AdapterHandle) -> Unavailable:
+def _unreachable(digest: str) -> Unavailable:
     return Unavailable(
-        f"the files of adapter {handle.digest} cannot be read now; try again, or import it again",
+        f"the files of adapter {digest} cannot be read now; try again, or import it again",
         retry_after_seconds=5.0,
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from finetuned_service.engine.adapter_files import AdapterReader
-from finetuned_service.engine.adapter_weights import AdapterWeights
+import torch
+from torch import Tensor
+
+from finetuned_service.engine.adapter_files import AdapterReader, refusing
+from finetuned_service.engine.adapter_weights import AdapterWeights, tensors_of
 from finetuned_service.engine.lora_bank import LoraBanks
 from finetuned_service.engine.messages import AdapterHandle
 from finetuned_service.engine.place import AdapterPlace
@@ -76,14 +79,15 @@ class AdapterMemory:
         return place
 
     def fill(self, place: AdapterPlace, weights: AdapterWeights) -> None:
-        self._banks.fill(place.lora, weights.lora)
-        device = self._banks.device
-        place.ops.update(
-            {
-                module: tuple(op.over(lambda t: t.to(device)) for op in ops)
-                for module, ops in weights.ops.items()
-            }
-        )
+        with refusing(weights.digest):
+            self._banks.fill(place.lora, weights.lora)
+            moved = _moved(weights, self._banks.device)
+            place.ops.update(
+                {
+                    module: tuple(op.over(lambda tensor: moved[id(tensor)]) for op in ops)
+                    for module, ops in weights.ops.items()
+                }
+            )
 
     def vacate(self, place: AdapterPlace) -> None:
         self._banks.vacate(place.lora)
@@ -92,3 +96,9 @@ class AdapterMemory:
 
     def _needed_bytes(self, weights: AdapterWeights) -> int:
         return self._banks.rows_bytes(weights.lora.ranks) + weights.ops_bytes
+
+
+def _moved(weights: AdapterWeights, device: torch.device) -> dict[int, Tensor]:
+    """By the id of a tensor of single arrays, it on the device: once, however many modules share it."""
+    tensors = (tensor for ops in weights.ops.values() for op in ops for tensor in tensors_of(op))
+    return {key: tensor.to(device) for key, tensor in {id(tensor): tensor for tensor in tensors}.items()}

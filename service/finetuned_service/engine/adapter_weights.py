@@ -42,6 +42,7 @@ LoadedOp = SiteOp[Tensor] | ScaleProduct
 class AdapterWeights:
     """An adapter read, checked and converted to the base's dtype, all finite."""
 
+    digest: str
     lora: LoraWeights
     modules: int
     """Of the base that it changes; those that share a parameter are one."""
