@@ -43,7 +43,7 @@ class Place:
         self.registry = AdapterRegistry(self.database, directory / "adapters", limits, kept)
         self.jobs = JobStore(self.database, limits, kept)
         self.datasets = DatasetStore(
-            self.database, directory, DataLimits(), (), lambda _t, _d: "", limits, kept
+            self.database, directory, DataLimits(), (), lambda _c, _t, _d: "", limits, kept
         )
         self.collector = Collector(self.database, directory, kept)
 

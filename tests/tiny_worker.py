@@ -73,7 +73,7 @@ class Workplace:
         (directory / "adapters").mkdir(exist_ok=True)
         self.registry = AdapterRegistry(self.database, directory / "adapters", limits)
         self.datasets = DatasetStore(
-            self.database, directory, DataLimits(), (directory,), lambda _t, _d: "", limits
+            self.database, directory, DataLimits(), (directory,), lambda _c, _t, _d: "", limits
         )
         task_limits = TaskLimits(threads=1, memory_budget_bytes=2**30)
         self.assignments = Assignments(self.bases, self.datasets, self.registry, task_limits)

@@ -118,7 +118,7 @@ class Server:
             settings.data_dir,
             data_limits_of(settings),
             settings.import_roots,
-            self._jobs.uses_dataset,
+            JobStore.uses_dataset,
             tenant_limits,
             kept,
             settings.import_urls,

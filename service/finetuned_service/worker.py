@@ -83,7 +83,7 @@ def build_dispatcher(
         settings.data_dir,
         data_limits_of(settings),
         settings.import_roots,
-        JobStore(database, limits, kept).uses_dataset,
+        JobStore.uses_dataset,
         limits,
         kept,
         settings.import_urls,

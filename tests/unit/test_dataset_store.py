@@ -25,12 +25,13 @@ from finetuned_service.errors import (
     ResourceInUse,
     Unavailable,
 )
+from finetuned_service.jobs.store import JobStore
 from finetuned_service.storage.database import Database
 from finetuned_service.storage.idempotency import RequestKey
 from finetuned_service.storage.pages import PageRequest
 from finetuned_service.storage.retention import Retention
 from finetuned_service.storage.schema import uploads
-from sqlalchemy import update
+from sqlalchemy import event, update
 from tiny_data import archive, picture
 from tiny_limits import stored_limits
 
@@ -57,7 +58,7 @@ def used() -> set[tuple[str, str]]:
 def store(tmp_path, database, used):
     (tmp_path / "shared").mkdir(exist_ok=True)
 
-    def used_by(tenant: str, dataset_id: str) -> str:
+    def used_by(_connection, tenant: str, dataset_id: str) -> str:
         return "tenants/acme/jobs/train-1" if (tenant, dataset_id) in used else ""
 
     limits = DataLimits(max_bytes=MAX_BYTES)
@@ -308,7 +309,7 @@ def test_a_store_that_fails_for_a_moment_keeps_the_upload(store, tmp_path, used)
         tmp_path,
         DataLimits(),
         (),
-        lambda _tenant, _dataset: "",
+        lambda _connection, _tenant, _dataset: "",
         stored_limits(tmp_path),
     )
     store.uploads.start(TENANT, "up", "rows")
@@ -411,7 +412,7 @@ def test_a_root_may_itself_be_a_link(database, tmp_path):
     (tmp_path / "real" / "rows.jsonl").write_bytes(ROWS)
     (tmp_path / "root").symlink_to(tmp_path / "real")
     root, limits = (tmp_path / "root",), stored_limits(tmp_path)
-    store = DatasetStore(database, tmp_path, DataLimits(), root, lambda _t, _d: "", limits)
+    store = DatasetStore(database, tmp_path, DataLimits(), root, lambda _c, _t, _d: "", limits)
     uri = (tmp_path / "root" / "rows.jsonl").as_uri()
     assert store.import_file(TENANT, "rows", uri, NO_REQUEST).rows == 2
 
@@ -452,7 +453,7 @@ def test_everything_else_is_refused(store, outside, place):
 
 
 def test_without_roots_nothing_can_be_imported(database, outside):
-    store = DatasetStore(database, outside, DataLimits(), (), lambda _t, _d: "", stored_limits(outside))
+    store = DatasetStore(database, outside, DataLimits(), (), lambda _c, _t, _d: "", stored_limits(outside))
     with pytest.raises(InvalidField, match="none: set import_roots"):
         store.import_file(TENANT, "rows", (outside / "secret.jsonl").as_uri(), NO_REQUEST)
 
@@ -480,6 +481,17 @@ def test_a_dataset_in_use_is_not_deleted(store, used):
     for call in (store.get, store.delete):
         with pytest.raises(NotFound):
             call(TENANT, "rows")
+
+
+def test_deleting_takes_one_connection_at_a_time(database, tmp_path):
+    """It took a second one for the question who uses the dataset: many at once waited for each other's."""
+    limits = stored_limits(tmp_path)
+    store = DatasetStore(database, tmp_path, DataLimits(), (), JobStore.uses_dataset, limits)
+    upload(store)
+    taken: list[int] = []
+    event.listen(database._engine, "checkout", lambda *_: taken.append(database._engine.pool.checkedout()))
+    store.delete(TENANT, "rows")
+    assert set(taken) == {1}
 
 
 def test_rows_are_kept_until_the_last_dataset_of_any_tenant_is_gone(store, tmp_path):
@@ -537,5 +549,5 @@ def test_what_a_crash_left_of_a_validation_is_swept_when_it_is_old(store, databa
         (leftover / "rows.jsonl").write_bytes(ROWS)
         then = time.time() - age_seconds
         os.utime(leftover, (then, then))
-    DatasetStore(database, tmp_path, DataLimits(), (), lambda _t, _d: "", stored_limits(tmp_path))
+    DatasetStore(database, tmp_path, DataLimits(), (), lambda _c, _t, _d: "", stored_limits(tmp_path))
     assert [path.name for path in (tmp_path / "datasets").iterdir()] == [".validating-young"]

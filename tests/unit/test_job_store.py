@@ -243,17 +243,23 @@ def test_jobs_are_filtered_by_state_kind_and_adapter(store, queue):
     assert found(adapter="ops") == [ops.id]
 
 
-def test_what_unfinished_jobs_need_is_known(store):
+def users_of(database, *datasets: str, tenant: str = TENANT) -> list[str]:
+    """The unfinished job that uses each of the datasets, or ''."""
+    with database.read() as connection:
+        return [JobStore.uses_dataset(connection, tenant, dataset) for dataset in datasets]
+
+
+def test_what_unfinished_jobs_need_is_known(store, database):
     job = store.create(train_job(eval_dataset="tenants/acme/datasets/held-out"), NO_REQUEST)
     quantize = store.create(quantize_job(dataset="tenants/acme/datasets/text"), NO_REQUEST)
-    users = {name: store.uses_dataset(TENANT, name) for name in ("rows", "held-out", "text", "row")}
-    assert users == {"rows": job.name, "held-out": job.name, "text": quantize.name, "row": ""}
-    assert store.uses_dataset("other", "rows") == ""
+    users = users_of(database, "rows", "held-out", "text", "row")
+    assert users == [job.name, job.name, quantize.name, ""]
+    assert users_of(database, "rows", tenant="other") == [""]
     assert store.using_base("bases/tiny") == [job.name, quantize.name]
     assert store.using_base("bases/other") == []
     for finished in (job, quantize):
         store.cancel(TENANT, finished.id)
-    assert (store.uses_dataset(TENANT, "rows"), store.using_base("bases/tiny")) == ("", [])
+    assert (users_of(database, "rows"), store.using_base("bases/tiny")) == ([""], [])
 
 
 # Claims and leases
@@ -413,10 +419,7 @@ def test_what_a_release_publishes_and_the_state_are_one(store, queue, job, lease
 
     with pytest.raises(LookupError):
         queue.release(lease, Ending(JobState.SUCCEEDED, bodies=(Notice(text="done"),), also=fail))
-    assert (store.get(TENANT, job.id).state, store.uses_dataset(TENANT, "rows")) == (
-        JobState.RUNNING,
-        job.name,
-    )
+    assert (store.get(TENANT, job.id).state, users_of(database, "rows")) == (JobState.RUNNING, [job.name])
     assert store.last_event(TENANT, job.id) == (2, JobState.RUNNING)
     released = queue.release(lease, Ending(JobState.SUCCEEDED, bodies=(Notice(text="done"),), also=publish))
     assert (released.display_name, released.last_event) == ("published", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 
 import pytest
 from finetuned_service.errors import ResourceExhausted, Unavailable
@@ -122,6 +123,13 @@ def test_a_store_that_stays_locked_is_unavailable(database, url):
     with impatient.begin() as connection:
         put(connection, "a")
     impatient.close()
+
+
+def test_there_is_a_connection_for_each_of_many_threads(database):
+    """However many wait for their turn to write, a reader needs not wait."""
+    with ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(database.read())
 
 
 def test_a_full_disk_says_so_and_keeps_the_store_whole(database):

@@ -43,7 +43,7 @@ class Place:
         self.jobs = JobStore(self.database, self.limits)
         self.registry = AdapterRegistry(self.database, directory / "adapters", self.limits)
         self.datasets = DatasetStore(
-            self.database, directory, DataLimits(), (directory,), lambda _t, _d: "", self.limits
+            self.database, directory, DataLimits(), (directory,), lambda _c, _t, _d: "", self.limits
         )
 
     def used(self, tenant: str = TENANT) -> dict[Limit, int]:
@@ -265,7 +265,7 @@ def test_a_chunk_waits_for_its_turn_among_writers(place, tmp_path: Path) -> None
     here = place()
     here.start("one")
     impatient = Database(f"sqlite:///{tmp_path / 'finetuned.db'}", busy_timeout_seconds=0.0)
-    beside = DatasetStore(impatient, tmp_path, DataLimits(), (), lambda _t, _d: "", here.limits)
+    beside = DatasetStore(impatient, tmp_path, DataLimits(), (), lambda _c, _t, _d: "", here.limits)
     with here.database.begin(), pytest.raises(Unavailable):
         beside.uploads.append(TENANT, "one", 0, b"x")
     assert beside.uploads.append(TENANT, "one", 0, b"x") == 1

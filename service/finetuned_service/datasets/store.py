@@ -86,7 +86,7 @@ class DatasetStore:
         directory: holds `datasets/` (by digest) and `uploads/`.
         limits: what a file may hold.
         import_roots: directories under which `import_file` may read.
-        used_by: the name of an unfinished job that uses (tenant, dataset), or "".
+        used_by: the name of an unfinished job that uses (tenant, dataset), or "", as a transaction sees it.
         tenant_limits: what a tenant may keep.
         retention: how long an upload waits for its end.
         import_urls: prefixes of object stores under which `import_file` may read too.
@@ -98,7 +98,7 @@ class DatasetStore:
         directory: Path,
         limits: DataLimits,
         import_roots: tuple[Path, ...],
-        used_by: Callable[[str, str], str],
+        used_by: Callable[[Connection, str, str], str],
         tenant_limits: StoredLimits,
         retention: Retention = DEFAULT_RETENTION,
         import_urls: Sequence[str] = (),
@@ -220,7 +220,7 @@ class DatasetStore:
             if dataset is None:
                 raise NotFound.resource(str(ResourceName(tenant, "datasets", dataset_id)))
             # Asked inside the transaction, so that no job comes in between.
-            user = self._used_by(tenant, dataset_id)
+            user = self._used_by(connection, tenant, dataset_id)
             if user:
                 raise ResourceInUse(
                     f"{dataset.name} is used by {user}; cancel the job or wait for its end",

@@ -295,15 +295,15 @@ class JobStore:
         if self._directory is not None:
             remove_directory(self._directory / job_id)
 
-    def uses_dataset(self, tenant: str, dataset_id: str) -> str:
-        """The name of an unfinished job that uses the dataset, or ''."""
+    @staticmethod
+    def uses_dataset(connection: Connection, tenant: str, dataset_id: str) -> str:
+        """The name of an unfinished job that uses the dataset, or '', as the caller's transaction sees it."""
         query = select(jobs.c.id, jobs.c.dataset_ids).where(
             jobs.c.tenant == tenant, jobs.c.state.in_(UNFINISHED_STATES)
         )
-        with self._database.read() as connection:
-            for row in connection.execute(query):
-                if dataset_id in row.dataset_ids.split():
-                    return str(ResourceName(tenant, "jobs", row.id))
+        for row in connection.execute(query).all():
+            if dataset_id in row.dataset_ids.split():
+                return str(ResourceName(tenant, "jobs", row.id))
         return ""
 
     def using_base(self, base: str) -> list[str]:

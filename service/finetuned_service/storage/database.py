@@ -16,6 +16,7 @@ from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
 
 from finetuned_service.errors import FinetunedError, ResourceExhausted, StartRefused, Unavailable
 from finetuned_service.storage.upgrade import bring_up_to_date, check_version, refuse_other_version
@@ -45,8 +46,14 @@ class Database:
     ) -> None:
         """Without `upgrade` only a store of exactly this build's version is opened, and nothing changed."""
         sqlite = make_url(url).get_backend_name() == "sqlite"
-        connect_args: dict[str, Any] = {"timeout": busy_timeout_seconds} if sqlite else {}
-        self._engine = create_engine(url, connect_args=connect_args)
+        # A file's connections cost next to nothing, and a thread holds one at most: none waits for a connection
+        # behind those that wait for their turn to write. A server of PostgreSQL has few: there the pool is bounded.
+        own: dict[str, Any] = {
+            "connect_args": {"timeout": busy_timeout_seconds},
+            "poolclass": QueuePool,
+            "pool_size": 0,
+        }
+        self._engine = create_engine(url, **(own if sqlite else {}))
         if sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
