@@ -170,7 +170,8 @@ class Settings(BaseSettings):
     """Directories (separated by ':') under which ImportDataset may read file:// URIs; none by default."""
     import_urls: Annotated[tuple[ImportUrl, ...], NoDecode] = ()
     """URLs of object stores (separated by ','), such as s3://bucket/prefix, under which ImportDataset may read;
-    none by default. Credentials stay in the environment (AWS_*)."""
+    none by default. Where a web server (https://host/directory) redirects to is followed. Credentials stay in the
+    environment (AWS_*)."""
     max_unpacked_bytes: int = Field(default=GIB, ge=MIB, le=1024 * GIB)
     """The most that a compressed dataset (gzip, zip, Parquet) may unpack to, and that the rows of any may take as they are stored."""
     max_image_bytes: int = Field(default=16 * MIB, ge=1024, le=16 * MIB)

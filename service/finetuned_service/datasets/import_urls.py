@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from finetuned_service.errors import FinetunedError, InvalidData, InvalidField, Unavailable
 from finetuned_service.storage.files import refusing_full_disk
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_AMBIGUOUS = re.compile(r"[?#\\;@\x00-\x1f\x7f-\x9f]|::")
+"""What ends a path for one reader and not for another, is dropped by some, or chains file systems in fsspec."""
 _PIECE_BYTES = 1024 * 1024
 
 
@@ -36,9 +40,13 @@ class ImportUrls:
             Unavailable: the store does not answer.
         """
         shown = repr(uri if len(uri) <= 200 else f"{uri[:200]}…")
-        if not self._allowed(uri):
+        if not (uri.startswith(self._prefixes) and _plain(uri.partition("://")[2])):
             allowed = ", ".join(self._prefixes) or "none: set import_urls of the server"
-            raise InvalidField.one("uri", f"{shown} is not under an import URL; allowed: {allowed}")
+            raise InvalidField.one(
+                "uri",
+                f"{shown} is not under an import URL; allowed: {allowed}. No name in it may be "
+                "'..' or hold '?', '#', ';', '@', a backslash or a control character, also not as escapes",
+            )
         try:
             with refusing_full_disk():
                 _copy(uri, target, max_bytes)
@@ -61,11 +69,20 @@ class ImportUrls:
             ) from error
         return target
 
-    def _allowed(self, uri: str) -> bool:
-        # "::" chains file systems in fsspec, and stores disagree about what ".." in a key means.
-        path = uri.partition("://")[2].split("/")
-        plain = not {"", ".", ".."} & set(path) and "::" not in uri and not set("?#\\") & set(uri)
-        return plain and uri.startswith(self._prefixes)
+
+def _plain(path: str) -> bool:
+    """Whether all who read the path (fsspec, its libraries, the store) find the same names in it, none of them dots.
+
+    fsspec's HTTP decodes escapes and resolves dots before it asks, stores and what stands before them do afterwards.
+    """
+    try:
+        escaped = "".join(unquote(run, errors="strict") for run in _ESCAPES.findall(path))
+    except UnicodeDecodeError:
+        return False
+    if "%" in _ESCAPES.sub("", path) or set("%./") & set(escaped) or _AMBIGUOUS.search(unquote(path)):
+        return False
+    # Some servers drop dots and spaces at the end of a name.
+    return all(unquote(name).strip(" .") for name in path.split("/"))
 
 
 def _copy(uri: str, target: Path, max_bytes: int) -> None:
