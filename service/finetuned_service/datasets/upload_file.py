@@ -5,15 +5,19 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from finetuned_service.errors import InvalidUpload, NotFound
+from finetuned_service.errors import InvalidUpload, NotFound, Unavailable
 from finetuned_service.names import ResourceName
 from finetuned_service.storage.files import refusing_full_disk, says_full_disk
+
+_PATIENCE_SECONDS = 5.0
+_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,12 @@ class UploadFile:
     def held(self) -> Generator[FileIO]:
         """Keep others from writing and finishing: a client that reconnects meets its own old stream.
 
+        In a server calls wait for each other before they have a thread (`rpc/turns.py`); what is held here for long, is
+        held by another process.
+
         Raises:
             NotFound: the upload is finished, perhaps while this one waited.
+            Unavailable: it has been held for as long as this one may wait.
         """
         try:
             # Unbuffered: what could not be written must not be tried again when the file is closed.
@@ -92,13 +100,28 @@ class UploadFile:
         except FileNotFoundError as error:
             raise NotFound.resource(str(self.name)) from error
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file)
             if os.fstat(file.fileno()).st_nlink == 0:
                 raise NotFound.resource(str(self.name))
             yield file
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _lock(file: FileIO) -> None:
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise Unavailable(
+                    "another stream writes or finishes this upload; try again, it goes on at the offset that GetUpload "
+                    "tells",
+                    retry_after_seconds=_PATIENCE_SECONDS,
+                ) from None
+        time.sleep(_POLL_SECONDS)
 
 
 def _write_all(file: FileIO, data: bytes) -> None:

@@ -17,6 +17,7 @@ from finetuned_service.rpc.convert.common import time_to_proto
 from finetuned_service.rpc.convert.datasets import dataset_to_proto, format_from_proto, row_kind_from_proto
 from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
+from finetuned_service.rpc.turns import LongCalls, Turns
 
 MAX_CHUNK_BYTES = 1024 * 1024
 
@@ -24,6 +25,8 @@ MAX_CHUNK_BYTES = 1024 * 1024
 class DatasetServicer(grpc_pb.DatasetServiceServicer):
     def __init__(self, store: DatasetStore) -> None:
         self._store = store
+        self._uploads = Turns(1)  # a client that reconnects meets its own old stream
+        self._long_calls = LongCalls()
 
     async def UploadDataset(  # noqa: N802 - the contract's name
         self,
@@ -58,20 +61,29 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
     async def _append(self, tenant: str, upload_id: str, chunk: pb.UploadChunk) -> None:
         if len(chunk.data) > MAX_CHUNK_BYTES:
             raise InvalidUpload(f"a chunk has {len(chunk.data)} bytes; allowed: {MAX_CHUNK_BYTES}")
-        await asyncio.to_thread(self._store.uploads.append, tenant, upload_id, chunk.offset, chunk.data)
+        await self._uploads.run(
+            f"{tenant}/{upload_id}",
+            lambda: asyncio.to_thread(
+                self._store.uploads.append, tenant, upload_id, chunk.offset, chunk.data
+            ),
+        )
 
     async def _finish(
         self, tenant: str, start: pb.UploadStart, finish: pb.UploadFinish
     ) -> pb.UploadDatasetResponse:
-        dataset = await asyncio.to_thread(
-            self._store.finish,
-            tenant,
-            start.upload_id,
-            finish.size_bytes,
-            finish.sha256,
-            request_key(tenant, start, finish),
-            _format_of(start),
-            dict(start.columns),
+        dataset = await self._uploads.run(
+            f"{tenant}/{start.upload_id}",
+            lambda: self._long_calls.run(
+                tenant,
+                self._store.finish,
+                tenant,
+                start.upload_id,
+                finish.size_bytes,
+                finish.sha256,
+                request_key(tenant, start, finish),
+                _format_of(start),
+                dict(start.columns),
+            ),
         )
         return pb.UploadDatasetResponse(dataset=dataset_to_proto(dataset))
 
@@ -94,7 +106,8 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         context: aio.ServicerContext[pb.ImportDatasetRequest, pb.ImportDatasetResponse],
     ) -> pb.ImportDatasetResponse:
         tenant = parse_tenant(request.parent)
-        dataset = await asyncio.to_thread(
+        dataset = await self._long_calls.run(
+            tenant,
             self._store.import_file,
             tenant,
             request.dataset_id,

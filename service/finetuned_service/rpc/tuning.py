@@ -25,6 +25,7 @@ from finetuned_service.rpc.convert.specs import (
 )
 from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
+from finetuned_service.rpc.turns import LongCalls
 from finetuned_service.tenancy.caller import current_caller
 
 WATCH_POLL_SECONDS = 0.2
@@ -43,6 +44,7 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         self._store = store
         self._submission = submission
         self._event_files = event_files
+        self._long_calls = LongCalls()  # submissions read all rows
 
     async def TrainJob(  # noqa: N802 - the contract's name
         self,
@@ -54,7 +56,8 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         priority = _allowed_priority(request)
         if request.rerun_of:
             _refuse_settings(request.spec)
-            job = await asyncio.to_thread(
+            job = await self._long_calls.run(
+                tenant,
                 self._submission.rerun,
                 tenant,
                 ResourceName.parse(request.rerun_of, "jobs", "rerun_of"),
@@ -66,7 +69,8 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
                 pause_after_estimate=request.pause_after_estimate,
             )
         else:
-            job = await asyncio.to_thread(
+            job = await self._long_calls.run(
+                tenant,
                 self._submission.train,
                 tenant,
                 train_spec_from_proto(request.spec),
@@ -86,7 +90,8 @@ class TuningServicer(grpc_pb.TuningServiceServicer):
         tenant = parse_tenant(request.parent)
         _refuse_large(request)
         priority = _allowed_priority(request)
-        job = await asyncio.to_thread(
+        job = await self._long_calls.run(
+            tenant,
             self._submission.quantize,
             tenant,
             quantize_spec_from_proto(request.spec),
