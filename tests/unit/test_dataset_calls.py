@@ -1,4 +1,6 @@
-"""Calls of the DatasetService beside each other: what is long keeps no short call from a thread."""
+"""Calls of the DatasetService beside and after each other: what is long keeps no short call from a thread, and what
+is repeated has the same answer.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from finetuned_service.datasets import store as store_module
 from finetuned_service.datasets import upload_file
 from finetuned_service.datasets.store import DatasetStore
 from finetuned_service.datasets.validation import DataLimits
-from finetuned_service.errors import NotFound, Unavailable
-from finetuned_service.rpc.datasets import DatasetServicer
+from finetuned_service.errors import InvalidUpload, NotFound, QuotaExceeded, RequestIdReused, Unavailable
+from finetuned_service.rpc.datasets import MAX_CHUNK_BYTES, DatasetServicer
 from tiny_limits import stored_limits
 
 ROWS = b'{"prompt": "say it", "completion": "done"}\n'
@@ -136,6 +138,27 @@ async def test_many_long_calls_of_a_tenant_leave_threads_to_others(calls, slow, 
     assert (await others).dataset.rows == 1
     made = await asyncio.gather(*imports[2:])
     assert [response.dataset.rows for response in made] == [1] * 6
+
+
+@pytest.mark.parametrize("limits", [{"datasets": 1}, {"storage_bytes": len(ROWS)}])
+async def test_at_a_limit_a_repeated_upload_gives_what_it_made(database, tmp_path, limits):
+    met = stored_limits(tmp_path, **limits)
+    store = DatasetStore(database, tmp_path, DataLimits(), (), lambda _c, _t, _d: "", met)
+    calls = DatasetServicer(store)
+    messages = (start(request_id="r1"), chunk(ROWS), finish())
+    made = await uploading(calls, *messages)
+    assert await uploading(calls, *messages) == made
+    with pytest.raises(RequestIdReused):
+        await uploading(calls, start(request_id="r1"), chunk(b"x" * 10), finish(10))
+    with pytest.raises(InvalidUpload, match="a chunk has"):
+        await uploading(calls, start(request_id="r1"), chunk(bytes(MAX_CHUNK_BYTES + 1)))
+    with pytest.raises(NotFound):  # nothing of them lies there for days
+        await calls.GetUpload(pb.GetUploadRequest(name="tenants/acme/uploads/up"), None)
+    with pytest.raises(QuotaExceeded):
+        await uploading(calls, start(request_id="r2"), chunk(ROWS), finish())
+    await calls.DeleteDataset(pb.DeleteDatasetRequest(name="tenants/acme/datasets/rows"), None)
+    with pytest.raises(NotFound, match="deleted since"):
+        await uploading(calls, *messages)
 
 
 def test_a_file_that_another_process_holds_is_not_waited_for_for_ever(store, monkeypatch):

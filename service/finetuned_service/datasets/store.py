@@ -118,6 +118,11 @@ class DatasetStore:
             needed.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(self._rows_directory, f"{_VALIDATING}*")
 
+    def answered(self, request: RequestKey) -> bool:
+        """Whether `finish` has its answer without an upload: the request's id came before, and made a dataset."""
+        with self._database.read() as connection:
+            return idempotency.came_before(connection, request, time.time())
+
     def finish(
         self,
         tenant: str,

@@ -34,7 +34,7 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         context: aio.ServicerContext[pb.UploadDatasetRequest, pb.UploadDatasetResponse],
     ) -> pb.UploadDatasetResponse:
         start: pb.UploadStart | None = None
-        tenant = ""
+        tenant, answered = "", False
         async for request in request_iterator:
             step = request.WhichOneof("step")
             if (start is None) != (step == "start"):
@@ -44,11 +44,11 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
                     start = request.start
                     tenant = parse_tenant(start.parent, "start.parent")
                     check_mapping(_format_of(start), start.columns)
-                    await asyncio.to_thread(
-                        self._store.uploads.start, tenant, start.upload_id, start.dataset_id
-                    )
+                    answered = await self._start(tenant, start)
                 case "chunk" if start is not None:
-                    await self._append(tenant, start.upload_id, request.chunk)
+                    _refuse_large(request.chunk)
+                    if not answered:
+                        await self._append(tenant, start.upload_id, request.chunk)
                 case "finish" if start is not None:
                     return await self._finish(tenant, start, request.finish)
                 case _:
@@ -58,9 +58,16 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
             "on at the offset that GetUpload tells"
         )
 
+    async def _start(self, tenant: str, start: pb.UploadStart) -> bool:
+        """Open or continue an upload, unless its answer is known, which is the result: such a call takes no place and no
+        bytes of a tenant that may have no more.
+        """
+        if await asyncio.to_thread(self._store.answered, request_key(tenant, start)):
+            return True
+        await asyncio.to_thread(self._store.uploads.start, tenant, start.upload_id, start.dataset_id)
+        return False
+
     async def _append(self, tenant: str, upload_id: str, chunk: pb.UploadChunk) -> None:
-        if len(chunk.data) > MAX_CHUNK_BYTES:
-            raise InvalidUpload(f"a chunk has {len(chunk.data)} bytes; allowed: {MAX_CHUNK_BYTES}")
         await self._uploads.run(
             f"{tenant}/{upload_id}",
             lambda: asyncio.to_thread(
@@ -151,6 +158,11 @@ class DatasetServicer(grpc_pb.DatasetServiceServicer):
         name = ResourceName.parse(request.name, "datasets")
         await asyncio.to_thread(self._store.delete, name.tenant, name.id)
         return pb.DeleteDatasetResponse()
+
+
+def _refuse_large(chunk: pb.UploadChunk) -> None:
+    if len(chunk.data) > MAX_CHUNK_BYTES:
+        raise InvalidUpload(f"a chunk has {len(chunk.data)} bytes; allowed: {MAX_CHUNK_BYTES}")
 
 
 def _format_of(start: pb.UploadStart) -> DataFormat:
