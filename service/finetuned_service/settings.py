@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import psutil
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -23,6 +24,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from finetuned_service.errors import StartRefused
 from finetuned_service.names import ID_PATTERN
 
 MIB = 1024 * 1024
@@ -272,8 +274,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = Path(os.environ.get("FINETUNED_CONFIG", "finetuned.toml"))
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file))
+        return (init_settings, env_settings, _file_settings(settings_cls))
 
     @property
     def resolved_cache_dir(self) -> str:
@@ -292,11 +293,36 @@ class Settings(BaseSettings):
         )
 
     @classmethod
+    def under(cls, **options: Any) -> Self:
+        """Settings of a command that has some of them as options; those that are None were not given.
+
+        Raises:
+            pydantic.ValidationError: for a value that is not allowed.
+            StartRefused: the file that FINETUNED_CONFIG names is missing, or the file cannot be read.
+        """
+        return cls(**{name: value for name, value in options.items() if value is not None})
+
+    @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Self:
         """Settings from command-line flags over environment over file.
 
         Raises:
             SystemExit: after `--help`, or with a message for a flag that is not understood.
             pydantic.ValidationError: for a value that is not allowed.
+            StartRefused: the file that FINETUNED_CONFIG names is missing, or the file cannot be read.
         """
         return cls(_cli_parse_args=list(arguments))  # pyright: ignore[reportCallIssue]  # pydantic-settings' own argument
+
+
+def _file_settings(settings_class: type[BaseSettings]) -> TomlConfigSettingsSource:
+    """A file that is named must be there: without it a server would start with other limits, elsewhere."""
+    named = os.environ.get("FINETUNED_CONFIG", "")
+    path = Path(named or "finetuned.toml")
+    if named and not path.is_file():
+        raise StartRefused(
+            f"FINETUNED_CONFIG names {named!r}, which is no file; correct it, or unset it to go without a file"
+        )
+    try:
+        return TomlConfigSettingsSource(settings_class, path)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StartRefused(f"{path} cannot be read as TOML: {error}; correct it") from error

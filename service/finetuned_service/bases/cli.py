@@ -17,6 +17,7 @@ from finetuned_service.bases.packaged import PACKAGED_BASES
 from finetuned_service.bases.source import default_name, parse_source
 from finetuned_service.errors import InvalidField
 from finetuned_service.names import BaseName
+from finetuned_service.settings import Settings
 
 app = typer.Typer(
     name="finetuned base",
@@ -24,14 +25,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-DataDir = Annotated[Path, typer.Option(envvar="FINETUNED_DATA_DIR", help="Data directory of the server.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Data directory of the server.", show_default="as the server's settings say"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 
 
 @app.command("list")
-def list_bases(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag
+def list_bases(data_dir: DataDir = None, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag
     """Show the bases of the data directory and the packaged ones that are not in it yet."""
-    found = BaseCatalog(data_dir).list()
+    found = BaseCatalog(Settings.under(data_dir=data_dir).data_dir).list()
     if as_json:
         typer.echo(json.dumps([base.model_dump(mode="json") for base in found]))
         return
@@ -58,7 +62,7 @@ def add(
     ],
     name: Annotated[str, typer.Option(help="Name in the store; default the source's last part.")] = "",
     digest: Annotated[str, typer.Option(help="The digest that the base must have; any by default.")] = "",
-    data_dir: DataDir = Path("data"),
+    data_dir: DataDir = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Put a base into the data directory; one that is there already is left alone."""
@@ -73,7 +77,7 @@ def add(
         raise InvalidField.one("digest", f"is {digest!r}; expected 'sha256:' and 64 digits of 0-9 and a-f")
     manifest = add_base(
         parsed,
-        BaseCatalog(data_dir).path(base_name),
+        BaseCatalog(Settings.under(data_dir=data_dir).data_dir).path(base_name),
         name=base_name,
         expected_digest=digest,
         progress=progress,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -54,7 +54,7 @@ def gc(
 
     A running server does this by itself (`sweep_interval_seconds`); `--dry-run` also looks beside it.
     """
-    settings = _settings(
+    settings = Settings.under(
         data_dir=data_dir,
         job_retention_days=job_retention_days,
         job_event_retention_days=job_event_retention_days,
@@ -84,7 +84,7 @@ def backup(
     Uploads in progress and the work of unfinished jobs are left out: after a restore clients upload again,
     and such jobs begin again.
     """
-    settings = _settings(data_dir=data_dir)
+    settings = Settings.under(data_dir=data_dir)
     with _progress() as report:
         made = backup_directory(_database_file(settings), settings.data_dir, destination, report)
     _show_backup("backup", destination, made, as_json=as_json)
@@ -101,11 +101,6 @@ def restore(
     with _progress() as report:
         made = restore_directory(source, data_dir, report)
     _show_backup("restored", data_dir, made, as_json=as_json)
-
-
-def _settings(**given: Any) -> Settings:
-    """The server's settings, from environment and file, under the options that were given."""
-    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _database_file(settings: Settings) -> Path:

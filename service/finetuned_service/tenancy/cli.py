@@ -14,6 +14,7 @@ from rich.table import Table
 
 from finetuned_service.errors import AlreadyExists, InvalidField, NotFound
 from finetuned_service.names import check_id
+from finetuned_service.settings import Settings
 from finetuned_service.tenancy.caller import Role
 from finetuned_service.tenancy.keys import MAX_KEYS, ApiKey, ApiKeys, new_key
 from finetuned_service.tenancy.keys_file import KEYS_FILE, edit_keys, read_keys
@@ -26,11 +27,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-DataDir = Annotated[Path, typer.Option(envvar="FINETUNED_DATA_DIR", help="Data directory of the server.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Data directory of the server.", show_default="as the server's settings say"),
+]
 File = Annotated[
     Path | None,
     typer.Option(
-        "--keys-file", envvar="FINETUNED_KEYS_FILE", help=f"Default: {KEYS_FILE} in the data directory."
+        help="File of the keys.",
+        show_default=f"as the server's settings say: {KEYS_FILE} in the data directory",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
@@ -49,7 +54,7 @@ def create(
     ] = Role.USER,
     expires_in_days: Days = None,
     note: Annotated[str, typer.Option(help="Who uses it, at most 200 characters.")] = "",
-    data_dir: DataDir = Path("data"),
+    data_dir: DataDir = None,
     keys_file: File = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
@@ -65,7 +70,7 @@ def create(
 
 @app.command("list")
 def list_keys(
-    data_dir: DataDir = Path("data"),
+    data_dir: DataDir = None,
     keys_file: File = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
@@ -84,7 +89,7 @@ def list_keys(
 
 
 @app.command()
-def revoke(key_id: KeyId, data_dir: DataDir = Path("data"), keys_file: File = None) -> None:
+def revoke(key_id: KeyId, data_dir: DataDir = None, keys_file: File = None) -> None:
     """Remove a key: its next call is refused; calls that run go on to their end."""
     edit_keys(_path(data_dir, keys_file), lambda keys: _without(keys, _found(keys, key_id)))
     typer.echo(f"revoked {key_id}", err=True)
@@ -97,7 +102,7 @@ def rotate(
         float, typer.Option(min=0, max=8760, help="How long the old key works beside the new one.")
     ] = 24.0,
     expires_in_days: Days = None,
-    data_dir: DataDir = Path("data"),
+    data_dir: DataDir = None,
     keys_file: File = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag
 ) -> None:
@@ -121,7 +126,7 @@ def rotate(
 
 
 @app.command("delete-tenant")
-def delete_tenant(tenant: Tenant, data_dir: DataDir = Path("data"), keys_file: File = None) -> None:
+def delete_tenant(tenant: Tenant, data_dir: DataDir = None, keys_file: File = None) -> None:
     """Refuse all keys of a tenant, also ones made later by mistake; what it stored stays until it is deleted."""
     check_id(tenant, "tenant")
     now = datetime.now(UTC)
@@ -130,7 +135,7 @@ def delete_tenant(tenant: Tenant, data_dir: DataDir = Path("data"), keys_file: F
 
 
 @app.command("restore-tenant")
-def restore_tenant(tenant: Tenant, data_dir: DataDir = Path("data"), keys_file: File = None) -> None:
+def restore_tenant(tenant: Tenant, data_dir: DataDir = None, keys_file: File = None) -> None:
     """Accept a deleted tenant's keys again."""
 
     def change(deleted: dict[str, datetime]) -> dict[str, datetime]:
@@ -149,10 +154,11 @@ def _edit_tenants(path: Path, change: Callable[[dict[str, datetime]], dict[str, 
     )
 
 
-def _path(data_dir: Path, keys_file: Path | None) -> Path:
-    if keys_file is None:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    return keys_file or data_dir / KEYS_FILE
+def _path(data_dir: Path | None, keys_file: Path | None) -> Path:
+    settings = Settings.under(data_dir=data_dir, keys_file=keys_file)
+    if settings.keys_file is None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return settings.keys_file or settings.data_dir / KEYS_FILE
 
 
 def _with(keys: ApiKeys, key: ApiKey) -> ApiKeys:
