@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import random
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from finetuned_service.datasets.formats import choose, parquet_process
+from finetuned_service.datasets.formats import parquet as reading
 from finetuned_service.datasets.formats.choose import DataFormat
+from finetuned_service.datasets.formats.parquet import read_parquet
 from finetuned_service.datasets.limits import DataLimits
 from finetuned_service.errors import InvalidData
 from pyarrow import parquet
@@ -108,6 +113,13 @@ SOUND = {
 }
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Parquet is read here, as its own process would: a process for each of hundreds of files takes minutes."""
+    monkeypatch.setattr(choose, "read_parquet_apart", read_parquet)
+
+
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("name", list(SOUND))
 def test_damaged_bytes_are_read_or_refused_as_invalid_data(place, name):
     file_format, sound = SOUND[name]
@@ -118,6 +130,95 @@ def test_damaged_bytes_are_read_or_refused_as_invalid_data(place, name):
         with suppress(InvalidData):
             place.validate(damaged(sound, chance), file_format, limits=limits)
         assert {path.name for path in place.store.iterdir()} <= {"rows.jsonl"}
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """Makes a script what reads Parquet."""
+
+    def replace(script: str) -> None:
+        (tmp_path / "reader.py").write_text(f"import os, pickle, sys\n{script}\n")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+        monkeypatch.setattr(parquet_process, "_MODULE", "reader")
+
+    return replace
+
+
+@pytest.mark.parametrize("end", ["os.abort()", "os._exit(0)", "print('no pickle')"])
+def test_a_file_that_ends_its_reader_is_refused(place, reader, end):
+    """As std::terminate in pyarrow does."""
+    reader(end)
+    error = place.refused(PARQUET, DataFormat.PARQUET)
+    assert "the file ended its reader (exit code" in error.message
+
+
+def test_a_fault_of_ours_in_the_reader_is_none_of_the_file(place, reader):
+    reader("pickle.dump('Traceback: ours', sys.stdout.buffer)")
+    with pytest.raises(RuntimeError, match="Traceback: ours"):
+        place.validate(PARQUET, DataFormat.PARQUET)
+
+
+def test_a_reader_ends_with_who_asked_for_its_records(tmp_path):
+    source = tmp_path / "rows.parquet"
+    source.write_bytes(table(text=["a" * 1000] * 1000))
+    records = parquet_process.read_parquet_apart(source, DataLimits(), {})
+    assert next(records).place == "row 1"
+    records.close()
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    assert children.read_text() == ""
+
+
+DELTA = ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"]
+
+
+def delta(encoding: str, columns: dict[str, list[object]], *leaves: str) -> bytes:
+    written = io.BytesIO()
+    encodings = dict.fromkeys(leaves, encoding)
+    parquet.write_table(
+        pa.table(columns), written, use_dictionary=False, column_encoding=encodings, compression="zstd"
+    )
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("encoding", DELTA)
+def test_text_in_delta_encodings_is_the_same_text(place, encoding):
+    flat = {"text": [f"row number {number}" for number in range(200)], "label": ["a", "b"] * 100}
+    lists = {"tokens": [["a", "b"], ["c"]] * 100, "tags": [["O", "X"], ["O"]] * 100}
+    for columns, leaves in ((flat, ("text", "label")), (lists, ("tokens.list.element",))):
+        expected = place.validate(table(**columns), DataFormat.PARQUET)
+        assert place.validate(delta(encoding, columns, *leaves), DataFormat.PARQUET) == expected
+
+
+@pytest.mark.parametrize("encoding", DELTA)
+def test_cells_in_delta_encodings_are_no_longer_than_lines(place, encoding):
+    columns = {"tokens": [["a" * 100] * 1000], "tags": [["O"] * 1000]}
+    content = delta(encoding, columns, "tokens.list.element", "tags.list.element")
+    error = place.refused(content, DataFormat.PARQUET, limits=DataLimits(max_line_bytes=50_000))
+    assert "'tokens' has 101001 bytes; allowed: 50000" in error.message
+
+
+def test_text_that_takes_too_much_memory_is_refused(place, monkeypatch):
+    """A prefix is repeated in a few bytes: rows of it come to more than the file is said to unpack to."""
+    monkeypatch.setattr(parquet_process, "_MEMORY_BYTES", 512 * 2**20)
+    content = delta("DELTA_BYTE_ARRAY", {"text": ["a" * 16_000_000] * 32}, "text")
+    assert len(content) < 10_000
+    error = place.refused(content, DataFormat.PARQUET)
+    assert "more memory than its reader may have" in error.message
+
+
+def test_rows_before_an_encoding_without_dictionaries_come_once(tmp_path, monkeypatch):
+    (tmp_path / "rows.parquet").write_bytes(table(text=[str(number) for number in range(300)]))
+
+    def breaking(source, text, wanted):
+        for number, batch in enumerate(read(source, text, wanted)):
+            if text and number == 2:
+                raise OSError(f"{reading._NO_DICTIONARY} for DeltaByteArrayDecoder.")
+            yield batch
+
+    read = reading._read
+    monkeypatch.setattr(reading, "_read", breaking)
+    records = list(read_parquet(tmp_path / "rows.parquet", DataLimits(), {}))
+    assert [record.content for record in records] == [{"text": str(number)} for number in range(300)]
 
 
 def damaged(sound: bytes, chance: random.Random) -> bytes:

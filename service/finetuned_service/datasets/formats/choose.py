@@ -11,7 +11,7 @@ from finetuned_service.datasets.formats.conll import read_conll
 from finetuned_service.datasets.formats.csv import read_csv
 from finetuned_service.datasets.formats.image_folder import read_image_folder
 from finetuned_service.datasets.formats.jsonl import read_jsonl
-from finetuned_service.datasets.formats.parquet import read_parquet
+from finetuned_service.datasets.formats.parquet_process import read_parquet_apart
 from finetuned_service.datasets.formats.record import Record, Records
 from finetuned_service.datasets.limits import DataLimits
 from finetuned_service.errors import InvalidData, InvalidField
@@ -77,7 +77,7 @@ def read_records(
         case DataFormat.CSV:
             return read_csv(source, limits, columns)
         case DataFormat.PARQUET:
-            return read_parquet(source, limits, columns)
+            return read_parquet_apart(source, limits, columns)
         case DataFormat.CONLL:
             return read_conll(source, limits)
         case DataFormat.IMAGE_FOLDER:

@@ -1,12 +1,13 @@
 """Apache Parquet: columns of strings, numbers, lists of them, and images as bytes.
 
 Text is read as dictionaries, in lists too, so that a value that a small file repeats a million times is in memory once; how
-large a cell is, is known before Python has it. pyarrow is imported when it is needed: most uploads are lines.
+large a cell is, is known before Python has it. Nothing here bounds what pyarrow itself takes: `parquet_process.py` does.
+pyarrow is imported when it is needed: most uploads are lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from finetuned_service.datasets.shapes import shown
 from finetuned_service.errors import InvalidData
 
 _BATCH_ROWS = 64
+_NO_DICTIONARY = "Not yet implemented: DecodeArrow of DictAccumulator"
+"""What pyarrow says of text in DELTA_BYTE_ARRAY and DELTA_LENGTH_BYTE_ARRAY that is to be read as a dictionary."""
 
 
 def read_parquet(source: Path, limits: DataLimits, columns: Mapping[str, str]) -> Records:
@@ -40,19 +43,51 @@ def read_parquet(source: Path, limits: DataLimits, columns: Mapping[str, str]) -
         check_header(names, columns)
         wanted = [name for name in names if field_of(name, columns)]
         number = 0
-        # Extensions would not be read as dictionaries.
-        with parquet.ParquetFile(source, read_dictionary=text, arrow_extensions_enabled=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False):
-                fields = {
-                    (field := field_of(name, columns)): _Column(field, batch.column(name), limits)
-                    for name in batch.schema.names
-                }
-                for place in range(batch.num_rows):
-                    number += 1
-                    yield Record(f"row {number}", _content(fields, place))
+        for batch in _batches(source, text, wanted):
+            fields = {
+                (field := field_of(name, columns)): _Column(field, batch.column(name), limits)
+                for name in batch.schema.names
+            }
+            for place in range(batch.num_rows):
+                number += 1
+                yield Record(f"row {number}", _content(fields, place))
+    except MemoryError as error:
+        raise InvalidData(
+            f"the file takes more memory than its reader may have ({error}); write it again, with fewer or shorter values "
+            "in a row"
+        ) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         said = str(error).partition("\n")[0][:200]
         raise InvalidData(f"the file is not readable as Parquet ({said}); write it again") from error
+
+
+def _batches(source: Path, text: Sequence[str], wanted: Sequence[str]) -> Generator[Any]:
+    """Some rows at a time; without dictionaries from where an encoding is met that cannot be read as one.
+
+    Which encodings a file has is not asked: of damaged metadata that ends the process.
+    """
+    done_rows = 0
+    try:
+        for batch in _read(source, text, wanted):
+            yield batch
+            done_rows += batch.num_rows
+    except OSError as error:
+        if _NO_DICTIONARY not in str(error):
+            raise
+    else:
+        return
+    for batch in _read(source, (), wanted):
+        if batch.num_rows > done_rows:
+            yield batch.slice(done_rows)
+        done_rows = max(0, done_rows - batch.num_rows)
+
+
+def _read(source: Path, text: Sequence[str], wanted: Sequence[str]) -> Generator[Any]:
+    from pyarrow import parquet  # noqa: PLC0415 - see above
+
+    # Extensions would not be read as dictionaries.
+    with parquet.ParquetFile(source, read_dictionary=list(text), arrow_extensions_enabled=False) as file:
+        yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=list(wanted), use_threads=False)
 
 
 def _check_size(metadata: Any, limits: DataLimits) -> None:
@@ -128,6 +163,8 @@ def _size(array: Any) -> int:
     if pa.types.is_dictionary(kind):
         lengths = compute.binary_length(array.dictionary).take(array.indices)
         return len(array) + (compute.sum(lengths).as_py() or 0)
+    if any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+        return len(array) + (compute.sum(compute.binary_length(array)).as_py() or 0)
     if pa.types.is_nested(kind):
         parts = array.flatten() if pa.types.is_struct(kind) else [array.flatten()]
         return len(array) + sum(map(_size, parts))
