@@ -102,6 +102,13 @@ def test_a_pattern_that_can_be_kept_to_is_a_grammar(pattern):
     assert regex_grammar(pattern, "generate.regex")
 
 
+@pytest.mark.parametrize("after_space", [False, True])
+@pytest.mark.parametrize("pattern", ["a)(b", "a)|(?:.*"])
+def test_a_pattern_is_judged_by_itself(pattern, after_space):
+    with pytest.raises(InvalidField, match="unopened group"):
+        regex_grammar(pattern, "generate.regex", after_space=after_space)
+
+
 @pytest.mark.parametrize("name", REFUSED_PATTERNS)
 def test_a_pattern_that_cannot_is_refused(name):
     pattern, said = REFUSED_PATTERNS[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.utils.class_weight import compute_class_weight
 from tiny_encoders import make_encoder_base, make_resnet_base, png, word_pieces
+from tokenizers import Tokenizer
 from training_tasks import Reports, SetAfter, StopAfter, make_task
 from transformers import AutoModel
 
@@ -411,6 +413,22 @@ def test_a_run_that_is_stopped_before_or_after_its_steps_ends_by_itself_and_goes
     assert bool(stop.of(Checkpoint)) is (phase == "evaluating")
     assert run(task, Reports(), threading.Event()) == EXIT_FINISHED
     assert stored_digest(whole) == stored_digest(Path(task.output_directory))
+
+
+@pytest.mark.parametrize("long_rows", ["REJECT", "TRUNCATE", "DROP"])
+def test_a_token_without_an_embedding_is_a_fault_of_its_line(
+    encoder: Path, tmp_path: Path, long_rows: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(encoder, base)
+    added = Tokenizer.from_file(str(base / "tokenizer.json"))
+    added.add_special_tokens(["[MORE]"])
+    added.save(str(base / "tokenizer.json"))
+    rows = [*MOODS, {"text": "the [MORE] cat", "label": "good"}]
+    rest = {"task": "text-classification", "data": {"long_rows": long_rows}}
+    task = make_task(tmp_path / "task", encoder, train=rows, **HEAD, **rest)
+    with pytest.raises(InvalidData, match=rf"line {len(rows)} text: has the token '\[MORE\]'"):
+        read_head_data(task.spec, base, Path(task.train_path), None)
 
 
 def test_looking_for_rows_that_do_not_fit_ends_when_asked(encoder: Path, tmp_path: Path) -> None:

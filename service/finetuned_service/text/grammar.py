@@ -83,9 +83,17 @@ def regex_grammar(pattern: str, field: str, *, after_space: bool = False) -> str
     """
     _check_length(pattern, field)
     _check_patterns([pattern], field)
-    grammar = LLMatcher.grammar_from_regex(f" (?:{pattern})" if after_space else pattern)
+    grammar = LLMatcher.grammar_from_regex(pattern)
     _check(grammar, field)
-    return grammar
+    return _after_space(grammar) if after_space else grammar
+
+
+def _after_space(grammar: str) -> str:
+    """Of a regular expression that was found right by itself: written into one pattern its anchors would be inside."""
+    whole: Any = json.loads(grammar)
+    rules = whole["grammars"][0]
+    rules["lark_grammar"] = f'start: " " body\nbody: {rules["lark_grammar"].removeprefix("start: ")}'
+    return json.dumps(whole)
 
 
 def _check_length(text: str, field: str) -> None:

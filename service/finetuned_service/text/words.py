@@ -28,7 +28,12 @@ def answered_words(encoded: EncodedText, text: str) -> list[AnsweredWord]:
         if span is None:
             continue
         start, end = span
-        if found and word is not None and word == before and not text[found[-1].end :][:1].isspace():
+        if (
+            found
+            and word is not None
+            and word == before
+            and not text[found[-1].end : found[-1].end + 1].isspace()
+        ):
             found[-1] = AnsweredWord(found[-1].place, found[-1].start, end)
         else:
             found.append(AnsweredWord(place, start, end))

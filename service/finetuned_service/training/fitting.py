@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetuned_service.errors import InvalidData
+from finetuned_service.errors import InvalidData, InvalidField
 from finetuned_service.jobs.specs import DataOptions, LongRows
 from finetuned_service.text.tokenizer import BaseTokenizer, EncodedText
 from finetuned_service.training.row_faults import too_long
@@ -41,7 +41,11 @@ class TextFitter:
         """Whether its row is used; asked of all rows before any is held out."""
         if self._tokenizer is None or self._options.long_rows is not LongRows.DROP:
             return True
-        return len(self._tokenizer.encode_spans(text, pair).token_ids) <= (self._options.max_row_tokens or 0)
+        try:
+            found = len(self._tokenizer.encode_spans(text, pair).token_ids)
+        except InvalidField:
+            return True  # what cannot be encoded is told with its line, when it is
+        return found <= (self._options.max_row_tokens or 0)
 
     def fitted(self, text: str, pair: str | None = None) -> FittedText:
         """The tokens of a text, or of a pair.
