@@ -424,7 +424,7 @@ def test_a_token_without_an_embedding_is_a_fault_of_its_line(
     added = Tokenizer.from_file(str(base / "tokenizer.json"))
     added.add_special_tokens(["[MORE]"])
     added.save(str(base / "tokenizer.json"))
-    rows = [*MOODS, {"text": "the [MORE] cat", "label": "good"}]
+    rows = [*MOODS, {"text": "the [MORE] cat", "label": MOODS[0]["label"]}]
     rest = {"task": "text-classification", "data": {"long_rows": long_rows}}
     task = make_task(tmp_path / "task", encoder, train=rows, **HEAD, **rest)
     with pytest.raises(InvalidData, match=rf"line {len(rows)} text: has the token '\[MORE\]'"):
