@@ -248,19 +248,18 @@ def test_other_families_of_decoders_are_served_as_transformers_computes_them(fam
     assert completion.token_ids == oracle_tokens(plain, prompt, NEW_TOKENS)
 
 
-def test_modules_to_save_are_those_that_peft_means(base, model, tmp_path):
+@pytest.mark.parametrize(("names", "saved"), [(("embed_tokens", "norm"), 6), (("layernorm",), 4)])
+def test_modules_to_save_are_those_that_peft_means(base, model, tmp_path, names, saved):
     """By the end of the whole name: "norm" is each `input_layernorm` and `post_attention_layernorm`, too."""
-    adapter = save_tiny_adapter(
-        tmp_path, base, seed=8, target_modules=("q_proj",), modules_to_save=("embed_tokens", "norm")
-    )
+    adapter = save_tiny_adapter(tmp_path, base, seed=8, target_modules=("q_proj",), modules_to_save=names)
     prompt = random_prompt(3, 20)
     with OfflineEngine(model, CONFIG) as engine:
         logits = engine.logits(prompt, adapter.handle)
         (completion,) = engine.generate([submit(1, prompt, adapter)])
     torch.testing.assert_close(logits, oracle_logits(load_peft(base, adapter), prompt), atol=2e-4, rtol=2e-4)
-    assert completion.modules_changed == 2 + 1 + 5
+    assert completion.modules_changed == 2 + saved
     spell_out_config(tmp_path)
     assert stored_digest(tmp_path) == adapter.digest
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert len(config["modules_to_save"]) == 6
+    assert len(config["modules_to_save"]) == saved
     assert config["target_modules"] == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]

@@ -141,7 +141,8 @@ def register() -> None:
 
 
 def require_full_attention(model: Any) -> None:
-    """Full attention in every layer is what every path computes; a window that hides nothing of the context is none.
+    """Full attention in every layer is what every path computes; one window for all layers that hides nothing of the
+    context is none.
 
     Raises:
         Unimplemented: a window does.
