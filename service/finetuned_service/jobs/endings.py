@@ -21,7 +21,6 @@ from finetuned_service.jobs.states import Fault, JobState, StateReason
 from finetuned_service.jobs.task import Failed, QuantizeFinished
 from finetuned_service.jobs.values import Job
 from finetuned_service.telemetry.logs import logger
-from finetuned_service.vocabulary import Objective
 
 MAX_ATTEMPTS = 3
 """A job whose process or worker is lost this often fails; or its engine, with no checkpoint in between."""
@@ -98,9 +97,6 @@ def over_memory(job: Job, failed: Failed) -> Ending | None:
 def half_the_rows(job: Job) -> int:
     """How many rows are to run at once after the memory had no room; 0 if it was so before, or it is one row."""
     if job.micro_batch_rows or not isinstance(job.spec, TrainSpec):
-        return 0
-    if job.spec.objective is Objective.CONTRASTIVE:
-        # All rows of a step are each other's negatives: half of them would be another objective.
         return 0
     optimization = job.spec.optimization
     return (optimization.micro_batch_rows or optimization.batch_rows) // 2

@@ -74,7 +74,7 @@ class Trainer(Generic[R]):
         state: where to begin.
         seconds_afterwards: what the job will do after the last step, for the expected time.
         measure: measures the held-out rows; None takes their loss alone.
-        whole_batches: the loss of a row depends on the others of its step, which is then never computed in parts.
+        whole_batches: the loss of a row depends on the others of its step; whatever is computed in parts, the model does so.
     """
 
     def __init__(

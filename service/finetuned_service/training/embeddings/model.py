@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from finetuned_service.engine.messages import Encode, Sampling, Submit
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.training.embeddings.evaluate import scored
 from finetuned_service.training.embeddings.figures import Vectors
+from finetuned_service.training.embeddings.in_parts import vectors_in_parts
 from finetuned_service.training.embeddings.loss import cosine_loss, in_batch_loss
 from finetuned_service.training.embeddings.pairs import PairExample, Tokens
 from finetuned_service.training.loop import HeldOut
@@ -29,12 +31,15 @@ from finetuned_service.vocabulary import Pooling
 class EmbeddingModel:
     """See `training.loop.Trainable`; the rows of a call are each other's negatives."""
 
-    def __init__(self, module: Any, spec: TrainSpec, pooling: Pooling, geometry: BaseGeometry) -> None:
+    def __init__(
+        self, module: Any, spec: TrainSpec, pooling: Pooling, geometry: BaseGeometry, rows_at_once: int = 0
+    ) -> None:
         """Args:
         module: as `load_module` gives it; changed in place. The method goes where it is.
         spec: resolved.
         pooling: how the vectors of a text's tokens become one.
         geometry: of the base's files.
+        rows_at_once: fewer than the spec's, where the memory had no room; 0 for as many as it says.
         """
         device = module.device
         torch.manual_seed(spec.optimization.seed)
@@ -45,13 +50,20 @@ class EmbeddingModel:
         self._forward = forward_of(module)
         self._pooling, self._scale = pooling, spec.contrastive.scale
         self._batch_rows = spec.optimization.batch_rows
+        self._rows_at_once = rows_at_once or spec.optimization.micro_batch_rows or self._batch_rows
 
     @classmethod
     def load(
-        cls, directory: Path, spec: TrainSpec, pooling: Pooling, device: torch.device = CPU
+        cls,
+        directory: Path,
+        spec: TrainSpec,
+        pooling: Pooling,
+        device: torch.device = CPU,
+        rows_at_once: int = 0,
     ) -> EmbeddingModel:
         """The method of a resolved spec on the base in `directory`, on the device."""
-        return cls(load_module(directory, device), spec, pooling, BaseGeometry.of_files(directory))
+        module = load_module(directory, device)
+        return cls(module, spec, pooling, BaseGeometry.of_files(directory), rows_at_once)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their names in the adapter's file, without its prefix."""
@@ -59,7 +71,8 @@ class EmbeddingModel:
 
     def loss_of(self, rows: Sequence[PairExample], scale: float) -> Tensor:
         """`scale` times the summed loss of the rows; a scalar. All have scores, or none has."""
-        return scale * self._loss(rows, self._vectors(_anchors(rows)), self._vectors(_candidates(rows)))
+        anchors, candidates = self._vectors(_anchors(rows), rows), self._vectors(_candidates(rows), rows)
+        return scale * self._loss(rows, anchors, candidates)
 
     @torch.no_grad()
     def measure(self, rows: Sequence[PairExample]) -> HeldOut:
@@ -73,7 +86,10 @@ class EmbeddingModel:
         scale, loss, vectors = 1.0 / len(rows), 0.0, dict[Tokens, Vectors]()
         self.train(mode=False)
         for part in parts:
-            anchors, candidates = self._vectors(_anchors(part)), self._vectors(_candidates(part))
+            anchors, candidates = (
+                self._vectors(_anchors(part), part),
+                self._vectors(_candidates(part), part),
+            )
             loss += (scale * self._loss(part, anchors, candidates)).item()
             found = torch.cat([anchors, candidates]).float().cpu().numpy()
             vectors.update(zip((*_anchors(part), *_candidates(part)), found, strict=True))
@@ -95,18 +111,25 @@ class EmbeddingModel:
         for module in self.installed.switched:
             module.train(mode)
 
-    def _vectors(self, texts: Sequence[Tokens]) -> Tensor:
-        """`[N, width]`, float32 or wider; equal texts are computed once."""
+    def _vectors(self, texts: Sequence[Tokens], rows: Sequence[PairExample]) -> Tensor:
+        """`[N, width]` of texts of rows, float32 or wider; equal texts are computed once, and those of so many rows together
+        as run at once.
+        """
         distinct = sorted(dict.fromkeys(texts), key=len)
+        size = math.ceil(len(distinct) / math.ceil(len(rows) / self._rows_at_once))
+        parts = [distinct[start : start + size] for start in range(0, len(distinct), size)]
+        vectors = vectors_in_parts(self, parts, self._together)
+        place = {tokens: number for number, tokens in enumerate(distinct)}
+        return vectors[[place[tokens] for tokens in texts]]
+
+    def _together(self, texts: Sequence[Tokens]) -> Tensor:
         requests = [
             Submit(number, tokens, None, Sampling(1), encode=Encode(self._pooling))
-            for number, tokens in enumerate(distinct)
+            for number, tokens in enumerate(texts)
         ]
         found = self._forward.run(requests)
         wide = torch.promote_types(found[0].dtype, torch.float32)
-        place = {tokens: number for number, tokens in enumerate(distinct)}
-        vectors = torch.cat([pool(rows.to(wide), self._pooling) for rows in found])
-        return vectors[[place[tokens] for tokens in texts]]
+        return torch.cat([pool(rows.to(wide), self._pooling) for rows in found])
 
 
 def _anchors(rows: Sequence[PairExample]) -> list[Tokens]:

@@ -105,7 +105,8 @@ def _measured(job: _Job, subject: str, directory: Path | None, step: int = 0) ->
 def _train(job: _Job) -> tuple[Ended, RunState]:
     """Train to the end or until told to stop; at the end the adapter lies in its directory."""
     spec = job.task.spec
-    model = EmbeddingModel.load(job.base, spec, job.data.pooling, resolve_device(job.task.device))
+    device = resolve_device(job.task.device)
+    model = EmbeddingModel.load(job.base, spec, job.data.pooling, device, job.task.micro_batch_rows)
     attempt = Attempt(
         task=job.task,
         environment=job.environment,
