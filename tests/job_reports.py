@@ -73,7 +73,7 @@ def classified(job: Job) -> Job:
 
 
 def events() -> list[JobEvent]:
-    """Eight steps, of which the fifth and sixth ran twice; held-out loss twice; a warning."""
+    """Eight steps, of which the fifth and sixth ran twice; held-out loss and macro_f1 twice; a warning."""
     now = datetime(2026, 1, 1, tzinfo=UTC)
     steps = [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
     told: list[JobEvent] = []
@@ -82,7 +82,10 @@ def events() -> list[JobEvent]:
         progress = Progress("training", step, 8, loss, 100.0, None, 1e-3 * step, 10 * step)
         told.append(JobEvent(len(told) + 1, now, progress=progress))
         if step in {4, 8}:
-            metrics = (Metric("loss", 0.5 + step / 10, higher_is_better=False),)
+            metrics = (
+                Metric("loss", 0.5 + step / 10, higher_is_better=False),
+                Metric("macro_f1", step / 16, higher_is_better=True),
+            )
             told.append(JobEvent(len(told) + 1, now, evaluation=EvaluationFinished("adapter", step, metrics)))
     storing = Progress("evaluating", 1, 1, 0.0, 0.0, None, 0.0, 0)
     last = EvaluationFinished("adapter", 4, (Metric("loss", 9.0, higher_is_better=False),))

@@ -37,7 +37,9 @@ def test_a_browser_shows_curves_tables_and_text_that_does_not_run(tmp_path: Path
     if not shot.exists():
         chromium(tmp_path, page, f"--screenshot={shot}", "--window-size=1000,1600")
     assert "taken</title>" not in dom
-    assert dom.count("<svg") == 2
+    assert dom.count("<svg") == 3
+    titles = ("Loss, nats per row", "macro_f1 on the held-out rows", "Learning rate")
+    assert all(f"<h2>{title}</h2>" in dom for title in titles)
     assert all(f'id="{table}"' in dom for table in ("metrics", "confusion-1", "samples", "data", "labels"))
     image = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
     colors = {color for _, color in image.getcolors(2**24) or []}

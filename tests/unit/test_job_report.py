@@ -60,10 +60,14 @@ def test_the_command_writes_the_page(
 def test_a_step_that_ran_twice_counts_as_it_ran_last_and_the_last_evaluation_is_no_point(job: Job) -> None:
     curves = Curves.of(events())
     assert (curves.loss[4], curves.loss[5], curves.loss[6]) == (0.5, 0.2, 1 / 6)
-    assert curves.heldout == {"loss": {4: 0.9, 8: 1.3}}
-    loss, rate = curves.charts(classified(job))
-    assert (loss.mark, rate.mark) == (4, None)
+    assert curves.heldout == {"loss": {4: 0.9, 8: 1.3}, "macro_f1": {4: 0.25, 8: 0.5}}
+    loss, metric, rate = curves.charts(classified(job))
+    assert (loss.mark, metric.mark, rate.mark) == (4, 4, None)
     assert list(loss.lines) == ["training", "held-out"]
+    assert (metric.title, metric.lines) == (
+        "macro_f1 on the held-out rows",
+        {"macro_f1": {4: 0.25, 8: 0.5}},
+    )
 
 
 def test_the_confusion_matrices_are_those_of_all_held_out_rows(job: Job) -> None:
@@ -141,6 +145,12 @@ def test_lengths_and_the_balance_of_labels_are_shown(job: Job) -> None:
     assert "before any is cut" not in page
     assert 'id="labels"' in page
     assert 'id="imbalance"' not in page
+
+
+def test_every_metric_that_is_measured_between_steps_has_a_curve(job: Job) -> None:
+    page = html_report(classified(job), events())
+    assert page.count("<svg") == 3
+    assert page.count("<h2>macro_f1 on the held-out rows</h2>") == 1
 
 
 def test_labels_that_share_a_row_are_told_as_so_many_others(job: Job) -> None:
