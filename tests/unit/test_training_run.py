@@ -24,6 +24,7 @@ from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import PromptCompletion
 from finetuned_service.training import checkpoint, loop
 from finetuned_service.training.run import run
+from packed_oracle import pack
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import load_plain
@@ -272,6 +273,24 @@ def test_every_method_resumes_to_the_last_digit(tmp_path, base, method):
         make_task(tmp_path / name, base, evaluation={"generation_rows": 2}, heldout=HELDOUT, **method)
         for name in ("whole", "stopped")
     )
+    finish(whole)
+    for stop in (StopAfter(2), StopAfter(1)):
+        assert run(task, stop, stop) == EXIT_STOPPED
+    finish(task)
+    assert digest(task) == digest(whole)
+
+
+@pytest.mark.parametrize("weight_format", ["NF4", "INT8"])
+def test_qlora_resumes_to_the_last_digit(tmp_path, base, weight_format):
+    packed = pack(base, tmp_path / "packed", weight_format)
+    settings = {
+        "heldout": HELDOUT,
+        "method": "QLORA",
+        "lora": {"rank": 4, "dropout": 0.2},
+        "optimization": {"max_steps": 6, "batch_rows": 4, "micro_batch_rows": 2, "learning_rate": 1e-2},
+        "evaluation": {"generation_rows": 2},
+    }
+    whole, task = (make_task(tmp_path / name, packed, **settings) for name in ("whole", "stopped"))
     finish(whole)
     for stop in (StopAfter(2), StopAfter(1)):
         assert run(task, stop, stop) == EXIT_STOPPED
