@@ -48,6 +48,10 @@ SAVED = ["embeddings.LayerNorm", "layer.1.output.dense"]
 LAYERS = {"last": 1, "modules": ["embeddings.LayerNorm", "layer.0.attention.self.value"]}
 METHODS: dict[str, tuple[dict[str, Any], Any]] = {
     "lora": ({"lora": LORA}, LoraConfig(**PEFT_LORA)),
+    "rslora": (
+        {"lora": LORA | {"rank_stabilized": True}},
+        LoraConfig(**PEFT_LORA, use_rslora=True),
+    ),
     "dora": ({"lora": LORA | {"decomposed": True}}, LoraConfig(**PEFT_LORA, use_dora=True)),
     "saved": (
         {"lora": {"rank": 4, "alpha": 6.0, "target_modules": ["query", "value"], "modules_to_save": SAVED}},
@@ -168,14 +172,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("dora", "several labels"),
         ("saved", "one label"),
         ("saved", "tags"),
+        ("rslora", "several labels"),
         ("ia3", "a number"),
+        ("ia3", "several labels"),
         ("houlsby", "one label"),
         ("houlsby", "tags"),
+        ("houlsby", "several labels"),
         ("pfeiffer", "a number"),
         ("full", "several labels"),
         ("full", "tags"),
         ("layers", "one label"),
         ("layers", "a number"),
+        ("layers", "several labels"),
     ],
 )
 def test_the_loss_curve_and_the_outputs_are_those_of_the_reference(
