@@ -1,4 +1,4 @@
-"""Heads trained and served by a real server: classes of texts and images, tags of tokens, and what is refused."""
+"""Heads trained and served by a real server: classes of texts, tags of tokens, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from finetuned import (
     Client,
     Head,
     Ia3,
-    Image,
     Lora,
     Method,
     Optimization,
@@ -29,7 +28,7 @@ from finetuned import (
     errors,
 )
 from safetensors.torch import load_file, save_file
-from tiny_encoders import make_encoder_base, make_resnet_base, make_vision_base, png
+from tiny_encoders import make_encoder_base, make_vision_base, png
 from tiny_server import TINY, TinyServer, running
 
 MOODS = [
@@ -358,39 +357,3 @@ def test_a_head_goes_on_in_its_own_labels_and_no_others(encoder: TinyServer, tmp
     assert [sample.answer for sample in job.check().samples] == [sample.answer for sample in first.samples]
     for before, after in zip(first.metrics, job.metrics, strict=True):
         assert after.value == pytest.approx(before.value, rel=1e-4)
-
-
-def test_images_are_classified(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    images = [png(random.integers(0, 120, (16, 16)) + (130 if number % 2 else 0)) for number in range(40)]
-    rows = [
-        {"image": base64.b64encode(data).decode(), "label": "light" if number % 2 else "dark"}
-        for number, data in enumerate(images)
-    ]
-    make_resnet_base(tmp_path / "data" / "bases" / TINY)
-    with running(tmp_path / "data") as server, Client(server.endpoint) as client:
-        client.datasets.upload(write(tmp_path / "images.jsonl", rows), "images")
-        job = client.train(
-            dataset="images", adapter="light", task=Task.IMAGE_CLASSIFICATION, head=Head(), optimization=FAST
-        )
-        lora = client.train(
-            dataset="images",
-            adapter="tuned",
-            task=Task.IMAGE_CLASSIFICATION,
-            lora=Lora(rank=2),
-            optimization=Optimization(max_steps=20, batch_rows=8, learning_rate=0.01),
-        )
-        for done in (client.jobs.wait(name).check() for name in (job.name, lora.name)):
-            assert {metric.name: metric.value for metric in done.metrics}["accuracy"] == 1.0
-        answers = client.classify([Image(data) for data in images[:4]], adapter="light")
-        alone = client.classify(Image(images[0]), adapter="tuned")[0]
-        assert alone.label == "dark"
-        # Out as PEFT would have it, in again, and the same.
-        client.adapters.export("tuned@1", tmp_path / "files")
-        again = client.adapters.import_directory(tmp_path / "files", "again")
-        assert again.digest == client.adapters.version("tuned@1").digest
-        assert client.classify(Image(images[0]), adapter="again")[0] == alone
-        assert client.server_info().methods == (Method.LORA, Method.HEAD, Method.LAYERS, Method.FULL)
-        with pytest.raises(errors.InvalidField, match="does not decode"):
-            client.classify(Image(b"nothing"), adapter="light")
-    assert [answer.label for answer in answers] == ["dark", "light"] * 2
