@@ -234,6 +234,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log lines shown."""
 
+    @field_validator("keys_file", "cache_dir", "tls_certificate_file", "tls_key_file", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        """As an environment says it that has the variable in any case."""
+        return None if value == "" else value
+
     @field_validator("kv_cache_tokens")
     @classmethod
     def _whole_blocks(cls, value: int) -> int:
@@ -318,7 +324,7 @@ def _file_settings(settings_class: type[BaseSettings]) -> TomlConfigSettingsSour
     """A file that is named must be there: without it a server would start with other limits, elsewhere."""
     named = os.environ.get("FINETUNED_CONFIG", "")
     path = Path(named or "finetuned.toml")
-    if named and not path.is_file():
+    if named and (not path.exists() or path.is_dir()):
         raise StartRefused(
             f"FINETUNED_CONFIG names {named!r}, which is no file; correct it, or unset it to go without a file"
         )

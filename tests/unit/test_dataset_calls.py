@@ -5,6 +5,7 @@ is repeated has the same answer.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,36 @@ async def test_a_client_that_reconnects_gets_what_its_old_stream_makes(calls, sl
     slow.let_go.set()
     assert (await again).dataset.rows == 1
     assert slow.begun.acquire(blocking=False) is False  # validated once
+
+
+async def test_a_repeated_call_leaves_another_upload_of_the_same_id_alone(calls, slow):
+    slow.let_go.set()
+    first = (start(request_id="r1"), chunk(ROWS), finish())
+    made = await uploading(calls, *first)
+    begun = pb.UploadStart(parent="tenants/acme", dataset_id="others", upload_id="up", request_id="r2")
+    with pytest.raises(InvalidUpload, match="without finish"):
+        await uploading(calls, pb.UploadDatasetRequest(start=begun), chunk(ROWS))
+    assert await uploading(calls, *first) == made
+    upload = await calls.GetUpload(pb.GetUploadRequest(name="tenants/acme/uploads/up"), None)
+    assert (upload.committed_bytes, upload.dataset) == (len(ROWS), "tenants/acme/datasets/others")
+
+
+async def test_what_a_call_is_refused_with_is_logged_by_nobody(calls, slow):
+    """It may quote somebody's rows; asyncio logs the errors of tasks that nobody asks for theirs."""
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    bad = b'{"text": 7}\n'
+    gone = uploading(calls, start(), chunk(bad), finish(len(bad)))
+    await has_begun(slow)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    slow.let_go.set()
+    with pytest.raises(NotFound):  # waits for its turn, and the upload is dropped
+        await uploading(calls, start(request_id="r"), chunk(b"", len(bad)), finish(len(bad)))
+    del gone
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
 
 
 async def test_many_long_calls_of_a_tenant_leave_threads_to_others(calls, slow, tmp_path):

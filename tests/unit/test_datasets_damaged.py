@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import random
+import subprocess
 import sys
 import zipfile
 from contextlib import suppress
@@ -18,7 +19,7 @@ from finetuned_service.datasets.formats import parquet as reading
 from finetuned_service.datasets.formats.choose import DataFormat
 from finetuned_service.datasets.formats.parquet import read_parquet
 from finetuned_service.datasets.limits import DataLimits
-from finetuned_service.errors import InvalidData
+from finetuned_service.errors import InvalidData, Unavailable
 from pyarrow import parquet
 from tiny_data import CONLL, CSV, JSONL, PARQUET, Place, archive, picture, table
 
@@ -136,8 +137,9 @@ def test_damaged_bytes_are_read_or_refused_as_invalid_data(place, name):
 def reader(tmp_path, monkeypatch):
     """Makes a script what reads Parquet."""
 
-    def replace(script: str) -> None:
-        (tmp_path / "reader.py").write_text(f"import os, pickle, sys\n{script}\n")
+    def replace(script: str, *, begun: bool = True) -> None:
+        begin = "pickle.dump(True, sys.stdout.buffer); sys.stdout.flush()" if begun else ""
+        (tmp_path / "reader.py").write_text(f"import os, pickle, sys\n{begin}\n{script}\n")
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
         monkeypatch.setattr(parquet_process, "_MODULE", "reader")
 
@@ -150,6 +152,36 @@ def test_a_file_that_ends_its_reader_is_refused(place, reader, end):
     reader(end)
     error = place.refused(PARQUET, DataFormat.PARQUET)
     assert "the file ended its reader (exit code" in error.message
+
+
+@pytest.mark.parametrize(
+    ("end", "begun"),
+    [("os._exit(1)", False), ("os.kill(os.getpid(), 15)", True), ("os.kill(os.getpid(), 9)", True)],
+)
+def test_a_reader_that_somebody_else_ends_says_nothing_of_the_file(place, reader, end, begun):
+    """A machine without room for it, one that is shut down, the kernel that wants its memory back."""
+    reader(end, begun=begun)
+    with pytest.raises(Unavailable, match="not by the file; try again"):
+        place.validate(PARQUET, DataFormat.PARQUET)
+
+
+def test_a_reader_starts_no_threads_and_is_in_no_group_of_ours(place, reader):
+    """One for each core of a large machine would take the room of the file; Ctrl-C is the server's."""
+    said = "[os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'], os.getpgid(0) == os.getpid()]"
+    reader(f"pickle.dump(str({said}), sys.stdout.buffer)")
+    with pytest.raises(RuntimeError, match="'1', '1', True"):
+        place.validate(PARQUET, DataFormat.PARQUET)
+
+
+def test_the_bound_is_for_the_file_and_below_that_of_the_machine(place, monkeypatch):
+    """What the libraries take is not counted, and a harder limit stays."""
+    monkeypatch.setattr(parquet_process, "_MEMORY_BYTES", 64 * 2**20)
+    assert place.validate(PARQUET, DataFormat.PARQUET).rows
+    script = "import resource, sys; from finetuned_service.datasets.formats.parquet_process import _bound\n"
+    script += "resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30)); _bound(2**40)\n"
+    script += "print(*resource.getrlimit(resource.RLIMIT_AS))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [str(6 * 2**30)] * 2
 
 
 def test_a_fault_of_ours_in_the_reader_is_none_of_the_file(place, reader):

@@ -7,6 +7,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 from finetuned_service.datasets.import_urls import ImportUrls
 from finetuned_service.errors import InvalidField
@@ -130,6 +131,18 @@ def test_no_other_spelling_leads_out_of_it(site, tmp_path, way, tail):
         with pytest.raises(InvalidField, match="is not under an import URL; allowed: http://127"):
             urls.fetch(uri, tmp_path / "file", 100)
     assert site.asked == []
+
+
+@pytest.mark.parametrize("name", ["100%/rows", "50%25 off/rows", "me@here/rows", "a b/%2e%2e/rows"])
+def test_names_of_an_object_store_have_no_escapes(tmp_path, name):
+    """What is one in a URL of HTTP is a part of the name there."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe(f"/bucket/{name}", ROWS)
+    urls = ImportUrls(["memory://bucket"])
+    assert urls.fetch(f"memory://bucket/{name}", tmp_path / "file", 100).read_bytes() == ROWS
+    for way in ("..", "a/../..", "", ".", "x?/..", "x#/..", "x::file:///etc"):
+        with pytest.raises(InvalidField, match=r"is not under an import URL; .* empty or of dots alone"):
+            urls.fetch(f"memory://bucket/{way}/{name}", tmp_path / "file", 100)
 
 
 @pytest.mark.parametrize(

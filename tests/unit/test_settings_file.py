@@ -51,6 +51,28 @@ def test_options_go_before_the_environment_and_that_before_the_file(
     assert found == ["given", "given", "of-environment", "of-file"]
 
 
+def test_a_base_is_added_whatever_else_the_settings_say(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the server does whose flags make them right: `serve --base my-base` with a source in the file."""
+    (place / "finetuned.toml").write_text('base_source = "/somewhere"\nunknown = 1\n')
+    assert main([*BASES, "--data-dir", "given"]) == 0
+    assert main(["base", "add", "--data-dir", "given", "--name", "my-base", "--", str(place / "absent")]) != 0
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["FINETUNED_KEYS_FILE", "FINETUNED_CACHE_DIR", "FINETUNED_CONFIG"])
+def test_an_empty_variable_is_none(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")
+    assert main(KEYS) == 0
+    assert (place / "of-file" / "keys.json").is_file()
+
+
+def test_a_file_may_be_a_device(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNED_CONFIG", "/dev/null")
+    assert main([*KEYS, "--data-dir", "given"]) == 0
+
+
 def test_keys_lie_where_the_server_looks_for_them(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "finetuned.toml").write_text('keys_file = "of-file.json"\n')
     assert main(KEYS) == 0

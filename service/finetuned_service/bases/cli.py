@@ -35,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 @app.command("list")
 def list_bases(data_dir: DataDir = None, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag
     """Show the bases of the data directory and the packaged ones that are not in it yet."""
-    found = BaseCatalog(Settings.under(data_dir=data_dir).data_dir).list()
+    found = BaseCatalog(_directory(data_dir)).list()
     if as_json:
         typer.echo(json.dumps([base.model_dump(mode="json") for base in found]))
         return
@@ -77,12 +77,17 @@ def add(
         raise InvalidField.one("digest", f"is {digest!r}; expected 'sha256:' and 64 digits of 0-9 and a-f")
     manifest = add_base(
         parsed,
-        BaseCatalog(Settings.under(data_dir=data_dir).data_dir).path(base_name),
+        BaseCatalog(_directory(data_dir)).path(base_name),
         name=base_name,
         expected_digest=digest,
         progress=progress,
     )
     typer.echo(manifest.model_dump_json() if as_json else f"{manifest.name} {manifest.digest}")
+
+
+def _directory(given: Path | None) -> Path:
+    """Settings are asked for nothing else: a server that adds its base has flags of its own, which they do not know."""
+    return given or Settings.under().data_dir
 
 
 def _row(base: BaseManifest) -> list[str]:

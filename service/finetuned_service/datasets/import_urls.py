@@ -15,7 +15,7 @@ from finetuned_service.storage.files import refusing_full_disk
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 _ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
-_AMBIGUOUS = re.compile(r"[?#\\;@\x00-\x1f\x7f-\x9f]|::")
+_AMBIGUOUS = re.compile(r"[?#\\;\x00-\x1f\x7f-\x9f]|::")
 """What ends a path for one reader and not for another, is dropped by some, or chains file systems in fsspec."""
 _PIECE_BYTES = 1024 * 1024
 
@@ -40,12 +40,14 @@ class ImportUrls:
             Unavailable: the store does not answer.
         """
         shown = repr(uri if len(uri) <= 200 else f"{uri[:200]}…")
-        if not (uri.startswith(self._prefixes) and _plain(uri.partition("://")[2])):
+        scheme, _, path = uri.partition("://")
+        if not (uri.startswith(self._prefixes) and _plain(path, escapes=scheme in {"http", "https"})):
             allowed = ", ".join(self._prefixes) or "none: set import_urls of the server"
             raise InvalidField.one(
                 "uri",
-                f"{shown} is not under an import URL; allowed: {allowed}. No name in it may be "
-                "'..' or hold '?', '#', ';', '@', a backslash or a control character, also not as escapes",
+                f"{shown} is not under an import URL; allowed: {allowed}. No name in it "
+                "may be empty or of dots alone, or hold '?', '#', ';', a backslash or a control character; over HTTP also no "
+                "'@', and no escapes of these, of '.', '/' or '%'",
             )
         try:
             with refusing_full_disk():
@@ -70,16 +72,24 @@ class ImportUrls:
         return target
 
 
-def _plain(path: str) -> bool:
+def _plain(path: str, *, escapes: bool) -> bool:
     """Whether all who read the path (fsspec, its libraries, the store) find the same names in it, none of them dots.
 
-    fsspec's HTTP decodes escapes and resolves dots before it asks, stores and what stands before them do afterwards.
+    fsspec's HTTP decodes `escapes` and resolves dots before it asks, servers and what stands before them do afterwards. In
+    names of object stores they mean nothing.
     """
+    if not escapes:
+        return not _AMBIGUOUS.search(path) and all(name.strip(" .") for name in path.split("/"))
     try:
         escaped = "".join(unquote(run, errors="strict") for run in _ESCAPES.findall(path))
     except UnicodeDecodeError:
         return False
-    if "%" in _ESCAPES.sub("", path) or set("%./") & set(escaped) or _AMBIGUOUS.search(unquote(path)):
+    if (
+        "%" in _ESCAPES.sub("", path)
+        or set("%./") & set(escaped)
+        or _AMBIGUOUS.search(unquote(path))
+        or "@" in unquote(path)
+    ):
         return False
     # Some servers drop dots and spaces at the end of a name.
     return all(unquote(name).strip(" .") for name in path.split("/"))

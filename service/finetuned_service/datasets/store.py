@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -145,7 +145,7 @@ class DatasetStore:
         """
         made = self._made_before(request)
         if made is not None:
-            self.uploads.drop(tenant, upload_id)
+            self._drop_made(tenant, upload_id, made)
             return made
         check_mapping(file_format, columns)
         file = self.uploads.file(tenant, upload_id)
@@ -171,6 +171,12 @@ class DatasetStore:
                 raise
             self.uploads.drop(tenant, upload_id)
         return dataset
+
+    def _drop_made(self, tenant: str, upload_id: str, made: Dataset) -> None:
+        """The upload that it was made of, if it is still there; another one may have its id by now."""
+        with suppress(NotFound):
+            if self.uploads.get(tenant, upload_id).dataset_id == ResourceName.parse(made.name, "datasets").id:
+                self.uploads.drop(tenant, upload_id)
 
     def import_file(
         self,

@@ -32,9 +32,15 @@ class Turns:
         turn = self._turns.get(key) or self._turns.setdefault(key, asyncio.Semaphore(self._at_once))
         await turn.acquire()
         task = asyncio.create_task(work())
-        task.add_done_callback(lambda _: turn.release())
+        task.add_done_callback(lambda ended: _let_go(turn, ended))
         # A thread goes on although nobody waits for it.
         return await asyncio.shield(task)
+
+
+def _let_go(turn: asyncio.Semaphore, ended: asyncio.Task[Any]) -> None:
+    turn.release()
+    if not ended.cancelled():
+        ended.exception()  # told to whoever still waits; else asyncio would log it, with what it says of somebody's rows
 
 
 class LongCalls:
