@@ -323,10 +323,13 @@ class Server:
         return ResidentBase(ready.base_digest, ready.shared, ready.lender)
 
     def _used_adapters(self) -> list[str] | None:
-        """Digests of adapters that calls use or that are pinned; None while the engine does not answer."""
+        """Digests of adapters that calls use or that are pinned; None while the engine does not answer. One that was started
+        anew has not got all of them yet.
+        """
         if self._snapshot is None:
             return None
-        return [*self._registry.readers.digests(), *(a.digest for a in self._snapshot.adapters if a.pinned)]
+        in_memory = (adapter.digest for adapter in self._snapshot.adapters if adapter.pinned)
+        return [*self._registry.readers.digests(), *self._residents.holders.wanted(), *in_memory]
 
     def _forget_adapter(self, digest: str) -> None:
         """Free the memory of weights that are gone from the store; called by the sweeper's thread."""

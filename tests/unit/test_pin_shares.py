@@ -48,6 +48,13 @@ def test_what_is_pinned_already_may_be_pinned_again() -> None:
     SHARES.refuse_above(held[0], held)
 
 
+def test_a_pin_that_is_there_may_be_said_again_whatever_others_have_pinned_since() -> None:
+    held = [pinned("mine", "acme", 60), pinned("theirs", "beta", 30)]
+    SHARES.refuse_above(pinned("mine", "acme", 60), held)
+    with pytest.raises(QuotaExceeded):
+        SHARES.refuse_above(pinned("mine", "gamma", 60), held)
+
+
 def test_content_that_several_have_pinned_takes_its_memory_once() -> None:
     held = [pinned("same", "acme", 30), pinned("same", "beta", 30)]
     SHARES.refuse_above(pinned("more", "acme", 45), held)

@@ -124,6 +124,22 @@ async def test_a_new_engine_is_told_of_a_load_whose_caller_left_and_of_none_that
     assert list(desires) == [call(2, Residency.DEVICE, pinned=True)]
 
 
+async def test_what_is_wanted_no_more_is_not_wanted_of_the_next_engine_either():
+    """An adapter that is deleted while there is no engine to tell it."""
+    desires = Desires()
+
+    async def answer():
+        return SNAPSHOT
+
+    async def absent():
+        raise Unavailable("the engine is being started")
+
+    await desires.during(call(1, Residency.DEVICE, pinned=True), answer())
+    with pytest.raises(Unavailable):
+        await desires.during(call(2, Residency.STORED), absent())
+    assert list(desires) == []
+
+
 async def test_a_call_that_only_lowers_makes_nobody_want_what_was_not_wanted():
     desires = Desires()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
+from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.messages import Residency
 from finetuned_service.errors import QuotaExceeded, ResourceExhausted
 from finetuned_service.names import AdapterSelector
+from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.serving.pin_shares import PinShares
 from finetuned_service.serving.residents import Residents
 from finetuned_service.vocabulary import WeightFormat
@@ -147,6 +151,49 @@ async def test_a_pin_ends_with_the_last_version_that_a_tenant_has_of_the_weights
         assert engine.pinned == pinned
     assert engine.asked[-1] == (ADAPTER, Residency.STORED)
     assert version.directory.exists()
+
+
+async def test_what_is_pinned_is_wanted_whatever_the_engine_has(residents, engine, add):
+    """Of one that was started anew the sweeper must not conclude that nobody needs the files."""
+    version, others = add(), add("beta")
+    assert residents.holders.wanted() == set()
+    await residents.load(version, Residency.HOST, pin=True)
+    await residents.load(others, Residency.HOST, pin=True)
+    engine.pinned.clear()
+    assert residents.holders.wanted() == {ADAPTER}
+    for one in (version, others):
+        await residents.unload(one)
+    assert residents.holders.wanted() == set()
+
+
+async def test_a_deletion_whose_caller_goes_lets_go_of_the_memory(residents, engine, place, add, monkeypatch):
+    version, begun, gate = add(), threading.Event(), threading.Event()
+    add("beta")
+    await residents.load(version, Residency.HOST, pin=True)
+    delete, bring, told = place.registry.delete_adapter, engine.set_residency, asyncio.Event()
+
+    async def telling(*args, **settings):
+        await bring(*args, **settings)
+        told.set()
+
+    engine.set_residency = telling
+
+    def slow(selector):
+        begun.set()
+        assert gate.wait(30)
+        return delete(selector)
+
+    monkeypatch.setattr(place.registry, "delete_adapter", slow)
+    servicer = AdapterServicer(place.registry, SimpleNamespace(residents=residents), None)
+    request = pb.DeleteAdapterRequest(name=f"tenants/{TENANT}/adapters/redact")
+    call = asyncio.create_task(servicer.DeleteAdapter(request, None))
+    await asyncio.to_thread(begun.wait, 30)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    gate.set()
+    async with asyncio.timeout(30):
+        await told.wait()
+    assert (engine.pinned, residents.holders.wanted()) == ({}, set())
 
 
 async def test_a_deletion_leaves_pinned_what_another_tenant_has_pinned(residents, engine, place, add):

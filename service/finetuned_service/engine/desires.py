@@ -32,7 +32,8 @@ class Desires:
         return iter(self._kept.values())
 
     async def during(self, call: SetResidency, answer: Awaitable[Snapshot]) -> Snapshot:
-        """The answer to a call; unless it is a refusal, its desire is kept, also if nobody waits for it any more.
+        """The answer to a call; unless it is a refusal, its desire is kept, also if nobody waits for it any more. To want
+        nothing is kept in any case: an engine that is not there is not told by the next one.
 
         Raises:
             FinetunedError: the refusal.
@@ -49,7 +50,7 @@ class Desires:
             raise
         finally:
             desire = self._under_way.pop(call.call_id)
-            if not refused:
+            if not refused or desire.residency is Residency.STORED:
                 self._keep(desire)
 
     async def restore(self, place: Callable[[SetResidency], Awaitable[object]]) -> None:

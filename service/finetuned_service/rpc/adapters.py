@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import adapter_service_pb2_grpc as grpc_pb
@@ -32,6 +33,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         self._registry = registry
         self._serving = serving
         self._imports = imports
+        self._deletions = set[asyncio.Task[None]]()
 
     async def GetAdapter(  # noqa: N802 - the contract's name
         self,
@@ -61,8 +63,12 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         context: aio.ServicerContext[pb.DeleteAdapterRequest, pb.DeleteAdapterResponse],
     ) -> pb.DeleteAdapterResponse:
         selector = _adapter_selector(request.name)
-        digests = await asyncio.to_thread(self._registry.delete_adapter, selector)
-        await self._serving.residents.leave_unnamed(selector.tenant, digests)
+
+        async def delete() -> None:
+            digests = await asyncio.to_thread(self._registry.delete_adapter, selector)
+            await self._serving.residents.leave_unnamed(selector.tenant, digests)
+
+        await self._to_the_end(delete())
         return pb.DeleteAdapterResponse()
 
     async def GetAdapterVersion(  # noqa: N802 - the contract's name
@@ -97,9 +103,20 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         selector = AdapterSelector.parse(request.name)
         if selector.version is None:
             raise InvalidField.one("name", f"is {request.name!r}; name the version: '…/versions/{{number}}'")
-        version = await asyncio.to_thread(self._registry.delete_version, selector)
-        await self._serving.residents.leave_unnamed(version.tenant, [version.manifest.digest])
+
+        async def delete() -> None:
+            version = await asyncio.to_thread(self._registry.delete_version, selector)
+            await self._serving.residents.leave_unnamed(version.tenant, [version.manifest.digest])
+
+        await self._to_the_end(delete())
         return pb.DeleteAdapterVersionResponse()
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """A deletion lets go of the memory, too, although its caller has gone in between."""
+        task = asyncio.create_task(work)
+        self._deletions.add(task)
+        task.add_done_callback(self._deletions.discard)
+        await asyncio.shield(task)
 
     async def ImportAdapter(  # noqa: N802 - the contract's name
         self,

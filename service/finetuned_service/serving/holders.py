@@ -128,6 +128,11 @@ class Holders:
         digests = {*self._pins, *self._claims}
         return [pinned for digest in digests for pinned in self._pins_of(digest).values()]
 
+    def wanted(self) -> set[str]:
+        """Digests of what is pinned or about to be; may be asked by any thread."""
+        # A dictionary is copied in one go, whatever its owner does meanwhile.
+        return {*list(self._pins), *list(self._claims)}
+
     def at_least(self, digest: str, tier: Residency) -> tuple[Residency, bool]:
         """What the engine is to do so that one tenant has `tier` and all others what they pinned: tier, pinned."""
         kept = self.pinned(digest)

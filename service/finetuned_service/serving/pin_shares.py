@@ -33,6 +33,9 @@ class PinShares:
         """
         if self.share >= 1:
             return
+        held = list(held)
+        if any((p.digest, p.tenant, p.tier) == (wanted.digest, wanted.tenant, wanted.tier) for p in held):
+            return  # it changes nothing
         there = [pinned for pinned in held if pinned.tier is wanted.tier and pinned.digest != wanted.digest]
         own = {pinned.digest: pinned.size_bytes for pinned in there if pinned.tenant == wanted.tenant}
         own_bytes = sum(own.values())
