@@ -47,11 +47,12 @@ class Database:
         """Without `upgrade` only a store of exactly this build's version is opened, and nothing changed."""
         sqlite = make_url(url).get_backend_name() == "sqlite"
         # A file's connections cost next to nothing, and a thread holds one at most: none waits for a connection
-        # behind those that wait for their turn to write. A server of PostgreSQL has few: there the pool is bounded.
+        # behind those that wait for their turn to write; five stay open when nobody has them. A server of PostgreSQL
+        # has few: there the pool is bounded.
         own: dict[str, Any] = {
             "connect_args": {"timeout": busy_timeout_seconds},
             "poolclass": QueuePool,
-            "pool_size": 0,
+            "max_overflow": -1,
         }
         self._engine = create_engine(url, **(own if sqlite else {}))
         if sqlite:
