@@ -26,8 +26,8 @@ class World:
         self.calls = ResidencyCalls(self.manager, lambda: SNAPSHOT)
         self.answered = []
 
-    def ask(self, call_id, residency, *, pinned=False, kept=None):
-        self._note(self.calls.take(SetResidency(call_id, HANDLE, residency, pinned, kept)))
+    def ask(self, call_id, residency, *, pinned=False, kept=None, lowers=False):
+        self._note(self.calls.take(SetResidency(call_id, HANDLE, residency, pinned, kept, lowers)))
 
     def finish_loads(self):
         finish = self.manager.finish
@@ -81,6 +81,27 @@ def test_a_load_after_an_unload_is_done(world):
     assert world.state == (Residency.DEVICE, True)
 
 
+def test_a_load_that_follows_an_unload_is_not_undone_by_the_load_before_it(world):
+    world.ask(1, Residency.DEVICE)
+    world.loader.run(world.manager, 1)
+    world.ask(2, Residency.DEVICE)  # being filled
+    world.ask(3, Residency.STORED)
+    world.ask(4, Residency.HOST, pinned=True)
+    assert world.answered == [(3, True), (4, True)]
+    world.finish_loads()
+    assert sorted(world.answered) == [(1, True), (2, True), (3, True), (4, True)]
+    assert world.state == (Residency.HOST, True)
+
+
+def test_a_call_that_only_lowers_keeps_nothing_that_an_unload_before_it_frees(world):
+    world.ask(1, Residency.DEVICE)
+    world.ask(2, Residency.STORED)
+    world.ask(3, Residency.HOST, lowers=True)
+    world.finish_loads()
+    assert sorted(world.answered) == [(1, True), (2, True), (3, True)]
+    assert world.state is None
+
+
 def call(call_id, residency, **others):
     return SetResidency(call_id, HANDLE, residency, **others)
 
@@ -101,6 +122,26 @@ async def test_a_new_engine_is_not_told_of_a_load_that_was_undone_before_it_ende
     gate.set()
     await load
     assert list(desires) == []
+
+
+async def test_a_new_engine_is_told_of_a_load_that_followed_an_unload_whenever_the_load_before_it_ends():
+    desires, gate = Desires(), asyncio.Event()
+
+    async def slow():
+        await gate.wait()
+        return SNAPSHOT
+
+    async def fast():
+        return SNAPSHOT
+
+    load = asyncio.create_task(desires.during(call(1, Residency.DEVICE), slow()))
+    await asyncio.sleep(0)
+    await desires.during(call(2, Residency.STORED), fast())
+    again = call(3, Residency.HOST, pinned=True)
+    await desires.during(again, fast())
+    gate.set()
+    await load
+    assert list(desires) == [again]
 
 
 async def test_a_new_engine_is_told_of_a_load_whose_caller_left_and_of_none_that_was_refused():

@@ -50,7 +50,8 @@ class Desires:
             raise
         finally:
             desire = self._under_way.pop(call.call_id)
-            if not refused or desire.residency is Residency.STORED:
+            freed = desire.residency is not call.residency  # by a later call, which says so itself
+            if not freed and (not refused or desire.residency is Residency.STORED):
                 self._keep(desire)
 
     async def restore(self, place: Callable[[SetResidency], Awaitable[object]]) -> None:

@@ -142,15 +142,13 @@ class SetResidency:
 
     def after(self, later: SetResidency) -> SetResidency:
         """What is still to be done of this call when a later one for the same adapter came before its end: that one
-        knows who pins it now, and what it frees stays free.
+        knows who pins it now. Of one that it frees, STORED, nothing is left to be done, whatever comes after.
         """
-        freed = later.residency is Residency.STORED
-        return replace(
-            self,
-            residency=Residency.STORED if freed else self.residency,
-            pinned=later.pinned,
-            kept=later.kept or later.residency,
-        )
+        if self.residency is Residency.STORED:
+            return self
+        if later.residency is Residency.STORED:
+            return replace(self, residency=Residency.STORED, pinned=False, kept=None)
+        return replace(self, pinned=later.pinned, kept=later.kept or later.residency)
 
 
 @dataclass(frozen=True, slots=True)

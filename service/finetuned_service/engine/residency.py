@@ -159,7 +159,8 @@ class ResidencyManager(Generic[W, P]):
             return Readiness.READY
         entry = self._entries.setdefault(handle.digest, _Entry(handle))
         entry.pinned = (kept or tier) if pinned else Residency.STORED
-        entry.falls_to = tier
+        if not (lowers and entry.falls_to is Residency.STORED):
+            entry.falls_to = tier
         try:
             readiness = Readiness.READY if tier is Residency.STORED else self.advance(handle, tier)
         except FinetunedError:

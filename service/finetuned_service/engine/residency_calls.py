@@ -7,7 +7,7 @@ from typing import Any
 
 from finetuned_service.engine.gate import Readiness
 from finetuned_service.engine.memory import Loaded
-from finetuned_service.engine.messages import Answer, SetResidency, Snapshot
+from finetuned_service.engine.messages import Answer, Residency, SetResidency, Snapshot
 from finetuned_service.engine.residency import ResidencyManager
 from finetuned_service.errors import FinetunedError, ResourceExhausted
 
@@ -63,6 +63,9 @@ class ResidencyCalls:
                 self._waiting.append(call)
             elif loaded.error is not None:
                 answers.append(Answer(call.call_id, None, loaded.error.to_wire()))
+            elif call.residency is Residency.STORED:
+                # A later call freed it; a load after that is not to be undone.
+                answers.append(Answer(call.call_id, self._snapshot()))
             else:
                 answers += self._try(call)
         return answers
