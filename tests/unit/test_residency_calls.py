@@ -181,6 +181,21 @@ async def test_what_is_wanted_no_more_is_not_wanted_of_the_next_engine_either():
     assert list(desires) == []
 
 
+async def test_a_pin_that_is_given_up_while_there_is_no_engine_is_none_in_the_next_one():
+    desires = Desires()
+
+    async def answer():
+        return SNAPSHOT
+
+    async def absent():
+        raise Unavailable("the engine is being started")
+
+    await desires.during(call(1, Residency.DEVICE, pinned=True), answer())
+    with pytest.raises(Unavailable):
+        await desires.during(call(2, Residency.HOST, lowers=True), absent())
+    assert list(desires) == [call(2, Residency.HOST)]
+
+
 async def test_a_call_that_only_lowers_makes_nobody_want_what_was_not_wanted():
     desires = Desires()
 
@@ -257,3 +272,32 @@ async def test_a_pin_that_is_given_up_meanwhile_is_not_tried_again():
 
     await desires.restore(refuse)
     assert list(desires) == []
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_new_engine_is_not_told_again_of_what_a_call_under_way_tells_it(refused):
+    """The old word would come after the new one; it is said only if the engine refuses that."""
+    desires, engine, gate = await wanted("A", "b"), NewEngine(), asyncio.Event()
+
+    async def answer():
+        await gate.wait()
+        if refused:
+            raise ResourceExhausted("full")
+        return SNAPSHOT
+
+    asked = [
+        SetResidency(number, AdapterHandle(name, "10"), Residency.HOST, pinned=True)
+        for number, name in enumerate(("A", "b"), start=9)
+    ]
+    calls = [asyncio.create_task(desires.during(one, answer())) for one in asked]
+    await asyncio.sleep(0)
+    restoring = asyncio.create_task(desires.restore(engine.place))
+    for _ in range(8):
+        await asyncio.sleep(0)
+    assert engine.told == []
+    gate.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await restoring
+    assert engine.told == (["A", "b"] if refused else [])
+    assert [desire.pinned for desire in desires] == ([True, False] if refused else [True, True])

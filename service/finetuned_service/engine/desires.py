@@ -33,7 +33,7 @@ class Desires:
 
     async def during(self, call: SetResidency, answer: Awaitable[Snapshot]) -> Snapshot:
         """The answer to a call; unless it is a refusal, its desire is kept, also if nobody waits for it any more. To want
-        nothing is kept in any case: an engine that is not there is not told by the next one.
+        less is kept in any case: an engine that is not there is not told by the next one.
 
         Raises:
             FinetunedError: the refusal.
@@ -51,7 +51,7 @@ class Desires:
         finally:
             desire = self._under_way.pop(call.call_id)
             freed = desire.residency is not call.residency  # by a later call, which says so itself
-            if not freed and (not refused or desire.residency is Residency.STORED):
+            if not freed and (not refused or desire.lowers or desire.residency is Residency.STORED):
                 self._keep(desire)
 
     async def restore(self, place: Callable[[SetResidency], Awaitable[object]]) -> None:
@@ -83,6 +83,9 @@ class Desires:
     ) -> bool:
         if not self._is_kept(desire):
             return False
+        if self._is_asked(desire):
+            # That call is the later word; should it be refused, this one is tried again.
+            return desire.pinned
         try:
             await place(desire)
         except FinetunedError as error:
@@ -105,6 +108,10 @@ class Desires:
     def _is_kept(self, desire: SetResidency) -> bool:
         """Whether no later call for the same adapter has come."""
         return self._kept.get(desire.adapter.digest) is desire
+
+    def _is_asked(self, desire: SetResidency) -> bool:
+        """Whether a call for the same adapter is under way."""
+        return any(call.adapter.digest == desire.adapter.digest for call in self._under_way.values())
 
     def _forget(self, desire: SetResidency) -> None:
         if self._is_kept(desire):
