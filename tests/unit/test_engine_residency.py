@@ -329,3 +329,29 @@ def test_whatever_is_asked_budgets_hold_and_holders_keep_theirs(moves):
         play.check()
     play.clear(HANDLES)
     assert (play.world.manager.snapshot(), play.world.memory.places) == ((), [])
+
+
+def test_a_load_to_host_that_finds_no_room_leaves_the_weights_on_the_device():
+    world = World(host=10)
+    world.load(A)
+    assert world.ask(B) is LOADING  # takes the memory of the host copy
+    assert world.manager.set_residency(A, HOST, pinned=True) is NO_MEMORY
+    assert world.tiers() == {"a": DEVICE}
+
+
+def test_what_only_lowers_to_the_device_says_who_pins_it_and_moves_nothing(world):
+    assert world.manager.set_residency(A, DEVICE, pinned=True, lowers=True) is READY
+    assert world.tiers() == {}
+    world.manager.set_residency(A, HOST, pinned=True)
+    world.loader.run(world.manager)
+    assert world.manager.set_residency(A, DEVICE, pinned=False, lowers=True) is READY
+    assert world.loader.waiting == []
+    assert [(a.residency, a.pinned) for a in world.manager.snapshot()] == [(HOST, False)]
+
+
+def test_nothing_falls_below_its_pin(world):
+    """An earlier call to the host, done after a later one pinned it on the device."""
+    world.load(A)
+    world.manager.set_residency(A, DEVICE, pinned=True)
+    assert world.manager.set_residency(A, HOST, pinned=True, kept=DEVICE) is READY
+    assert world.tiers() == {"a": DEVICE}

@@ -102,6 +102,8 @@ class Desires:
         earlier = self._kept.pop(desire.adapter.digest, None)
         if desire.residency is Residency.STORED or (desire.lowers and earlier is None):
             return
+        if desire.lowers and earlier is not None and desire.residency is Residency.DEVICE:
+            desire = replace(desire, residency=earlier.residency)
         # What was wanted in memory, and now lower down, is to be there in a new engine too.
         self._kept[desire.adapter.digest] = replace(desire, lowers=False)
 

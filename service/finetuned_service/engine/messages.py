@@ -138,7 +138,7 @@ class SetResidency:
     kept: Residency | None = None
     """Where it is pinned, if not at `residency`: from there on upwards it may be evicted."""
     lowers: bool = False
-    """Only down: an adapter that is not in memory stays out of it."""
+    """Only down: an adapter that is not in memory stays out of it. To DEVICE it only says anew who pins it."""
 
     def after(self, later: SetResidency) -> SetResidency:
         """What is still to be done of this call when a later one for the same adapter came before its end: that one

@@ -150,7 +150,7 @@ class ResidencyManager(Generic[W, P]):
         lowers: bool = False,
     ) -> Readiness:
         """Bring an adapter up or down to `tier`, pinned there or at `kept`; downwards it waits for its running sequences.
-        What only `lowers` brings nothing into memory.
+        What only `lowers` brings nothing into memory; to DEVICE, it leaves all where it is.
 
         Raises:
             FinetunedError: as `advance`; then nothing is pinned.
@@ -159,13 +159,18 @@ class ResidencyManager(Generic[W, P]):
             return Readiness.READY
         entry = self._entries.setdefault(handle.digest, _Entry(handle))
         entry.pinned = (kept or tier) if pinned else Residency.STORED
-        if not (lowers and entry.falls_to is Residency.STORED):
-            entry.falls_to = tier
+        stays = lowers and tier is Residency.DEVICE
+        at_once = stays or tier is Residency.STORED
         try:
-            readiness = Readiness.READY if tier is Residency.STORED else self.advance(handle, tier)
+            readiness = Readiness.READY if at_once else self.advance(handle, tier)
         except FinetunedError:
             self.unpin(handle)
             raise
+        # What is refused, for want of memory too, leaves the weights where they are.
+        if readiness is not Readiness.NO_MEMORY and not (
+            lowers and (stays or entry.falls_to is Residency.STORED)
+        ):
+            entry.falls_to = tier
         self._settle(entry)
         return readiness
 
@@ -307,12 +312,12 @@ class ResidencyManager(Generic[W, P]):
         entry.host_bytes = 0
 
     def _settle(self, entry: _Entry[W, P]) -> None:
-        """Let the adapter fall to where `set_residency` wants it, once nothing keeps it up."""
+        """Let the adapter fall to where `set_residency` wants it, once nothing keeps it up, but not below its pin."""
         if entry.holds or entry.loading:
             return
-        if entry.falls_to is not Residency.DEVICE:
+        if Residency.DEVICE not in (entry.falls_to, entry.pinned):
             self._leave_device(entry)
-        if entry.falls_to is Residency.STORED:
+        if entry.falls_to is entry.pinned is Residency.STORED:
             self._forget_weights(entry)
         entry.falls_to = Residency.DEVICE
         self._drop_if_idle(entry)

@@ -66,13 +66,20 @@ class Residents:
         not in memory stay out of it.
 
         Sequences that use them finish; the memory is free after the last.
+
+        Raises:
+            FinetunedError: from the engine.
         """
         digest, tenant = version.manifest.digest, version.tenant
         if tier is Residency.STORED:
             self.holders.leave(digest, tenant)
         else:
             self.holders.unpin(digest, tenant)
-        return await self._bring(digest, tier, lowers=True)
+        try:
+            return await self._bring(digest, tier, lowers=True)
+        except FinetunedError:
+            await self._keep_pins(digest)
+            raise
 
     @asynccontextmanager
     async def running(self, version: AdapterVersion, sequences: int) -> AsyncGenerator[None]:
@@ -104,15 +111,23 @@ class Residents:
                     await self._bring(digest, Residency.STORED)
 
     async def _keep_pins(self, digest: str) -> None:
-        """The engine has refused a call and let go of the weights: what others, or earlier calls, pinned is pinned again."""
-        if self.holders.pinned(digest) is not Residency.STORED:
-            with suppress(FinetunedError):  # what the caller is to hear of is the first refusal
+        """The engine has refused a call and let go of the weights: what others, or earlier calls, pinned is pinned again, and
+        calls that were sent meanwhile, with the refused pin, pin nothing else.
+        """
+        # What the caller is to hear of is the first refusal.
+        with suppress(FinetunedError):
+            if self.holders.pinned(digest) is not Residency.STORED:
                 await self._bring(digest, Residency.STORED)
+                return
+        with suppress(FinetunedError):
+            await self._set(digest, Residency.DEVICE, self.holders.pinned(digest), lowers=True)
 
     async def _bring(self, digest: str, tier: Residency, *, lowers: bool = False) -> Snapshot:
         """To a tier, or where somebody keeps it if that is higher up."""
         tier, pinned = self.holders.at_least(digest, tier)
-        kept = self.holders.pinned(digest)
-        lowers = lowers and not pinned
+        return await self._set(digest, tier, self.holders.pinned(digest), lowers=lowers and not pinned)
+
+    async def _set(self, digest: str, tier: Residency, kept: Residency, *, lowers: bool) -> Snapshot:
         handle = AdapterHandle(digest, str(self.registry.directory_of(digest)))
+        pinned = kept is not Residency.STORED
         return await self.engine.set_residency(handle, tier, pinned=pinned, kept=kept, lowers=lowers)
