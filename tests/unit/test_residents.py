@@ -13,9 +13,11 @@ from finetuned_service.bases.manifest import BaseManifest
 from finetuned_service.engine.messages import Residency
 from finetuned_service.errors import QuotaExceeded, ResourceExhausted
 from finetuned_service.names import AdapterSelector
+from finetuned_service.rpc import adapters
 from finetuned_service.rpc.adapters import AdapterServicer
 from finetuned_service.serving.pin_shares import PinShares
 from finetuned_service.serving.residents import Residents
+from finetuned_service.tenancy.caller import Role
 from finetuned_service.vocabulary import WeightFormat
 from retention_place import Place
 from tiny_jobs import TENANT
@@ -128,6 +130,37 @@ async def test_a_pin_whose_caller_left_is_one(residents, engine, add):
     with pytest.raises(asyncio.CancelledError):
         await load
     assert residents.holders.pinned(ADAPTER) is Residency.HOST
+
+
+async def test_a_pin_that_is_refused_after_its_caller_left_is_none(
+    residents, engine, place, add, monkeypatch
+):
+    version, begun, gate, refused = add(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    bring, refuse = engine.set_residency, residents.holders.refuse
+
+    async def slow(*args, **settings):
+        begun.set()
+        await gate.wait()
+        return await bring(*args, **settings)
+
+    def telling(claim):
+        refuse(claim)
+        refused.set()
+
+    engine.set_residency = slow
+    monkeypatch.setattr(residents.holders, "refuse", telling)
+    monkeypatch.setattr(adapters, "check_compatible", lambda *_: None)
+    monkeypatch.setattr(adapters, "current_caller", lambda: SimpleNamespace(role=Role.ADMIN))
+    servicer = AdapterServicer(place.registry, SimpleNamespace(residents=residents, base=BASE), None)
+    call = asyncio.create_task(servicer.LoadAdapter(pb.LoadAdapterRequest(name=version.name, pin=True), None))
+    await begun.wait()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert residents.holders.pinned(ADAPTER) is DEVICE
+    gate.set()
+    async with asyncio.timeout(30):
+        await refused.wait()
+    assert residents.holders.wanted() == set()
 
 
 async def test_what_is_pinned_stays_so_until_it_is_unloaded(residents, engine, add):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import adapter_service_pb2_grpc as grpc_pb
@@ -27,13 +27,15 @@ from finetuned_service.tenancy.caller import Role, current_caller
 
 MAX_SOURCE_CHARACTERS = 1000
 
+_T = TypeVar("_T")
+
 
 class AdapterServicer(grpc_pb.AdapterServiceServicer):
     def __init__(self, registry: AdapterRegistry, serving: Serving, imports: AdapterImports) -> None:
         self._registry = registry
         self._serving = serving
         self._imports = imports
-        self._deletions = set[asyncio.Task[None]]()
+        self._begun = set[asyncio.Task[Any]]()
 
     async def GetAdapter(  # noqa: N802 - the contract's name
         self,
@@ -111,12 +113,14 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         await self._to_the_end(delete())
         return pb.DeleteAdapterVersionResponse()
 
-    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """A deletion lets go of the memory, too, although its caller has gone in between."""
+    async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """A deletion lets go of the memory, too, although its caller has gone in between; and what the engine refuses then
+        is pinned for nobody.
+        """
         task = asyncio.create_task(work)
-        self._deletions.add(task)
-        task.add_done_callback(self._deletions.discard)
-        await asyncio.shield(task)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+        return await asyncio.shield(task)
 
     async def ImportAdapter(  # noqa: N802 - the contract's name
         self,
@@ -185,8 +189,8 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         check_compatible(version, self._serving.base)
         # What an admin pins is for all, as what the server's own user does who needs no key.
         within_share = current_caller().role is not Role.ADMIN
-        snapshot = await self._serving.residents.load(
-            version, wanted, pin=request.pin, within_share=within_share
+        snapshot = await self._to_the_end(
+            self._serving.residents.load(version, wanted, pin=request.pin, within_share=within_share)
         )
         return pb.LoadAdapterResponse(version=self._version(version, snapshot))
 
@@ -203,7 +207,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
                 "residency",
                 "is RESIDENCY_DEVICE; allowed: STORED, HOST. To bring weights there call LoadAdapter",
             )
-        snapshot = await self._serving.residents.unload(version, wanted)
+        snapshot = await self._to_the_end(self._serving.residents.unload(version, wanted))
         return pb.UnloadAdapterResponse(version=self._version(version, snapshot))
 
     async def ListResidentVersions(  # noqa: N802 - the contract's name
