@@ -132,6 +132,7 @@ class Server:
         }
         shares = PinShares(adapter_bytes, settings.max_tenant_pin_share)
         self._residents = Residents(engine, registry, base, shares)
+        engine.on_pin_lost(self._residents.holders.lose_pins)
         serving = Serving(
             engine=engine,
             registry=registry,

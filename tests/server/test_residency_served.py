@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import grpc
@@ -11,9 +13,10 @@ from finetuned import Client, Residency
 from finetuned.errors import InvalidField, NotFound
 from finetuned.v1 import serving_service_pb2 as pb
 from finetuned.v1.serving_service_pb2_grpc import ServingServiceStub
+from served_jobs import eventually
 from served_oracle import PROMPT, ask
 from server.test_adapters_served import imported
-from tiny_server import TinyServer
+from tiny_server import TinyServer, make_data_directory, running
 
 
 def test_residency_is_asked_for_and_told(client: Client, server: TinyServer, tmp_path: Path) -> None:
@@ -133,3 +136,20 @@ def test_unload_while_a_request_runs_lets_it_finish(
         next(stream)
         client.adapters.unload("unloaded")
         assert stream.finish().text == alone.text
+
+
+def test_a_pin_whose_files_a_new_engine_cannot_take_counts_no_more(tmp_path: Path) -> None:
+    make_data_directory(tmp_path)
+    with running(tmp_path / "data") as server, Client(server.endpoint, tenant="one") as one:
+        imported(one, server, tmp_path / "a", "damaged", seed=36)
+        digest = one.adapters.load("damaged", pin=True).digest
+        holders = server.server._residents.holders
+        assert holders.wanted() == {digest}
+        weights = (
+            server.data_directory / "adapters" / digest.removeprefix("sha256:") / "adapter_model.safetensors"
+        )
+        weights.write_bytes(weights.read_bytes()[:-1])
+        process_id = server.server.engine.process_id
+        assert process_id is not None
+        os.kill(process_id, signal.SIGKILL)
+        eventually(lambda: holders.wanted() == set(), seconds=60)

@@ -71,6 +71,16 @@ def test_a_pin_that_the_engine_does_not_have_is_not_told() -> None:
     assert (seen.residency, seen.pinned) == (Residency.HOST, False)
 
 
+def test_pins_that_a_new_engine_refuses_for_good_are_none_but_calls_go_on() -> None:
+    holders = Holders()
+    pin(holders, "acme", Residency.DEVICE)
+    asked = claim(holders, "beta", Residency.HOST)
+    holders.lose_pins("same")
+    assert [pinned.tenant for pinned in holders.all_pinned()] == ["beta"]
+    holders.grant(asked)
+    assert holders.pinned("same") is Residency.HOST
+
+
 def test_what_is_gone_from_the_store_is_held_by_nobody() -> None:
     holders = Holders()
     pin(holders, "acme", Residency.DEVICE)

@@ -252,11 +252,13 @@ async def test_a_new_engine_is_told_first_of_what_is_pinned_until_it_has_room_fo
 
 @pytest.mark.usefixtures("no_pauses")
 async def test_what_a_new_engine_refuses_for_good_is_wanted_no_more():
-    desires = await wanted("a", "B")
+    desires, lost = await wanted("a", "B"), []
+    desires.lost = lost.append
     engine = NewEngine(a=[ResourceExhausted("full")], B=[InvalidAdapterFiles("damaged")])
     await desires.restore(engine.place)
     assert engine.told == ["B", "a"]
     assert list(desires) == []
+    assert lost == ["B"]  # what is pinned is counted
 
 
 @pytest.mark.usefixtures("no_pauses")

@@ -209,6 +209,10 @@ class EngineClient:
         call = SetResidency(next(self._ids), adapter, residency, pinned, kept, lowers)
         return await self._desires.during(call, self._call(call))
 
+    def on_pin_lost(self, tell: Callable[[str], None]) -> None:
+        """Tell the digest of each adapter that was pinned and that an engine started anew refuses for good."""
+        self._desires.lost = tell
+
     async def inspect(self, *, verify_base: bool = False) -> Snapshot:
         """What the engine holds now.
 

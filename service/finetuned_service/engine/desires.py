@@ -27,6 +27,8 @@ class Desires:
         """By digest, the one that was asked for last at the end."""
         self._under_way: dict[int, SetResidency] = {}
         """By call id, as later calls left them."""
+        self.lost: Callable[[str], None] = lambda _: None
+        """Told the digest of what was pinned and a new engine refuses for good."""
 
     def __iter__(self) -> Iterator[SetResidency]:
         return iter(self._kept.values())
@@ -118,3 +120,5 @@ class Desires:
     def _forget(self, desire: SetResidency) -> None:
         if self._is_kept(desire):
             del self._kept[desire.adapter.digest]
+            if desire.pinned:
+                self.lost(desire.adapter.digest)

@@ -118,6 +118,10 @@ class Holders:
         self._pins.pop(digest, None)
         self._claims.pop(digest, None)
 
+    def lose_pins(self, digest: str) -> None:
+        """A new engine has not got the weights and never will; calls that are not answered yet hear so themselves."""
+        self._pins.pop(digest, None)
+
     def pinned(self, digest: str) -> Residency:
         """The highest tier at which anybody keeps the weights; STORED if nobody does."""
         tiers = [pinned.tier for pinned in self._pins_of(digest).values()]
