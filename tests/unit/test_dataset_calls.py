@@ -87,16 +87,30 @@ async def rows_of(calls, tenant: str) -> int:
     return got.dataset.rows
 
 
-async def has_begun(slow: Slow) -> None:
+async def acquired(counted: threading.Semaphore) -> None:
+    """Without one of the loop's own threads."""
     assert await asyncio.get_running_loop().run_in_executor(
-        ThreadPoolExecutor(1), lambda: slow.begun.acquire(timeout=30)
+        ThreadPoolExecutor(1), lambda: counted.acquire(timeout=30)
     )
 
 
-async def test_streams_that_wait_for_an_upload_being_finished_hold_no_thread(calls, slow):
+async def has_begun(slow: Slow) -> None:
+    await acquired(slow.begun)
+
+
+async def test_streams_that_wait_for_an_upload_being_finished_hold_no_thread(calls, slow, store, monkeypatch):
     finishing = uploading(calls, start(), chunk(ROWS), finish())
     await has_begun(slow)
+    opened, begin = threading.Semaphore(0), store.uploads.start
+
+    def opening(*arguments):
+        begin(*arguments)
+        opened.release()
+
+    monkeypatch.setattr(store.uploads, "start", opening)
     late = [uploading(calls, start(), chunk(b"x", len(ROWS))) for _ in range(8)]
+    for _ in late:  # of an upload that is finished a later one would be another
+        await acquired(opened)
     with pytest.raises(NotFound):
         await rows_of(calls, "other")
     slow.let_go.set()
@@ -140,8 +154,11 @@ async def test_what_a_call_is_refused_with_is_logged_by_nobody(calls, slow):
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
     slow.let_go.set()
-    with pytest.raises(NotFound):  # waits for its turn, and the upload is dropped
-        await uploading(calls, start(request_id="r"), chunk(b"", len(bad)), finish(len(bad)))
+    await calls._uploads.run(
+        "acme/up", lambda: asyncio.sleep(0)
+    )  # its turn comes when the refused call has ended
+    with pytest.raises(NotFound):
+        await calls.GetUpload(pb.GetUploadRequest(name="tenants/acme/uploads/up"), None)
     del gone
     gc.collect()
     await asyncio.sleep(0)
