@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from finetuned_service.errors import ResourceExhausted, Unavailable
 from finetuned_service.storage import schema
 from finetuned_service.storage.database import Database
 from sqlalchemy import insert, select, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 KEYS = select(schema.meta.c.key).order_by(schema.meta.c.key)
@@ -78,6 +80,16 @@ def test_writers_wait_for_each_other_instead_of_failing(database):
         thread.join()
     with database.read() as connection:
         assert connection.scalar(select(schema.meta.c.value).where(schema.meta.c.key == "count")) == "40"
+
+
+def test_a_new_file_that_another_process_begins_to_write_is_waited_for(url):
+    """SQLite itself changes the journal at once or not at all then."""
+    other = sqlite3.connect(make_url(url).database, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    leaving = threading.Timer(0.3, other.close)
+    leaving.start()
+    Database(url).close()
+    leaving.join()
 
 
 def test_processes_that_create_one_file_at_once_all_succeed(url):

@@ -8,8 +8,10 @@ start instead of failing half-way when two of them want to upgrade a read.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, event
@@ -24,6 +26,7 @@ from finetuned_service.storage.upgrade import bring_up_to_date, check_version, r
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a transaction waits for another writer of a SQLite file."""
 _RETRY_AFTER_SECONDS = 1.0
+_JOURNAL_PAUSE_SECONDS = 0.01
 _PASSING_SQLITE_CODES = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 )
@@ -56,7 +59,7 @@ class Database:
         }
         self._engine = create_engine(url, **(own if sqlite else {}))
         if sqlite:
-            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "connect", partial(_prepare_sqlite, busy_timeout_seconds))
             event.listen(self._engine, "begin", _begin_sqlite)
         with _refusing_damage():
             # First without writing: what is refused is left as it was found.
@@ -133,13 +136,27 @@ def _refusal(error: DBAPIError | PoolTimeout) -> FinetunedError | None:
     return unavailable if error.connection_invalidated else None
 
 
-def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
+def _prepare_sqlite(busy_timeout_seconds: float, dbapi_connection: Any, _record: object) -> None:
     # Autocommit on the driver's side: transactions are begun by _begin_sqlite alone.
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _write_ahead(cursor, time.monotonic() + busy_timeout_seconds)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _write_ahead(cursor: Any, until_seconds: float) -> None:
+    """Of several processes that create one file each wants to change its journal, which SQLite waits for nobody to do."""
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until_seconds:
+                raise
+            time.sleep(_JOURNAL_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
