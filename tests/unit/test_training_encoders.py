@@ -226,10 +226,21 @@ def test_the_loss_curve_and_the_outputs_are_those_of_the_reference(
             np.testing.assert_allclose(output, logits.numpy(), rtol=5e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "saved", "changed"),
+    [
+        ("saved", ["embeddings.LayerNorm", "encoder.layer.1.output.dense"], 4),
+        (
+            "ia3 saved",
+            ["embeddings.LayerNorm", *(f"encoder.layer.{n}.attention.self.value" for n in (0, 1))],
+            8,
+        ),
+    ],
+)
 def test_modules_saved_beside_a_head_are_stored_for_peft_and_count_for_the_digest(
-    base: Path, tmp_path: Path
+    base: Path, tmp_path: Path, name: str, saved: list[str], changed: int
 ) -> None:
-    head, (settings, _) = HEADS["one label"], METHODS["saved"]
+    head, (settings, _) = HEADS["one label"], METHODS[name]
     spec = resolve_method(
         TrainSpec.model_validate({"dataset": "", "adapter": "", "task": head.task, **settings}),
         BaseFacts.of_directory(base),
@@ -240,31 +251,14 @@ def test_modules_saved_beside_a_head_are_stored_for_peft_and_count_for_the_diges
     spell_out_config(tmp_path)
     assert stored_digest(tmp_path) == digest
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    full_names = ["embeddings.LayerNorm", "encoder.layer.1.output.dense"]
-    assert config["modules_to_save"] == [*full_names, "classifier"]
+    assert config["modules_to_save"] == [*saved, "classifier"]
     facts = check_adapter(tmp_path, BaseGeometry.of_directory(base), 64)
-    assert (facts.head, facts.modules) == (head, 4 + 2 + 1)
-    start = Start("tenants/t/adapters/a/versions/1", tmp_path, "sha256:0", Method.LORA, TEXT)
-    wanted = TrainSpec.model_validate({"dataset": "", "adapter": "", "task": TEXT})
-    assert continued(wanted, start, "sha256:0", base).lora.modules_to_save == tuple(full_names)
-
-
-def test_modules_saved_beside_ia3_and_a_head_are_of_the_configuration(base: Path, tmp_path: Path) -> None:
-    head, (settings, _) = HEADS["one label"], METHODS["ia3 saved"]
-    spec = resolve_method(
-        TrainSpec.model_validate({"dataset": "", "adapter": "", "task": head.task, **settings}),
-        BaseFacts.of_directory(base),
-    )
-    ours = AdaptedEncoder.load(base, spec, head)
-    write_adapter(tmp_path, ours.installed, "bases/tiny", torch.float32, task_type=ENCODER_TASK_TYPE)
-    digest = stored_digest(tmp_path)
-    spell_out_config(tmp_path)
-    assert stored_digest(tmp_path) == digest
-    facts = check_adapter(tmp_path, BaseGeometry.of_directory(base), 64)
-    assert (facts.head, facts.modules) == (head, 4 * 2 + 1 + 2 + 1)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    values = [f"encoder.layer.{layer}.attention.self.value" for layer in (0, 1)]
-    assert config["modules_to_save"] == ["embeddings.LayerNorm", *values, "classifier"]
+    assert (facts.head, facts.modules) == (head, changed + len(saved) + 1)
+    start = Start("tenants/t/adapters/a/versions/1", tmp_path, "sha256:0", spec.method, TEXT)
+    wanted = {"dataset": "", "adapter": "", "task": TEXT, "method": spec.method}
+    found = continued(TrainSpec.model_validate(wanted), start, "sha256:0", base)
+    settings_found = found.ia3 if spec.method is Method.IA3 else found.lora
+    assert settings_found.modules_to_save == tuple(saved)
 
 
 @pytest.mark.parametrize("method", ["full", "layers"])

@@ -192,7 +192,7 @@ def _rewrite(source: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
         dtype: torch.dtype = model.dtype
         _check_finite(model)
         vars(model.config).pop("_name_or_path", None)
-        _say_what_it_is(model.config, model)
+        _say_what_is_tied(model)
         progress("writing the weights", 0.5)
         with _blaming("save", OSError):
             model.save_pretrained(scratch, max_shard_size="1TB")
@@ -274,14 +274,13 @@ def _blaming(what: str, *others: type[Exception]) -> Generator[None]:
         ) from error
 
 
-def _say_what_it_is(config: Any, model: Any) -> None:
+def _say_what_is_tied(model: Any) -> None:
     """Of a checkpoint that ties its head to the embedding and brings one of its own, transformers keeps both: so says
-    config.json. What it asks for beside the outputs is for whoever calls the model.
+    config.json.
     """
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
-        config.tie_word_embeddings = False
-    config.output_attentions = config.output_hidden_states = False
+        model.config.tie_word_embeddings = False
 
 
 def _of_heads(source: Path, class_name: str, unexpected: set[str]) -> set[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
 
 from finetuned.v1 import adapter_service_pb2 as pb
 from finetuned.v1 import adapter_service_pb2_grpc as grpc_pb
@@ -22,12 +21,11 @@ from finetuned_service.rpc.convert.adapters import adapter_to_proto, alias_to_pr
 from finetuned_service.rpc.convert.common import enum_name, method_from_proto
 from finetuned_service.rpc.page_request import page_request
 from finetuned_service.rpc.request_key import request_key
+from finetuned_service.rpc.turns import to_the_end
 from finetuned_service.serving.service import Serving, check_compatible, incompatible_reason
 from finetuned_service.tenancy.caller import Role, current_caller
 
 MAX_SOURCE_CHARACTERS = 1000
-
-_T = TypeVar("_T")
 
 
 class AdapterServicer(grpc_pb.AdapterServiceServicer):
@@ -35,7 +33,6 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         self._registry = registry
         self._serving = serving
         self._imports = imports
-        self._begun = set[asyncio.Task[Any]]()
 
     async def GetAdapter(  # noqa: N802 - the contract's name
         self,
@@ -70,7 +67,8 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
             digests = await asyncio.to_thread(self._registry.delete_adapter, selector)
             await self._serving.residents.leave_unnamed(selector.tenant, digests)
 
-        await self._to_the_end(delete())
+        # Also of the memory, although the caller has gone in between.
+        await to_the_end(delete())
         return pb.DeleteAdapterResponse()
 
     async def GetAdapterVersion(  # noqa: N802 - the contract's name
@@ -110,17 +108,8 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
             version = await asyncio.to_thread(self._registry.delete_version, selector)
             await self._serving.residents.leave_unnamed(version.tenant, [version.manifest.digest])
 
-        await self._to_the_end(delete())
+        await to_the_end(delete())
         return pb.DeleteAdapterVersionResponse()
-
-    async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """A deletion lets go of the memory, too, although its caller has gone in between; and what the engine refuses then
-        is pinned for nobody.
-        """
-        task = asyncio.create_task(work)
-        self._begun.add(task)
-        task.add_done_callback(self._begun.discard)
-        return await asyncio.shield(task)
 
     async def ImportAdapter(  # noqa: N802 - the contract's name
         self,
@@ -189,7 +178,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
         check_compatible(version, self._serving.base)
         # What an admin pins is for all, as what the server's own user does who needs no key.
         within_share = current_caller().role is not Role.ADMIN
-        snapshot = await self._to_the_end(
+        snapshot = await to_the_end(
             self._serving.residents.load(version, wanted, pin=request.pin, within_share=within_share)
         )
         return pb.LoadAdapterResponse(version=self._version(version, snapshot))
@@ -207,7 +196,7 @@ class AdapterServicer(grpc_pb.AdapterServiceServicer):
                 "residency",
                 "is RESIDENCY_DEVICE; allowed: STORED, HOST. To bring weights there call LoadAdapter",
             )
-        snapshot = await self._to_the_end(self._serving.residents.unload(version, wanted))
+        snapshot = await to_the_end(self._serving.residents.unload(version, wanted))
         return pb.UnloadAdapterResponse(version=self._version(version, snapshot))
 
     async def ListResidentVersions(  # noqa: N802 - the contract's name

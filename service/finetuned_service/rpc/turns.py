@@ -20,6 +20,24 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+_under_way = set[asyncio.Task[Any]]()
+"""The loop itself holds no task that nobody waits for."""
+
+
+async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """What the work makes; it goes on although its caller leaves, as a thread does in any case."""
+    task = asyncio.create_task(work)
+    _under_way.add(task)
+    task.add_done_callback(_let_go)
+    return await asyncio.shield(task)
+
+
+def _let_go(ended: asyncio.Task[Any]) -> None:
+    _under_way.discard(ended)
+    if not ended.cancelled():
+        ended.exception()  # told to whoever still waits; else asyncio would log it, with what it says of somebody's rows
+
+
 class Turns:
     """Lets `at_once` calls work under each key; others wait, in the order in which they came."""
 
@@ -30,17 +48,15 @@ class Turns:
     async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Do the work when it is its turn; a call that is cancelled meanwhile gives the turn back when its work ends."""
         turn = self._turns.get(key) or self._turns.setdefault(key, asyncio.Semaphore(self._at_once))
+
+        async def in_turn() -> _T:
+            try:
+                return await work()
+            finally:
+                turn.release()
+
         await turn.acquire()
-        task = asyncio.create_task(work())
-        task.add_done_callback(lambda ended: _let_go(turn, ended))
-        # A thread goes on although nobody waits for it.
-        return await asyncio.shield(task)
-
-
-def _let_go(turn: asyncio.Semaphore, ended: asyncio.Task[Any]) -> None:
-    turn.release()
-    if not ended.cancelled():
-        ended.exception()  # told to whoever still waits; else asyncio would log it, with what it says of somebody's rows
+        return await to_the_end(in_turn())
 
 
 class LongCalls:
