@@ -30,6 +30,7 @@ def test_train_serve_repeat(client: Client, tmp_rows: Path, tmp_path: Path) -> N
     assert {m.name for m in job.baseline_metrics} >= {"loss", "exact_match"}
     assert job.environment is not None
     assert job.environment.base_digest == client.server_info().base.digest
+    assert (job.environment.compute_dtype, job.environment.trained_dtype) == ("float32", "float32")
     assert job.estimate is not None
     assert (job.estimate.steps, job.estimate.basis) == (6, "MEASURED")
     assert 0 < job.estimate.runtime_memory_bytes < job.estimate.memory_bytes

@@ -51,6 +51,7 @@ def test_the_command_writes_the_page(
         "Lineage",
         "Settings, resolved",
         "dataset",
+        "products in bfloat16, what trains in float32",
     ):
         assert part in page
     assert job.train_result is not None

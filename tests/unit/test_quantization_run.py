@@ -136,6 +136,7 @@ def test_what_the_run_depends_on_is_recorded(base, tmp_path):
     environment = reports[0].environment
     assert (environment.base_digest, environment.threads) == (read_manifest(base).digest, 1)
     assert environment.torch_version == torch.__version__
+    assert (environment.compute_dtype, environment.trained_dtype) == ("bfloat16", "")
     assert environment.instruction_set == torch.backends.cpu.get_cpu_capability()
 
 

@@ -179,7 +179,7 @@ def test_whole_modules_beside_lora_train_and_are_stored_and_served_as_in_peft(
     assert wanted.lora.modules_to_save == tuple(sorted(names))
     ours = model_of(base, {"lora": settings})
     peft, twins = peft_over(base, names)
-    begun = {f"base_model.model.{n}": p for n, p in ours.named_parameters()}
+    begun = {f"base_model.model.{n}": p.detach().cpu() for n, p in ours.named_parameters()}
     assert {n: p.shape for n, p in twins.items()} == {n: p.shape for n, p in begun.items()}
     with torch.no_grad():
         for twin, parameter in twins.items():

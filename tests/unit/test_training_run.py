@@ -72,7 +72,9 @@ def test_a_job_reports_every_part_and_leaves_an_adapter(tmp_path, base):
     (prepared,) = reports.of(Prepared)
     assert prepared.data_report is not None
     assert (prepared.data_report.train_rows, prepared.data_report.eval_rows) == (24, 6)
-    assert prepared.environment.torch_version == torch.__version__
+    environment = prepared.environment
+    assert environment.torch_version == torch.__version__
+    assert (environment.compute_dtype, environment.trained_dtype) == ("float32", "float32")
     steps = [report for report in reports.of(Progress) if report.phase == "training"]
     assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
     assert [step.eta_seconds is not None for step in steps] == [True] * 6

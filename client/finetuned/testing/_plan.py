@@ -128,6 +128,8 @@ def _record_environment(store: Store, job: job_pb2.Job) -> None:
             eval_dataset_digest=digests[job.train.eval_dataset],
             service_version="fake",
             threads=1,
+            compute_dtype="bfloat16",
+            trained_dtype="float32" if job.HasField("train") else "",
         )
     )
 

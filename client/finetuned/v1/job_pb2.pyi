@@ -495,7 +495,7 @@ class QuantizeSpec(_message.Message):
     def __init__(self, base: _Optional[str] = ..., output_base_id: _Optional[str] = ..., weight_format: _Optional[_Union[_common_pb2.WeightFormat, str]] = ..., dataset: _Optional[str] = ..., max_quality_drop: _Optional[float] = ..., quantize_embeddings: bool = ...) -> None: ...
 
 class Environment(_message.Message):
-    __slots__ = ("base_digest", "dataset_digest", "eval_dataset_digest", "service_version", "torch_version", "instruction_set", "threads", "peft_version")
+    __slots__ = ("base_digest", "dataset_digest", "eval_dataset_digest", "service_version", "torch_version", "instruction_set", "threads", "peft_version", "compute_dtype", "trained_dtype")
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -504,6 +504,8 @@ class Environment(_message.Message):
     INSTRUCTION_SET_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     PEFT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_DTYPE_FIELD_NUMBER: _ClassVar[int]
     base_digest: str
     dataset_digest: str
     eval_dataset_digest: str
@@ -512,7 +514,9 @@ class Environment(_message.Message):
     instruction_set: str
     threads: int
     peft_version: str
-    def __init__(self, base_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., eval_dataset_digest: _Optional[str] = ..., service_version: _Optional[str] = ..., torch_version: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., peft_version: _Optional[str] = ...) -> None: ...
+    compute_dtype: str
+    trained_dtype: str
+    def __init__(self, base_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., eval_dataset_digest: _Optional[str] = ..., service_version: _Optional[str] = ..., torch_version: _Optional[str] = ..., instruction_set: _Optional[str] = ..., threads: _Optional[int] = ..., peft_version: _Optional[str] = ..., compute_dtype: _Optional[str] = ..., trained_dtype: _Optional[str] = ...) -> None: ...
 
 class Estimate(_message.Message):
     __slots__ = ("steps", "tokens", "memory_bytes", "duration", "basis", "runtime_memory_bytes", "base_memory_bytes", "memory_budget_bytes", "device_memory_bytes", "device_memory_budget_bytes")

@@ -76,6 +76,10 @@ class Environment:
     instruction_set: str
     threads: int
     peft_version: str
+    compute_dtype: str
+    """What products are computed in, by torch's name, such as `bfloat16`: the base's own."""
+    trained_dtype: str
+    """What the parameters that train, their gradients and the optimizer's state are kept in; empty of a Quantize."""
 
 
 @final

@@ -117,6 +117,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def compute_dtype(directory: Path) -> str:
+    """In what a base in the store computes, by torch's name: what it is stored in, or a packed one was made from."""
+    found: str = read_config(directory)["dtype"]
+    return found
+
+
 def compute_digest(directory: Path) -> str:
     """The base's digest from its files as they are now; reads every byte of the weights."""
     return safetensors_digest([directory / WEIGHTS_FILE], canonical_config(read_config(directory)))

@@ -27,6 +27,10 @@ class Environment(Value):
     instruction_set: str = ""
     threads: int = 0
     peft_version: str = ""
+    compute_dtype: str = ""
+    """Of products, by torch's name."""
+    trained_dtype: str = ""
+    """Of what trains, its gradients and the optimizer's state; empty where nothing trains."""
 
 
 class EstimateBasis(StrEnum):

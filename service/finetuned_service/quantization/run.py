@@ -14,7 +14,7 @@ import torch
 from finetuned_service._version import VERSION
 from finetuned_service.bases.device import CPU, instruction_set
 from finetuned_service.bases.load import load_base
-from finetuned_service.bases.manifest import BaseManifest, compute_digest, read_manifest
+from finetuned_service.bases.manifest import BaseManifest, compute_digest, compute_dtype, read_manifest
 from finetuned_service.bases.publish import building
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.events import Environment, Notice, Progress
@@ -50,7 +50,7 @@ def run(task: QuantizeTask, report: ReportFunction, stop: StopFlag) -> int:
     windows = measured_windows(BaseTokenizer.load(source), rows_path, manifest.context_tokens)
     budget_bytes = task.limits.memory_budget_bytes
     estimate = estimate_run(source, plan, FORMATS[task.spec.weight_format], windows, budget_bytes)
-    report(Prepared(environment=_environment(manifest), estimate=estimate))
+    report(Prepared(environment=_environment(manifest, source), estimate=estimate))
     check_memory(estimate)
     if manifest.lineage_note:
         report(Notice(text=manifest.lineage_note))
@@ -89,13 +89,14 @@ def _check_source(directory: Path, task: QuantizeTask) -> BaseManifest:
     return manifest
 
 
-def _environment(source: BaseManifest) -> Environment:
+def _environment(source: BaseManifest, directory: Path) -> Environment:
     return Environment(
         base_digest=source.digest,
         service_version=VERSION,
         torch_version=version("torch"),
         instruction_set=instruction_set(CPU),
         threads=torch.get_num_threads(),
+        compute_dtype=compute_dtype(directory),
     )
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from finetuned_service._version import VERSION
 from finetuned_service.bases.device import instruction_set, resolve_device
 from finetuned_service.bases.family import context_of
-from finetuned_service.bases.manifest import read_config
+from finetuned_service.bases.manifest import compute_dtype, read_config
 from finetuned_service.jobs.events import Environment, EvaluationFinished, Notice, Progress
 from finetuned_service.jobs.memory import memory_report, private_memory_bytes
 from finetuned_service.jobs.methods import CLASSIFICATION_TASKS
@@ -58,6 +58,9 @@ from finetuned_service.vocabulary import Objective, Task
 
 SHOWN_ANSWERS = 8
 """To held-out preferences: no figure is made of them, but they tell what the adapter has become."""
+
+TRAINED_DTYPE = "float32"
+"""Parameters that train, their gradients and the optimizer's state, whatever a base computes in."""
 
 SAFE_SHARE = 0.8
 """Of the memory budget; what a step needs beside what layers keep is not computed beforehand."""
@@ -179,6 +182,8 @@ def _environment(task: TrainTask) -> Environment:
         torch_version=torch.__version__,
         instruction_set=instruction_set(resolve_device(task.device)),
         threads=torch.get_num_threads(),
+        compute_dtype=compute_dtype(Path(task.base_directory)),
+        trained_dtype=TRAINED_DTYPE,
     )
 
 

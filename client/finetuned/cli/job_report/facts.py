@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from finetuned.cli.cost import expected, taken
 from finetuned.cli.output import duration, size, to_json
-from finetuned.values.jobs import DataReport, Job
+from finetuned.values.jobs import DataReport, Environment, Job
 
 Facts = list[tuple[str, str]]
 
@@ -46,6 +46,7 @@ def cost(job: Job) -> Facts:
         "steps": f"{max(c.step for c in job.checkpoints)}" if job.checkpoints else None,
         "tokens trained on": f"{progress.tokens:,}" if progress and progress.tokens else None,
         "threads": job.environment.threads if job.environment else None,
+        "precision": precision(job.environment) if job.environment else None,
         "rows at once, for want of memory": job.micro_batch_rows or None,
         "took": taken(usage) if usage else None,
         "of that, interpreter and libraries": size(estimate.runtime_memory_bytes)
@@ -95,6 +96,14 @@ def lineage(job: Job) -> Facts:
         "torch": f"{environment.torch_version} ({environment.instruction_set})" if environment else "",
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def precision(environment: Environment) -> str | None:
+    """In what products and what trains are computed; None of jobs of older servers."""
+    if not environment.compute_dtype:
+        return None
+    trained = f", what trains in {environment.trained_dtype}" if environment.trained_dtype else ""
+    return f"products in {environment.compute_dtype}{trained}"
 
 
 def _flat(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
