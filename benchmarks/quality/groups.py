@@ -201,7 +201,7 @@ def _grid(study: Study, method: str, *, quick: bool) -> dict[str, dict[str, floa
     else:
         found = {
             f"rate {rate:g}, {epochs:g} epochs": {"learning_rate": rate, "epochs": epochs}
-            for rate, epochs in product(grid.learning_rates, grid.epochs)
+            for rate, epochs in product(grid.rates_of(method), grid.epochs)
         }
     if quick:
         name, settings = next(iter(found.items()))
@@ -211,7 +211,7 @@ def _grid(study: Study, method: str, *, quick: bool) -> dict[str, dict[str, floa
 
 def _tuned_name(study: Study, method: str) -> str:
     if method != "head":
-        return _peft_name(study)
+        return _peft_name(study) if METHODS[method]["method"] in PEFT else "transformers' Trainer"
     return f"scikit-learn's {'Ridge' if study.metric == 'spearman' else 'LogisticRegression'}"
 
 

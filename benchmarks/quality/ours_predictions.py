@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from finetuned_service.adapters.files import stored_head
 from finetuned_service.adapters.head import Head, Problem
 from finetuned_service.datasets.rows import read_rows, rows_of
@@ -69,12 +70,15 @@ def _vectors(order: Order, spec: TrainSpec, handle: AdapterHandle) -> dict[str, 
         for number, tokens in enumerate(texts)
     ]
     found = encoded(base, requests, order.threads)
-    vectors = {tokens: found[number][0].tolist() for number, tokens in enumerate(texts)}
+    vectors = {tokens: found[number][0] for number, tokens in enumerate(texts)}
     sides = {
         "anchors": [vectors[row.anchor] for row in data.heldout],
         "candidates": [vectors[row.positive] for row in data.heldout],
     }
-    return {"vectors": sides}
+    if data.heldout[0].score is None:
+        return {"vectors": {side: [vector.tolist() for vector in found] for side, found in sides.items()}}
+    both = zip(sides["anchors"], sides["candidates"], strict=True)
+    return {"numbers": [float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) for a, b in both]}
 
 
 def _written(order: Order, spec: TrainSpec, handle: AdapterHandle) -> dict[str, Any]:

@@ -26,15 +26,15 @@ from benchmarks.quality.order import Order, Outcome
 from benchmarks.quality.reference import rows as made
 from benchmarks.quality.reference.answers import Answering
 from benchmarks.quality.reference.batches import Row
-from benchmarks.quality.reference.labels import SCORE, Labelling, classes, told_by
+from benchmarks.quality.reference.labels import LABELS, SCORE, Labelling, balance, classes, told_by
 from benchmarks.quality.reference.linear import linear_model
 from benchmarks.quality.reference.loops import Learner, Objective, Run, plain_loop, transformers_loop
 from benchmarks.quality.reference.model import GENERATION, IMAGES, load, put_method
 from benchmarks.quality.reference.packed import rest
 from benchmarks.quality.reference.preferences import Preferring, asked_before
-from benchmarks.quality.reference.texts import Pairing
+from benchmarks.quality.reference.texts import Likening, Pairing
 from benchmarks.quality.reference.trained import Trained, outcome
-from benchmarks.quality.reference.tuned import tuned_loop, with_lora
+from benchmarks.quality.reference.tuned import tuned_loop, with_method
 
 PEFT = frozenset({"LORA", "QLORA", "IA3"})
 PRELOADED = (BertModel, LlamaForCausalLM, ResNetModel)
@@ -96,15 +96,16 @@ def _prepare_answers(order: Order, model: Any) -> Prepared:
 def _prepare_encoder(order: Order, model: Any) -> Prepared:
     spec, base = order.spec, Path(order.base)
     trained: dict[str, nn.Parameter] = {}
-    if order.tuned and spec["method"] == "LORA":
-        model = with_lora(model, spec["lora"]["target_modules"], spec["optimization"]["seed"])
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if order.tuned and spec["method"] != "HEAD":
+        model, trained = with_method(model, spec)
     elif order.initial:
         model, trained = put_method(model, spec, load_file(order.initial))
     raw_train, raw_test = made.raw(order.train), made.raw(order.test)
     if spec["task"] == "feature-extraction":
         train, test = made.pairs(base, raw_train), made.pairs(base, raw_test)
-        return Prepared(Pairing(model, spec["contrastive"]["scale"]), trained, [model], train, test)
+        scored = SCORE in raw_train[0]
+        objective = Likening(model) if scored else Pairing(model, spec["contrastive"]["scale"])
+        return Prepared(objective, trained, [model], train, test)
     encode = {
         IMAGES: made.images,
         "text-classification": lambda rows: made.texts(base, rows),
@@ -120,7 +121,9 @@ def _prepare_encoder(order: Order, model: Any) -> Prepared:
     trained |= {f"classifier.{name}": parameter for name, parameter in head.named_parameters()}
     numbers = [row[SCORE] for row in raw_train] if told == SCORE else []
     unit = {"mean": fmean(numbers), "spread": pstdev(numbers)} if numbers else {}
-    labelling = Labelling(model, head, told, labels, **unit)
+    balanced = spec["classification"]["class_weights"] == "BALANCED" and told == LABELS and not order.tuned
+    weights = balance(raw_train, labels) if balanced else None
+    labelling = Labelling(model, head, told, labels, weights=weights, **unit)
     return Prepared(labelling, trained, [model, head], encode(raw_train), encode(raw_test))
 
 
@@ -130,8 +133,9 @@ def _repeated(order: Order, prepared: Prepared, began: float) -> Trained:
         rows = objective.with_vectors(rows)
     run = Run.of(order, rows)
     if order.spec["method"] in PEFT and order.spec["task"] != IMAGES:
-        return transformers_loop(run, Learner(objective, prepared.modules, dropout=False), order.directory)
-    return plain_loop(run, objective, list(prepared.trained.values()), began)
+        learner = Learner(objective, prepared.modules, dropout=False)
+        return transformers_loop(run, learner, prepared.trained, order.directory)
+    return plain_loop(run, objective, prepared.trained, began)
 
 
 def _tuned(order: Order, prepared: Prepared, began: float) -> Trained:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,23 @@ def commands(rows: Sequence[Row]) -> list[Row]:
     return [{"anchor": row["prompt"], "positive": row["completion"]} for row in rows]
 
 
+def similarity(rows: Sequence[Row]) -> list[Row]:
+    """Two requests, and the share of the words of their commands that both have; every other pair is of one command."""
+    draw, made = random.Random("similarity"), list[Row]()
+    for number, row in enumerate(rows):
+        name = row["completion"].split()[1]
+        others = [
+            other
+            for other in rows
+            if other is not row and (number % 2 or other["completion"].split()[1] == name)
+        ]
+        other = draw.choice(others)
+        first, second = (set(one["completion"].split()[1:]) for one in (row, other))
+        score = len(first & second) / len(first | second)
+        made.append({"sentence1": row["prompt"], "sentence2": other["prompt"], "score": score})
+    return made
+
+
 def personal_data(rows: Sequence[Row]) -> list[Row]:
     """Words, and the tags of those that the completion has placeholders for."""
     return [tagged(row["prompt"], row["completion"]) for row in rows]
@@ -100,16 +118,26 @@ def answers(rows: Sequence[Row]) -> list[Row]:
 
 
 def preferences(rows: Sequence[Row]) -> list[Row]:
-    """The redacted text before the text as it is, where the two differ."""
-    return [
-        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]}
-        for row in rows
-        if row["completion"] != row["prompt"]
-    ]
+    """The redacted text before the same with one mistake: what was personal is left, or its placeholder is another."""
+    draw, made = random.Random("preferences"), list[Row]()
+    for row in rows:
+        text, redacted = row["prompt"], row["completion"]
+        spans = personal_spans(text, redacted)
+        if not spans:
+            continue
+        wrong = draw.randrange(len(spans))
+        begin, end, label = spans[wrong]
+        others = sorted({"NAME", "PHONE", "EMAIL"} - {label})
+        mistake = text[begin:end] if draw.random() < 0.5 else f"[{draw.choice(others)}]"
+        parts = _PLACEHOLDER.split(redacted)
+        told = (f"[{part}]" if place % 2 else part for place, part in enumerate(parts))
+        rejected = "".join(mistake if place == 2 * wrong + 1 else part for place, part in enumerate(told))
+        made.append({"prompt": text, "chosen": redacted, "rejected": rejected})
+    return made
 
 
-def tagged(text: str, redacted: str) -> Row:
-    """The words of a text with BIO tags, from the same text with placeholders such as `[NAME]`.
+def personal_spans(text: str, redacted: str) -> list[tuple[int, int, str]]:
+    """Where of a text the placeholders of the same text, such as `[NAME]`, stand: begin, end, and their names.
 
     Raises:
         ValueError: the two are not the same text.
@@ -120,7 +148,16 @@ def tagged(text: str, redacted: str) -> Row:
     match = re.fullmatch(pattern, text)
     if match is None:
         raise ValueError(f"{redacted!r} is not {text!r} with placeholders")
-    spans = [(*match.span(number), label) for number, label in enumerate(parts[1::2], 1)]
+    return [(*match.span(number), label) for number, label in enumerate(parts[1::2], 1)]
+
+
+def tagged(text: str, redacted: str) -> Row:
+    """The words of a text with BIO tags, from the same text with placeholders.
+
+    Raises:
+        ValueError: the two are not the same text.
+    """
+    spans = personal_spans(text, redacted)
     tokens: list[str] = []
     tags: list[str] = []
     begun = None
@@ -136,10 +173,12 @@ _MADE: Mapping[str, tuple[str, Callable[[Sequence[Row]], list[Row]]]] = {
     "intents": ("ops_cli", intents),
     "options": ("ops_cli", options),
     "commands": ("ops_cli", commands),
+    "similarity": ("ops_cli", similarity),
     "personal_data": ("redact", personal_data),
     "answers": ("redact", answers),
     "answers_nf4": ("redact", answers),
     "answers_int8": ("redact", answers),
     "redaction": ("redact", answers),
     "preferences": ("redact", preferences),
+    "preferences_nf4": ("redact", preferences),
 }

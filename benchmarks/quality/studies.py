@@ -42,9 +42,20 @@ class Grid:
     """What is tried of a reference that is tuned: each with each."""
 
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Of small matrices beside the base's."""
+    gain_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
+    """Of IA3."""
+    whole_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
+    """Of the base's own parameters."""
     epochs: tuple[float, ...] = (2.0, 4.0, 8.0)
     inverse_regularizations: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
     """Of a head alone, which is a linear model of scikit-learn."""
+
+    def rates_of(self, method: str) -> tuple[float, ...]:
+        """Those that fit a key of `METHODS`."""
+        return {"ia3": self.gain_rates, "layers": self.whole_rates, "full": self.whole_rates}.get(
+            method, self.learning_rates
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,8 @@ class Study:
     """None is the method's usual number; a head over a base that encodes always has that: its steps cost little."""
     max_steps: int | None = None
     objective: Objective | None = None
+    balanced: bool = False
+    """Whether rare labels count more, as they do by default; else all count alike."""
     train_rows: int | None = None
     """How many are learnt from at most; None is all."""
     test_rows: int = NEVER
@@ -88,8 +101,8 @@ STUDIES: Mapping[str, Study] = {
             Task.IMAGE_CLASSIFICATION,
             "digits",
             "accuracy",
-            ("head", "lora", "dora", "layers", "full"),
-            tuned=("head", "lora"),
+            ("head", "lora", "rslora", "dora", "layers", "full"),
+            tuned=("head", "lora", "rslora", "dora", "layers", "full"),
         ),
         Study(
             "intents",
@@ -98,15 +111,16 @@ STUDIES: Mapping[str, Study] = {
             "macro_f1",
             _OF_TEXT,
             epochs=1.5,
-            tuned=("head", "lora"),
+            tuned=_OF_TEXT,
         ),
         Study(
             "options",
             Task.TEXT_CLASSIFICATION,
             "minilm",
             "macro_f1_of_several",
-            # Alike but for their loss, and in half the epochs hardly a label is said.
-            ("head", "lora", "full"),
+            # In half the epochs, or with all labels alike, hardly a label is said.
+            _OF_TEXT,
+            balanced=True,
             tuned=("head", "lora"),
         ),
         Study(
@@ -134,6 +148,15 @@ STUDIES: Mapping[str, Study] = {
             "mrr_at_10",
             _OF_TEXT[1:],
             batch_rows=32,
+            epochs=1.5,
+            tuned=("lora",),
+        ),
+        Study(
+            "similarity",
+            Task.FEATURE_EXTRACTION,
+            "minilm",
+            "spearman",
+            _OF_TEXT[1:],
             epochs=1.5,
             tuned=("lora",),
         ),
@@ -170,21 +193,27 @@ STUDIES: Mapping[str, Study] = {
             grid=Grid((3e-4, 1e-3, 3e-3), (2.0, 4.0)),
             tuned_rows=160,
         ),
-        Study(
-            "preferences",
-            Task.TEXT_GENERATION,
-            "smollm2-float32",
-            "reward_accuracy",
-            _OF_TEXT,
-            seeds=1,
-            max_steps=4,
-            objective=Objective.DPO,
-            # Each is asked of the model before the first step.
-            train_rows=64,
-            test_rows=24,
-            tuned=("lora",),
-            grid=Grid((3e-5, 1e-4, 3e-4), (3.0,)),
-            tuned_base="smollm2",
+        *(
+            Study(
+                name,
+                Task.TEXT_GENERATION,
+                base,
+                "reward_accuracy",
+                methods,
+                seeds=1,
+                max_steps=4,
+                objective=Objective.DPO,
+                # Each is asked of the model before the first step.
+                train_rows=64,
+                test_rows=24,
+                tuned=tuned,
+                grid=Grid((3e-5, 1e-4, 3e-4), (3.0,)),
+                tuned_base="smollm2",
+            )
+            for name, base, methods, tuned in (
+                ("preferences", "smollm2-float32", _OF_TEXT, ("lora",)),
+                ("preferences_nf4", "smollm2-nf4", ("qlora",), ()),
+            )
         ),
     )
 }
@@ -199,9 +228,7 @@ def steps_of(spec: TrainSpec, rows: int) -> tuple[list[list[int]], list[float]]:
 
 
 def matched_spec(study: Study, method: str, seed: int, base: Path, files: RowFiles) -> TrainSpec:
-    """Resolved settings of a run that the reference repeats: all rows train, all labels count alike, the last step
-    is the result.
-    """
+    """Resolved settings of a run that the reference repeats: all rows train, the last step is the result."""
     cheap = method == "head" and study.task in CLASSIFICATION_TASKS
     optimization: dict[str, Any] = {
         "batch_rows": study.batch_rows,
@@ -218,7 +245,9 @@ def matched_spec(study: Study, method: str, seed: int, base: Path, files: RowFil
             "base": f"bases/{study.base}",
             "task": study.task,
             "objective": study.objective,
-            "classification": {"class_weights": "NONE"} if study.task in CLASSIFICATION_TASKS else {},
+            "classification": {"class_weights": "BALANCED" if study.balanced else "NONE"}
+            if study.task in CLASSIFICATION_TASKS
+            else {},
             "optimization": optimization,
             "data": {"holdout_fraction": 0.0},
             "evaluation": {"evaluations": 0, "generation_rows": 0},
@@ -238,7 +267,12 @@ def default_spec(study: Study, method: str, seed: int, base: Path, files: RowFil
     task = common_pb2.Task.Value(f"TASK_{study.task.name}")
     said = job_pb2.TrainSpec(dataset=DATASET, adapter=ADAPTER, task=task)
     said.optimization.seed = seed
-    getattr(said, method).SetInParent()
+    name, settings = METHODS[method]["method"].lower(), METHODS[method]
+    getattr(said, name).SetInParent()
+    for key, value in settings.get(name, {}).items():
+        # The one name there is belongs to an enumeration.
+        told = f"{name.upper()}_{key.upper()}_{value}" if isinstance(value, str) else value
+        setattr(getattr(said, name), key, told)
     wanted = train_spec_from_proto(said)
     # As submission does: where rows decide it, and the share that is held out of them.
     kept = files.train_rows - round(wanted.data.holdout_fraction * files.train_rows)

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetuned_service.vocabulary import WeightFormat
+
 from benchmarks.figures import Figure, compared, take_turns
 from benchmarks.peers.process import Peer
 from benchmarks.training import learners
@@ -36,8 +38,8 @@ Group = Callable[[TrainingBench], Iterator[Figure]]
 
 
 def uneven(bench: TrainingBench) -> Iterator[Figure]:
-    """Supervised tokens per second on conversations of uneven length."""
-    rows = bench.rows.uneven(BATCH_ROWS if bench.quick else 2 * BATCH_ROWS, FULL_TOKENS)
+    """Supervised tokens per second on real rows of uneven length."""
+    rows = bench.rows.uneven((1 if bench.quick else 8) * BATCH_ROWS, FULL_TOKENS)
     yield _speed(bench, "sft_supervised_tokens_vs_trl", rows)
 
 
@@ -80,9 +82,13 @@ def memory(bench: TrainingBench) -> Iterator[Figure]:
 
 
 def qlora(bench: TrainingBench) -> Iterator[Figure]:
-    """What the base's weights take in a process that has trained over them: packed in 4 bits, and as they are."""
+    """What the base's weights take in a process that has trained over them: packed in 4 and 8 bits, and as they are."""
     rows = bench.rows.short(BATCH_ROWS)
-    bases = {"nf4": packed_base(bench.base), "bf16": bench.base}
+    bases = {
+        "nf4": packed_base(bench.base, WeightFormat.NF4),
+        "int8": packed_base(bench.base, WeightFormat.INT8),
+        "bf16": bench.base,
+    }
     found: dict[str, list[WeightBytes]] = {name: [] for name in bases}
     for _ in range(bench.runs):
         for name, base in bases.items():
@@ -93,8 +99,10 @@ def qlora(bench: TrainingBench) -> Iterator[Figure]:
         f"{name} {weights[-1].mapped_bytes / MB:.1f} MB mapped and {weights[-1].private_bytes / MB:.1f} private"
         for name, weights in found.items()
     )
-    packed, whole = ([weights.total_bytes / MB for weights in found[name]] for name in bases)
-    yield compared("qlora_base_bytes_vs_bf16", "MB", packed, "bf16", whole, note=f"after an epoch: {told}")
+    sizes = {name: [weights.total_bytes / MB for weights in weighed] for name, weighed in found.items()}
+    for figure, packed in (("qlora_base_bytes_vs_bf16", "nf4"), ("qlora_int8_base_bytes_vs_bf16", "int8")):
+        note = f"{packed}; after an epoch: {told}"
+        yield compared(figure, "MB", sizes[packed], "bf16", sizes["bf16"], note=note)
 
 
 def estimate(bench: TrainingBench) -> Iterator[Figure]:

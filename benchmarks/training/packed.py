@@ -12,15 +12,16 @@ from finetuned_service.quantization.plan import plan_quantization
 from finetuned_service.quantization.store import store_quantized
 from finetuned_service.vocabulary import WeightFormat
 
-PACKED = Path("build/bench/bases/nf4")
+HOME = Path("build/bench/bases")
 
 
-def packed_base(base: Path) -> Path:
-    """In 4 bits; made anew each time, so that it is what today's code stores."""
-    shutil.rmtree(PACKED, ignore_errors=True)
-    with building(PACKED) as scratch:
-        store_packed(base, scratch, WeightFormat.NF4)
-    return PACKED
+def packed_base(base: Path, weight_format: WeightFormat) -> Path:
+    """In few bits; made anew each time, so that it is what today's code stores."""
+    directory = HOME / weight_format.lower()
+    shutil.rmtree(directory, ignore_errors=True)
+    with building(directory) as scratch:
+        store_packed(base, scratch, weight_format)
+    return directory
 
 
 def store_packed(base: Path, directory: Path, weight_format: WeightFormat) -> None:

@@ -1,4 +1,4 @@
-"""Rows to train on, of text from examples/: as they are, and as conversations of uneven length.
+"""Rows to train on: real ones of uneven length, and text from examples/, as it is and as long conversations.
 
 All learners get the same ids and the same supervised places, in files of one JSON list:
 [{"input_ids": [...], "completion_mask": [0 or 1, ...]}, ...].
@@ -10,16 +10,16 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from finetuned_service.text.supervision import EncodedRow, encode_row
 from finetuned_service.text.tokenizer import BaseTokenizer
 from finetuned_service.text.values import Chat, ChatMessage
 
+from benchmarks.training.docstrings import documented_functions
+
 SOURCES = (Path("examples/redact/train.jsonl"), Path("examples/ops_cli/train.jsonl"))
-MEAN_TURNS = 4.5
-"""Of the exponential distribution from which the pairs of turns of a conversation are drawn."""
-MOST_TURNS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,11 @@ class RowFactory:
         return self._write("short", [self._chat([pair]) for pair in self._pairs[:rows]])
 
     def uneven(self, rows: int, most_tokens: int) -> Rows:
-        """Conversations of one to fourteen questions and answers, many short and few long."""
-        draw = random.Random(1)
-        made = []
-        for _ in range(rows):
-            turns = min(MOST_TURNS, 1 + int(draw.expovariate(1 / MEAN_TURNS)))
-            made.append(_cut(self._chat(draw.sample(self._pairs, turns)), most_tokens))
-        return self._write("uneven", made)
+        """Functions of Python's library and their docstrings, those of at most so many tokens."""
+        pairs = list(documented_functions())
+        random.Random(1).shuffle(pairs)
+        short_enough = (row for pair in pairs if len((row := self._chat([pair])).token_ids) <= most_tokens)
+        return self._write("uneven", list(islice(short_enough, rows)))
 
     def full(self, rows: int, tokens: int) -> Rows:
         """Conversations that are cut at exactly so many tokens."""

@@ -48,7 +48,7 @@ from benchmarks.quality.reviews import reviews
 from benchmarks.quality.rows import RowFiles, read, rows_of, tagged
 from benchmarks.quality.scores import score
 from benchmarks.quality.sources import READ, sources_digest
-from benchmarks.quality.studies import STUDIES, default_spec, matched_spec, steps_of
+from benchmarks.quality.studies import METHODS, STUDIES, default_spec, matched_spec, steps_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -446,7 +446,7 @@ def test_every_method_of_a_study_resolves(name: str, bases: dict[Task, Path], tm
         assert Order(**json.loads(json.dumps(order.as_json()))) == order
     for method in study.tuned:
         spec = default_spec(study, method, 2, bases[study.task], files)
-        assert (spec.method, spec.optimization.seed) == (method.upper(), 2)
+        assert (spec.method, spec.optimization.seed) == (METHODS[method]["method"], 2)
         assert spec.objective is study.objective
         assert spec.data.holdout_fraction == 0.1
     assert study.tuned_base in {"", *BASES}

@@ -17,6 +17,9 @@ OLD = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj", "v
 NEW = BaseFacts(hidden_size=512, context_tokens=200, linear_modules=("qkv_proj",))
 
 
+HEAD_RATE = "optimization.head_learning_rate"
+
+
 def record_of(kind: RowKind | None = None, **asked: object) -> Job:
     """A job as the store has it, with its spec resolved on the old base."""
     job = train_job(**({"method": Method.LORA} | asked))
@@ -30,7 +33,7 @@ def record_of(kind: RowKind | None = None, **asked: object) -> Job:
 def test_what_the_old_base_decided_is_decided_anew():
     record = record_of(optimization=Optimization(max_steps=7))
     of_lora = {path for path in BASE_DECIDES if path.partition(".")[0] in {"lora", "optimization", "data"}}
-    assert set(record.defaulted_from_base) == of_lora
+    assert set(record.defaulted_from_base) == of_lora - {HEAD_RATE}
     asked_for_new = train_job(optimization=Optimization(max_steps=7), lora=LoraSettings()).spec
     assert isinstance(asked_for_new, TrainSpec)
     expected = resolve_train(asked_for_new.model_copy(update={"base": "bases/new"}), base=NEW, train_rows=100)
@@ -91,6 +94,16 @@ def test_the_rate_of_a_head_over_rows_is_kept_with_its_epochs():
     )
     again = spec_again(record, "bases/new").optimization
     assert (again.learning_rate, again.epochs) == (1e-2, 30.0)
+
+
+def test_the_rate_of_a_head_beside_other_parameters_is_the_bases():
+    tagging = {"task": Task.TOKEN_CLASSIFICATION, "method": Method.LORA}
+    record = record_of(**tagging)
+    assert HEAD_RATE in record.defaulted_from_base
+    assert record.spec.optimization.head_learning_rate is not None  # type: ignore[union-attr]
+    assert spec_again(record, "bases/new").optimization.head_learning_rate is None
+    own = record_of(**tagging, optimization=Optimization(head_learning_rate=0.25))
+    assert spec_again(own, "bases/new").optimization.head_learning_rate == 0.25
 
 
 def test_modules_that_were_set_and_that_the_new_base_lacks_are_refused():

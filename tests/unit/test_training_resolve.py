@@ -12,6 +12,7 @@ import pytest
 from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidField
 from finetuned_service.jobs.methods import BaseFacts
+from finetuned_service.jobs.methods.lora import lora_config
 from finetuned_service.jobs.resolve import resolve_train
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.usual import default_learning_rate
@@ -42,6 +43,18 @@ def test_every_default_is_written_back():
     assert spec.optimization.learning_rate == 1.3e-3
     assert spec.optimization.checkpoint_interval_steps == 12
     assert spec.data.max_row_tokens == 1024
+
+
+@pytest.mark.parametrize(("rank", "scale"), [(1, 8.0), (16, 2.0), (64, 1.0), (256, 0.5)])
+def test_updates_that_are_rank_stabilized_count_twice_at_the_usual_rank(rank: int, scale: float) -> None:
+    """Twice the rank made them count eight times there: three of six tasks came out worse than their bases."""
+    plain, stable = (
+        lora_config(resolve(lora={"rank": rank, "rank_stabilized": flag}).lora) for flag in (False, True)
+    )
+    assert plain.scaling_of("q_proj") == 2.0
+    assert stable.scaling_of("q_proj") == scale
+    own = resolve(lora={"rank": rank, "rank_stabilized": True, "alpha": 3.0})
+    assert own.lora.alpha == 3.0
 
 
 @pytest.mark.parametrize(
@@ -178,14 +191,44 @@ def test_the_learning_rate_is_one_of_method_and_kind_of_base():
         1.3e-4,
         1.3e-4,
     ]
-    assert [rate("text-classification", method) for method in ("LORA", "LAYERS", "FULL", "BOTTLENECK")] == [
-        1.3e-3,
-        6.5e-4,
-        2.6e-4,
-        1.3e-3,
-    ]
+    methods = ("LORA", "LAYERS", "FULL", "BOTTLENECK", "IA3")
+    classes = [rate("text-classification", method) for method in methods]
+    assert classes == [1.3e-3, 6.5e-4, 1.3e-4, 1.3e-3, 1e-2]
+    vectors = [rate("feature-extraction", method) for method in methods]
+    assert vectors == [1.3e-3, 6.5e-4, 6.5e-5, 1.3e-3, 1e-2]
     images = [rate("image-classification", method, convolves=True) for method in ("LORA", "LAYERS", "FULL")]
-    assert images == [5.2e-4, 6.5e-4, 2.6e-4]
+    assert images == [5.2e-4, 6.5e-4, 1.3e-4]
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "image-classification"])
+def test_a_head_beside_other_parameters_has_at_least_the_usual_rate_of_low_rank_updates(task: str) -> None:
+    """Whole parameters want a tenth of it, and their head, which begins with zeros, hardly left them."""
+    images = task == "image-classification"
+    base = dataclasses.replace(BASE, convolves=images, layers=("layers.0",), sublayers=("layers.0.mlp",))
+    usual = 5.2e-4 if images else 1.3e-3
+
+    def rates(method: str, **optimization: float) -> tuple[float | None, float | None]:
+        found = resolve(base=base, task=task, method=method, optimization=optimization).optimization
+        return found.learning_rate, found.head_learning_rate
+
+    assert rates("FULL") == (1.3e-4, usual)
+    assert rates("LORA") == (usual, usual)
+    assert rates("FULL", learning_rate=2e-5) == (2e-5, usual)
+    assert rates("FULL", learning_rate=0.5) == (0.5, 0.5)
+    assert rates("FULL", head_learning_rate=1e-6) == (1.3e-4, 1e-6)
+    assert rates("HEAD") == (1e-2, None)
+    going_on = {"task": task, "method": "FULL", "continue_from": "tenants/t/adapters/a/versions/1"}
+    assert resolve(base=base, **going_on).optimization.head_learning_rate == 1.3e-4
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [("text-classification", "HEAD"), ("text-generation", "LORA"), ("feature-extraction", "FULL")],
+)
+def test_the_rate_of_a_head_that_is_not_there_is_refused(task: str, method: str) -> None:
+    with pytest.raises(InvalidField, match="no head trains beside other parameters: set learning_rate") as e:
+        resolve(base=ENCODES, task=task, method=method, optimization={"head_learning_rate": 1e-3})
+    assert fields(e) == ["spec.optimization.head_learning_rate"]
 
 
 def test_the_learning_rate_falls_with_the_width():

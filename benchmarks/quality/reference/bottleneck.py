@@ -34,6 +34,15 @@ class Bottleneck(nn.Module):
         return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
 
 
+def near_identity(width: int, inner: int) -> dict[str, Tensor]:
+    """What a bottleneck begins with that was not trained (Houlsby et al. 2019, section 3.6): normal numbers of
+    deviation 0.01.
+    """
+    shapes = {f"{_DOWN}.weight": (inner, width), f"{_UP}.weight": (width, inner)}
+    biases = {f"{_DOWN}.bias": torch.zeros(inner), f"{_UP}.bias": torch.zeros(width)}
+    return {name: 0.01 * torch.randn(shape) for name, shape in shapes.items()} | biases
+
+
 def add_bottlenecks(model: nn.Module, arrays: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """One behind each module that the arrays name; returns what trains, by the same names."""
     by_module: dict[str, dict[str, Tensor]] = {}
@@ -43,7 +52,9 @@ def add_bottlenecks(model: nn.Module, arrays: Mapping[str, Tensor]) -> dict[str,
             by_module.setdefault(module, {})[f"adapter_{part}"] = array
     trained: dict[str, nn.Parameter] = {}
     for name, parts in by_module.items():
-        bottleneck = Bottleneck(parts)
-        model.get_submodule(name).register_forward_hook(bottleneck.after)
+        bottleneck, module = Bottleneck(parts), model.get_submodule(name)
+        module.register_forward_hook(bottleneck.after)
+        # So that who trains the model's parameters finds them.
+        module.add_module("bottleneck", bottleneck)
         trained |= {f"{name}.{part}": parameter for part, parameter in bottleneck.named_parameters()}
     return trained

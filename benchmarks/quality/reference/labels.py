@@ -31,13 +31,15 @@ class Labelling:
     mean: float = 0.0
     spread: float = 1.0
     """Numbers are learnt as how many times `spread` they are from `mean`."""
+    weights: Tensor | None = None
+    """Of each of several labels: how many times a row that has it counts as much as one that has not."""
 
     def loss(self, rows: Sequence[Row]) -> Tensor:
         """Mean cross-entropy of labels, in nats; of several labels each by itself; of numbers the squared error, in their unit."""
         outputs, targets = self.head(torch.cat(self.vectors(rows))), self.targets(rows)
         match self.told:
             case "labels":
-                return functional.binary_cross_entropy_with_logits(outputs, targets)
+                return functional.binary_cross_entropy_with_logits(outputs, targets, pos_weight=self.weights)
             case "score":
                 return functional.mse_loss(outputs, targets)
             case _:
@@ -90,6 +92,12 @@ class Labelling:
         for first in range(0, len(rows), PREDICTED_ROWS):
             found += self.vectors(rows[first : first + PREDICTED_ROWS])
         return [{**row, "vectors": vectors} for row, vectors in zip(rows, found, strict=True)]
+
+
+def balance(rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
+    """`[labels]`: for each label the rows without it by those with it, as torch's documentation of `pos_weight` has it."""
+    counts = torch.tensor([float(sum(label in row[LABELS] for row in rows)) for label in labels])
+    return (len(rows) - counts) / counts
 
 
 def told_by(rows: Sequence[Row]) -> str:

@@ -46,19 +46,33 @@ class Run:
         return cls(order.spec["optimization"], order.learning_rates, batches)
 
 
-def plain_loop(run: Run, objective: Objective, parameters: Sequence[nn.Parameter], began: float) -> Trained:
+def adamw(parameters: Mapping[str, nn.Parameter], options: Mapping[str, Any]) -> torch.optim.AdamW:
+    """With the peaks of the rates: of a head, and of what else trains."""
+    rate = options["learning_rate"]
+    head_rate = options["head_learning_rate"] or rate
+    heads = [parameter for name, parameter in parameters.items() if name.startswith("classifier.")]
+    others = [parameter for name, parameter in parameters.items() if not name.startswith("classifier.")]
+    groups = [{"params": others, "lr": rate}, {"params": heads, "lr": head_rate}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], weight_decay=options["weight_decay"]
+    )
+
+
+def plain_loop(
+    run: Run, objective: Objective, parameters: Mapping[str, nn.Parameter], began: float
+) -> Trained:
     """AdamW, clipped gradients. `began` is the time of `perf_counter` from which seconds count, 0 for now."""
     trained = Trained()
-    optimizer = torch.optim.AdamW(parameters, weight_decay=run.options["weight_decay"])
+    optimizer = adamw(parameters, run.options)
+    schedule = scheduled(optimizer, run.learning_rates, run.options["learning_rate"])
     began = began or time.perf_counter()
-    for rate, rows in zip(run.learning_rates, run.batches, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    for rows in run.batches:
         loss = objective.loss(rows)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, run.options["max_gradient_norm"])
+        torch.nn.utils.clip_grad_norm_(parameters.values(), run.options["max_gradient_norm"])
         optimizer.step()
         optimizer.zero_grad()
+        schedule.step()
         trained.losses.append(loss.item())
     trained.seconds = time.perf_counter() - began
     return trained
@@ -95,15 +109,18 @@ class Recorded(Trainer):
 
 
 def scheduled(optimizer: torch.optim.Optimizer, rates: Sequence[float], peak: float) -> LambdaLR:
-    """The rate of every step as it is told, by an optimizer that was made with `peak`; after the last, the last one."""
+    """The rate of every step as it is told, of a group that was made with `peak`, and of others in proportion; after the
+    last, the last one.
+    """
     return LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)] / peak)
 
 
-def transformers_loop(run: Run, learner: Learner, directory: str) -> Trained:
+def transformers_loop(
+    run: Run, learner: Learner, parameters: Mapping[str, nn.Parameter], directory: str
+) -> Trained:
     """The Trainer of transformers on the same batches at the same rates."""
     options, peak = run.options, run.options["learning_rate"]
-    trainable = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=peak, weight_decay=options["weight_decay"])
+    optimizer = adamw(parameters, options)
     return train(
         learner,
         [row for batch in run.batches for row in batch],

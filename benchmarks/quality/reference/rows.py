@@ -44,13 +44,14 @@ def words(base: Path, rows: Sequence[Row]) -> list[Row]:
 
 
 def pairs(base: Path, rows: Sequence[Row]) -> list[Row]:
-    """`first` and `second`: ids of `anchor` and `positive`."""
+    """`first` and `second`: ids of `anchor` and `positive`, or of both sentences."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    first, second = ("sentence1", "sentence2") if "sentence1" in rows[0] else ("anchor", "positive")
     return [
         {
             **row,
-            "first": tokenizer(row["anchor"])["input_ids"],
-            "second": tokenizer(row["positive"])["input_ids"],
+            "first": tokenizer(row[first])["input_ids"],
+            "second": tokenizer(row[second])["input_ids"],
         }
         for row in rows
     ]

@@ -1,4 +1,4 @@
-"""Vectors of texts: each row's pair among all of its batch, by cosine (Henderson et al. 2017)."""
+"""Vectors of texts: each row's pair among all of its batch, by cosine (Henderson et al. 2017); or cosines to be told."""
 
 from __future__ import annotations
 
@@ -35,8 +35,32 @@ class Pairing:
         return {"vectors": {s: self._vectors([row[k] for row in rows]).tolist() for s, k in sides.items()}}
 
     def _vectors(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """`[N, width]` of length 1: the mean of all tokens, as sentence-transformers has it for this base."""
-        padded_ids, mask = padded(ids)
-        hidden = self.model(input_ids=padded_ids, attention_mask=mask).last_hidden_state
-        weights = mask[..., None].to(hidden.dtype)
-        return functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=1)
+        return vectors_of(self.model, ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Likening:
+    """See `loops.Objective`."""
+
+    model: Any
+
+    def loss(self, rows: Sequence[Row]) -> Tensor:
+        """Mean squared error of cosines."""
+        return functional.mse_loss(self._cosines(rows), torch.tensor([row["score"] for row in rows]))
+
+    @torch.no_grad()
+    def predictions(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The cosines."""
+        return {"numbers": self._cosines(rows).tolist()}
+
+    def _cosines(self, rows: Sequence[Row]) -> Tensor:
+        first, second = (vectors_of(self.model, [row[side] for row in rows]) for side in ("first", "second"))
+        return (first * second).sum(1)
+
+
+def vectors_of(model: Any, ids: Sequence[Sequence[int]]) -> Tensor:
+    """`[N, width]` of length 1: the mean of all tokens, as sentence-transformers has it for this base."""
+    padded_ids, mask = padded(ids)
+    hidden = model(input_ids=padded_ids, attention_mask=mask).last_hidden_state
+    weights = mask[..., None].to(hidden.dtype)
+    return functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=1)

@@ -1,4 +1,4 @@
-"""The reference as its users run it: PEFT's own beginning, the Trainer's own schedule, order and dropout."""
+"""The reference as its users run it: the method's own beginning, the Trainer's own schedule, order and dropout."""
 
 from __future__ import annotations
 
@@ -8,27 +8,62 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import set_seed
 
 from benchmarks.quality.reference.batches import Row
+from benchmarks.quality.reference.bottleneck import add_bottlenecks, near_identity
 from benchmarks.quality.reference.loops import Learner, Objective, train
+from benchmarks.quality.reference.model import peft_config
 from benchmarks.quality.reference.trained import Trained
 
 RANK, ALPHA = 16, 32
 """The same rank as ours by default."""
 
 
-def lora_config(targets: Sequence[str], task_type: str | None = None) -> LoraConfig:
+def lora_config(targets: Sequence[str], task_type: str | None = None, **flags: bool) -> LoraConfig:
     """PEFT's LoRA on the modules that ours has by default."""
-    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), task_type=task_type)
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), task_type=task_type, **flags)
 
 
-def with_lora(model: Any, targets: Sequence[str], seed: int) -> Any:
-    """PEFT's LoRA as PEFT begins it."""
-    set_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return get_peft_model(model, lora_config(targets))
+def with_method(model: Any, spec: Mapping[str, Any]) -> tuple[Any, dict[str, nn.Parameter]]:
+    """The model with the method of a resolved spec on the modules that ours has, as its library or its paper begins it;
+    and what trains.
+    """
+    set_seed(spec["optimization"]["seed"])
+    match spec["method"]:
+        case "LORA" | "IA3":
+            lora = spec["lora"]
+            flags = {"use_rslora": lora["rank_stabilized"], "use_dora": lora["decomposed"]}
+            config = (
+                lora_config(lora["target_modules"], **flags)
+                if spec["method"] == "LORA"
+                else peft_config(spec, spec["task"])
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = get_peft_model(model, config)
+        case "BOTTLENECK":
+            bottleneck = spec["bottleneck"]
+            sizes = (model.config.hidden_size, bottleneck["width"])
+            begun = {
+                f"{name}.{part}": array
+                for name in bottleneck["target_modules"]
+                for part, array in near_identity(*sizes).items()
+            }
+            return model, add_bottlenecks(model, begun)
+        case "LAYERS":
+            for number in spec["layers"]["layers"]:
+                layers_of(model)[number].requires_grad_(requires_grad=True)
+        case _:
+            model.requires_grad_(requires_grad=True)
+    return model, {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def layers_of(model: Any) -> Sequence[nn.Module]:
+    """What our LAYERS counts: those of an encoder, the stages of a ResNet."""
+    encoder = model.encoder
+    return encoder.layer if hasattr(encoder, "layer") else encoder.stages
 
 
 def tuned_loop(

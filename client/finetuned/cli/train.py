@@ -85,7 +85,10 @@ def train(
         list[str] | None, _option(METHOD, "lora, ia3, bottleneck: only these modules (repeatable).")
     ] = None,
     rank: Annotated[int | None, _option(METHOD, "lora: rank of each update, 1 to 256; 16.")] = None,
-    alpha: Annotated[float | None, _option(METHOD, "lora: numerator of the scaling; twice the rank.")] = None,
+    alpha: Annotated[
+        float | None,
+        _option(METHOD, "lora: numerator of the scaling; twice the rank, with --rank-stabilized 8."),
+    ] = None,
     dropout: Annotated[float | None, _option(METHOD, "lora: dropout before the update; 0.")] = None,
     rank_stabilized: Annotated[bool, _option(METHOD, "lora: rsLoRA scaling.", "--rank-stabilized")] = False,
     decomposed: Annotated[bool, _option(METHOD, "lora: DoRA.", "--decomposed")] = False,
@@ -141,6 +144,9 @@ def train(
     ] = None,
     learning_rate: Annotated[
         float | None, _option(STEPS, "The peak; chosen from base, method and rows.")
+    ] = None,
+    head_learning_rate: Annotated[
+        float | None, _option(STEPS, "Of a head beside what else trains; lora's usual one.")
     ] = None,
     schedule: Annotated[
         Literal["CONSTANT", "LINEAR", "COSINE"] | None, _option(STEPS, "After warm-up; COSINE.")
@@ -235,6 +241,7 @@ def train(
                 micro_batch_rows=micro_batch_rows,
                 activation_checkpointing=activation_checkpointing,
                 learning_rate=learning_rate,
+                head_learning_rate=head_learning_rate,
                 schedule=LearningRateSchedule(schedule) if schedule else None,
                 warmup_fraction=warmup_fraction,
                 weight_decay=weight_decay,

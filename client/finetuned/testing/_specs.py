@@ -230,9 +230,11 @@ def _resolve_settings(spec: job_pb2.TrainSpec) -> None:
     _fill(spec.evaluation, generation_rows=100, generation_max_tokens=128)
     if spec.WhichOneof("method") in {"lora", "qlora"}:
         _fill(lora, rank=16, dropout=0.0)
-        _fill(lora, alpha=2.0 * lora.rank)
+        _fill(lora, alpha=8.0 if lora.rank_stabilized else 2.0 * lora.rank)
     if spec.objective == common_pb2.OBJECTIVE_DPO:
         _fill(spec.dpo, beta=0.1, label_smoothing=0.0)
+    if spec.objective == common_pb2.OBJECTIVE_CLASSIFICATION and spec.WhichOneof("method") != "head":
+        _fill(optimization, head_learning_rate=optimization.learning_rate)
     if contrastive:
         _fill(spec.contrastive, scale=20.0)
     if spec.objective == common_pb2.OBJECTIVE_CLASSIFICATION and not spec.classification.class_weights:

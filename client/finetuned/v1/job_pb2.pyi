@@ -395,7 +395,7 @@ class DpoSettings(_message.Message):
     def __init__(self, beta: _Optional[float] = ..., label_smoothing: _Optional[float] = ...) -> None: ...
 
 class Optimization(_message.Message):
-    __slots__ = ("epochs", "max_steps", "batch_rows", "micro_batch_rows", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_gradient_norm", "seed", "checkpoint_interval_steps", "activation_checkpointing", "kept_checkpoints")
+    __slots__ = ("epochs", "max_steps", "batch_rows", "micro_batch_rows", "learning_rate", "schedule", "warmup_fraction", "weight_decay", "max_gradient_norm", "seed", "checkpoint_interval_steps", "activation_checkpointing", "kept_checkpoints", "head_learning_rate")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -409,6 +409,7 @@ class Optimization(_message.Message):
     CHECKPOINT_INTERVAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_CHECKPOINTING_FIELD_NUMBER: _ClassVar[int]
     KEPT_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     epochs: float
     max_steps: int
     batch_rows: int
@@ -422,7 +423,8 @@ class Optimization(_message.Message):
     checkpoint_interval_steps: int
     activation_checkpointing: bool
     kept_checkpoints: int
-    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., batch_rows: _Optional[int] = ..., micro_batch_rows: _Optional[int] = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[LearningRateSchedule, str]] = ..., warmup_fraction: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_gradient_norm: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval_steps: _Optional[int] = ..., activation_checkpointing: bool = ..., kept_checkpoints: _Optional[int] = ...) -> None: ...
+    head_learning_rate: float
+    def __init__(self, epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., batch_rows: _Optional[int] = ..., micro_batch_rows: _Optional[int] = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[LearningRateSchedule, str]] = ..., warmup_fraction: _Optional[float] = ..., weight_decay: _Optional[float] = ..., max_gradient_norm: _Optional[float] = ..., seed: _Optional[int] = ..., checkpoint_interval_steps: _Optional[int] = ..., activation_checkpointing: bool = ..., kept_checkpoints: _Optional[int] = ..., head_learning_rate: _Optional[float] = ...) -> None: ...
 
 class DataOptions(_message.Message):
     __slots__ = ("holdout_fraction", "max_row_tokens", "long_rows", "train_on_prompt")

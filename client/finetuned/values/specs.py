@@ -46,7 +46,7 @@ class Lora:
     rank: int | None = None
     """1 to 256; default 16."""
     alpha: float | None = None
-    """Numerator of the scaling; default twice the rank."""
+    """Numerator of the scaling; default twice the rank, and 8 with `rank_stabilized`."""
     dropout: float | None = None
     """0 to below 1; default 0."""
     target_modules: tuple[str, ...] = ()
@@ -208,6 +208,11 @@ class Optimization:
     learning_rate: float | None = None
     """The peak; the default is chosen from the base's width, its kind and the method, for preferences a tenth of it,
     for answers (see epochs) in runs of at most 150 steps half as much again.
+    """
+    head_learning_rate: float | None = None
+    """The peak of a head that trains beside other parameters (classification by all methods but Head): it begins with
+    zeros, while they begin with what the base knows. Default Lora's usual rate, or `learning_rate` where that is higher or
+    the head goes on from an earlier version's.
     """
     schedule: LearningRateSchedule | None = None
     """Default COSINE."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetuned_service.errors import FinetunedError, InvalidField
-from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, BaseFacts, refuse_method
+from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, BaseFacts, refuse_method, trains_beside_head
 from finetuned_service.jobs.specs import MAX_STEPS, ClassificationOptions, ContrastiveOptions, TrainSpec
 from finetuned_service.vocabulary import ClassWeights, Objective, Task
 
@@ -67,6 +67,9 @@ def _sizes(spec: TrainSpec, base: BaseFacts) -> list[FinetunedError]:
                 f"is {spec.data.max_row_tokens}; the base's context allows 8 to {base.context_tokens}",
             )
         )
+    if spec.optimization.head_learning_rate is not None and not trains_beside_head(spec):
+        said = "is set, and no head trains beside other parameters: set learning_rate, or leave it out"
+        refusals.append(InvalidField.one("spec.optimization.head_learning_rate", said))
     answers = spec.task is Task.TEXT_GENERATION
     if not answers and spec.optimization.activation_checkpointing:
         said = f"is on; it is for {Task.TEXT_GENERATION}, whose activations are large: unset it"

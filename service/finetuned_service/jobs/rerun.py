@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from finetuned_service.datasets.store import Dataset
 from finetuned_service.errors import InvalidField, RerunRefused
-from finetuned_service.jobs.methods import SETTINGS_OF
+from finetuned_service.jobs.methods import SETTINGS_OF, trains_beside_head
 from finetuned_service.jobs.specs import TrainSpec
 from finetuned_service.jobs.values import Job
 from finetuned_service.vocabulary import Method, Task
 
-_RATE = "optimization.learning_rate"
+_RATE, _HEAD_RATE = "optimization.learning_rate", "optimization.head_learning_rate"
 BASE_DECIDES = (
     "lora.target_modules",
     "head.pooling",
@@ -20,6 +20,7 @@ BASE_DECIDES = (
     "layers.last",
     "layers.layers",
     _RATE,
+    _HEAD_RATE,
     "data.max_row_tokens",
 )
 """What `jobs/resolve.py` chooses from the base where it is not set; all else it fills in from the spec
@@ -42,6 +43,7 @@ def defaulted_from_base(asked: TrainSpec, method: Method) -> tuple[str, ...]:
         if path.partition(".")[0] not in others
         and _value(asked, path) in {None, ()}
         and not (method_named and _follows_from_rows(trained, path))
+        and (path != _HEAD_RATE or not method_named or trains_beside_head(trained))
     )
     return tuple(unset) if method_named else (METHOD, *unset)
 

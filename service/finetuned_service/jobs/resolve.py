@@ -13,7 +13,13 @@ from finetuned_service.datasets.kinds import RowKind
 from finetuned_service.errors import InvalidField, Violation
 from finetuned_service.jobs.contradictions import refuse_contradictions
 from finetuned_service.jobs.figures import figures_of
-from finetuned_service.jobs.methods import CLASSIFICATION_TASKS, MAX_RANK, BaseFacts, resolve_method
+from finetuned_service.jobs.methods import (
+    CLASSIFICATION_TASKS,
+    MAX_RANK,
+    BaseFacts,
+    resolve_method,
+    trains_beside_head,
+)
 from finetuned_service.jobs.specs import (
     ClassificationOptions,
     DataOptions,
@@ -56,7 +62,7 @@ def resolve_train(
     figures = figures_of(spec, held_out or kind)
     resolved = resolve_method(spec, base).model_copy(
         update={
-            "optimization": _optimization(spec.optimization, usual, train_rows),
+            "optimization": _optimization(spec, usual, train_rows),
             "data": _data(spec.data, base),
             "dpo": (spec.dpo or DpoSettings()) if spec.objective is Objective.DPO else spec.dpo,
             "promote_if": _promote_if(spec.promote_if, figures),
@@ -89,7 +95,8 @@ def _refuse_out_of_bounds(spec: TrainSpec) -> None:
         raise InvalidField(message, violations=violations) from error
 
 
-def _optimization(wanted: Optimization, usual: UsualSettings, train_rows: int) -> Optimization:
+def _optimization(spec: TrainSpec, usual: UsualSettings, train_rows: int) -> Optimization:
+    wanted = spec.optimization
     steps, epochs = wanted.max_steps, wanted.epochs
     if steps is None:
         epochs = usual.epochs if epochs is None else epochs
@@ -98,8 +105,13 @@ def _optimization(wanted: Optimization, usual: UsualSettings, train_rows: int) -
         epochs = min(1000.0, steps * wanted.batch_rows / train_rows)
     interval = max(_LEAST_CHECKPOINT_INTERVAL_STEPS, math.ceil(steps / _CHECKPOINTS))
     rate = usual.learning_rate if wanted.learning_rate is None else wanted.learning_rate
+    head_rate = wanted.head_learning_rate
+    if head_rate is None and trains_beside_head(spec):
+        # One that goes on does not begin with zeros.
+        head_rate = rate if spec.continue_from else max(rate, usual.head_learning_rate)
     return wanted.model_copy(
         update={
+            "head_learning_rate": head_rate,
             "epochs": epochs,
             "max_steps": steps,
             "micro_batch_rows": wanted.micro_batch_rows or wanted.batch_rows,

@@ -152,6 +152,8 @@ class Optimization(Settings):
     """Resolved to batch_rows."""
     learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
     """Resolved from the base's width, the method and the rows."""
+    head_learning_rate: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE)
+    """Resolved where a head trains beside other parameters (`methods.trains_beside_head`); None there is learning_rate."""
     schedule: Schedule = Schedule.COSINE
     warmup_fraction: float = Field(default=0.05, ge=0, le=0.5)
     weight_decay: float = Field(default=0.0, ge=0, le=1)

@@ -60,8 +60,12 @@ _USUAL_ENCODING: Mapping[Method, _Usual] = {
     # Measured: docs/decisions/2026-11-26-usual-rates-of-bases-that-encode.md.
     Method.BOTTLENECK: _Usual(rate_share=1.0),
     Method.LAYERS: _Usual(rate_share=0.5),
-    Method.FULL: _Usual(rate_share=0.2),
+    # These, too: docs/decisions/2026-11-28-a-head-has-a-rate-of-its-own.md.
+    Method.FULL: _Usual(rate_share=0.1),
+    Method.IA3: _Usual(learning_rate=1e-2),
 }
+_VECTORS = _Usual(rate_share=0.05)
+"""Of whole parameters whose vectors are what is wanted: there is no head that would follow them."""
 _CONVOLUTIONS = _Usual(rate_share=0.4)
 """Of low-rank updates."""
 
@@ -84,6 +88,8 @@ class UsualSettings:
 
     epochs: float
     learning_rate: float
+    head_learning_rate: float
+    """Of a head beside other parameters, at least: whatever these want, it begins with zeros."""
 
 
 def usual_settings(
@@ -102,7 +108,8 @@ def usual_settings(
         rate *= _SHORT_RUN_RATE
     if spec.objective is Objective.DPO:
         rate *= _DPO_RATE
-    return UsualSettings(epochs, float(f"{rate:.1e}"))
+    of_head = (_CONVOLUTIONS.rate_share if base.convolves else 1.0) * default_learning_rate(base.hidden_size)
+    return UsualSettings(epochs, *(float(f"{each:.1e}") for each in (rate, of_head)))
 
 
 def _usual(spec: TrainSpec, base: BaseFacts, kind: RowKind | None) -> _Usual:
@@ -110,6 +117,8 @@ def _usual(spec: TrainSpec, base: BaseFacts, kind: RowKind | None) -> _Usual:
         return _DECODER_HEAD if spec.method is Method.HEAD else _USUAL.get(spec.method, _Usual())
     if spec.method is Method.HEAD and kind is RowKind.SCORED_TEXT:
         return _NUMBERS
+    if spec.method is Method.FULL and spec.task is Task.FEATURE_EXTRACTION:
+        return _VECTORS
     if spec.method is Method.LORA and base.convolves:
         return _CONVOLUTIONS
     return _USUAL_ENCODING.get(spec.method) or _USUAL.get(spec.method, _Usual())

@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Generic
+from typing import Any, Generic
 
 import torch
+from torch import nn
 
+from finetuned_service.adapters.head import CLASSIFIER
 from finetuned_service.errors import TrainingDiverged
 from finetuned_service.jobs.events import Checkpoint, EvaluationFinished, Notice, Overfitting, Progress
 from finetuned_service.jobs.process import ReportFunction, StopFlag
@@ -98,7 +100,8 @@ class Trainer(Generic[R]):
         self.train_rows, self.heldout_rows = train_rows, heldout_rows
         self.checkpoints, self.report, self.stop, self.state = checkpoints, report, stop, state
         self.parameters = [parameter for _, parameter in model.named_parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=settings.weight_decay, fused=True)
+        groups, self._rates = _groups(model, plan)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
         self._gradients = Gradients(report)
         self._order = RowOrder(len(train_rows), settings.batch_rows, settings.seed)
         self._last_steps: deque[Step] = deque(maxlen=_SPEED_STEPS)
@@ -147,8 +150,8 @@ class Trainer(Generic[R]):
         supervised = sum(row.supervised_tokens for row in rows)
         factor = self._above_underflow(supervised)
         rate = self.plan.learning_rate(self.state.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, rate_of in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate_of(self.state.step)
         loss = 0.0
         for micro_batch in self._parts(rows, self.settings.micro_batch_rows or len(rows)):
             part = self.model.loss_of(micro_batch, factor / supervised)
@@ -184,10 +187,14 @@ class Trainer(Generic[R]):
     def _refuse_divergence(self, step: int, loss: float, gradient_norm: float) -> None:
         """`step` counts from 1."""
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            head = len(self._rates) > 1
+            of_head = (
+                f", or a head_learning_rate lower than {self.plan.peak_head_learning_rate:g}" if head else ""
+            )
             raise TrainingDiverged(
                 f"at step {step}, with learning rate {self.plan.learning_rate(step - 1):g}, the loss was {loss:g} and the "
                 f"gradient's norm {gradient_norm:g}. Choose a learning_rate lower than "
-                f"{self.plan.peak_learning_rate:g}",
+                f"{self.plan.peak_learning_rate:g}{of_head}",
                 metadata={"step": str(step)},
             )
 
@@ -260,3 +267,17 @@ def heldout_loss(model: Trainable[R], rows: Sequence[R], parts: Sequence[Sequenc
     loss = sum(model.loss_of(part, scale).item() for part in parts or micro_batches(rows, EVALUATION_ROWS))
     model.train(mode=True)
     return loss
+
+
+def _groups(
+    model: Trainable[Any], plan: Plan
+) -> tuple[list[dict[str, list[nn.Parameter]]], list[Callable[[int], float]]]:
+    """Parameters in their order, in the optimizer's groups: a head beside others is the last one. And the rate of each
+    group at a step.
+    """
+    named = list(model.named_parameters())
+    heads = [parameter for name, parameter in named if name.startswith(f"{CLASSIFIER}.")]
+    others = [parameter for name, parameter in named if not name.startswith(f"{CLASSIFIER}.")]
+    if not heads or not others:
+        return [{"params": heads + others}], [plan.learning_rate]
+    return [{"params": others}, {"params": heads}], [plan.learning_rate, plan.head_learning_rate]

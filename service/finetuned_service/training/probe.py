@@ -54,7 +54,7 @@ class Probed:
 
 def without_effect(plan: Plan) -> Plan:
     """The same steps with a learning rate of zero."""
-    return replace(plan, peak_learning_rate=0.0)
+    return replace(plan, peak_learning_rate=0.0, peak_head_learning_rate=0.0)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ class Plan:
     total_steps: int
     warmup_steps: int
     peak_learning_rate: float
+    peak_head_learning_rate: float
+    """Of a head beside other parameters."""
     schedule: Schedule
     checkpoint_interval_steps: int
     evaluation_steps: frozenset[int]
@@ -31,6 +33,7 @@ class Plan:
             total_steps=total,
             warmup_steps=round(optimization.warmup_fraction * total),
             peak_learning_rate=rate,
+            peak_head_learning_rate=optimization.head_learning_rate or rate,
             schedule=optimization.schedule,
             checkpoint_interval_steps=interval,
             evaluation_steps=frozenset(
@@ -43,16 +46,23 @@ class Plan:
 
         The shapes would reach zero one step after the last, so no step is without effect.
         """
+        return self._shaped(self.peak_learning_rate, step)
+
+    def head_learning_rate(self, step: int) -> float:
+        """The same of a head beside other parameters."""
+        return self._shaped(self.peak_head_learning_rate, step)
+
+    def _shaped(self, peak: float, step: int) -> float:
         if step < self.warmup_steps:
-            return self.peak_learning_rate * (step + 1) / (self.warmup_steps + 1)
+            return peak * (step + 1) / (self.warmup_steps + 1)
         progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         match self.schedule:
             case Schedule.CONSTANT:
-                return self.peak_learning_rate
+                return peak
             case Schedule.LINEAR:
-                return self.peak_learning_rate * (1 - progress)
+                return peak * (1 - progress)
             case Schedule.COSINE:
-                return self.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+                return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
     def evaluates_after(self, finished_steps: int) -> bool:
         return finished_steps in self.evaluation_steps

@@ -55,6 +55,7 @@ __all__ = [
     "resolve_method",
     "stored_settings",
     "trains_as_stored",
+    "trains_beside_head",
     "with_method",
 ]
 
@@ -64,6 +65,7 @@ CLASSIFICATION_TASKS = frozenset(
     {Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION}
 )
 """Whose adapters end in a head."""
+
 _LARGEST_ELEMENT_BYTES = 4
 _USUAL_LABELS = 1000
 """How many are in the data is not known before it is read."""
@@ -95,6 +97,11 @@ WHY_NOT: Mapping[tuple[Task, Method], str] = {
     },
 }
 """Why a task is not trained with a method of the others."""
+
+
+def trains_beside_head(spec: TrainSpec) -> bool:
+    """Whether a head trains beside other parameters."""
+    return spec.task in CLASSIFICATION_TASKS and spec.method is not Method.HEAD
 
 
 def methods_of(base: BaseManifest) -> tuple[Method, ...]:

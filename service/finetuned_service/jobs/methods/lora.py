@@ -14,12 +14,15 @@ from finetuned_service.jobs.specs import LoraSettings
 
 T = TypeVar("T")
 
+_STABLE_ALPHA = 8.0
+"""Of rsLoRA: at the usual rank of 16 its updates count as much as LoRA's of any rank, which usual rates are for."""
+
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """What the files of an adapter trained with resolved settings will say."""
     return LoraConfig(
         rank=settings.rank,
-        alpha=2.0 * settings.rank if settings.alpha is None else settings.alpha,
+        alpha=_alpha(settings),
         rank_stabilized=settings.rank_stabilized,
         decomposed=settings.decomposed,
         rank_pattern=settings.rank_pattern,
@@ -33,13 +36,23 @@ def resolve_lora(lora: LoraSettings, base: BaseFacts) -> LoraSettings:
     """The same settings with the defaults written back."""
     return lora.model_copy(
         update={
-            "alpha": 2.0 * lora.rank if lora.alpha is None else lora.alpha,
+            "alpha": _alpha(lora),
             "target_modules": tuple(sorted(set(lora.target_modules))) or base.linear_kinds,
             "rank_pattern": longest_first(lora.rank_pattern),
             "alpha_pattern": longest_first(lora.alpha_pattern),
             "modules_to_save": tuple(sorted(set(lora.modules_to_save))),
         }
     )
+
+
+def _alpha(lora: LoraSettings) -> float:
+    """Usually what makes updates count twice, at any rank; of rsLoRA one for all ranks, as its paper has it: divided by
+    their square root, twice the rank would make them count eight times at 16, and training with usual rates goes astray
+    (docs/decisions/2026-11-28-a-head-has-a-rate-of-its-own.md).
+    """
+    if lora.alpha is not None:
+        return lora.alpha
+    return _STABLE_ALPHA if lora.rank_stabilized else 2.0 * lora.rank
 
 
 def lora_refusals(lora: LoraSettings, base: BaseFacts, max_rank: int, path: str) -> Iterator[FinetunedError]:
