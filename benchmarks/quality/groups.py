@@ -46,6 +46,8 @@ class QualityBench:
     runs: int
     """Seeds at most."""
     quick: bool
+    methods: frozenset[str] = frozenset(METHODS)
+    """Those that are measured, of each study."""
 
 
 Group = Callable[[QualityBench], Iterator[Comparison]]
@@ -117,7 +119,7 @@ def methods_of(name: str) -> Group:
     def group(bench: QualityBench) -> Iterator[Comparison]:
         place = _Place.of(name, bench)
         lines: list[Comparison] = []
-        for method in place.study.methods:
+        for method in (each for each in place.study.methods if each in bench.methods):
             lines.append(_repeated(place, method, bench.learners))
             yield lines[-1]
         yield from lora_beside_full(lines)
@@ -159,7 +161,7 @@ def defaults_of(name: str) -> Group:
     """
 
     def group(bench: QualityBench) -> Iterator[Comparison]:
-        for method in STUDIES[name].tuned:
+        for method in (each for each in STUDIES[name].tuned if each in bench.methods):
             yield _tuned(_Place.of_defaults(name, bench), method, bench)
 
     return group
@@ -232,7 +234,8 @@ def _peft_name(study: Study) -> str:
 def _told(spec: TrainSpec) -> dict[str, Any]:
     """What a reader wants to know of resolved settings."""
     options = spec.optimization
-    return {"learning_rate": options.learning_rate, "steps": options.max_steps, "rows": options.batch_rows}
+    rates = {"learning_rate": options.learning_rate, "head_learning_rate": options.head_learning_rate}
+    return rates | {"steps": options.max_steps, "rows": options.batch_rows}
 
 
 GROUPS: dict[str, Group] = {name: methods_of(name) for name in STUDIES} | {

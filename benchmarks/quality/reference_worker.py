@@ -121,7 +121,7 @@ def _prepare_encoder(order: Order, model: Any) -> Prepared:
     trained |= {f"classifier.{name}": parameter for name, parameter in head.named_parameters()}
     numbers = [row[SCORE] for row in raw_train] if told == SCORE else []
     unit = {"mean": fmean(numbers), "spread": pstdev(numbers)} if numbers else {}
-    balanced = spec["classification"]["class_weights"] == "BALANCED" and told == LABELS and not order.tuned
+    balanced = spec["classification"]["class_weights"] == "BALANCED" and told == LABELS
     weights = balance(raw_train, labels) if balanced else None
     labelling = Labelling(model, head, told, labels, weights=weights, **unit)
     return Prepared(labelling, trained, [model, head], encode(raw_train), encode(raw_test))
@@ -151,8 +151,8 @@ def _tuned(order: Order, prepared: Prepared, began: float) -> Trained:
         batch_rows=options["batch_rows"],
         seed=options["seed"],
         directory=order.directory,
-        # Images have none, and BatchNorm would learn statistics that nothing keeps.
-        dropout=order.spec["task"] != IMAGES,
+        # Images have none, and a small adapter would not keep what BatchNorm learns.
+        dropout=order.spec["task"] != IMAGES or order.spec["method"] in {"LAYERS", "FULL"},
     )
 
 

@@ -25,7 +25,8 @@ DATASET, ADAPTER = "tenants/quality/datasets/rows", "tenants/quality/adapters/st
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "head": {"method": "HEAD"},
     "lora": {"method": "LORA"},
-    "rslora": {"method": "LORA", "lora": {"rank_stabilized": True}},
+    # At the usual rank it is LoRA.
+    "rslora": {"method": "LORA", "lora": {"rank_stabilized": True, "rank": 64}},
     "dora": {"method": "LORA", "lora": {"decomposed": True}},
     "ia3": {"method": "IA3"},
     "houlsby": {"method": "BOTTLENECK"},
@@ -103,6 +104,7 @@ STUDIES: Mapping[str, Study] = {
             "accuracy",
             ("head", "lora", "rslora", "dora", "layers", "full"),
             tuned=("head", "lora", "rslora", "dora", "layers", "full"),
+            grid=Grid(whole_rates=(3e-4, 1e-3, 3e-3, 1e-2)),
         ),
         Study(
             "intents",

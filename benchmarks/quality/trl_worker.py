@@ -120,7 +120,7 @@ def _tuned(order: Order, model: Any, _rows: Sequence[Row]) -> Any:
         | {name: [_turn("assistant", row[name])] for name in ANSWERS if name in row}
         for row in _raw(order)
     ]
-    lora = lora_config(order.spec["lora"]["target_modules"], "CAUSAL_LM")
+    lora = lora_config(order.spec["lora"], "CAUSAL_LM")
     arguments = tuned_arguments(order.tuned, options["batch_rows"], options["seed"])
     return _trainer(order, model, conversations, lora, **arguments)
 

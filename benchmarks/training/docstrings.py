@@ -37,8 +37,8 @@ def _of_file(source: str) -> Iterator[tuple[str, str]]:
         if told is None or len(told) < LEAST_CHARACTERS:
             continue
         text = node.body[0]
-        # One on a line with other code is left there, with that.
         end = text.end_lineno or text.lineno
         kept = [*lines[node.lineno - 1 : text.lineno - 1], *lines[end : node.end_lineno]]
-        if text.lineno > node.lineno:
+        # Functions whose docstring shares a line with other code are left out.
+        if not lines[text.lineno - 1][: text.col_offset].strip():
             yield QUESTION + dedent("\n".join(kept)).strip(), told

@@ -86,7 +86,6 @@ def test_train_sends_every_setting(client: Any, fake_server: FakeServer) -> None
         batch_rows=3,
         micro_batch_rows=1,
         learning_rate=1e-3,
-        head_learning_rate=2e-3,
         schedule=LearningRateSchedule.LINEAR,
         warmup_fraction=0.1,
         weight_decay=0.01,

@@ -28,6 +28,9 @@ class Shelf:
 
     def on_one_line(self): """A docstring beside its function's name is left alone."""
 
+    def on_its_last_line(
+        self): """One beside the end of what a function is given, too."""
+
 def outer():
     def inner():
         """What stands within another function counts, too."""

@@ -166,7 +166,7 @@ def test_train_sends_its_options(run: Run, rows: Path, server: FakeServer) -> No
     options = (
         "train -d rows -a mine --eval-dataset rows --rank 4 --alpha 8 --dropout 0.1 --target-module q_proj "
         "--target-module v_proj --rank-stabilized --epochs 2 --max-steps 3 --batch-rows 4 "
-        "--micro-batch-rows 2 --learning-rate 1e-3 --head-learning-rate 2e-3 --schedule linear --warmup-fraction 0.1 "
+        "--micro-batch-rows 2 --learning-rate 1e-3 --schedule linear --warmup-fraction 0.1 "
         "--weight-decay 0.2 --seed 5 --holdout-fraction 0.2 --max-row-tokens 64 --long-rows drop "
         "--train-on-prompt --evaluations 1 --patience 0 --generation-rows 7 --generation-max-tokens 8 "
         "--baseline baseline.json --promote prod --promote-metric loss --promote-minimum 0.5 "
@@ -188,7 +188,6 @@ def test_train_sends_its_options(run: Run, rows: Path, server: FakeServer) -> No
     }
     assert spec["optimization"]["schedule"] == "LINEAR"
     assert spec["optimization"]["learning_rate"] == 1e-3
-    assert spec["optimization"]["head_learning_rate"] == 2e-3
     assert (spec["optimization"]["epochs"], spec["optimization"]["max_steps"]) == (2.0, 3)
     assert spec["data"] == {
         "holdout_fraction": 0.2,

@@ -15,8 +15,6 @@ from tiny_jobs import quantize_job, train_job
 
 OLD = BaseFacts(hidden_size=64, context_tokens=256, linear_modules=("q_proj", "v_proj"))
 NEW = BaseFacts(hidden_size=512, context_tokens=200, linear_modules=("qkv_proj",))
-
-
 HEAD_RATE = "optimization.head_learning_rate"
 
 
@@ -102,6 +100,17 @@ def test_the_rate_of_a_head_beside_other_parameters_is_the_bases():
     assert HEAD_RATE in record.defaulted_from_base
     assert record.spec.optimization.head_learning_rate is not None  # type: ignore[union-attr]
     assert spec_again(record, "bases/new").optimization.head_learning_rate is None
+    # Builds before had one rate for both: where that was set, it stays the head's.
+    of_old = record_of(**tagging, optimization=Optimization(learning_rate=2e-5))
+    options = of_old.spec.optimization.model_copy(update={"head_learning_rate": None})  # type: ignore[union-attr]
+    of_old = of_old.model_copy(
+        update={
+            "spec": of_old.spec.model_copy(update={"optimization": options}),
+            "defaulted_from_base": tuple(p for p in of_old.defaulted_from_base if p != HEAD_RATE),
+        }
+    )
+    again = resolve_train(spec_again(of_old, "bases/new"), base=NEW, train_rows=100)
+    assert (again.optimization.learning_rate, again.optimization.head_learning_rate) == (2e-5, 2e-5)
     own = record_of(**tagging, optimization=Optimization(head_learning_rate=0.25))
     assert spec_again(own, "bases/new").optimization.head_learning_rate == 0.25
 

@@ -36,11 +36,14 @@ class Bottleneck(nn.Module):
 
 def near_identity(width: int, inner: int) -> dict[str, Tensor]:
     """What a bottleneck begins with that was not trained (Houlsby et al. 2019, section 3.6): normal numbers of
-    deviation 0.01.
+    deviation 0.01, cut off at two deviations.
     """
     shapes = {f"{_DOWN}.weight": (inner, width), f"{_UP}.weight": (width, inner)}
     biases = {f"{_DOWN}.bias": torch.zeros(inner), f"{_UP}.bias": torch.zeros(width)}
-    return {name: 0.01 * torch.randn(shape) for name, shape in shapes.items()} | biases
+    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for weight in weights.values():
+        nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02)
+    return weights | biases
 
 
 def add_bottlenecks(model: nn.Module, arrays: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:

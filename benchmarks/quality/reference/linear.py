@@ -30,7 +30,8 @@ def linear_model(objective: Labelling, rows: Sequence[Row], settings: Mapping[st
         fitted: Any = Ridge(alpha=1 / strength).fit(inputs, targets)
         weight, bias = fitted.coef_, fitted.intercept_
     elif objective.told == LABELS:
-        each: list[Any] = [_logistic(inputs, column, strength) for column in targets.T]
+        weights = "balanced" if objective.weights is not None else None
+        each: list[Any] = [_logistic(inputs, column, strength, weights) for column in targets.T]
         weight = np.concatenate([one.coef_ for one in each])
         bias = np.concatenate([one.intercept_ for one in each])
     else:
@@ -43,5 +44,5 @@ def linear_model(objective: Labelling, rows: Sequence[Row], settings: Mapping[st
     return Trained([], time.perf_counter() - began)
 
 
-def _logistic(inputs: Any, targets: Any, strength: float) -> Any:
-    return LogisticRegression(C=strength, max_iter=ITERATIONS).fit(inputs, targets)
+def _logistic(inputs: Any, targets: Any, strength: float, weights: str | None = None) -> Any:
+    return LogisticRegression(C=strength, max_iter=ITERATIONS, class_weight=weights).fit(inputs, targets)

@@ -14,16 +14,22 @@ from transformers import set_seed
 from benchmarks.quality.reference.batches import Row
 from benchmarks.quality.reference.bottleneck import add_bottlenecks, near_identity
 from benchmarks.quality.reference.loops import Learner, Objective, train
-from benchmarks.quality.reference.model import peft_config
+from benchmarks.quality.reference.model import peft_config, peft_parameters
 from benchmarks.quality.reference.trained import Trained
 
-RANK, ALPHA = 16, 32
-"""The same rank as ours by default."""
+ALPHA = 32
 
 
-def lora_config(targets: Sequence[str], task_type: str | None = None, **flags: bool) -> LoraConfig:
-    """PEFT's LoRA on the modules that ours has by default."""
-    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), task_type=task_type, **flags)
+def lora_config(lora: Mapping[str, Any], task_type: str | None = None) -> LoraConfig:
+    """PEFT's LoRA on the modules that ours has by default, of its rank, with an alpha of its users."""
+    return LoraConfig(
+        r=lora["rank"],
+        lora_alpha=ALPHA,
+        target_modules=list(lora["target_modules"]),
+        task_type=task_type,
+        use_rslora=lora["rank_stabilized"],
+        use_dora=lora["decomposed"],
+    )
 
 
 def with_method(model: Any, spec: Mapping[str, Any]) -> tuple[Any, dict[str, nn.Parameter]]:
@@ -33,16 +39,12 @@ def with_method(model: Any, spec: Mapping[str, Any]) -> tuple[Any, dict[str, nn.
     set_seed(spec["optimization"]["seed"])
     match spec["method"]:
         case "LORA" | "IA3":
-            lora = spec["lora"]
-            flags = {"use_rslora": lora["rank_stabilized"], "use_dora": lora["decomposed"]}
-            config = (
-                lora_config(lora["target_modules"], **flags)
-                if spec["method"] == "LORA"
-                else peft_config(spec, spec["task"])
-            )
+            lora = spec["method"] == "LORA"
+            config = lora_config(spec["lora"]) if lora else peft_config(spec, spec["task"])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = get_peft_model(model, config)
+            return model, peft_parameters(model)
         case "BOTTLENECK":
             bottleneck = spec["bottleneck"]
             sizes = (model.config.hidden_size, bottleneck["width"])

@@ -210,6 +210,13 @@ def _refuse_unread(spec: job_pb2.TrainSpec) -> None:
     for field, is_read in read.items():
         if spec.HasField(field) and not is_read:
             raise InvalidField.one(f"spec.{field}", "is set, and the job does not read it; leave it out")
+    if spec.optimization.HasField("head_learning_rate") and not _trains_beside_head(spec):
+        said = "is set, and no head trains beside other parameters: set learning_rate, or leave it out"
+        raise InvalidField.one("spec.optimization.head_learning_rate", said)
+
+
+def _trains_beside_head(spec: job_pb2.TrainSpec) -> bool:
+    return spec.objective == common_pb2.OBJECTIVE_CLASSIFICATION and spec.WhichOneof("method") != "head"
 
 
 def _resolve_settings(spec: job_pb2.TrainSpec) -> None:
@@ -233,7 +240,7 @@ def _resolve_settings(spec: job_pb2.TrainSpec) -> None:
         _fill(lora, alpha=8.0 if lora.rank_stabilized else 2.0 * lora.rank)
     if spec.objective == common_pb2.OBJECTIVE_DPO:
         _fill(spec.dpo, beta=0.1, label_smoothing=0.0)
-    if spec.objective == common_pb2.OBJECTIVE_CLASSIFICATION and spec.WhichOneof("method") != "head":
+    if _trains_beside_head(spec):
         _fill(optimization, head_learning_rate=optimization.learning_rate)
     if contrastive:
         _fill(spec.contrastive, scale=20.0)

@@ -72,6 +72,7 @@ class Progress:
     tokens_per_second: float
     eta_seconds: float | None
     learning_rate: float
+    """The last step's, of what trains beside a head where there is both."""
     tokens: int
     """Tokens trained on so far."""
 

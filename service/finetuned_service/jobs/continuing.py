@@ -92,7 +92,7 @@ def directory_of(job: Job, spec: TrainSpec, registry: AdapterRegistry, jobs_dire
     """
     if not spec.continue_from:
         return None
-    if "/jobs/" not in spec.continue_from:
+    if spec.continues_version:
         return registry.resolve(AdapterSelector.parse(spec.continue_from)).directory
     directory = jobs_directory / ResourceName.parse(spec.continue_from, "jobs").id / LAST_GOOD
     if not directory.is_dir():

@@ -71,6 +71,15 @@ def spec_again(record: Job, base: str) -> TrainSpec:
         unset = () if path.endswith(_LISTS) else None
         settings = getattr(again, group).model_copy(update={setting: unset})
         again = again.model_copy(update={group: settings})
+    options = spec.optimization
+    if (
+        trains_beside_head(spec)
+        and options.head_learning_rate is None
+        and _RATE not in record.defaulted_from_base
+    ):
+        # Heads had no rate of their own in older builds, and this one's was set.
+        kept = again.optimization.model_copy(update={"head_learning_rate": options.learning_rate})
+        again = again.model_copy(update={"optimization": kept})
     return again
 
 

@@ -107,8 +107,8 @@ def _optimization(spec: TrainSpec, usual: UsualSettings, train_rows: int) -> Opt
     rate = usual.learning_rate if wanted.learning_rate is None else wanted.learning_rate
     head_rate = wanted.head_learning_rate
     if head_rate is None and trains_beside_head(spec):
-        # One that goes on does not begin with zeros.
-        head_rate = rate if spec.continue_from else max(rate, usual.head_learning_rate)
+        # That of a version does not begin with zeros; a job that diverged has hardly begun.
+        head_rate = rate if spec.continues_version else max(rate, usual.head_learning_rate)
     return wanted.model_copy(
         update={
             "head_learning_rate": head_rate,

@@ -49,7 +49,7 @@ Alpha = Annotated[float, Field(gt=0, le=1e9)]
 class LoraSettings(Settings):
     rank: Rank = 16
     alpha: Alpha | None = None
-    """Resolved to twice the rank."""
+    """Resolved to twice the rank, of rsLoRA to 8."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] = ()
     """Module names or dotted ends of them; resolved to all linear modules of the decoder's layers."""
@@ -256,6 +256,11 @@ class TrainSpec(Value):
     promote_if: PromoteIf | None = None
     continue_from: str = ""
     """The version, or the diverged job, whose weights training starts with; resolved to a version's name."""
+
+    @property
+    def continues_version(self) -> bool:
+        """Whether `continue_from` names a version, and no job."""
+        return bool(self.continue_from) and "/jobs/" not in self.continue_from
 
 
 class QuantizeSpec(Settings):
