@@ -111,6 +111,9 @@ def test_the_rate_of_a_head_beside_other_parameters_is_the_bases():
     )
     again = resolve_train(spec_again(of_old, "bases/new"), base=NEW, train_rows=100)
     assert (again.optimization.learning_rate, again.optimization.head_learning_rate) == (2e-5, 2e-5)
+    # Where the base decides the method, there may be no such head.
+    unnamed = of_old.model_copy(update={"defaulted_from_base": ("method", *of_old.defaulted_from_base)})
+    assert spec_again(unnamed, "bases/new").optimization.head_learning_rate is None
     own = record_of(**tagging, optimization=Optimization(head_learning_rate=0.25))
     assert spec_again(own, "bases/new").optimization.head_learning_rate == 0.25
 

@@ -75,7 +75,7 @@ def spec_again(record: Job, base: str) -> TrainSpec:
     if (
         trains_beside_head(spec)
         and options.head_learning_rate is None
-        and _RATE not in record.defaulted_from_base
+        and not {METHOD, _RATE} & set(record.defaulted_from_base)
     ):
         # Heads had no rate of their own in older builds, and this one's was set.
         kept = again.optimization.model_copy(update={"head_learning_rate": options.learning_rate})
