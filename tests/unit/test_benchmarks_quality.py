@@ -242,6 +242,17 @@ def test_the_reference_is_asked_how_far_it_is_from_itself_where_curves_part(
     assert len(asked) == (2 if last > 1.02 else 0)
 
 
+def test_methods_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups._Place, "of", lambda name, _: SimpleNamespace(study=STUDIES[name]))
+    monkeypatch.setattr(
+        groups, "_repeated", lambda _, method, __: comparison([1.0], [1.0], method=method, settings={})
+    )
+    learners: Any = None
+    for chosen, expected in (({"ia3", "full"}, ["ia3", "full"]), ({"qlora"}, [])):
+        bench = groups.QualityBench(learners, 1, quick=False, methods=frozenset(chosen))
+        assert [line.method for line in GROUPS["intents"](bench)] == expected
+
+
 def test_lora_beside_full_is_ours_beside_ours() -> None:
     lora = comparison([0.9], [0.1])
     full = comparison([1.0], [0.1], method="full")

@@ -28,6 +28,11 @@ def record_of(kind: RowKind | None = None, **asked: object) -> Job:
     return job.model_copy(update=changes)
 
 
+def options_of(record: Job) -> Optimization:
+    assert isinstance(record.spec, TrainSpec)
+    return record.spec.optimization
+
+
 def test_what_the_old_base_decided_is_decided_anew():
     record = record_of(optimization=Optimization(max_steps=7))
     of_lora = {path for path in BASE_DECIDES if path.partition(".")[0] in {"lora", "optimization", "data"}}
@@ -98,11 +103,11 @@ def test_the_rate_of_a_head_beside_other_parameters_is_the_bases():
     tagging = {"task": Task.TOKEN_CLASSIFICATION, "method": Method.LORA}
     record = record_of(**tagging)
     assert HEAD_RATE in record.defaulted_from_base
-    assert record.spec.optimization.head_learning_rate is not None  # type: ignore[union-attr]
+    assert options_of(record).head_learning_rate is not None
     assert spec_again(record, "bases/new").optimization.head_learning_rate is None
     # Builds before had one rate for both: where that was set, it stays the head's.
     of_old = record_of(**tagging, optimization=Optimization(learning_rate=2e-5))
-    options = of_old.spec.optimization.model_copy(update={"head_learning_rate": None})  # type: ignore[union-attr]
+    options = options_of(of_old).model_copy(update={"head_learning_rate": None})
     of_old = of_old.model_copy(
         update={
             "spec": of_old.spec.model_copy(update={"optimization": options}),

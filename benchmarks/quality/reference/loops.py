@@ -50,8 +50,11 @@ def adamw(parameters: Mapping[str, nn.Parameter], options: Mapping[str, Any]) ->
     """With the peaks of the rates: of a head, and of what else trains."""
     rate = options["learning_rate"]
     head_rate = options["head_learning_rate"] or rate
-    heads = [parameter for name, parameter in parameters.items() if name.startswith("classifier.")]
-    others = [parameter for name, parameter in parameters.items() if not name.startswith("classifier.")]
+    heads: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in parameters.items():
+        (heads if name.startswith("classifier.") else others).append(parameter)
+    # Two groups at most: AdamW computes one at a time.
     groups = [{"params": others, "lr": rate}, {"params": heads, "lr": head_rate}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], weight_decay=options["weight_decay"]

@@ -275,9 +275,10 @@ def _groups(
     """Parameters in their order, in the optimizer's groups: a head beside others is the last one. And the rate of each
     group at a step.
     """
-    named = list(model.named_parameters())
-    heads = [parameter for name, parameter in named if name.startswith(f"{CLASSIFIER}.")]
-    others = [parameter for name, parameter in named if not name.startswith(f"{CLASSIFIER}.")]
+    heads: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (heads if name.startswith(f"{CLASSIFIER}.") else others).append(parameter)
     if not heads or not others:
-        return [{"params": heads + others}], [plan.learning_rate]
+        return [{"params": heads or others}], [plan.learning_rate]
     return [{"params": others}, {"params": heads}], [plan.learning_rate, plan.head_learning_rate]
